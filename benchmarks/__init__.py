@@ -1,2 +1,2 @@
-"""What serving costs on top of the model: `python -m benchmarks NAME`. Every figure is a ratio of two things measured
-alternately in one run."""
+"""Measures the cost of serving on top of the model: `python -m benchmarks NAME`. Each figure is a ratio of two things
+that one run measures alternately."""

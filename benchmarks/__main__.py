@@ -1,8 +1,8 @@
-"""`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file.
+"""`python -m benchmarks NAME` runs one benchmark, or `all` of them, and prints a table. `--json` also writes a file.
 
-Other commands, each with `--help`: `path` (how much code a token crosses), `simulate` (the session layer under
-random faults), `chaos` (real servers that are killed, paused and cut off), `takeover` (of a killed server's sessions)
-and `peers` (Triton and a hand-written server, measured beside Carousel).
+Other commands, each with `--help`: `path` counts the code that a token passes through, `simulate` tests the session
+layer under random faults, `chaos` kills, pauses and disconnects real servers, `takeover` measures how fast another
+server resumes a killed server's sessions, and `peers` measures Triton and a hand-written server beside Carousel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main() -> int:
-    """Runs what was named; the process's exit code."""
+    """Runs the command that `sys.argv` names. Returns the process's exit code."""
     if sys.argv[1:] and sys.argv[1] in COMMANDS:
         return COMMANDS[sys.argv[1]](sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

@@ -1,8 +1,8 @@
 """The open-loop load generator: steps arrive at random, whether or not the server keeps up.
 
-A closed loop waits for an answer before it sends the next request, so a slow server is asked for less and looks better
-than it is ("coordinated omission"). Here arrivals are a Poisson process of a given rate, drawn beforehand, and a step's
-latency counts from the moment at which it was to be sent, so that waiting counts wherever it is.
+A closed loop waits for a response before it sends the next request. So a slow server receives fewer requests and looks
+better than it is ("coordinated omission"). Here arrivals are a Poisson process of a given rate, drawn before the
+measurement. The latency of a step counts from its scheduled arrival, so time in any queue counts too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from benchmarks.streams import Streams
 from benchmarks.traffic import Load, single_feeds
 
 _SPIN_S = 0.002
-"""Less than this is waited for by looking at the clock: the event loop's timers are coarser."""
+"""For waits shorter than this, the generator polls the clock, because the event loop's timers are less precise."""
 _GRACE_S = 10.0
 
 
 async def arrivals(target: str, load: Load) -> dict[str, float]:
-    """Steps of one token, `rate` a second for `seconds`, each of the next of `streams` streams in turn.
+    """Sends `rate` steps of one token per second for `seconds`. The `streams` streams take turns.
 
-    Returns what was sent and answered a second, percentiles of the latency from the scheduled arrival, and of the
-    generator's own lag: how much later than scheduled it sent.
+    Returns the number of answered steps, answered steps per second, percentiles of the latency from the scheduled
+    arrival, and percentiles of the generator's own lag: how much later than scheduled it sent.
     """
     streams = Streams(target, load.model)
     calls = [await streams.open(index) for index in range(load.streams)]
@@ -48,7 +48,7 @@ async def arrivals(target: str, load: Load) -> dict[str, float]:
     began = clock()
     for number, arrival in enumerate(scheduled):
         due_s = began + arrival
-        while (ahead_s := due_s - clock()) > 0:  # noqa: ASYNC110  # it is the clock that is waited for
+        while (ahead_s := due_s - clock()) > 0:  # noqa: ASYNC110  # the generator must poll the clock
             await asyncio.sleep(ahead_s - _SPIN_S if ahead_s > _SPIN_S else 0)
         lags.append(clock() - due_s)
         index = number % len(calls)

@@ -1,8 +1,8 @@
-"""Records which functions of a folder are called, by Python's profiler, on the threads that serve.
+"""Records, with Python's profiler, which functions of a folder are called on the serving threads.
 
-A call is a `call` event of `sys.setprofile`, so the resumption of a coroutine or a generator is one too. The
-threads that serve are the one that made the recorder (the event loop's) and those on which a graph has run (the
-engines'): threads that store or export are not on a request's path.
+A call is a `call` event of `sys.setprofile`, so each resumption of a coroutine or a generator counts too. The serving
+threads are the thread that made the recorder (the event loop's) and each thread that ran a graph (the engines').
+Threads that store or export are not on a request's path and do not count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import onnxruntime as ort
 
 @dataclass(frozen=True, slots=True)
 class Crossed:
-    """How much code was crossed. moves: how often the next call on a thread was of another file."""
+    """How much code was executed: calls, distinct functions and distinct files.
+
+    moves: how often the next call on a thread was in another file.
+    """
 
     calls: int
     functions: int
@@ -30,20 +33,22 @@ class Crossed:
 
 
 class Recorder:
-    """Records calls of code under a folder while `is_on`. Threads count that start inside `installed`."""
+    """Records calls of code in a folder while `is_on` is True. Profiles only the current thread and threads that start
+    inside `installed`."""
 
     def __init__(self, folder: Path) -> None:
         self.is_on = False
         self._prefix = f"{folder.resolve()}/"
         self._run = ort.InferenceSession.run.__code__
-        # by id, since codes are equal that differ in their file alone; the value keeps the id from being used again
+        # keyed by id, because code objects that differ only in their file are equal; the value keeps the code object
+        # alive, so that its id is not reused
         self._is_ours: dict[int, tuple[bool, CodeType]] = {}
         self._threads = {threading.get_ident()}
         self._calls: list[tuple[int, CodeType]] = []
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Profiles this thread and those that start inside. Restores the profilers that were there before."""
+        """Profiles this thread and those that start inside. Restores the previous profilers at the end."""
         before, before_in_threads = sys.getprofile(), threading.getprofile()
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
@@ -54,7 +59,7 @@ class Recorder:
             threading.setprofile(before_in_threads)
 
     def take(self) -> Crossed:
-        """What was crossed since it was asked last, with recording turned off."""
+        """Stops recording. Returns what was recorded since the last call."""
         self.is_on = False
         calls, self._calls = self._calls, []
         ours = [(thread, code) for thread, code in calls if thread in self._threads]

@@ -1,7 +1,7 @@
-"""Chaos: sessions at work while their servers are killed or paused, connections cut, their store restarted.
+"""Chaos: sessions run while their servers are killed or paused, connections are cut and their store restarts.
 
-What each session was told must be, to the bit, what it is told when nothing happens. Everything that is chosen comes
-from the seed; what the machine adds is when exactly a fault strikes.
+Each session must receive results that are bit-identical to an undisturbed run. The seed determines every choice; only
+the exact moment of a fault depends on the machine.
 """
 
 from __future__ import annotations
@@ -27,15 +27,25 @@ SHIPPED = Path(__file__).parent.parent / "model_repository"
 _CLIENTS = 8
 _LEASE_S = 1.5
 _HELD_UP = 0.4
-"""How often a server is paused, or cut from Redis, for up to two and a half leases, in place of being ended."""
+"""The probability that a fault pauses a server, or cuts it from Redis, for up to two and a half leases, instead of
+ending it."""
 
 
 @dataclass
 class Figures:
-    """What came of it. wire: of the servers; kills: servers ended by SIGKILL; leaves: by SIGTERM; cuts: times that all
-    connections were broken off; store_restarts: of Redis; pauses: of a server, by SIGSTOP; store_cuts: times that a
-    server could not reach Redis; tokens: fed and generated; mismatches: sessions that were told anything else;
-    answers_lost: of rows of step batches, which were applied and whose stream was lost before they were answered."""
+    """The results of one run.
+
+    wire: of the servers.
+    kills: servers ended by SIGKILL.
+    leaves: servers ended by SIGTERM.
+    cuts: how often all connections were broken.
+    store_restarts: restarts of Redis.
+    pauses: pauses of a server by SIGSTOP.
+    store_cuts: how often a server could not reach Redis.
+    tokens: tokens fed and generated.
+    mismatches: sessions with results that differ from the undisturbed run.
+    answers_lost: rows of step batches that were applied, and whose stream broke before their response arrived.
+    """
 
     store: str
     wire: str
@@ -56,7 +66,7 @@ class Figures:
 
 
 async def disturbed(scripts: list[AnyScript], target: str, done: asyncio.Event, errors: list[str]) -> None:
-    """Runs every script until all that is to happen has happened."""
+    """Runs every script until `done` is set. Appends failures of sessions to `errors`."""
     clients = [AsyncClient(target) for _ in range(_CLIENTS)]
 
     async def one(number: int, script: AnyScript) -> None:
@@ -76,7 +86,7 @@ async def disturbed(scripts: list[AnyScript], target: str, done: asyncio.Event, 
 
 
 async def undisturbed(scripts: list[AnyScript], target: str, seed: int) -> list[list[object]]:
-    """What the same scripts are told when nothing happens."""
+    """Runs the same scripts on a server without faults. Returns the results of each, as many as it received before."""
     async with AsyncClient(target) as client:
 
         async def one(number: int, script: AnyScript) -> list[object]:
@@ -99,7 +109,8 @@ async def faults(
     *,
     kills: int,
 ) -> None:
-    """What happens, one after another, at random moments. ways: of the servers to Redis."""
+    """Causes faults one after another at random moments, until `kills` servers were killed. ways: the servers' proxies
+    to Redis."""
     rng = random.Random(f"{figures.seed}/faults")
     while figures.kills < kills:
         await asyncio.sleep(rng.uniform(0.3, 2.0))
@@ -137,14 +148,14 @@ async def faults(
 
 
 def _kind(number: int) -> type[AnyScript]:
-    """What a session is: in twenty a batch, and five that listen."""
+    """Returns the kind of session number `number`: of 20 sessions, one is a batch and five are listeners."""
     if number % 20 == 0:
         return Batch
     return Listener if number % 4 == 3 else Script
 
 
 async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int, seed: int) -> Figures:
-    """One store's chaos."""
+    """Runs the chaos for one store."""
     figures = Figures(store, wire, seed, sessions)
     scripts: list[AnyScript] = [_kind(number)(number, seed) for number in range(sessions)]
     began_s = time.perf_counter()
@@ -211,7 +222,8 @@ async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int,
 
 
 def make_models(folder: Path) -> Path:
-    """A repository of two shipped models and two of random weights, one of them a translator of two files."""
+    """Returns `folder` as a repository of two shipped models and two with random weights, one of them a translator of
+    two files."""
     export(SMALL)
     TRANSLATOR.export()
     for name in ("g2p-en", "morse"):
@@ -222,7 +234,7 @@ def make_models(folder: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m benchmarks chaos`. 1 when anything was told otherwise, or a session has failed."""
+    """Runs `python -m benchmarks chaos`. Returns 1 when a result differed or a session failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__)
     parser.add_argument("--store", choices=["lmdb", "redis", "both"], default="both")
     parser.add_argument("--wire", choices=["auto", "grpcio", "envoy"], default="auto", help="of the servers")

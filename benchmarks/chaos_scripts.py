@@ -1,4 +1,5 @@
-"""What the clients of `chaos` do: the same every time, as far as they go."""
+"""What the clients of `chaos` do. A script makes the same requests in every run; only their number depends on how long
+it runs."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ from carousel import AsyncClient, AsyncSessionBatch, UnavailableError
 
 T = TypeVar("T")
 TRANSLATOR = Translator("translator-chaos", 64, 64)
-"""Of two files."""
+"""Its model has two files, an encoder and a decoder."""
 _MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary), (TRANSLATOR.name, TRANSLATOR.tokens))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PACE_S = 0.25
-"""The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
+"""The longest pause of a session between two requests. Users pause too, and faults must also hit idle sessions."""
 _ROWS = 6
-"""Sessions of a batch."""
+"""Number of sessions in a batch."""
 _FRAME, _RATE = 320, 8000
-"""Samples of a step of the transducer, and in a second."""
+"""Samples per step of the transducer, and per second."""
 
 
 class Script:
-    """What one session does: the same every time, as far as it goes. number: which session; seed: of all."""
+    """The requests of one session, the same in every run. number: which session; seed: the seed of all sessions."""
 
     def __init__(self, number: int, seed: int) -> None:
         self.model, self._vocabulary_size = _MODELS[number % len(_MODELS)]
@@ -42,21 +43,21 @@ class Script:
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
-        """Opens the session. There is nothing to go on with before it is open: as any program, it tries again."""
+        """Opens the session. Retries, as any program must, because an unopened session has nothing to resume."""
         if options.get("on_disconnect") != "free":
             options["unattended"] = bool(self._number % 3)
         self._session = await _opened(lambda: client.session(self.model, self.source, **options))
 
     async def close(self) -> None:
-        """Closes it."""
+        """Closes the session."""
         await self._session.close()
 
     def same(self, told: object, other: object) -> bool:
-        """Whether it was told the same."""
+        """Returns whether two results are equal."""
         return told == other
 
     async def step(self) -> None:
-        """The next request."""
+        """Sends the next request and records its result."""
         rng, session = self._rng, self._session
         kind = rng.random() if self.told else 0.0
         if kind < 0.45:
@@ -83,13 +84,15 @@ class Script:
             self.told.append((session.position, [token async for token in found], found.hypotheses))
 
     def rest(self) -> float:
-        """Seconds to rest before the next request."""
+        """Returns the seconds to wait before the next request."""
         return random.random() * _PACE_S
 
 
 class Batch:
-    """Sessions that step together. A row whose answer was lost with its stream counts as consumed, and is None in
-    `told`. number: which one; seed: of all."""
+    """Sessions that step together. number: which batch; seed: the seed of all sessions.
+
+    A row whose response was lost with its stream counts as consumed. It is None in `told`.
+    """
 
     def __init__(self, number: int, seed: int) -> None:
         self.model = SMALL.name
@@ -98,7 +101,7 @@ class Batch:
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
-        """Opens the sessions, again until they are open."""
+        """Opens the sessions. Retries until they are open."""
 
         async def make() -> AsyncSessionBatch:
             batch = client.batch(self.model, **options)
@@ -108,17 +111,17 @@ class Batch:
         self._batch = await _opened(make)
 
     async def close(self) -> None:
-        """Closes them."""
+        """Closes the sessions."""
         await self._batch.close()
 
     def same(self, told: object, other: object) -> bool:
-        """Whether it was told the same, as far as it was told anything."""
+        """Returns whether two results are equal, except for rows whose response was lost."""
         assert isinstance(told, list)  # noqa: S101  # made by `step`
         assert isinstance(other, list)  # noqa: S101  # likewise
         return all(mine is None or mine == theirs for mine, theirs in zip(told, other, strict=True))
 
     async def step(self) -> None:
-        """The next step."""
+        """Steps all sessions once and records the results."""
         tokens = [self._rng.randrange(3, SMALL.vocabulary) for _ in range(_ROWS)]
         step = await self._batch.step(tokens, logits=True)
         rows: list[object] = []
@@ -133,13 +136,13 @@ class Batch:
         self.num_tokens += _ROWS
 
     def rest(self) -> float:
-        """Seconds to rest before the next step."""
+        """Returns the seconds to wait before the next step."""
         return random.random() * _PACE_S
 
 
 class Listener:
-    """A session of the shipped transducer, which hears tones that begin and end at random. number: which one; seed: of
-    all."""
+    """A session of the shipped transducer that is fed tones, which start and stop at random. number: which session;
+    seed: the seed of all sessions."""
 
     def __init__(self, number: int, seed: int) -> None:
         self.model = "morse"
@@ -151,26 +154,26 @@ class Listener:
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
-        """Opens the session, again until it is open."""
+        """Opens the session. Retries until it is open."""
         self._session = await _opened(lambda: client.session(self.model, **options))
 
     async def close(self) -> None:
-        """Closes it."""
+        """Closes the session."""
         await self._session.close()
 
     def same(self, told: object, other: object) -> bool:
-        """Whether it was told the same."""
+        """Returns whether two results are equal."""
         return told == other
 
     async def step(self) -> None:
-        """The next frames, 40 ms each."""
+        """Feeds the next frames, 40 ms each, and records the result."""
         frames = [self._frame() for _ in range(self._rng.choice([1, 1, 2, 5, 25]))]
         step = await self._session.feed(features=frames)
         self.told.append((step.position, step.outputs))
         self.num_tokens += len(frames)
 
     def rest(self) -> float:
-        """Seconds to rest before the next request."""
+        """Returns the seconds to wait before the next request."""
         return random.random() * _PACE_S
 
     def _frame(self) -> list[float]:

@@ -1,8 +1,8 @@
-"""Latency against load, by an open-loop generator: a table and a plot.
+"""Latency against load, measured with an open-loop generator: a table and a plot.
 
-A closed loop waits for an answer before it sends the next request, so a slow server is asked for less and looks
-better than it is ("coordinated omission"). Here arrivals are a Poisson process of a given rate, and a step's
-latency counts from the moment at which it was due, so that waiting counts wherever it is.
+`benchmarks.arrivals` explains the method: arrivals are a Poisson process of a given rate, and the latency of a step
+counts from its scheduled arrival. In a closed loop a slow server would receive fewer requests and look better than it
+is ("coordinated omission").
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from benchmarks.setup import Setup
 
 STREAMS = 64
 SHARES = (0.1, 0.25, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.1)
-"""Offered loads, over what the service answers in a closed loop."""
+"""Offered loads, as a share of what the service answers in a closed loop."""
 Curves = dict[str, list[tuple[float, Seen]]]
 
 
 def open_loop(setup: Setup) -> Report:
-    """Latency of steps that arrive at random, over that of the echo server under the same load, to past our limit."""
+    """Latency of steps that arrive at random, over that of the echo server at the same load, up to more than the
+    service can answer."""
     report = setup.report("open_loop", "p50 latency from the due time, over the echo server's at the same load")
     curves: Curves = {"carousel": [], "echo": []}
     with setup.service() as carousel, setup.server("echo") as echo_server:

@@ -1,4 +1,4 @@
-"""What is done to servers: killed and started again, cut off from their clients, left without their store."""
+"""Servers, a store and a proxy that a benchmark can kill, pause, restart and disconnect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from examples.ports import free_port, wait_for_port
 
 
 class Replica:
-    """A server on a port of its own, which can be killed and started again there."""
+    """A server on a fixed port, which can be killed and started again there."""
 
     def __init__(self, models: Path, flags: Mapping[str, object]) -> None:
         self.port = free_port()
@@ -28,17 +28,18 @@ class Replica:
         self._service: LocalService | None = None
 
     def start(self) -> None:
-        """Starts it. Blocks until it listens."""
+        """Starts the server. Blocks until it listens."""
         self._service = self._stack.enter_context(local_service(self._models, self._flags))
 
     def kill(self) -> None:
-        """Kills it, as nothing can be that is to notice."""
+        """Kills the server with SIGKILL, so that it cannot react."""
         if self._service is not None:
             self._service.kill()
             self.end()
 
     def pause(self, seconds: float) -> None:
-        """Holds it up, as a machine that is short of memory, or moved, does."""
+        """Stops all processes of the server for `seconds` with SIGSTOP, as happens on a machine that is short of memory
+        or migrated."""
         if self._service is not None:
             pids = self._service.pids
             for pid in pids:
@@ -50,19 +51,19 @@ class Replica:
                     os.kill(pid, signal.SIGCONT)
 
     def leave(self) -> None:
-        """Stops it, as a rolling restart does."""
+        """Stops the server with SIGTERM, as a rolling restart does."""
         if self._service is not None:
             self._service.stop()
             self.end()
 
     def end(self) -> None:
-        """Waits for its end."""
+        """Waits for the server's end."""
         self._service = None
         self._stack.close()
 
 
 class Redis:
-    """A `redis-server` that keeps everything on disk."""
+    """A `redis-server` that stores all data on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -71,7 +72,7 @@ class Redis:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it. Blocks until it listens."""
+        """Starts Redis. Blocks until it listens. Raises FileNotFoundError when `redis-server` is not installed."""
         program = shutil.which("redis-server")
         if program is None:
             raise FileNotFoundError("redis-server is not installed")
@@ -81,7 +82,7 @@ class Redis:
         wait_for_port(self.port, self._process)
 
     def stop(self) -> None:
-        """Stops it, having written everything."""
+        """Stops Redis with SIGTERM, so that it first writes all data."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -89,7 +90,7 @@ class Redis:
 
 
 class Envoy:
-    """An Envoy in front of replicas, as it is deployed."""
+    """An Envoy in front of replicas, with the deployed configuration."""
 
     def __init__(self, ports: list[int], folder: Path) -> None:
         self._stack = ExitStack()
@@ -97,12 +98,12 @@ class Envoy:
         self.port = int(envoy.target.rpartition(":")[2])
 
     def stop(self) -> None:
-        """Stops it."""
+        """Stops Envoy."""
         self._stack.close()
 
 
 class Proxy:
-    """Passes bytes on to a port, and can break every connection off. is_blocked: whether it takes none."""
+    """Forwards connections to a port, and can break all of them. is_blocked: whether it refuses new connections."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
@@ -117,18 +118,18 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Listens no more."""
+        """Stops listening and breaks every connection."""
         if self._server is not None:
             self._server.close()
         self.cut()
 
     def cut(self) -> None:
-        """Breaks every connection off."""
+        """Breaks every connection."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def block(self, seconds: float) -> None:
-        """Breaks every connection off, and takes none for so long."""
+        """Breaks every connection, and refuses new ones for `seconds`."""
         self.is_blocked = True
         self.cut()
         await asyncio.sleep(seconds)

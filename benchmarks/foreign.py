@@ -1,8 +1,8 @@
-"""Files that somebody else made, as `export onnx` serves them, over a bare loop of ONNX Runtime over the same files.
+"""ONNX files of others, served after `export onnx`, over a bare loop of ONNX Runtime over the same files.
 
-The models have the shapes of ones that people use, and random weights: a voice activity detector (a convolution over a
+The models have the shapes of widely used ones, and random weights: a voice activity detector (a convolution over a
 frame of samples, an LSTM, a window), a speech enhancer (complex bins, a cache, a GRU over the bands of a frame; its
-batch is fixed at one row) and a plain LSTM. Sessions step together, 32 steps each a message.
+batch size is fixed at one) and a plain LSTM. Sessions step together, with 32 steps in each message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.subjects import REPOSITORY
 
 SESSIONS, STEPS = 64, 32
 FRAME_S = 0.032
-"""How long a detector's frame of samples lasts: as long as its step may take."""
+"""Duration of a detector's frame, and so the time limit of its step."""
 LARGE_MESSAGES = {"max-message-bytes": 32 * 1024 * 1024}
 _BOUND = 0.8
 _MOST_STREAMS = 4096
@@ -34,8 +34,13 @@ _MOST_STREAMS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model. size: numbers that a step reads; shape: as which the file reads them; rows: how many it takes in a run;
-    None: any number; window: numbers that come again."""
+    """A model.
+
+    size: numbers that a step consumes.
+    shape: the shape in which the file reads a row of them, window included.
+    rows: the batch size that the file is fixed to; None: any.
+    window: how many of the previous numbers each run reads again.
+    """
 
     name: str
     make: Callable[[], onnx.ModelProto]
@@ -47,16 +52,16 @@ class Foreign:
 
     @property
     def repository(self) -> Path:
-        """Where its bundle lies."""
+        """The folder of its bundle and its file."""
         return REPOSITORY.parent / "foreign"
 
     @property
     def file(self) -> Path:
-        """The file itself."""
+        """Its ONNX file."""
         return self.repository / f"{self.name}.onnx"
 
     def export(self) -> None:
-        """Makes its file and its bundle, unless they are there."""
+        """Writes its file and its bundle, unless they exist."""
         if (self.repository / self.name / "1" / "manifest.json").exists():
             return
         self.repository.mkdir(parents=True, exist_ok=True)
@@ -68,7 +73,7 @@ class Foreign:
 
 def foreign(setup: Setup) -> Report:
     """Steps a second of 64 sessions, 32 steps a message, over a bare loop of one step a run in the same row mode; and
-    how many real-time streams of a detector are answered within their frame."""
+    the number of real-time streams of a detector that are answered within their frame."""
     report = Report(
         "foreign", f"steps/s of {SESSIONS} sessions, {STEPS} steps a message, over a bare loop", notes=notes()
     )
@@ -92,7 +97,8 @@ def foreign(setup: Setup) -> Report:
 
 
 def _bare(model: Foreign, setup: Setup) -> Sample:
-    """A loop over the file: all rows in one run, or one by one where it takes one; windows kept by hand."""
+    """Measures a loop over the file: all rows in one run, or one row a run where the file takes one. The loop keeps the
+    windows."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(model.file), options, providers=["CPUExecutionProvider"])
@@ -121,7 +127,8 @@ def _bare(model: Foreign, setup: Setup) -> Sample:
 
 
 def _real_time(setup: Setup, carousel: Running, model: Foreign) -> Row:
-    """Streams of frames in real time, twice as many until the slowest hundredth is not answered within its frame."""
+    """Doubles the number of real-time streams of frames until the 99th percentile of the latency exceeds a frame's
+    duration."""
     streams, best, seen_best = 32, 0, dict[str, float]()
     while streams <= _MOST_STREAMS:
         rate = streams / FRAME_S
@@ -168,7 +175,7 @@ def _lstm_weights(inputs: int, size: int) -> list[TensorProto]:
 
 
 def _lstm() -> onnx.ModelProto:
-    """40 features a step, 64 units, 8 values."""
+    """Makes an LSTM: 40 features per step, 64 units, 8 output values."""
     nodes = [
         helper.make_node("Unsqueeze", ["x", "zero"], ["sequence"]),
         helper.make_node("LSTM", ["sequence", "W", "R", "B", "", "h", "c"], ["", "hn", "cn"], hidden_size=64),
@@ -182,7 +189,8 @@ def _lstm() -> onnx.ModelProto:
 
 
 def _detector() -> onnx.ModelProto:
-    """576 samples a step, of which 64 are those before: filters, their power, convolutions, an LSTM, a probability."""
+    """Makes a detector that reads 576 samples, the last 64 of the previous step and 512 new ones: filters, their power,
+    convolutions, an LSTM, a probability."""
     nodes = [
         helper.make_node("Unsqueeze", ["samples", "one"], ["channel"]),
         helper.make_node("Conv", ["channel", "filters"], ["filtered"], strides=[128]),
@@ -215,7 +223,8 @@ def _detector() -> onnx.ModelProto:
 
 
 def _enhancer() -> onnx.ModelProto:
-    """65 complex bins a step: a convolution over time with a cache, a GRU over the bins, a mask. One row a run."""
+    """Makes an enhancer of 65 complex bins per step: a convolution over time with a cache, a GRU over the bins, a mask.
+    One row a run."""
     gru = [_weight("GW", 1, 3 * 16, 16), _weight("GR", 1, 3 * 16, 16), _weight("GB", 1, 6 * 16)]
     nodes = [
         helper.make_node("Transpose", ["mix"], ["channels"], perm=[0, 3, 2, 1]),  # [1, 2, 1, 65]

@@ -1,10 +1,10 @@
-"""The Python load generator, for machines where the native one cannot be built: a process that keeps streams busy and
-prints what it saw as one line of JSON.
+"""The Python load generator, for machines that cannot build the native one. Its process keeps streams busy and prints
+its figures as one line of JSON.
 
     python -m benchmarks.load lockstep 127.0.0.1:50051 --model lm-small --streams 64
 
-It writes ready-made bytes and parses next to nothing of what it reads, and yet takes a core of its own: what is
-measured with it says less of the server than of the two together.
+It writes prepared bytes and parses almost nothing that it reads, but still uses a whole core. So its figures describe
+the generator and the server together rather than the server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENDED = pb.Generated(finish_reason=pb.FINISH_REASON_MAX_TOKENS).SerializeToStrin
 
 
 async def steps(call: Any, ready: list[bytes], stop_at_s: float, latencies: list[float]) -> None:
-    """Sends one token and waits for its answer, over and over."""
+    """Sends one token and waits for its response, repeatedly, until `stop_at_s`. Appends the latencies in seconds."""
     clock = time.perf_counter
     step = 0
     while (began := clock()) < stop_at_s:
@@ -41,7 +41,7 @@ async def steps(call: Any, ready: list[bytes], stop_at_s: float, latencies: list
 
 
 async def lockstep(target: str, load: Load) -> Seen:
-    """Every stream sends one token at a time; `long_feed`: beside one that feeds so many tokens at a time."""
+    """Every stream sends one token at a time. With `long_feed`, one more stream feeds that many tokens at a time."""
     streams = Streams(target, load.model, durability=load.durability)
     calls = [await streams.open(index) for index in range(load.streams)]
     ready = single_feeds(load)
@@ -49,7 +49,7 @@ async def lockstep(target: str, load: Load) -> Seen:
     stop_at_s = time.perf_counter() + load.seconds
     long_feed = None
     if load.long_feed:
-        # on a connection of its own: on a shared one its message would hold up the others' in the transport
+        # a connection of its own, because on a shared one its message would delay the others in the transport
         alone = await Streams(target, load.model, "long").open(0)
         message = feed([1] * load.long_feed, NOTHING)
         long_feed = asyncio.create_task(steps(alone, [message], stop_at_s, []))
@@ -67,7 +67,7 @@ async def lockstep(target: str, load: Load) -> Seen:
 
 
 async def generations(target: str, load: Load) -> Seen:
-    """Every stream generates `tokens` tokens, greedily, again and again."""
+    """Every stream generates `tokens` tokens greedily, repeatedly."""
     streams = Streams(target, load.model)
     calls = [await streams.open(index) for index in range(load.streams)]
     message = generate(load)
@@ -81,7 +81,7 @@ async def generations(target: str, load: Load) -> Seen:
         nonlocal num_generated
         while time.perf_counter() < stop_at_s:
             await call.write(message)
-            # the reason is the last field of the last field: see the proto
+            # `finish_reason` is the last field of `Generated`, which is the last field of the response: see the proto
             while not (await call.read()).endswith(ENDED):
                 pass
             num_generated += 1
@@ -92,7 +92,7 @@ async def generations(target: str, load: Load) -> Seen:
 
 
 async def frames(target: str, load: Load) -> Seen:
-    """One stream of `streams` sessions that step together, `in_flight` step batches ahead."""
+    """One stream of `streams` sessions that step together, with up to `in_flight` step batches in flight."""
     streams = Streams(target, load.model)
     call = await streams.open(0)
     opening = pb.StreamRequest(open=pb.Open(model=load.model)).SerializeToString()
@@ -125,7 +125,7 @@ async def frames(target: str, load: Load) -> Seen:
 
 
 async def growth(target: str, load: Load) -> Seen:
-    """Two lone sessions, one at position 100 and one at `tokens`, stepped in turn: each one's median latency."""
+    """Steps two lone sessions in turn, one at position 100 and one at `tokens`. Returns the median latency of each."""
     streams = Streams(target, load.model)
     young, old = await streams.open(0), await streams.open(0)
     for call, position in ((young, 100), (old, load.tokens)):
@@ -155,9 +155,9 @@ GENERATORS: dict[str, Callable[[str, Load], Awaitable[Seen]]] = {
 
 
 async def run(generator: str, target: str, load: Load, server_pid: int) -> Seen:
-    """Runs the generator, and adds what it did a second, and the CPU time that a step took the server.
+    """Runs a generator. Returns its figures, the steps per second, and the server's CPU time per step in microseconds.
 
-    Opening the streams counts too, other than with the native generator.
+    Unlike in the native generator, the time to open the streams counts too.
     """
     before_s, began = cpu_seconds(server_pid), time.perf_counter()
     seen = await GENERATORS[generator](target, load)
@@ -166,7 +166,7 @@ async def run(generator: str, target: str, load: Load, server_pid: int) -> Seen:
 
 
 def main() -> None:
-    """The command line of the process."""
+    """Runs the command line of the process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("generator", choices=GENERATORS)
     parser.add_argument("target")

@@ -1,4 +1,5 @@
-"""Two things measured alternately, and their ratio: figures drift on a shared machine, ratios of neighbours less."""
+"""Measures two things alternately and compares them. Figures drift on a shared machine; ratios of neighbouring
+measurements drift less."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ MustBe = Literal["at least", "at most"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measurement. cpu_us: microseconds of the server's CPU time a step, where a server was measured."""
+    """One measurement. cpu_us: microseconds of the server's CPU time per step; None when no server was measured."""
 
     value: float
     cpu_us: float | None = None
@@ -23,10 +24,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One subject of a benchmark: the two figures' medians, and the median of their ratios, pair by pair.
+    """One subject of a benchmark: the medians of the two figures, and the median of their ratios, pair by pair.
 
-    bound: what the ratio must be at least, or at most; None: it is only shown. cpu_us, their_cpu_us: medians, of
-    servers.
+    bound: what the ratio must be at least, or at most; None: no requirement.
+    cpu_us, their_cpu_us: medians of the CPU time per step of the two servers.
     """
 
     subject: str
@@ -42,13 +43,13 @@ class Row:
 
     @property
     def is_met(self) -> bool:
-        """Whether the ratio keeps to its bound."""
+        """Returns whether the ratio respects its bound; True without a bound."""
         if self.bound is None:
             return True
         return self.ratio >= self.bound if self.must_be == "at least" else self.ratio <= self.bound
 
     def line(self) -> str:
-        """The row of the table."""
+        """Returns the row of the table."""
         low, high = min(self.ratios), max(self.ratios)
         cpu = ""
         if self.cpu_us is not None:
@@ -61,7 +62,11 @@ class Row:
 
 @dataclass(slots=True)
 class Report:
-    """A benchmark's rows. question: what over what; notes: what to know when reading them."""
+    """The rows of a benchmark.
+
+    question: which two things are compared.
+    notes: what a reader of the figures must know.
+    """
 
     name: str
     question: str
@@ -77,8 +82,8 @@ class Report:
             print(f"  {row.line()}")
 
     def as_json(self) -> dict[str, object]:
-        """The rows; at the top `ratio`, `cpu_us` and `their_cpu_us`: a value, or one for each subject in the table's
-        order."""
+        """Returns the rows as JSON. At the top are `ratio`, `cpu_us` and `their_cpu_us`: one value, or one for each
+        subject in the table's order."""
         return {
             "name": self.name,
             "question": self.question,
@@ -95,7 +100,7 @@ class Report:
 
 
 def write(reports: list[Report], path: Path) -> None:
-    """Writes one benchmark's figures, or those of many, by name, with their ratios at the top."""
+    """Writes the figures of one benchmark, or of many by name. The ratios are at the top."""
     whole: dict[str, object] = reports[0].as_json()
     if len(reports) > 1:
         each = {report.name: report.as_json() for report in reports}
@@ -114,7 +119,7 @@ def alternate(
     must_be: MustBe = "at least",
     rounds: int = 5,
 ) -> Row:
-    """Measures the two in turn, `rounds` times after one that does not count."""
+    """Measures the two in turn, `rounds` times after a warm-up round that does not count."""
     ours()
     theirs()
     return row_of(subject, [(ours(), theirs()) for _ in range(rounds)], unit=unit, bound=bound, must_be=must_be)
@@ -128,7 +133,7 @@ def row_of(
     bound: float | None,
     must_be: MustBe = "at least",
 ) -> Row:
-    """The row of pairs that were measured together, 1 or more."""
+    """Returns the row of one or more pairs of measurements."""
     ratios = [left.value / right.value for left, right in pairs]
     return Row(
         subject,
@@ -150,7 +155,7 @@ def _median_cpu_us(samples: list[Sample]) -> float | None:
 
 
 def seconds_a_call(call: Callable[[], object], *, for_s: float = 0.3) -> float:
-    """The mean time of a call, over as many as take `for_s`."""
+    """Returns the mean time of a call, over as many calls as fit into `for_s`, at least one."""
     clock = time.perf_counter
     count, began = 0, clock()
     while (elapsed := clock() - began) < for_s or not count:

@@ -1,4 +1,4 @@
-"""What streams that wait cost: the server's resident memory with many idle streams, over that with none."""
+"""Memory of idle streams: the server's resident memory with many idle streams, minus that with none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_ONCE = 200
 
 
 def memory(setup: Setup) -> Report:
-    """Resident memory of a server with 5,000 idle streams, a session on each, more than it has without."""
+    """Resident memory that 5,000 idle streams with a session each add to a server, over 200 MB."""
     question = f"memory that {setup.num_idle:,} idle streams with a session each add, over {WANTED_BYTES / 1e6:.0f} MB"
     report = setup.report("memory", question)
     with setup.service({"max-sessions": setup.num_idle + 100}) as carousel:
@@ -32,11 +32,11 @@ def memory(setup: Setup) -> Report:
 
 
 async def _measure(setup: Setup, target: str, pid: int) -> tuple[int, int]:
-    """The server's memory before and with the streams, in bytes."""
+    """Returns the server's resident memory in bytes, before the streams and with them."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(_CONNECTIONS)]
     try:
-        await _open(channels[0], setup.small.name)  # what is made once is made by now
+        await _open(channels[0], setup.small.name)  # the first session allocates what the server needs only once
         before = resident_bytes(pid)
         streams = []
         for begin in range(0, setup.num_idle, _AT_ONCE):
@@ -50,7 +50,7 @@ async def _measure(setup: Setup, target: str, pid: int) -> tuple[int, int]:
 
 
 async def _open(channel: grpc.aio.Channel, model: str) -> Any:
-    """A stream with a session. Raises RuntimeError when it is refused."""
+    """Opens a stream with a session. Raises RuntimeError when the server refuses it."""
     stream: Any = inference_pb2_grpc.InferenceStub(channel).Stream()
     await stream.write(pb.StreamRequest(request_id=1, open=pb.Open(model=model)))
     answer = await stream.read()

@@ -1,7 +1,7 @@
 """The native load generator: builds `native/replay.cc` on first use, and replays prepared messages with it.
 
-The binary is cached outside the repository, in `$XDG_CACHE_HOME/carousel` (default `~/.cache/carousel`), under the
-digest of its sources and of the libraries' flags.
+The binary is cached outside the repository, in `$XDG_CACHE_HOME/carousel` (default `~/.cache/carousel`). Its name
+contains the digest of its sources and of the libraries' flags.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ SOURCES = Path(__file__).parent / "native"
 SETUP_TIMEOUT_S = 120.0
 _BUILD_TIMEOUT_S = 300.0
 _EXTRA_S = 30.0
-"""How much longer than it was asked to measure the generator may take."""
+"""How much longer than the requested time the generator may run."""
 
 
 class NotAvailableError(Exception):
-    """The native generator cannot be built here; the text says why."""
+    """The native generator cannot be built on this machine; the text is the reason."""
 
 
 def cache_folder() -> Path:
-    """Where built generators are kept."""
+    """Returns the folder of built generators."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carousel"
 
 
 @cache
 def generator() -> Path:
-    """The built generator. Raises NotAvailableError when there is no compiler or no library."""
+    """Returns the generator's path, and builds it if needed. Raises NotAvailableError when the compiler or a library is
+    missing or the build fails."""
     compiler, config = shutil.which("g++"), shutil.which("pkg-config")
     if compiler is None or config is None:
         raise NotAvailableError("no g++" if compiler is None else "no pkg-config")
@@ -56,7 +57,7 @@ def generator() -> Path:
 
 
 def why_not() -> str:
-    """Why the native generator is not available; empty when it is."""
+    """Returns why the native generator is not available; empty when it is available."""
     try:
         generator()
     except NotAvailableError as error:
@@ -65,10 +66,10 @@ def why_not() -> str:
 
 
 def replay(target: str, traffic: Traffic, load: Load, server_pid: int | None = None) -> dict[str, float]:
-    """Replays the traffic against a server, and returns what the generator printed: see `native/figures.h`.
+    """Replays the traffic against a server. Returns the figures that the generator prints: see `native/figures.h`.
 
-    server_pid: the process whose CPU time is measured too. Raises RuntimeError when the server refused anything; in
-    an open loop, which may ask for too much, the refusals are counted in `errors`.
+    server_pid: a process whose CPU time is measured too. Raises RuntimeError when the server refused a request. In an
+    open loop, which may exceed the server's capacity, refused requests only count in `errors`.
     """
     with tempfile.NamedTemporaryFile(suffix=".replay") as file:
         file.write(message_file(traffic.sequences))
@@ -91,7 +92,7 @@ def replay(target: str, traffic: Traffic, load: Load, server_pid: int | None = N
         }
         command = [str(generator())]
         for name, value in flags.items():
-            if value:  # what is not asked for is the generator's default
+            if value:  # the generator has a default for each flag
                 command += [f"--{name}", str(value)]
         if not load.warmup_s:
             command += ["--warmup", "0"]
@@ -113,7 +114,7 @@ def replay(target: str, traffic: Traffic, load: Load, server_pid: int | None = N
 
 
 def message_file(sequences: list[Sequence]) -> bytes:
-    """The generator's message file: see `read_sequences` in `native/options.h`."""
+    """Returns the generator's message file: see `read_sequences` in `native/options.h`."""
     parts = [b"replay01", struct.pack("<I", len(sequences))]
     for sequence in sequences:
         parts.append(struct.pack("<II", sequence.channel, sequence.is_counted))
@@ -128,7 +129,7 @@ def _text(answer: str, traffic: Traffic) -> str:
     try:
         data = bytes.fromhex(answer)
         return str(pb.StreamResponse.FromString(data)) if traffic.method == METHOD else data.decode(errors="replace")
-    except (ValueError, DecodeError):  # the generator cut it short
+    except (ValueError, DecodeError):  # the generator truncated the bytes
         return answer[:400]
 
 
@@ -140,4 +141,4 @@ def _build(compiler: str, libraries: list[str], program: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S)
         if done.returncode:
             raise NotAvailableError(f"g++ failed: {done.stderr[:2000]}")
-        built.replace(program)  # at once, so that processes that build it at the same time do no harm
+        built.replace(program)  # atomic, so that several processes can build it at the same time

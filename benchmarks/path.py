@@ -1,8 +1,7 @@
-"""`python -m benchmarks path`: how much of the server's code an event crosses, in calls, functions and files.
+"""`python -m benchmarks path`: how much of the server's code an event executes, in calls, functions and files.
 
-The real server and a real client share this process. An event is counted from the moment before its request is
-written until its answer was read and the server is quiet again; each figure is the median of many events in a warm
-session.
+The real server and a real client share this process. Counting starts before the event's request is written. It ends
+when its response was read and the server is idle again. Each figure is the median of many events in a warm session.
 """
 
 from __future__ import annotations
@@ -36,21 +35,22 @@ LONG_FEED = 4096
 """Tokens of a feed that is long enough to run on the engine's thread."""
 GENERATED = 32
 QUIET_S = 0.002
-"""How long the server gets after an answer, to end what belongs to it."""
+"""How long to wait after a response, so that the server completes the work of the event."""
 TIMEOUT_S = 20.0
 MAX_CALLS, MAX_FILES = 60, 18
-"""What one fed token is to keep to."""
+"""Limits for one fed token."""
 
 
 @dataclass(slots=True)
 class Stream:
-    """One stream of the client's, with at most one request in flight."""
+    """One stream of the client, with at most one request in flight."""
 
     call: Any
     """A `grpc.aio.StreamStreamCall`."""
 
     async def ask(self, **request: Any) -> pb.StreamResponse:
-        """Writes a request and reads its last answer. Raises RuntimeError when it was refused."""
+        """Writes a request and reads its last response. Raises RuntimeError when the server refuses it or ends the
+        stream."""
         await self.call.write(pb.StreamRequest(**request))
         while True:
             answer = await asyncio.wait_for(self.call.read(), TIMEOUT_S)
@@ -63,14 +63,14 @@ class Stream:
                 return response
 
     async def end(self) -> None:
-        """Ends the stream from the client's side, and waits until the server has ended it too."""
+        """Ends the client's side of the stream, and waits until the server has ended its side."""
         await self.call.done_writing()
         while await asyncio.wait_for(self.call.read(), TIMEOUT_S) is not grpc.aio.EOF:
             pass
 
 
 class Events:
-    """Measures the events, one kind after the other."""
+    """Measures one kind of event after another."""
 
     def __init__(self, channel: grpc.aio.Channel, model: str, recorder: Recorder, repeats: int) -> None:
         self._channel = channel
@@ -79,7 +79,7 @@ class Events:
         self._repeats = repeats
 
     async def measure(self) -> dict[str, Crossed]:
-        """All events but `resumed`, by name."""
+        """Measures all events except `resumed`. Returns them by name."""
         strict = {"durability": pb.DURABILITY_STRICT}
         return {
             "one fed token": await self._fed({}),
@@ -98,7 +98,7 @@ class Events:
         return Stream(call)
 
     async def _warm(self, terms: dict[str, Any]) -> Stream:
-        """A stream whose session has run on the event loop and on the engine's thread."""
+        """Returns a stream whose session has run on the event loop and on the engine's thread."""
         stream = self._stream()
         await stream.ask(open=pb.Open(model=self._model, **terms))
         await stream.ask(feed=pb.Feed(token_ids=[1] * LONG_FEED))
@@ -141,7 +141,7 @@ class Events:
         return _median(counted)
 
     async def leave(self) -> None:
-        """Opens the sessions that `resumed` resumes, and ends their stream."""
+        """Opens the sessions that `resumed` will resume, and ends their stream."""
         stream = self._stream()
         keep = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
         for number in range(self._repeats):
@@ -151,7 +151,10 @@ class Events:
         await stream.end()
 
     async def resumed(self) -> Crossed:
-        """Resumes from the store what `leave` left, on a server that was started since."""
+        """Resumes the sessions of `leave` from the store. Call it on a server that started after `leave`.
+
+        Raises RuntimeError when a session does not come from the store.
+        """
         stream = await self._warm({})
         request, counted = pb.Open(resume=pb.Resume()), []
         for number in range(self._repeats):
@@ -169,8 +172,7 @@ class Events:
 
 
 async def measure(models: Path, model: str, repeats: int) -> dict[str, Crossed]:
-    """Starts servers in this process, one after the other on the same store, and measures every event `repeats`
-    times."""
+    """Measures every event `repeats` times, on servers in this process that run one after another on the same store."""
     recorder = Recorder(Path(service.__file__).parent)
     with tempfile.TemporaryDirectory() as folder, recorder.installed():
         settings = Settings(models=models, port=0, metrics_port=0, store="lmdb", data_folder=Path(folder))
@@ -185,7 +187,7 @@ async def measure(models: Path, model: str, repeats: int) -> dict[str, Crossed]:
 
 @asynccontextmanager
 async def _served(settings: Settings) -> AsyncIterator[grpc.aio.Channel]:
-    """A server on a free port, and a channel to it."""
+    """Starts a server on a free port. Yields a channel to it."""
     server = Server(settings, GrpcioWire(settings))
     port = (await server.start()).port
     try:
@@ -201,7 +203,7 @@ def _median(counted: list[Crossed]) -> Crossed:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line. Returns the process's exit code."""
+    """Runs the command line. Returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks path", description=__doc__)
     parser.add_argument("--repeats", type=int, default=100, help="how often each event is counted (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")

@@ -1,7 +1,7 @@
 """`python -m benchmarks peers`: Carousel on both wires beside Triton's sequence batcher and a hand-written server.
 
-All run at once and are measured in turn, over the same graph and with the native load generator. Triton is installed
-from PyPI on first use, into an environment of its own: see `benchmarks.triton.environment`.
+All servers run at the same time. They are measured in turn, over the same graph, with the native load generator. On
+first use, Triton is installed from PyPI into a separate environment: see `benchmarks.triton.environment`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from benchmarks.triton.server import JEMALLOC, triton
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "peers.svg"
 ENVOY, GRPCIO, TRITON, BY_HAND = "Carousel, envoy", "Carousel, grpcio", "Triton", "by hand"
 PAIRS = ((ENVOY, TRITON), (GRPCIO, TRITON), (ENVOY, BY_HAND))
-"""What is compared with what."""
+"""The pairs of servers that are compared."""
 BOUNDS = {16: 2.2, 64: 2.6}
-"""What the first pair's ratio must be at least, by streams."""
+"""What the first pair's ratio must be at least, by number of streams."""
 STREAMS = 64
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9, 1.0)
-"""Loads that are offered, over what Carousel on Envoy answers in a closed loop."""
+"""Offered loads, as a share of what Carousel on Envoy answers in a closed loop."""
 KEPT_UP = 0.95
-"""A server that answers less than this share of the requests in the time in which they are due is not offered more."""
+"""A server that answers less than this share of the requests in the scheduled time gets no higher load."""
 _CHECKED = [3, 1, 4, 1, 5, 9, 2, 6]
 
 Measure = Callable[[str, Load], Seen]
@@ -44,7 +44,7 @@ Measure = Callable[[str, Load], Seen]
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; the process's exit code."""
+    """Runs the command. Returns the process's exit code."""
     defaults = Setup()
     parser = argparse.ArgumentParser(prog="python -m benchmarks peers", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
 
 def peers(setup: Setup, measures: dict[str, Measure]) -> Report:
-    """Steps a second of single tokens at 16 and 64 streams."""
+    """Measures steps of single tokens per second at 16 and 64 streams."""
     report = Report("peers", "steps/s of Carousel over those of its peers")
     for streams, bound in BOUNDS.items():
         load = setup.load(streams=streams)
@@ -92,16 +92,16 @@ def peers(setup: Setup, measures: dict[str, Measure]) -> Report:
             rounds.append({name: Sample(one["per_second"], one.get("cpu_us")) for name, one in seen.items()})
         for pair in PAIRS:
             ours, theirs = pair
-            samples = [(one[ours], one[theirs]) for one in rounds[1:]]  # the first does not count
+            samples = [(one[ours], one[theirs]) for one in rounds[1:]]  # the first round is a warm-up
             subject = f"{streams}: {ours} / {theirs}"
             report.rows.append(row_of(subject, samples, unit="steps/s", bound=bound if pair == PAIRS[0] else None))
     return report
 
 
 def latency_against_load(setup: Setup, measures: dict[str, Measure], capacity: float) -> Curves:
-    """Latency of steps that arrive at random, for each server up to the load that it does not answer any more.
+    """Measures the latency of steps that arrive at random, for each server up to the first load that it cannot answer.
 
-    capacity: steps a second, of which SHARES are offered.
+    capacity: steps per second; the offered loads are the SHARES of it.
     """
     curves: Curves = {name: [] for name in measures}
     going = dict(measures)
@@ -117,13 +117,13 @@ def latency_against_load(setup: Setup, measures: dict[str, Measure], capacity: f
 
 
 def measure_triton(failing: Restarted) -> Measure:
-    """Measures Triton, again where it failed."""
+    """Returns a function that measures Triton, and repeats the measurement when Triton fails."""
     traffic = {"lockstep": messages.lockstep, "arrivals": messages.arrivals}
     return lambda name, load: failing.seen(lambda at: _replay(at, traffic[name](load), load))
 
 
 def check(failing: Restarted) -> None:
-    """Raises RuntimeError when Triton answers other tokens than the graph gives."""
+    """Raises RuntimeError when Triton's tokens differ from the graph's."""
     bare = load_step(SMALL.folder)
     state, lengths, expected = bare.zeros(1), np.ones(1, np.int64), []
     for token in _CHECKED:

@@ -1,4 +1,4 @@
-"""Latency against load of many servers: a table and a plot."""
+"""Latency against load of several servers: a table and a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.processes import Seen
 
 Curves = dict[str, list[tuple[float, Seen]]]
-"""For each server the loads that it was offered, in steps a second, and what was seen."""
+"""For each server, the offered loads in steps per second, and the figures measured at each."""
 _COLOURS = ("#76b900", "#0b6e99", "#7fb8d0", "#999999")
 
 

@@ -1,4 +1,4 @@
-"""Servers and load generators in processes of their own."""
+"""Starts servers and load generators in separate processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is measured. target: where it listens; pid: whose CPU time is measured."""
+    """A server that is measured. target: its address; pid: the process whose CPU time is measured."""
 
     target: str
     pid: int
@@ -30,14 +30,15 @@ class Running:
 
 @contextmanager
 def service(models: Path, wire: str, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
-    """The service itself on one of its wires: see `local_service`. Envoy's launcher takes no time while it serves."""
+    """Starts the service on one of its wires: see `local_service`. Envoy's launcher process uses no CPU time while it
+    serves."""
     with local_service(models, {"wire": wire, **(flags or {})}) as one:
         yield Running(one.target, one.pids[-1])
 
 
 @contextmanager
 def server(wire: str, module: str, *arguments: str) -> Iterator[Running]:
-    """`python -m benchmarks.servers.MODULE`, which prints its port, on one of the wires."""
+    """Starts `python -m benchmarks.servers.MODULE`, which prints its port, on one of the wires."""
     command = (module, *arguments) if wire == "grpcio" else ("on_envoy", module, *arguments)
     with started(*command) as (line, process):
         wait_for_port(int(line), process)
@@ -46,7 +47,7 @@ def server(wire: str, module: str, *arguments: str) -> Iterator[Running]:
 
 @contextmanager
 def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> Iterator[tuple[Running, dict[str, int]]]:
-    """The service with sessions open already, and its memory: see `benchmarks.servers.populated`."""
+    """Starts the service with open sessions. Yields it and its memory: see `benchmarks.servers.populated`."""
     with started("populated", str(repository), model, str(num_sessions), *flags) as (line, process):
         printed: dict[str, int] = json.loads(line)
         yield Running(f"127.0.0.1:{printed['port']}", process.pid), printed
@@ -54,7 +55,7 @@ def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> I
 
 @contextmanager
 def started(module: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints, and its process."""
+    """Starts `python -m benchmarks.servers.MODULE`. Yields the first line that it prints, and its process."""
     command = [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -73,10 +74,10 @@ def started(module: str, *arguments: str) -> Iterator[tuple[str, subprocess.Pope
 
 
 def generate_load(generator: str, at: Running, load: Load) -> Seen:
-    """What a load generator saw: the native one where it can be built, else the Python one.
+    """Runs a load generator, the native one if it can be built, else the Python one. Returns its figures.
 
-    Gives `per_second` (steps), `cpu_us` (the server's CPU time a step), `steps`, and what the generator adds: `p50_s`,
-    `p99_s`, `p999_s`, or more (see `native/figures.h`, `benchmarks.load`).
+    They include `per_second` (steps), `cpu_us` (the server's CPU time per step), `steps`, and those of the generator:
+    `p50_s`, `p99_s`, `p999_s` and others (see `native/figures.h`, `benchmarks.load`).
     """
     if not native_load.why_not():
         return native_load.replay(at.target, TRAFFIC[generator](load), load, at.pid)

@@ -1,4 +1,4 @@
-"""A server that may crash while it is measured: it is started again, and its failures are counted."""
+"""Measures a server that may crash: restarts it, repeats the measurement and counts the failures."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Self
 from benchmarks.processes import Running, Seen
 
 MAX_FAILURES = 5
-"""In a row, after which it is given up."""
+"""After this many failed runs in a row, the measurement fails."""
 _END_S = 3.0
-"""How long a process that is crashing may take to end."""
+"""How long to wait for the end of a process that crashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A server that runs. target: where it listens."""
+    """A running server. target: its address."""
 
     target: str
     process: subprocess.Popen[bytes]
 
 
 class Restarted:
-    """Runs measurements of a server, each again until the server survives it."""
+    """Runs measurements of a server. Repeats each until the server does not fail during it."""
 
     def __init__(self, name: str, start: Callable[[], AbstractContextManager[Started]]) -> None:
         self._name = name
@@ -46,7 +46,8 @@ class Restarted:
         self._stop()
 
     def seen(self, measure: Callable[[Running], Seen]) -> Seen:
-        """What one run saw that the server survived. Raises RuntimeError after MAX_FAILURES runs that failed."""
+        """Returns the figures of the first run that did not fail. Raises RuntimeError after MAX_FAILURES failed
+        runs."""
         for _ in range(MAX_FAILURES):
             started = self._running()
             self.num_runs += 1
@@ -59,7 +60,7 @@ class Restarted:
         raise RuntimeError(f"{self._name} failed in {MAX_FAILURES} runs in a row, at last with: {last}") from last
 
     def summary(self) -> str:
-        """How many runs failed, and how."""
+        """Returns a text that says how many runs failed, and how."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common())
         return f"{self._name} failed in {self.failures.total()} of {self.num_runs} runs{f': {kinds}' * bool(kinds)}"
 

@@ -1,4 +1,4 @@
-"""What the benchmarks are run with: the subjects, how long and how often each is measured, and by which generator."""
+"""The setup of the benchmarks: the models, the duration and number of measurements, and the load generator."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "load.svg"
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a benchmark is run with.
+    """The setup of a benchmark.
 
-    seconds: of one measurement, after `warmup_s`; held_s: of one measurement of `tail`; rounds: how many of each
-    side count; old_position: of `growth`; long_feed: tokens at a time of `blocking`; num_many: sessions of `million`;
-    num_idle: streams of `memory`; stores: of `durability`. wire: that the service and the servers beside it have.
-    shared: a service of `models` that runs already; None: each benchmark starts one.
+    seconds: of one measurement, after `warmup_s`.
+    held_s: seconds of one measurement of `tail`.
+    rounds: how many measurements of each side count.
+    old_position: the higher position of `growth`.
+    long_feed: tokens per feed of `blocking`.
+    num_many: sessions of `million`.
+    num_idle: streams of `memory`.
+    stores: the stores of `durability`.
+    wire: of the service and of the servers that `server` starts.
+    shared: a service of `models` that already runs; None: each benchmark starts one.
     """
 
     models: Path = REPOSITORY
@@ -43,12 +49,12 @@ class Setup:
     shared: Running | None = None
 
     def report(self, name: str, question: str) -> Report:
-        """An empty report of a benchmark over the wire, with a note when the native generator is not available."""
+        """Returns an empty report, with a note when the native generator is not available."""
         return Report(name, question, notes=notes())
 
     @contextmanager
     def service(self, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
-        """The service with its default settings, storing nothing, unless flags say otherwise."""
+        """Starts the service with its default settings, which store nothing, except for `flags`."""
         if self.shared is not None and not flags:
             yield self.shared
             return
@@ -57,12 +63,12 @@ class Setup:
 
     @contextmanager
     def server(self, module: str, *arguments: str) -> Iterator[Running]:
-        """A server beside the service, on the same wire: see `benchmarks.processes.server`."""
+        """Starts a server to compare with, on the service's wire: see `benchmarks.processes.server`."""
         with server(self.wire, module, *arguments) as started:
             yield started
 
     def load(self, subject: Subject | None = None, **options: float | str) -> Load:
-        """What a generator is asked for: of the small subject by default. options: see `Load`."""
+        """Returns the load for a generator, by default of the small model. options: see `Load`."""
         subject = subject or self.small
         given: dict[str, object] = {
             "model": subject.name,
@@ -70,20 +76,20 @@ class Setup:
             "seconds": self.seconds,
             "warmup_s": self.warmup_s,
         }
-        return Load(**{**given, **options})  # type: ignore[arg-type]  # by name, as Load checks none
+        return Load(**{**given, **options})  # type: ignore[arg-type]  # types are not checked here
 
     def seen(self, generator: str, at: Running, load: Load) -> Seen:
-        """What a generator saw."""
+        """Runs a generator. Returns its figures."""
         return generate_load(generator, at, load)
 
     def sample(self, generator: str, at: Running, load: Load, value: str = "per_second") -> Sample:
-        """One of the figures that a generator saw, with the server's CPU time."""
+        """Runs a generator. Returns one of its figures, with the server's CPU time."""
         seen = generate_load(generator, at, load)
         return Sample(seen[value], seen.get("cpu_us"))
 
 
 def notes() -> list[str]:
-    """What to say of the load generator: nothing when it is the native one."""
+    """Returns a warning when the native load generator is not available; else nothing."""
     reason = native_load.why_not()
     warning = "the Python generator took a core; ratios are not comparable"
     return [f"native generator: not available ({reason}): {warning}"] if reason else []

@@ -1,4 +1,4 @@
-"""`python -m benchmarks simulate`: the session layer under faults that a seed draws, for as long as is asked."""
+"""`python -m benchmarks simulate`: tests the session layer under faults drawn from seeds, for a given time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def main(arguments: list[str]) -> int:
-    """The command line. Returns the process's exit code: 1 when a promise was broken."""
+    """Runs the command line. Returns the process's exit code: 1 when a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks simulate", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parsed = parser.parse_args(arguments)
-    # imported here, so that benchmarks do not need it
+    # imported only here, so that other benchmarks do not need it
     figures: dict[str, Any] = import_module("simulation.run").main(parsed.seconds, parsed.seed)
     for name, value in figures.items():
         print(f"  {name:<12} {value}")

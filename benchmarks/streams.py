@@ -1,6 +1,6 @@
 """Streams that the Python load generator keeps busy.
 
-They write ready-made bytes and do not parse answers, so that the server is measured and not the generator.
+They write prepared bytes and do not parse responses, so that the measurement covers the server and not the generator.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class Streams:
     """Streams over a few connections, each with one open session."""
 
     def __init__(self, target: str, model: str, name: str = "load", *, durability: str = "none") -> None:
-        """durability: see `Open`; sessions that are stored are held too."""
+        """durability: see `Open`; stored sessions are also held after their stream."""
         self._opening = opening(model, durability)
-        # options that differ keep gRPC from sharing one connection among the channels
+        # channels with equal options would share one connection
         self._channels = [
             grpc.aio.insecure_channel(target, [("carousel.connection", f"{name}-{number}")])
             for number in range(NUM_CHANNELS)
         ]
 
     async def open(self, index: int) -> Any:
-        """A stream whose session is open."""
+        """Returns a stream with an open session. Raises RuntimeError when the server refuses it."""
         call: Any = self._channels[index % NUM_CHANNELS].stream_stream(METHOD)()
         await call.write(self._opening)
         answer = pb.StreamResponse.FromString(await call.read())

@@ -1,4 +1,5 @@
-"""What is measured: language models of random weights in three sizes, made once and kept under build/."""
+"""The models that benchmarks measure: language models with random weights in three sizes, made once and kept under
+build/."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ REPOSITORY = Path(__file__).parent.parent / "build" / "benchmarks"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model of random weights, and the repository that its bundle is in when it is made."""
+    """A model with random weights, and the repository of its bundle."""
 
     name: str
     hidden: int
@@ -25,7 +26,7 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """Its bundle."""
+        """The folder of its bundle."""
         return self.repository / self.name / "1"
 
 
@@ -36,14 +37,14 @@ SUBJECTS = (SMALL, MEDIUM, LARGE)
 
 
 def make(subjects: tuple[Subject, ...] = SUBJECTS) -> Path:
-    """Makes what is missing; the repository of all."""
+    """Makes the bundles that do not exist yet. Returns the repository of all."""
     for subject in subjects:
         export(subject)
     return REPOSITORY
 
 
 def export(subject: Subject) -> None:
-    """Makes a language model of random weights, unless it is there with all its variants."""
+    """Makes a language model with random weights, unless its bundle exists with all its variants."""
     manifest = subject.folder / FILE_NAME
     if manifest.exists():
         variants = Manifest.model_validate_json(manifest.read_bytes()).variants

@@ -1,4 +1,4 @@
-"""All benchmarks by name, and those of many tokens a message, of many sessions, and of what is stored."""
+"""All benchmarks by name, and the code of those for many tokens per message, many sessions, and stores."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def int8(setup: Setup) -> Report:
 
 
 def million(setup: Setup) -> Report:
-    """Memory of a million live sessions over their raw state; steps a second over those with a thousand."""
+    """Memory of a million live sessions over their raw state; steps a second with them over those with a thousand
+    sessions."""
     report = setup.report("million", f"with {setup.num_many:,} live sessions of the small model")
     raw = setup.num_many * 2 * setup.small.hidden * 4
     load = setup.load(streams=STREAMS)

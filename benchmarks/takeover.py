@@ -1,9 +1,9 @@
-"""`python -m benchmarks takeover`: how soon the sessions of a server that is killed are answered by another.
+"""`python -m benchmarks takeover`: how fast another server resumes the sessions of a server that is killed.
 
-Two servers share a Redis. One has many strict sessions that are kept, and is killed; a client asks the other for all
-of them at once, and again as long as it is told to. Told are the seconds from the kill until every session was
-answered, at the position that was acknowledged; the longest time between two heartbeats of the other server meanwhile;
-and the operations of Redis a session, heartbeats left out: scripts that servers ran.
+Two servers share a Redis. One has many strict sessions that it keeps after their streams, and is killed. A client asks
+the other server for all of them at once, and retries for as long as the server says that it must. The figures are the
+seconds from the kill until every session was resumed at its acknowledged position, the longest time between two
+heartbeats of the other server meanwhile, and Redis operations (scripts of servers, without heartbeats) per session.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from carousel.v1 import inference_pb2_grpc
 _LEASE_S = 3.0
 _STREAMS = 16
 _AT_ONCE = 48
-"""Resumptions of one stream that are not answered yet: a server reads no more than 64."""
+"""Unanswered resume requests per stream: a server reads at most 64."""
 _LONGEST_S = 120.0
 _LOOK_S = 0.02
 Call = grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]
@@ -37,9 +37,14 @@ Call = grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]
 
 @dataclass
 class Figures:
-    """seconds: from the kill until all were answered; past_lease_s: the same without the lease; heartbeat_gap_s: the
-    longest of the server that took over; operations: of Redis, a session; wrong: sessions that were answered at another
-    position than was acknowledged."""
+    """The figures of one takeover.
+
+    seconds: from the kill until all sessions were answered.
+    past_lease_s: the same without the lease.
+    heartbeat_gap_s: the longest time between two heartbeats of the server that took over.
+    operations: Redis operations per session.
+    wrong: sessions that were resumed at another position than the acknowledged one.
+    """
 
     sessions: int
     lease_s: float
@@ -51,7 +56,7 @@ class Figures:
 
 
 class Watch(Thread):
-    """Looks how long the key of a server still lives, which each heartbeat prolongs."""
+    """Polls the remaining lifetime of a server's key, which each heartbeat extends."""
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         super().__init__(daemon=True)
@@ -62,7 +67,7 @@ class Watch(Thread):
         self.num_heartbeats = 0.0
 
     def run(self) -> None:
-        """See `Thread`."""
+        """Polls until `end` is called."""
         before_s = _LEASE_S
         while not self._is_over.wait(_LOOK_S):
             left_ms: int = self._client.pttl(self._key)
@@ -72,7 +77,7 @@ class Watch(Thread):
             before_s = left_s
 
     def end(self) -> None:
-        """Looks no more."""
+        """Stops polling and waits for the thread's end."""
         self._is_over.set()
         self.join()
 
@@ -88,7 +93,7 @@ async def open_all(target: str, names: list[str]) -> None:
                 open_ = pb.Open(model=SMALL.name, durability=pb.DURABILITY_STRICT, on_disconnect=policy)
                 await call.write(pb.StreamRequest(request_id=1, session_id=name, open=open_))
                 opened = await call.read()
-                assert isinstance(opened, pb.StreamResponse)  # noqa: S101  # the stream goes on
+                assert isinstance(opened, pb.StreamResponse)  # noqa: S101  # not EOF: the stream continues
                 assert opened.HasField("opened"), opened  # noqa: S101
                 await call.write(pb.StreamRequest(request_id=2, session_id=name, feed=pb.Feed(token_ids=[1])))
                 fed = await call.read()
@@ -102,7 +107,8 @@ async def open_all(target: str, names: list[str]) -> None:
 
 
 async def resume_all(target: str, names: list[str]) -> int:
-    """Resumes sessions, each until it is answered. Returns how many were at another position than was acknowledged."""
+    """Resumes sessions, and retries each until it is resumed. Returns how many were not at their acknowledged
+    position."""
 
     async def some(mine: list[str]) -> int:
         wrong, waiting, in_flight = 0, list(mine), 0
@@ -114,7 +120,7 @@ async def resume_all(target: str, names: list[str]) -> int:
                     await call.write(pb.StreamRequest(request_id=1, session_id=waiting.pop(), open=open_))
                     in_flight += 1
                 answer = await call.read()
-                assert isinstance(answer, pb.StreamResponse)  # noqa: S101  # the stream goes on
+                assert isinstance(answer, pb.StreamResponse)  # noqa: S101  # not EOF: the stream continues
                 in_flight -= 1
                 if answer.HasField("opened"):
                     wrong += answer.position != 1
@@ -130,14 +136,14 @@ async def resume_all(target: str, names: list[str]) -> int:
 
 
 def _scripts(client: redis.Redis) -> int:
-    """How many scripts were run."""
+    """Returns how many scripts Redis has run."""
     stats = client.info("commandstats")
-    assert isinstance(stats, dict)  # noqa: S101  # a client that waits
+    assert isinstance(stats, dict)  # noqa: S101  # the client is blocking
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
 
 def run(models: Path, count: int) -> Figures:
-    """One takeover of so many sessions."""
+    """Runs one takeover of `count` sessions."""
     figures = Figures(count, _LEASE_S)
     names = [f"s{number}" for number in range(count)]
     with tempfile.TemporaryDirectory() as name:
@@ -179,7 +185,7 @@ def run(models: Path, count: int) -> Figures:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line. Returns the process's exit code: 1 when a session was answered at another position."""
+    """Runs the command line. Returns the process's exit code: 1 when a session was resumed at another position."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks takeover", description=__doc__)
     parser.add_argument("--sessions", type=int, nargs="+", default=[2000, 8000], help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")

@@ -1,6 +1,6 @@
-"""What load generators send: prepared messages for each stream, and how their answers are counted.
+"""The traffic of load generators: prepared messages for each stream, and how their responses are counted.
 
-The native generator replays a `Traffic` as it is; the Python one (`benchmarks.load`) sends the same messages.
+The native generator replays a `Traffic` unchanged; the Python one (`benchmarks.load`) sends the same messages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from carousel.v1 import inference_pb2 as pb
 METHOD = "/carousel.v1.Inference/Stream"
 NUM_CHANNELS = 4
 LONG_CHANNEL = NUM_CHANNELS
-"""The long feed has a connection of its own: on a shared one its message would delay the others in the transport."""
+"""The long feed has its own connection, because on a shared one its message would delay the others in the transport."""
 NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
 GROWTH_CHUNK = 100_000
 HOLD_S = 1
 
 
 def field_path(message: type[pb.StreamResponse], *names: str) -> str:
-    """The numbers of nested fields with dots between, outermost first."""
+    """Returns the numbers of nested fields, outermost first, separated by dots."""
     fields, numbers = message.DESCRIPTOR.fields_by_name, []
     for name in names:
         numbers.append(str(fields[name].number))
@@ -35,14 +35,15 @@ ERRORS = tuple(
     field_path(pb.StreamResponse, *names)
     for names in (("error",), ("closed",), ("go_away",), ("batch_stepped", "errors"))
 )
-"""The fields by which an answer is known to be none that was wanted."""
+"""A response with one of these fields is not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """What one stream sends: `first` one by one, each answered before the next, then `steps` again and again.
+    """The messages of one stream: it sends `first` one by one, each after the response to the previous one, then
+    repeats `steps`.
 
-    is_counted: whether its answers are counted and timed.
+    is_counted: whether its responses are counted and timed.
     """
 
     first: list[bytes]
@@ -53,12 +54,16 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What all streams send.
+    """The messages of all streams.
 
-    in_flight: requests in flight on each stream; steps_per_answer: what an answer counts as. end_field: an answer
-    ends its request only when it has this field; count_field: an answer counts as many steps as it has of these.
-    turn_s: streams work in turn, one at a time, each for so long. rate: requests a second in an open loop; 0: the
-    next one follows an answer. method: what is called. error_fields: by which an answer is known to be an error.
+    in_flight: requests in flight on each stream.
+    steps_per_answer: how many steps a response counts as.
+    end_field: only a response with this field ends its request; empty: every response does.
+    count_field: a response counts as many steps as it has of this field; empty: `steps_per_answer`.
+    turn_s: streams work in turn, one at a time, each for this long; 0: all at once.
+    rate: requests per second in an open loop; 0: the next request follows a response.
+    method: the method that is called.
+    error_fields: a response with one of these fields is an error.
     """
 
     sequences: list[Sequence]
@@ -74,10 +79,13 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a benchmark asks of a load generator; which fields count depends on the generator.
+    """The load that a benchmark requests. Which fields have a meaning depends on the generator.
 
-    seconds: how long is measured, after `warmup_s`. features, chunk: numbers of a vector, and vectors of a session, in
-    each message. tokens: of one generation, or of the old session of `growth`. source: tokens of each session's source.
+    seconds: duration of the measurement, after `warmup_s`.
+    features: numbers of a vector.
+    chunk: vectors per session and message.
+    tokens: of one generation, or of the old session of `growth`.
+    source: tokens of each session's source.
     """
 
     model: str = "lm-small"
@@ -96,7 +104,7 @@ class Load:
 
 
 def opening(model: str, durability: str = "none") -> bytes:
-    """An Open, ready to be written. A session that is stored is held after its stream, for a moment."""
+    """Returns the bytes of an Open. A stored session is held after its stream for HOLD_S."""
     message = pb.Open(model=model, durability=pb.Durability.Value(f"DURABILITY_{durability.upper()}"))
     if durability != "none":
         message.on_disconnect.action = pb.DISCONNECT_ACTION_HOLD
@@ -105,7 +113,7 @@ def opening(model: str, durability: str = "none") -> bytes:
 
 
 def translations(load: Load) -> Traffic:
-    """One session a stream, with a source of its own, which generates again and again."""
+    """One session per stream, each with its own source, which generates repeatedly."""
     generator = random.Random(0)
     sequences = []
     for index in range(load.streams):
@@ -116,23 +124,23 @@ def translations(load: Load) -> Traffic:
 
 
 def feed(tokens: list[int], outputs: pb.OutputSpec | None = None) -> bytes:
-    """A feed, ready to be written."""
+    """Returns the bytes of a feed."""
     return pb.StreamRequest(request_id=7, feed=pb.Feed(token_ids=tokens, outputs=outputs)).SerializeToString()
 
 
 def single_feeds(load: Load) -> list[bytes]:
-    """Feeds of one token each, of different tokens."""
+    """Returns the bytes of 64 feeds of one token, with different tokens."""
     return [feed([1 + index % (load.vocabulary - 1)]) for index in range(64)]
 
 
 def generate(load: Load) -> bytes:
-    """A greedy generation, ready to be written."""
+    """Returns the bytes of a greedy generation."""
     decoding = pb.Decoding(max_tokens=load.tokens)
     return pb.StreamRequest(request_id=7, generate=pb.Generate(decoding=decoding)).SerializeToString()
 
 
 def step_batches(load: Load) -> list[bytes]:
-    """Step batches of sessions 1 to `load.streams`, of different tokens."""
+    """Returns the bytes of 16 step batches of sessions 1 to `load.streams`, with different tokens."""
     handles = range(1, load.streams + 1)
     messages = []
     for shift in range(16):
@@ -143,7 +151,7 @@ def step_batches(load: Load) -> list[bytes]:
 
 
 def lockstep(load: Load) -> Traffic:
-    """One session a stream, one token a message, one in flight; with `long_feed`, beside a stream of long feeds."""
+    """One session per stream, one token per message, one in flight. With `long_feed`, beside a stream of long feeds."""
     first, steps = [opening(load.model, load.durability)], single_feeds(load)
     sequences = [Sequence(first, steps, index % NUM_CHANNELS) for index in range(load.streams)]
     if load.long_feed:
@@ -158,7 +166,7 @@ def arrivals(load: Load) -> Traffic:
 
 
 def generations(load: Load) -> Traffic:
-    """One session a stream, which generates again and again."""
+    """One session per stream, which generates repeatedly."""
     sequences = [
         Sequence(
             [opening(load.model), feed([1 + index % (load.vocabulary - 1)], NOTHING)],
@@ -194,7 +202,7 @@ def vectors(load: Load) -> Traffic:
 
 
 def vector_arrivals(load: Load) -> Traffic:
-    """One session a stream, fed a vector at random times."""
+    """One session per stream, which is fed a vector at random times."""
     features = pb.Tensor(shape=[1, load.features], data=_numbers(load.features, 0))
     message = pb.StreamRequest(request_id=7, feed=pb.Feed(features=features)).SerializeToString()
     sequences = [Sequence([opening(load.model)], [message], index % NUM_CHANNELS) for index in range(load.streams)]
@@ -202,7 +210,7 @@ def vector_arrivals(load: Load) -> Traffic:
 
 
 def vector_feeds(load: Load) -> Traffic:
-    """One session a stream, one vector a message, one in flight."""
+    """One session per stream, one vector per message, one in flight."""
     messages = []
     for seed in range(32):
         features = pb.Tensor(shape=[1, load.features], data=_numbers(load.features, seed))

@@ -1,4 +1,5 @@
-"""Transducers of random weights in ONNX files, and a bare loop over them: what `seq2seq` serves and holds it to."""
+"""Transducers with random weights in ONNX files, and a bare loop over them: `seq2seq` compares the served model with
+it."""
 
 from __future__ import annotations
 
@@ -24,9 +25,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Recogniser:
-    """A transducer. features: numbers of a frame; hidden, layers: of the encoder's LSTM; joined: units of the joiner;
-    tokens: the blank among them; gain: of what the encoder gives, which fades with every layer of random weights;
-    penalty: on the blank, so that about every fifth frame emits a token."""
+    """A transducer.
+
+    features: numbers of a frame.
+    hidden, layers: of the encoder's LSTM.
+    joined: units of the joiner.
+    tokens: size of the vocabulary, including the blank.
+    gain: factor on the encoder's output, because each layer of random weights makes it smaller.
+    penalty: penalty on the blank, so that about every fifth frame emits a token.
+    """
 
     name: str
     features: int
@@ -39,16 +46,16 @@ class Recogniser:
 
     @property
     def repository(self) -> Path:
-        """Where its bundle lies."""
+        """The folder of its bundle and its files."""
         return REPOSITORY.parent / "transducers"
 
     @property
     def files(self) -> list[Path]:
-        """Encoder, prediction network, joiner."""
+        """Its files: encoder, prediction network, joiner."""
         return [self.repository / f"{self.name}.{part}.onnx" for part in ("encoder", "predictor", "joiner")]
 
     def export(self) -> None:
-        """Makes its files and its bundle, unless they are there."""
+        """Writes its files and its bundle, unless they exist."""
         if (self.repository / self.name / "1" / "manifest.json").exists():
             return
         self.repository.mkdir(parents=True, exist_ok=True)
@@ -103,8 +110,11 @@ class Recogniser:
 
 
 class BareLoop:
-    """Frames of many rows at once: one run of the encoder, then the joiner for the rows that go on and the prediction
-    network for those that emit, until none does. One thread."""
+    """Decodes frames of many rows at once. One thread.
+
+    A step runs the encoder once, then the joiner for the rows that are not done and the prediction network for the rows
+    that emitted a token, until no row emits or each emitted MOST_SYMBOLS.
+    """
 
     def __init__(self, recogniser: Recogniser, num_rows: int) -> None:
         options = ort.SessionOptions()
@@ -125,7 +135,7 @@ class BareLoop:
         self.num_tokens = 0
 
     def step(self) -> None:
-        """A frame of each row."""
+        """Decodes the next frame of each row."""
         encoded, *self._states = self._encoder.run(None, _feeds(self._encoder, next(self._frames), self._states))
         active = np.arange(len(encoded))
         for _ in range(MOST_SYMBOLS):
@@ -153,7 +163,10 @@ def _zeros(inputs: Sequence[ort.NodeArg], num_rows: int) -> list[Array]:
 
 
 def lstm(name: str, given: str, states: tuple[str, str], gives: str, size: int) -> list[onnx.NodeProto]:
-    """A layer over [steps, rows, numbers]. states: its inputs, whose next values have an `n` behind their names."""
+    """Returns the nodes of an LSTM layer over [steps, rows, numbers].
+
+    states: names of its hidden and cell inputs. The names of the next states are these with an `n` appended.
+    """
     hidden, cell = states
     weights = [f"{name}.W", f"{name}.R", f"{name}.B"]
     outputs = [f"{name}.y", f"{hidden}n", f"{cell}n"]
@@ -164,26 +177,26 @@ def lstm(name: str, given: str, states: tuple[str, str], gives: str, size: int) 
 
 
 def lstm_weights(name: str, inputs: int, size: int) -> list[TensorProto]:
-    """Those of `lstm`."""
+    """Returns the weights of `lstm`."""
     shapes = {"W": (1, 4 * size, inputs), "R": (1, 4 * size, size), "B": (1, 8 * size)}
     axis = numpy_helper.from_array(np.array([1], np.int64), f"{name}.axis")
     return [axis, *(weight(f"{name}.{part}", *shape) for part, shape in shapes.items())]
 
 
 def weight(name: str, *shape: int, scale: float = 1.0) -> TensorProto:
-    """Random numbers, always the same for a name."""
-    fan = shape[-1] if name.endswith((".W", ".R")) else shape[0]  # ONNX has these the other way round
+    """Returns random numbers that depend only on the name and the shape."""
+    fan = shape[-1] if name.endswith((".W", ".R")) else shape[0]  # ONNX stores these weights transposed
     values = np.random.default_rng((7, *name.encode())).standard_normal(shape) * scale / np.sqrt(fan)
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
 def value(name: str, *shape: str | int) -> onnx.ValueInfoProto:
-    """A tensor of 32-bit floats."""
+    """Returns the description of a tensor of 32-bit floats."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def model_of(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[TensorProto]) -> onnx.ModelProto:
-    """A file. Raises what the checker of ONNX raises."""
+    """Returns a model. Raises what ONNX's checker raises."""
     graph = helper.make_graph(nodes, "benchmark", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)

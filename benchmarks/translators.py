@@ -1,7 +1,8 @@
-"""A translator of random weights in two ONNX files, and a bare loop over them: what `seq2seq` serves and holds it to.
+"""A translator with random weights in two ONNX files, and a bare loop over them: `seq2seq` compares the served model
+with it.
 
-An LSTM reads the source; another, which is fed its last attentional vector (Luong et al. 2015), attends to what it has
-read with a dot product, and gives logits.
+An LSTM reads the source. Another LSTM, whose input includes its last attentional vector (Luong et al. 2015), attends to
+the encoder's outputs with a dot product, and returns logits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SOURCE_LENGTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Translator:
-    """A model. size: units of each layer; tokens: of both vocabularies."""
+    """A translator. size: units of each layer; tokens: size of both vocabularies."""
 
     name: str
     size: int
@@ -33,16 +34,16 @@ class Translator:
 
     @property
     def repository(self) -> Path:
-        """Where its bundle lies."""
+        """The folder of its bundle and its files."""
         return REPOSITORY.parent / "translators"
 
     @property
     def files(self) -> list[Path]:
-        """Encoder and decoder."""
+        """Its files: encoder and decoder."""
         return [self.repository / f"{self.name}.{part}.onnx" for part in ("encoder", "decoder")]
 
     def export(self) -> None:
-        """Makes its files and its bundle, unless they are there."""
+        """Writes its files and its bundle, unless they exist."""
         if (self.repository / self.name / "1" / "manifest.json").exists():
             return
         self.repository.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,8 @@ class Translator:
 
 
 class BareTranslations:
-    """Sources of one length, encoded in one run, and a token of each in a run of the decoder. One thread."""
+    """Encodes sources of one length in one run, then generates one token of each in each run of the decoder. One
+    thread."""
 
     def __init__(self, translator: Translator, num_rows: int) -> None:
         options = ort.SessionOptions()
@@ -120,7 +122,7 @@ class BareTranslations:
         self._names: list[Any] = ["logits", "zerosnn", "zeros_cnn", "next_feed"]
 
     def step(self) -> None:
-        """A token of each."""
+        """Generates the next token of each source."""
         feeds = {"token": self._tokens, "memory": self._memory}
         feeds |= dict(zip(("zerosn", "zeros_cn", "feed"), self._states, strict=True))
         logits, *self._states = self._decoder.run(self._names, feeds)

@@ -1,4 +1,4 @@
-"""Benchmarks of one token a message: the service over other servers on the same wire."""
+"""Benchmarks of one token per message: the service over other servers on the same wire."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BOUNDS: dict[str, dict[str, dict[int, float]]] = {
         "tail": {64: 3.0},
     },
 }
-"""Of the benchmarks whose bounds differ by wire, by the number of streams."""
+"""The bounds that depend on the wire, by benchmark and number of streams."""
 
 
 def echo(setup: Setup) -> Report:
@@ -42,7 +42,7 @@ def echo(setup: Setup) -> Report:
 
 
 def wire(setup: Setup) -> Report:
-    """Steps a second of single tokens at 16 and 64 streams, over a bare grpc.aio echo server, on whichever wire."""
+    """Steps a second of single tokens at 16 and 64 streams, over a bare grpc.aio echo server, on either wire."""
     report = setup.report("wire", f"steps/s on {setup.wire} over messages/s of a bare grpc.aio echo server")
     with setup.service() as carousel, server("grpcio", "echo") as echo_server:
         _add_streams(report, setup, carousel, echo_server, _BOUNDS[setup.wire]["wire"])
@@ -75,7 +75,7 @@ def _add_streams(report: Report, setup: Setup, ours: Running, theirs: Running, b
 
 
 def naive(setup: Setup) -> Report:
-    """Steps a second at 64 streams over what one writes by hand, with one thread an operator, and with ONNX Runtime's
+    """Steps a second at 64 streams over a hand-written server, with one thread per operator, and with ONNX Runtime's
     defaults."""
     report = setup.report(
         "naive", f"steps/s at {STREAMS} streams over a hand-written server, one session.run a message"
@@ -101,7 +101,7 @@ def naive(setup: Setup) -> Report:
 
 
 def latency(setup: Setup) -> Report:
-    """The median step of a lone stream over that of the echo server and one bare run of the graph."""
+    """The median latency of a lone stream's step, over that of the echo server plus one bare run of the graph."""
     report = setup.report("latency", "p50 of a lone stream's step over (p50 of the echo server + one bare run)")
     bare, load = load_step(setup.small.folder), setup.load(streams=1)
     tokens, lengths, state = np.ones((1, 1), np.int64), np.ones(1, np.int64), bare.zeros(1)
@@ -126,7 +126,7 @@ def latency(setup: Setup) -> Report:
 
 
 def tail(setup: Setup) -> Report:
-    """The 99.9th percentile of a step over the median, at 64 streams that are held for half a minute."""
+    """The 99.9th percentile of a step's latency over its median, at 64 streams for half a minute."""
     report = setup.report("tail", f"p99.9 over p50 of a step at {STREAMS} streams, held {setup.held_s:g} s")
     load = setup.load(streams=STREAMS, seconds=setup.held_s)
     pairs, of_echo = [], []
@@ -145,7 +145,8 @@ def tail(setup: Setup) -> Report:
 
 
 def blocking(setup: Setup) -> Report:
-    """The 99th percentile of a step while another stream feeds 100,000 tokens at a time, over the same without it."""
+    """The 99th percentile of a step's latency while another stream feeds 100,000 tokens at a time, over the same
+    without it."""
     question = f"p99 of 16 streams' steps while another feeds {setup.long_feed:,} tokens, over the same without"
     report = setup.report("blocking", question)
     report.notes.append("CPU time beside the long feed is that of both, over the steps of the 16 streams alone")
@@ -167,7 +168,7 @@ def blocking(setup: Setup) -> Report:
 
 
 def metrics(setup: Setup) -> Report:
-    """Steps a second of 64 streams, over the same of a service that keeps no metrics; both on grpcio."""
+    """Steps a second of 64 streams, over those of a service that keeps no metrics; both on grpcio."""
     report = setup.report("metrics", f"steps/s at {STREAMS} streams over those without any metric")
     load = setup.load(streams=STREAMS)
     with (

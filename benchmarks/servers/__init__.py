@@ -1,1 +1,1 @@
-"""What Carousel is measured against: servers of a few lines, each in a process of its own."""
+"""The servers that Carousel is compared with. Each has few lines and runs in a separate process."""

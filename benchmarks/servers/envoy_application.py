@@ -1,6 +1,6 @@
-"""The shortest way to serve a stream handler inside of Envoy: what `on_envoy` loads there.
+"""The shortest way to serve a stream handler inside Envoy. `on_envoy` loads this module there.
 
-It knows one method, no metadata, no deadlines, no compression and no limits.
+It supports one method, and no metadata, deadlines, compression or limits.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from carousel.v1 import inference_pb2 as pb
 from service.wire.envoy.call import Event, Receive, Send
 
 VARIABLE = "BENCHMARK_SERVER"
-"""The environment variable that has the server's name and its arguments, as a JSON array."""
+"""The environment variable with the server's name and its arguments, as a JSON array."""
 
 
 class Context:
-    """What handlers use of `grpc.aio.ServicerContext`."""
+    """The part of `grpc.aio.ServicerContext` that handlers use."""
 
     __slots__ = ("_at", "_is_last", "_receive", "_rest", "_send")
 
@@ -34,7 +34,7 @@ class Context:
         self._is_last = False
 
     async def read(self) -> Any:
-        """The next message, or `grpc.aio.EOF`."""
+        """Returns the next message, or `grpc.aio.EOF`."""
         while True:
             rest, at = self._rest, self._at
             begin = at + 5
@@ -59,13 +59,13 @@ class Context:
 
 
 class _Application:
-    """One handler, made when Envoy starts."""
+    """Holds the handler, which is made when Envoy starts."""
 
     def __init__(self) -> None:
         self._handler: Handler | None = None
 
     async def live(self, receive: Receive, send: Send) -> None:
-        """From Envoy's start to its end."""
+        """Handles the scope `lifespan`, from Envoy's start to its end."""
         await receive()
         name, *arguments = json.loads(os.environ[VARIABLE])
         self._handler = import_module(f"benchmarks.servers.{name}").make(arguments)
@@ -75,11 +75,11 @@ class _Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        """One stream."""
+        """Serves one stream."""
         headers = [(b"content-type", b"application/grpc")]
         await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
-        assert self._handler is not None  # noqa: S101  # Envoy starts before it serves
-        await self._handler(None, Context(receive, send))  # type: ignore[arg-type]  # as much of one as is used
+        assert self._handler is not None  # noqa: S101  # Envoy completes the startup before it serves
+        await self._handler(None, Context(receive, send))  # type: ignore[arg-type]  # has only what handlers use
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         await send({"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")], "more_trailers": False})
 
@@ -88,7 +88,7 @@ _APPLICATION = _Application()
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
-    """Serves one stream, or, for the scope `lifespan`, is told of Envoy's start and end."""
+    """Serves one stream or, for the scope `lifespan`, handles Envoy's start and end."""
     if scope["type"] == "lifespan":
         await _APPLICATION.live(receive, send)
     else:

@@ -1,8 +1,8 @@
-"""What the servers that are measured have in common: how they are started, and what they answer.
+"""Starts the servers that are measured, and makes their responses.
 
     python -m benchmarks.servers.NAME ARGUMENTS
 
-runs one on grpc.aio; `on_envoy` runs the same inside of Envoy.
+runs one on grpc.aio; `on_envoy` runs the same one inside Envoy.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ Handler = Callable[[Any, Context], Awaitable[None]]
 
 
 def run(make: Callable[[list[str]], Handler]) -> None:
-    """Serves as the `Inference` service on a free port, which is printed, until SIGTERM. make: the handler, of the
-    command's arguments."""
+    """Serves the `Inference` service on a free port until SIGTERM. Prints the port.
+
+    make: makes the handler from the command's arguments.
+    """
     asyncio.run(_serve(make(sys.argv[1:])))
 
 
 async def _serve(stream: Handler) -> None:
     class Servicer(inference_pb2_grpc.InferenceServicer):
-        """The handler, in the place of the real one."""
+        """Calls the handler for `Stream`; has no other method."""
 
         Stream = staticmethod(stream)  # type: ignore[assignment]
-        Generate = None  # type: ignore[assignment]  # nobody asks
+        Generate = None  # type: ignore[assignment]  # never called
         Score = None  # type: ignore[assignment]  # likewise
         Step = None  # type: ignore[assignment]  # likewise
         Watch = None  # type: ignore[assignment]  # likewise
@@ -51,12 +53,12 @@ async def _serve(stream: Handler) -> None:
 
 
 def opened(request: pb.StreamRequest, model: str) -> pb.StreamResponse:
-    """The answer to an open."""
+    """Returns the response to an open."""
     return pb.StreamResponse(request_id=request.request_id, opened=pb.Opened(model=model))
 
 
 def fed(request: pb.StreamRequest, token: int, text: str) -> pb.StreamResponse:
-    """The answer to a feed, of the kind and size of the service's own: the next token."""
+    """Returns the response to a feed, of the same kind and size as the service's own: the next token."""
     position = request.feed.position + len(request.feed.token_ids)
     output = pb.StepOutput(position=position, tokens=[pb.Token(id=token, text=text)])
     return pb.StreamResponse(

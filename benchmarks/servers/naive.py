@@ -1,4 +1,4 @@
-"""What one writes by hand: a stream a client, its state in local variables, one `session.run` a message."""
+"""A simple hand-written server: one client per stream, its state in local variables, one `session.run` per message."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from benchmarks.servers.host import Context, Handler, fed, opened, run
 from service.repository.runtime import RuntimeOptions
 
 DEFAULTS = RuntimeOptions(num_threads=os.cpu_count() or 1, allow_spinning=True)
-"""What ONNX Runtime does by itself: a thread a core, and threads that wait keep their cores busy."""
+"""ONNX Runtime's own defaults: one thread per core, and waiting threads keep their cores busy."""
 
 
 def make(arguments: list[str]) -> Handler:
-    """arguments: the bundle; `one` for one thread an operator, or `defaults`."""
+    """Returns the handler. arguments: the bundle; then `one` for one thread per operator, or `defaults`."""
     folder, threads = arguments
     bundle = load_step(Path(folder), runtime=DEFAULTS if threads == "defaults" else None)
 
     async def stream(_: Any, context: Context) -> None:
-        """One session: opened by the first message, stepped by the others."""
+        """Serves one session: the first message opens it, the others step it."""
         state = bundle.zeros(1)
         lengths = np.ones(1, np.int64)
         while (request := await context.read()) is not grpc.aio.EOF:

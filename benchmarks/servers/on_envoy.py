@@ -1,4 +1,4 @@
-"""Runs one of these servers inside of Envoy, with the configuration that the service has there, and prints its port.
+"""Runs one of these servers inside Envoy, with the service's own Envoy configuration, and prints its port.
 
     python -m benchmarks.servers.on_envoy NAME ARGUMENTS
 
@@ -19,7 +19,7 @@ from service.wire.envoy import configuration, library
 
 
 def main() -> None:
-    """Does not return."""
+    """Replaces this process with Envoy, and so does not return."""
     port = free_port()
     made = configuration.configuration(
         Settings(),
@@ -33,7 +33,7 @@ def main() -> None:
     path = library.binary_path()
     flags = ("--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
     environment = {**library.environment(), VARIABLE: json.dumps(sys.argv[1:])}
-    os.execve(path, (path, "--config-yaml", json.dumps(made), *flags), environment)  # noqa: S606  # no shell is wanted
+    os.execve(path, (path, "--config-yaml", json.dumps(made), *flags), environment)  # noqa: S606  # no shell is needed
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The service with many sessions open already: `python -m benchmarks.servers.populated REPOSITORY MODEL SESSIONS`.
+"""The service with many open sessions: `python -m benchmarks.servers.populated REPOSITORY MODEL SESSIONS`.
 
-Prints one line of JSON: the port, and the resident memory before and after the sessions were opened and their state
-written to. `--feed`: by feeding each a token, as a client would; else by writing to the arrays.
+Prints one line of JSON: the port, and the resident memory in bytes before and after the sessions were opened and their
+state was written. With `--feed`, it feeds each session a token, as a client would; otherwise it writes to the arrays.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from service.wire.grpcio import GrpcioWire
 
 
 def ignore(*_: Any) -> None:
-    """Answers nobody."""
+    """Ignores a response or event."""
 
 
 async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) -> None:
-    """Opens the sessions inside, then serves until SIGTERM."""
+    """Opens the sessions inside the server, then serves until SIGTERM."""
     settings = Settings(
         models=repository,
         port=0,
@@ -46,7 +46,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
     server = Server(settings, GrpcioWire(settings))
     addresses = await server.start()
     sessions, served = server._sessions, server._hosting.find(model, 1, BASE_VARIANT)
-    assert sessions is not None  # noqa: S101  # made when the server started
+    assert sessions is not None  # noqa: S101  # exists since the server started
     engine = served.engine
     gc.collect()
     before = resident_bytes(os.getpid())
@@ -61,7 +61,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
             for session in opened:
                 nothing = OutputSpec(OutputKind.NONE)
                 sessions.requests.feed(Request(session, 0, ignore, 0.0), 0, [1], nothing)
-            while engine.statistics.num_waiting:  # noqa: ASYNC110  # a benchmark may look
+            while engine.statistics.num_waiting:  # noqa: ASYNC110  # polling is acceptable in a benchmark
                 await asyncio.sleep(0)
     if not feed:
         for state in engine._core.arena._states:
@@ -74,7 +74,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
 
 
 def main() -> None:
-    """The command line of the process."""
+    """Runs the command line of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repository", type=Path)
     parser.add_argument("model")

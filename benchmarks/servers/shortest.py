@@ -1,9 +1,10 @@
-"""The shortest server that keeps sessions' state and batches continuously: the yardstick for a token's path.
+"""The shortest server that keeps sessions' state and batches continuously: the lower bound for the path of a token.
 
     python -m benchmarks.servers.shortest BUNDLE
 
-No checks, no limits, no features: one session a stream; its feeds of one token are collected until the next turn of
-the event loop and run as one batch. It answers as the service does, with the position, the next token and its name.
+It has no checks, no limits, no features and one session per stream. It collects feeds of one token until the next turn
+of the event loop and runs them as one batch. Its responses have the same fields as the service's: the position, the
+next token and its name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SESSION_ID = "aaaaaaaaaaaa"
 
 
 class Lane:
-    """A stream's session: its slot, its position, and the answers that are not written yet."""
+    """The session of a stream: its slot, its position, and its unwritten responses."""
 
     __slots__ = ("answers", "position", "slot", "writer")
 
@@ -36,13 +37,13 @@ class Lane:
         self.writer: asyncio.Future[None] | None = None
 
     def send(self, answer: pb.StreamResponse) -> None:
-        """Gives an answer to the task that writes."""
+        """Queues a response for the task that writes."""
         self.answers.append(answer)
         if self.writer is not None and not self.writer.done():
             self.writer.set_result(None)
 
     async def write(self, context: Context) -> None:
-        """Writes answers for as long as the stream lives."""
+        """Writes responses until the task is cancelled."""
         while True:
             if not self.answers:
                 self.writer = asyncio.get_running_loop().create_future()
@@ -54,7 +55,7 @@ class Shortest:
     """All sessions' state, and the feeds of the next batch."""
 
     def __init__(self, bundle: BareStep) -> None:
-        """Raises ValueError when the bundle is none that it can serve."""
+        """Raises ValueError when the server cannot serve the bundle."""
         states = bundle.zeros(NUM_SLOTS)
         if not bundle.has_choice or any(state.shape[1] != NUM_SLOTS for state in states):
             raise ValueError("the step graph must choose the next token, and its states' second axis be the batch")
@@ -68,7 +69,7 @@ class Shortest:
         self._pending: list[tuple[Lane, int, int]] = []
 
     async def stream(self, _: Any, context: Context) -> None:
-        """One session: opened by the first message, stepped by the others."""
+        """Serves one session: the first message opens it, the others step it."""
         lane = Lane(self._free.pop())
         writer = asyncio.create_task(lane.write(context))
         try:
@@ -110,7 +111,7 @@ class Shortest:
 
 
 def make(arguments: list[str]) -> Handler:
-    """arguments: the bundle."""
+    """Returns the handler. arguments: the bundle."""
     return Shortest(load_step(Path(arguments[0]))).stream
 
 

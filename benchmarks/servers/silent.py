@@ -1,4 +1,4 @@
-"""The service with nobody to hear what it does: no metric is kept. Prints the port.
+"""The service without any metric or event log. Prints the port.
 
 python -m benchmarks.servers.silent MODELS
 """
@@ -16,12 +16,12 @@ from service.wire.grpcio import GrpcioWire
 
 
 class Deaf:
-    """An observer of everything that does nothing."""
+    """An observer that ignores every report."""
 
     is_tracing = False
 
     def __init__(self, *facts: Any, **named: Any) -> None:
-        """Takes what the real ones take."""
+        """Takes any arguments, as the real observers do."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -30,7 +30,7 @@ class Deaf:
 
 
 def _ignore(*facts: object, **named: object) -> None:
-    """Nobody hears it."""
+    """Ignores a report."""
 
 
 async def main() -> None:

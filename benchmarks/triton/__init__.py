@@ -1,1 +1,1 @@
-"""Triton Inference Server with its sequence batcher: a peer that Carousel is measured beside."""
+"""Triton Inference Server with its sequence batcher: a server that Carousel is compared with."""

@@ -1,7 +1,7 @@
-"""The virtual environment that Triton runs in: its wheel wants a NumPy and a protobuf that Carousel's own lacks.
+"""The virtual environment of Triton, whose wheel needs other versions of NumPy and protobuf than Carousel.
 
-`python -m benchmarks.triton.environment` makes it, and so does `python -m benchmarks peers`. It takes a quarter of a
-minute and 330 MB.
+`python -m benchmarks.triton.environment` makes it, and so does `python -m benchmarks peers`. That takes about 15
+seconds and 330 MB.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "build" / "peers" / "triton"
 REQUIREMENTS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", f"onnxruntime=={version('onnxruntime')}")
-"""What is installed, without what these depend on: of the first only the server's program and its Python backend are
-used. ONNX Runtime is the one that Carousel runs with."""
+"""The packages, installed without their dependencies: of the first, only the server's program and its Python backend
+are used. ONNX Runtime has the version that Carousel runs with."""
 TRITON_VERSION = "2.51.0"
-"""Of the program in that wheel."""
+"""The version of the program in that wheel."""
 _TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where everything is once it is made."""
+    """The paths of the environment."""
 
     folder: Path = FOLDER
 
     @property
     def packages(self) -> Path:
-        """What Python imports from."""
+        """The folder that Python imports from."""
         return Path(sysconfig.get_path("purelib", vars={"base": str(self.folder)}))
 
     @property
     def program(self) -> Path:
-        """The server."""
+        """The server's program."""
         return self._server / "bin" / "tritonserver"
 
     @property
     def backends(self) -> Path:
-        """What is given as its folder of backends."""
+        """The server's folder of backends."""
         return self._server / "backends"
 
     @property
@@ -49,7 +49,8 @@ class Environment:
         return self.packages / "pytriton" / "tritonserver"
 
     def make(self) -> None:
-        """Makes it, unless it is there with the same packages. Raises RuntimeError when it cannot be made."""
+        """Makes the environment, unless it exists with the same packages. Raises RuntimeError when it cannot be
+        made."""
         made_of = self.folder / "made-of.txt"
         python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
         wanted = "\n".join((f"python=={python_version}", *REQUIREMENTS))

@@ -1,8 +1,8 @@
-"""What load generators send to Triton: requests of `inference.GRPCInferenceService/ModelStreamInfer`.
+"""Messages for Triton: requests of `inference.GRPCInferenceService/ModelStreamInfer`.
 
-Only the fields that are used are declared. Their numbers are those of version 2 of KServe's protocol, as Triton has it.
-A stream is one sequence. Its first request starts the sequence; none ends it, since the next measurement starts the
-sequences with the same ids again.
+Only the used fields are declared. Their numbers are those of KServe's protocol, version 2, as Triton implements it. A
+stream is one sequence. Its first request starts the sequence. No request ends it, because the next measurement restarts
+the sequences under the same ids.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 INPUT = "tokens"
 OUTPUT = "next_token"
 ERROR_FIELD = "1"
-"""`error_message` of a response, which is absent where there is none."""
+"""`error_message` of a response, which is absent when there is no error."""
 _TIMEOUT_S = 30.0
 
 _FIELDS = {
     "Parameter": {"bool_param": (1, "bool"), "int64_param": (2, "int64")},
-    "NamedParameter": {"key": (1, "string"), "value": (2, "Parameter")},  # an entry of a map, as it is on the wire
+    "NamedParameter": {"key": (1, "string"), "value": (2, "Parameter")},  # an entry of a map, in its wire format
     "InputTensor": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "[int64]")},
     "Request": {
         "model_name": (1, "string"),
@@ -36,7 +36,7 @@ _FIELDS = {
     "Response": {"raw_output_contents": (6, "[bytes]")},
     "StreamResponse": {"error_message": (1, "string"), "infer_response": (2, "Response")},
 }
-"""The fields of each message: number and type; in brackets: repeated."""
+"""The fields of each message: number and type; a type in brackets is repeated."""
 
 
 def _classes() -> dict[str, Any]:
@@ -61,7 +61,7 @@ _CLASSES = _classes()
 
 
 def request(model: str, sequence_id: int, token: int, *, is_start: bool = False) -> bytes:
-    """A step of one token, ready to be written. sequence_id: 1 or more."""
+    """Returns the bytes of a step of one token. sequence_id: 1 or more."""
     message = _CLASSES["Request"](model_name=model, raw_input_contents=[struct.pack("<q", token)])
     message.inputs.add(name=INPUT, datatype="INT64", shape=[1, 1])
     message.parameters.add(key="sequence_id", value={"int64_param": sequence_id})
@@ -72,7 +72,7 @@ def request(model: str, sequence_id: int, token: int, *, is_start: bool = False)
 
 
 def next_token(response: bytes) -> int:
-    """The token that a response has. Raises RuntimeError with Triton's message when it is an error."""
+    """Returns the token of a response. Raises RuntimeError with Triton's message when the response is an error."""
     message = _CLASSES["StreamResponse"].FromString(response)
     if message.error_message:
         raise RuntimeError(f"Triton answered: {message.error_message}")
@@ -80,7 +80,7 @@ def next_token(response: bytes) -> int:
 
 
 def next_tokens(target: str, model: str, tokens: list[int], sequence_id: int = 1) -> list[int]:
-    """What a server answers to each token of a new sequence. Raises RuntimeError, grpc.RpcError."""
+    """Returns the server's answer to each token of a new sequence. Raises RuntimeError, grpc.RpcError."""
     requests = [request(model, sequence_id, token, is_start=not place) for place, token in enumerate(tokens)]
     with grpc.insecure_channel(target) as channel:
         call: Any = channel.stream_stream(METHOD)
@@ -88,7 +88,7 @@ def next_tokens(target: str, model: str, tokens: list[int], sequence_id: int = 1
 
 
 def lockstep(load: Load) -> Traffic:
-    """One sequence a stream, one token a message, one in flight."""
+    """One sequence per stream, one token per message, one in flight."""
     sequences = []
     for index in range(load.streams):
         first = [request(load.model, index + 1, 1, is_start=True)]

@@ -1,8 +1,8 @@
-"""The model that Triton's Python backend runs: a bundle's step graph, with the state of every sequence kept here.
+"""The model for Triton's Python backend: a bundle's step graph. This module keeps the state of every sequence.
 
-Triton loads this file in a process of its own, in which nothing else of this project can be imported. All requests
-of a batch are one run. The id of a sequence is the place of its state, and a start writes zeros there: less work than
-a model does that takes ids of any kind.
+Triton loads this file in a separate process, which can import nothing else of this project. All requests of a batch are
+one run. The sequence's id is the index of its state, and a start request writes zeros there. This is less work than a
+model needs that accepts ids of any kind.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import onnxruntime as ort
 import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # Triton brings it
 
 NUM_SEQUENCES = 1024
-"""Ids are from 1 to less than this."""
+"""Ids are from 1 to NUM_SEQUENCES - 1."""
 _START = 1
 """The flag of a request that starts its sequence."""
 
 
 class TritonPythonModel:
-    """The name and the methods that the backend looks for."""
+    """Has the name and the methods that the backend expects."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the graph with the options that Carousel loads it with."""
+        """Loads the graph with the same options as Carousel."""
         folder = Path(json.loads(args["model_config"])["parameters"]["bundle"]["string_value"])
         manifest = json.loads((folder / "manifest.json").read_text())
         step, states = manifest["step"], manifest["states"]
@@ -47,7 +47,7 @@ class TritonPythonModel:
             self._states[state["input"]["name"]] = np.zeros((layers, NUM_SEQUENCES, size), np.float32)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One step of the sequence of each request; one response for each."""
+        """Steps the sequence of each request once. Returns one response for each request."""
         ids = [request.correlation_id() for request in requests]
         for place, request in zip(ids, requests, strict=True):
             if request.flags() & _START:

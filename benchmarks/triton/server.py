@@ -19,15 +19,15 @@ from benchmarks.triton.environment import Environment
 from examples.ports import free_port, wait_for_port
 
 MAX_SEQUENCES = 64
-"""As many as a batch may have."""
+"""The largest batch, and so the largest number of sequences."""
 MAX_DELAY_US = 200
-"""How long a batch that is not full waits: see docs/performance.md for what was tried."""
+"""How long an incomplete batch waits. docs/performance.md lists the values that were tried."""
 JEMALLOC = find_library("jemalloc") or ""
-"""The memory allocator with which Triton is faster, and crashes less often; empty where it is not installed."""
+"""The memory allocator that makes Triton faster and less likely to crash; empty when it is not installed."""
 _MODEL = Path(__file__).with_name("model.py")
 _IDLE_US = 600_000_000
 _STOP_TIMEOUT_S = 15.0
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where the Python backend has it
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where the Python backend creates its shared memory
 
 CONFIGURATION = """\
 backend: "python"
@@ -61,7 +61,8 @@ def write_repository(repository: Path, name: str, bundle: Path) -> None:
 
 @contextmanager
 def triton(environment: Environment, name: str, bundle: Path, preload: str = "") -> Iterator[Started]:
-    """A running Triton. preload: a library. Raises RuntimeError with the log when Triton does not start."""
+    """Starts Triton. preload: path of a library, or empty. Raises RuntimeError with the log when Triton does not
+    start."""
     port = free_port()
     prefix = f"carousel-peers-{port}-"
     with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile(suffix=".log") as log:
@@ -96,13 +97,13 @@ def _variables(environment: Environment, preload: str) -> dict[str, str]:
         **os.environ,
         "PATH": f"{environment.folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(environment.packages),
-        "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),  # which may have libpython
+        "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),  # this folder may contain libpython
         "LD_PRELOAD": preload,
     }
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and the backend's process, which outlives a server that crashes."""
+    """Ends the server and the backend's process, which can outlive a server that crashed."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
