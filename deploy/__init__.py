@@ -1,1 +1,1 @@
-"""How Carousel is deployed; the packages in here are for who builds it, not for who runs it."""
+"""Deployment files. The Python packages here generate and check them; a running server does not need them."""

@@ -1,1 +1,1 @@
-"""Makes two distributions, the client's and the server's, of one checkout: `python -m distributions --to dist`."""
+"""Builds two distributions, the client's and the server's, from one checkout: `python -m distributions --to dist`."""

@@ -1,4 +1,4 @@
-"""`python -m distributions --to FOLDER`: wheels and sdists of this checkout."""
+"""`python -m distributions --to FOLDER` builds the wheels and sdists of this checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distributions.building import BuildError, build
 
 
 def main() -> int:
-    """The process's exit code: 0 when all was built."""
+    """Runs the command line. Returns the process's exit code: 0 when everything was built."""
     parser = argparse.ArgumentParser(description="Builds wheels and sdists of this checkout.")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where they are written")
     try:

@@ -1,6 +1,6 @@
-"""The build backend of the checkout: installs it editable, and refuses to make a wheel of its folders.
+"""The build backend of the checkout: supports editable installs, and refuses to build a wheel or an sdist.
 
-Such a wheel would put `service`, `export` and `models` into its users' environments.
+Such a wheel would install `service`, `export` and `models` as top-level packages.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _REFUSAL = (
 
 
 def build_wheel(folder: str, settings: Mapping[str, Any] | None = None, metadata: str | None = None) -> NoReturn:
-    """Raises SystemExit, which says what to do."""
+    """Raises SystemExit with a text that says what to do instead."""
     raise SystemExit(_REFUSAL)
 
 
 def build_sdist(folder: str, settings: Mapping[str, Any] | None = None) -> NoReturn:
-    """Raises SystemExit, which says what to do."""
+    """Raises SystemExit with a text that says what to do instead."""
     raise SystemExit(_REFUSAL)

@@ -17,13 +17,13 @@ _BUILD = (
 
 
 class BuildError(Exception):
-    """A distribution cannot be built; the message says why."""
+    """A distribution cannot be built; the message is the reason."""
 
 
 def build(root: Path, to: Path) -> list[Path]:
-    """Writes wheels and sdists of the checkout at `root` into the folder `to`, and returns their paths, client first.
+    """Builds wheels and sdists of the checkout at `root` in the folder `to`. Returns their paths, the client's first.
 
-    Files in them are as old as SOURCE_DATE_EPOCH says; without it as the last commit. Raises BuildError.
+    The files in them have the date of SOURCE_DATE_EPOCH or, without it, of the last commit. Raises BuildError.
     """
     checkout, epoch = Checkout.at(root), os.environ.get("SOURCE_DATE_EPOCH") or _last_commit(root)
     to.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def build(root: Path, to: Path) -> list[Path]:
 
 
 def build_staged(source: Path, to: Path) -> list[Path]:
-    """Builds the sdist and the wheel of one distribution's source, as old as it says itself. Raises BuildError."""
+    """Builds the sdist and the wheel of one staged source, with the date that was staged. Raises BuildError."""
     command = [sys.executable, "-B", "-c", _BUILD, str(to.resolve())]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     if done.returncode:

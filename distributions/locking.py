@@ -1,7 +1,7 @@
-"""`python -m distributions.locking --compiler PROGRAM`: what the image installs, with versions and hashes.
+"""`python -m distributions.locking --compiler PROGRAM` locks the image's packages, with versions and hashes.
 
-Writes into `deploy/locks`: `server.lock`; for each extra that an image may have, what it needs beyond that; and
-`build.lock`, what builds the wheels. `./scripts/lock` runs it with the Python of the image.
+Writes into `deploy/locks`: `server.lock`; for each extra that an image may have, a lock of the additional packages; and
+`build.lock`, the packages that build the wheels. `./scripts/lock` runs it with the image's Python version.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ _HEAD = "# Made by ./scripts/lock: do not edit.\n"
 
 
 class LockError(Exception):
-    """No lock can be made; the message is the compiler's."""
+    """No lock can be made; the message is the compiler's, or names a conflict."""
 
 
 def entries(lock: str) -> dict[str, str]:
-    """The packages of a lock, each with its lines: the version and the hashes."""
-    found: dict[str, str] = {}  # an entry goes on after each backslash at the end of a line
+    """Returns the packages of a lock, each with its lines: the version and the hashes."""
+    found: dict[str, str] = {}  # a backslash at the end of a line continues the entry
     for entry in re.findall(r"^[\w.-]+==[^\\\n]*(?:\\\n[^\\\n]*)*\n", lock, re.MULTILINE):
         found[entry.partition("==")[0]] = entry
     return found
 
 
 def beyond(lock: str, base: str) -> str:
-    """The packages of a lock that `base` has not. Raises LockError when they differ in what both have."""
+    """Returns the entries of a lock that `base` does not have. Raises LockError when a package of both has different
+    entries."""
     ours, theirs = entries(lock), entries(base)
     for name in sorted(ours.keys() & theirs):
         if ours[name] != theirs[name]:
@@ -46,14 +47,15 @@ def beyond(lock: str, base: str) -> str:
 
 
 def requirements(checkout: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What each lock is of, by its name. checkout: the parsed pyproject.toml."""
+    """Returns the requirements of each lock, by its name. checkout: the parsed pyproject.toml."""
     project, image = checkout["project"], checkout["tool"]["carousel"]["image"]
     found = {"server": [*project["dependencies"], *image["also"]], "build": [backend(checkout)]}
     return found | {extra: list(project["optional-dependencies"][extra]) for extra in image["extras"]}
 
 
 def compiled(compiler: str, wanted: Sequence[str], base: str = "") -> str:
-    """A lock of `wanted` and all that it needs, in the versions of `base` for what that has. Raises LockError."""
+    """Returns a lock of `wanted` and its dependencies; packages in the lock `base` keep their versions. Raises
+    LockError."""
     with tempfile.TemporaryDirectory() as folder:
         source, lock = Path(folder, "requirements.in"), Path(folder, "requirements.txt")
         source.write_text("\n".join(wanted) + "\n", encoding="utf-8")
@@ -66,7 +68,7 @@ def compiled(compiler: str, wanted: Sequence[str], base: str = "") -> str:
 
 
 def write_locks(root: Path, compiler: str) -> list[Path]:
-    """Writes all of them and returns their paths. Raises LockError."""
+    """Writes all locks. Returns their paths. Raises LockError."""
     wanted = requirements(Checkout.at(root).project)
     locks = {"server": compiled(compiler, wanted.pop("server")), "build": compiled(compiler, wanted.pop("build"))}
     for extra, needs in wanted.items():
@@ -79,7 +81,7 @@ def write_locks(root: Path, compiler: str) -> list[Path]:
 
 
 def main() -> int:
-    """The process's exit code: 0 when all were written."""
+    """Runs the command line. Returns the process's exit code: 0 when all locks were written."""
     parser = argparse.ArgumentParser(description="Locks what the image installs.")
     parser.add_argument("--compiler", required=True, metavar="PROGRAM", help="pip-compile, of the image's Python")
     try:

@@ -1,4 +1,4 @@
-"""What the checkout's pyproject.toml says, as the pyproject.toml of each distribution."""
+"""Makes the pyproject.toml of each distribution from the checkout's pyproject.toml."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 BACKEND_FILE = "build_backend.py"
-"""Beside the pyproject.toml of each distribution."""
+"""This file is in the same folder as the distribution's pyproject.toml."""
 _BUILD = 'build-backend = "build_backend"\nbackend-path = ["."]'
 _BACKEND = "flit-core"
 
 
 class MetadataError(Exception):
-    """pyproject.toml says something that no distribution can be made of; the message says what."""
+    """No distribution can be made from pyproject.toml; the message is the reason."""
 
 
 def client(checkout: Mapping[str, Any], version: str) -> str:
-    """The client's pyproject.toml. checkout: the parsed one of the checkout. Raises MetadataError."""
+    """Returns the client's pyproject.toml. checkout: the parsed one of the checkout. Raises MetadataError."""
     project, about = checkout["project"], checkout["tool"]["carousel"]["client"]
     return _toml(
         checkout,
@@ -33,7 +33,7 @@ def client(checkout: Mapping[str, Any], version: str) -> str:
 
 
 def server(checkout: Mapping[str, Any], version: str) -> str:
-    """The server's pyproject.toml. checkout: the parsed one of the checkout. Raises MetadataError."""
+    """Returns the server's pyproject.toml. checkout: the parsed one of the checkout. Raises MetadataError."""
     project = checkout["project"]
     about, clients = checkout["tool"]["carousel"]["server"], checkout["tool"]["carousel"]["client"]
     extras = {name: list(project["optional-dependencies"][name]) for name in about["extras"]}
@@ -51,9 +51,9 @@ def server(checkout: Mapping[str, Any], version: str) -> str:
 
 
 def backend(checkout: Mapping[str, Any]) -> str:
-    """The requirement that builds both distributions. Raises MetadataError."""
+    """Returns the requirement that builds both distributions. Raises MetadataError when the extra `dev` lacks it."""
     for requirement in checkout["project"]["optional-dependencies"]["dev"]:
-        if re.match(r"[\w.-]*", requirement).group() == _BACKEND:  # type: ignore[union-attr]  # it always matches
+        if re.match(r"[\w.-]*", requirement).group() == _BACKEND:  # type: ignore[union-attr]  # always matches
             return str(requirement)
     raise MetadataError(f"pyproject.toml: the extra `dev` must have {_BACKEND}, which builds the distributions")
 
@@ -90,7 +90,7 @@ def _toml(
 
 
 def _value(value: object) -> str:
-    """Strings, lists and tables of them as TOML."""
+    """Returns a string, a list or a table of them as TOML."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + " }"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`python -m distributions.release VERSION`: writes a release's version, and its section of the changelog.
+"""`python -m distributions.release VERSION` writes a release's version, and its section of the changelog.
 
 `./scripts/release` does the rest: checks, tests, commit, distributions, image and tag.
 """
@@ -15,17 +15,17 @@ from distributions.staging import VERSION_FILE, Checkout
 
 CHANGELOG = Path("CHANGELOG.md")
 DEPLOYED = (Path("deploy/kustomization.yaml"), Path("deploy/helm/carousel/Chart.yaml"))
-"""What names the version of the image."""
+"""Files that contain the image's version."""
 _UNRELEASED = "## [Unreleased]\n"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 class ReleaseError(Exception):
-    """There cannot be such a release; the message says why, and what to do."""
+    """This release is impossible; the message says why, and what to do."""
 
 
 def next_changelog(changelog: str, version: str, day: date) -> str:
-    """The changelog with what is unreleased under the version's own heading. Raises ReleaseError."""
+    """Returns the changelog with the unreleased changes below the version's heading. Raises ReleaseError."""
     if f"## [{version}]" in changelog:
         raise ReleaseError(f"{CHANGELOG} has a section of {version}: a version is released once, choose a later one")
     before, found, after = changelog.partition(_UNRELEASED)
@@ -37,7 +37,8 @@ def next_changelog(changelog: str, version: str, day: date) -> str:
 
 
 def next_version(source: str, current: str, version: str) -> str:
-    """The version's file for a release. Raises ReleaseError for what is no version, or earlier than the current one."""
+    """Returns the version file's text for a release. Raises ReleaseError for an invalid version, or one below the
+    current."""
     if not _VERSION.fullmatch(version):
         raise ReleaseError(f"{version!r:.60} is no version: give three numbers, such as 1.2.3")
     if _numbers(version) < _numbers(current):
@@ -46,7 +47,8 @@ def next_version(source: str, current: str, version: str) -> str:
 
 
 def next_deployed(text: str, current: str, version: str) -> str:
-    """A file that is deployed, with the version for the current one. Raises ReleaseError where it has another."""
+    """Returns the text of a deployed file with the new version. Raises ReleaseError when it does not have the current
+    one."""
     found = re.compile(rf"(?m)^( *(?:newTag|version|appVersion): ){re.escape(current)}$")
     text, num_found = found.subn(rf"\g<1>{version}", text)
     if not num_found:
@@ -66,7 +68,7 @@ def release(root: Path, version: str, day: date) -> None:
 
 
 def main() -> int:
-    """The process's exit code: 0 when all files were written."""
+    """Runs the command line. Returns the process's exit code: 0 when all files were written."""
     parser = argparse.ArgumentParser(description="Writes a release's version, and its section of the changelog.")
     parser.add_argument("version", metavar="VERSION", help="three numbers, such as 1.2.3")
     try:

@@ -1,14 +1,16 @@
-"""Moves packages below another: absolute imports, and strings that name their modules, files and commands.
+"""Moves packages below another package: rewrites absolute imports, and strings that name modules, files and commands.
 
-Knows Python's grammar and tokens, and nothing of this project. Its rules:
+Knows Python's grammar and tokens, and nothing of this project. `P` is a moved package, `new` the package above it.
+Rules:
 
-1. Text is inserted, or replaced within one line; every line keeps its number.
-2. `from P.x import y` and `import P.x as y` get the new package in front. `import P.x` binds the name `P`: it becomes
-   `import new.P.x; from new import P`. Relative imports stay as they are.
-3. In strings, `P.x` and `P/x` get the new package in front if there is such a module. All else that begins with `P.`
-   stays, such as the name of an event in a log.
-4. `python -m P` in a string becomes the command of P where it has one. `"-m", "P"` in a list names a module.
-5. What is between the braces of an f-string is code, and stays.
+1. A rewrite inserts text, or replaces text within one line. So every line keeps its number.
+2. `from P.x import y` and `import P.x as y` get the prefix `new.`. `import P.x` binds the name `P`, so it becomes
+   `import new.P.x; from new import P`. Relative imports do not change.
+3. In strings, `P.x` and `P/x` get the prefix if such a module exists. Other text that begins with `P.` does not change,
+   such as the name of a log event.
+4. `python -m P` in a string becomes the command of P if P has one. `"-m", "P"` in a list names a module, which gets the
+   prefix.
+5. Code between the braces of an f-string does not change.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _F_STRING_END = getattr(tokenize, "FSTRING_END", -1)
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replaces `length` characters at `offset` of a text by `text`."""
+    """Replaces `length` characters of a text, from `offset` on, by `text`."""
 
     offset: int
     length: int
@@ -36,8 +38,8 @@ class Edit:
 class Rewriter:
     """Moves the packages `moved` below the package `below`.
 
-    modules: the dotted names of all modules that are moved. programs: by package, the command that stands for
-    `python -m PACKAGE`.
+    modules: the dotted names of all moved modules.
+    programs: by package, the command that replaces `python -m PACKAGE`.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Rewriter:
         self._run = re.compile(rf"python -m (?P<package>{names})(?![\w.])")
 
     def python(self, code: str) -> str:
-        """The code of a module, rewritten. Raises SyntaxError for what is no Python."""
+        """Returns the rewritten code of a module. Raises SyntaxError when `code` is not Python."""
         starts = _line_starts(code)
         edits: list[Edit] = []
         for node in ast.walk(ast.parse(code)):
@@ -66,7 +68,7 @@ class Rewriter:
         return _applied(code, edits)
 
     def text(self, text: str) -> str:
-        """Prose that names modules, files and commands, rewritten."""
+        """Returns rewritten prose that names modules, files and commands."""
         return _applied(text, list(self._names(text, 0)))
 
     def _is_moved(self, module: str) -> bool:
@@ -115,7 +117,7 @@ class Rewriter:
                 yield Edit(offset + match.start(), 0, f"{self._below}{separator}")
 
     def _is_there(self, name: str) -> bool:
-        """Whether its first two parts, at least, are a module: `export.torch_model.TorchModel` is in one."""
+        """Returns whether the first two parts of `name` are a module, as in `export.torch_model.TorchModel`."""
         return ".".join(re.split(r"[./]", name)[:2]) in self._modules
 
 
@@ -127,7 +129,7 @@ def _line_starts(code: str) -> list[int]:
 
 
 def _offset(code: str, starts: list[int], line: int, column_bytes: int) -> int:
-    """ast counts columns in bytes of UTF-8."""
+    """Returns the offset in characters; ast counts columns in bytes of UTF-8."""
     start = starts[line - 1]
     text = code[start : starts[line]] if line < len(starts) else code[start:]
     return start + len(text.encode()[:column_bytes].decode())
@@ -147,12 +149,12 @@ def _module_offset(code: str, starts: list[int], node: ast.ImportFrom) -> int:
     statement = code[begin:end]
     inner = _line_starts(statement)
     names = [t for t in tokenize.generate_tokens(io.StringIO(statement).readline) if t.type == tokenize.NAME]
-    line, column = names[1].start  # after `from`
+    line, column = names[1].start  # names[0] is `from`
     return begin + inner[line - 1] + column
 
 
 def _strings(code: str, starts: list[int]) -> Iterator[tuple[int, int]]:
-    """Where each string literal is; an f-string is one, with all that is in it."""
+    """Yields the begin and end of each string literal. An f-string is one literal, including nested strings."""
     depth, begin = 0, 0
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         first = starts[token.start[0] - 1] + token.start[1]
@@ -169,7 +171,7 @@ def _strings(code: str, starts: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _outside_braces(literal: str) -> Iterator[tuple[int, str]]:
-    """The pieces of an f-string that are text, each with where it begins. `{{` and `}}` are text."""
+    """Yields the text pieces of an f-string, each with its begin. `{{` and `}}` are text."""
     depth, begin, at = 0, 0, 0
     while at < len(literal):
         character = literal[at]

@@ -1,4 +1,4 @@
-"""Lays out the source of a distribution in a folder of its own, from which any PEP 517 front end builds it."""
+"""Copies the source of a distribution into a separate folder, from which any PEP 517 front end can build it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distributions.rewriting import Rewriter
 
 VERSION_FILE = Path("carousel", "_version.py")
 EPOCH = "315532800"
-"""1980, the first year that a zip archive can tell: for a source of which nobody says how old it is."""
+"""1980, the earliest date that a zip archive can store: for a source of unknown date, in seconds since 1970."""
 _BACKEND = '''"""Builds with flit-core. All files have the source's date, so that bytes are the same everywhere."""
 
 import os
@@ -45,29 +45,29 @@ class Checkout:
 
     @classmethod
     def at(cls, root: Path) -> Checkout:
-        """Reads it. Raises OSError for what is no checkout."""
+        """Reads a checkout. Raises OSError when `root` is not one."""
         tree = ast.parse((root / VERSION_FILE).read_text(encoding="utf-8"))
         (version,) = [ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign)]
         return cls(root, tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")), version)
 
     @property
     def client(self) -> dict[str, Any]:
-        """What pyproject.toml says of the client's distribution."""
+        """The table of the client's distribution in pyproject.toml."""
         return dict(self.project["tool"]["carousel"]["client"])
 
     @property
     def server(self) -> dict[str, Any]:
-        """What it says of the server's."""
+        """The table of the server's distribution in pyproject.toml."""
         return dict(self.project["tool"]["carousel"]["server"])
 
     def files(self, folder: str) -> Iterator[Path]:
-        """The files of a folder, sorted; those that Python makes by itself are left out."""
+        """Yields the files of a folder, sorted, without Python's bytecode cache."""
         for path in sorted((self.root / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path
 
     def rewriter(self) -> Rewriter:
-        """What moves the server's packages below their one package."""
+        """Returns a rewriter that moves the server's packages below the one package of its distribution."""
         about = self.server
         modules = set()
         for folder in about["folders"]:
@@ -78,8 +78,10 @@ class Checkout:
 
 
 def stage_client(checkout: Checkout, to: Path, epoch: str = EPOCH) -> Path:
-    """Writes the client's source into `to`, which is made, and returns it. epoch: what its files' dates will be, in
-    seconds since 1970."""
+    """Writes the client's source into `to`, a new folder. Returns `to`.
+
+    epoch: the date of the files in the distributions, in seconds since 1970.
+    """
     (package,) = checkout.client["folders"]
     _start(checkout, to, checkout.client["readme"], metadata.client(checkout.project, checkout.version), epoch)
     for path in checkout.files(package):
@@ -91,7 +93,7 @@ def stage_client(checkout: Checkout, to: Path, epoch: str = EPOCH) -> Path:
 
 
 def stage_server(checkout: Checkout, to: Path, epoch: str = EPOCH) -> Path:
-    """Writes the server's source, with its packages moved below one, as `stage_client` the client's."""
+    """Writes the server's source, with its packages below one package. Arguments as for `stage_client`."""
     about, rewriter = checkout.server, checkout.rewriter()
     _start(checkout, to, about["readme"], metadata.server(checkout.project, checkout.version), epoch)
     package = to / about["package"]
@@ -123,7 +125,7 @@ def _main(checkout: Checkout) -> str:
 
 
 def _move(path: Path, to: Path, rewriter: Rewriter) -> None:
-    """Copies a file of the server: code and prose, such as a model's card, name what is moved by its new name."""
+    """Copies a file of the server. In code and Markdown, such as a model's card, moved modules get their new names."""
     rewrite = {".py": rewriter.python, ".md": rewriter.text}.get(path.suffix)
     if rewrite is None:
         _copy(path, to)

@@ -1,4 +1,4 @@
-"""`python -m deploy.dashboards FOLDER` writes the dashboards there."""
+"""`python -m deploy.dashboards FOLDER` writes the dashboards into the folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALL = (service.DASHBOARD, models.DASHBOARD, sessions.DASHBOARD)
 
 
 def texts() -> dict[str, str]:
-    """JSON by name of its file."""
+    """Returns the JSON of each dashboard by its file name."""
     encoder = JSONEncoder(sort_keys=True, indent=2)
     return {f"{one.title.lower()}.json": encoder.encode(build(one)) + "\n" for one in ALL}
 

@@ -1,4 +1,4 @@
-"""What versions of models do."""
+"""The dashboard of model versions: their loads, batches and latencies."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ DASHBOARD = Dashboard(
                     "percentunit",
                     (
                         Query(
-                            # clamped: a batch may end between the reading of the one and of the other
+                            # clamped: Prometheus reads the two counters one after the other, and a batch may end
+                            # between the two readings
                             f"clamp_max({rate('carousel_graph_run_seconds_sum', 'model, version, graph', VERSION)} / "
                             f"({rate('carousel_step_latency_seconds_sum', 'model, version, graph', VERSION)} > 0), 1)",
                             "{{model}}/{{version}} {{graph}}",

@@ -1,4 +1,5 @@
-"""What a panel is to us, and how Grafana's SDK builds it: none is without unit, description and empty state."""
+"""Panels, rows and dashboards, and their conversion with Grafana's SDK. Each panel has a unit, a description and an
+empty state."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE_UID = "carousel-prometheus"
-"""As deploy/grafana/provisioning has it."""
+"""The uid in deploy/grafana/provisioning."""
 WIDTH = 24
 _SOURCE = models.DataSourceRef(type_val="prometheus", uid=DATASOURCE_UID)
 _HEIGHTS = {"timeseries": 8, "stat": 4, "heatmap": 9}
@@ -20,7 +21,11 @@ _HEIGHTS = {"timeseries": 8, "stat": 4, "heatmap": 9}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """expr: PromQL, with Grafana's variables; legend: by labels of the result, such as `{{model}}`."""
+    """One query of a panel.
+
+    expr: PromQL, with Grafana's variables.
+    legend: a template with labels of the result, such as `{{model}}`.
+    """
 
     expr: str
     legend: str
@@ -28,9 +33,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """unit: Grafana's name of it. empty: shown when there is nothing; says what that means. width: of 24 columns.
-    limits: a value each from which on a stat is yellow, and red. states: what a stat shows for 0, which is red, and,
-    where that is all that it counts to, for 1."""
+    """One panel.
+
+    unit: Grafana's name of the unit.
+    empty: the text shown when there is no data; it says what that means.
+    width: in columns, of 24.
+    limits: a stat is orange from the first value on, and red from the second.
+    states: the texts that a stat shows instead of 0, in red, and, if given, instead of 1, in green.
+    """
 
     title: str
     description: str
@@ -46,7 +56,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under a heading, side by side, in as many lines as they need."""
+    """Panels below a heading, side by side, in as many lines as they need."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -54,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """variables: which of `instance`, `model` and `version` it can be narrowed to."""
+    """One dashboard. variables: which of `instance`, `model` and `version` it can be filtered by."""
 
     uid: str
     title: str
@@ -67,7 +77,7 @@ Built = timeseries.Panel | stat.Panel | heatmap.Panel
 
 
 def build(one: Dashboard) -> models.Dashboard:
-    """As Grafana reads it. Ids and places come of the order of rows and panels."""
+    """Returns the dashboard in Grafana's form. The order of rows and panels determines ids and positions."""
     built = (
         dashboard.Dashboard(f"Carousel / {one.title}")
         .uid(one.uid)

@@ -1,8 +1,8 @@
-"""Draws what the dashboards show, from the queries in their files, as Grafana would lay them out.
+"""Draws the dashboards from the queries in their files, with Grafana's layout.
 
     python -m deploy.dashboards.pictures http://127.0.0.1:9090 --seconds 600 --to docs/pictures
 
-Needs matplotlib (the `train` extra). Lines and places are Grafana's; colours and letters are not.
+Needs matplotlib (the `train` extra). Lines and positions are the same as in Grafana; colours and fonts differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COLORS = {"green": "#37872d", "orange": "#e0752d", "red": "#c4162a"}
 
 
 def formatted(value: float, unit: str) -> str:
-    """A value as Grafana writes it, nearly."""
+    """Returns a value approximately as Grafana formats it."""
     if unit == "percentunit":
         return f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
     if unit == "s":
@@ -42,7 +42,7 @@ def formatted(value: float, unit: str) -> str:
 
 
 def draw(dashboard: dict[str, Any], prometheus: str, seconds: float, path: Path) -> None:
-    """Draws one dashboard. Raises QueryError."""
+    """Draws one dashboard into the file `path`. Raises QueryError when Prometheus refuses a query."""
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
     size = (24 * _CELL_INCHES[0], height * _CELL_INCHES[1])
     figure = plt.figure(figsize=size, facecolor="#f4f5f5")
@@ -149,7 +149,7 @@ def _heatmap(axes: Any, unit: str, lines: Sequence[tuple[str, Series]]) -> None:
 
 
 def main() -> int:
-    """The process's exit code."""
+    """Runs the command line. Returns the process's exit code."""
     parser = argparse.ArgumentParser(description="Draws what the dashboards show.")
     parser.add_argument("prometheus", help="its URL")
     parser.add_argument("--seconds", type=float, default=600.0, help="how far back")

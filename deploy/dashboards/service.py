@@ -1,4 +1,4 @@
-"""What clients get."""
+"""The dashboard of the service as clients see it: traffic, errors, latency and saturation."""
 
 from __future__ import annotations
 

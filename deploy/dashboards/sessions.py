@@ -1,4 +1,4 @@
-"""What becomes of sessions."""
+"""The dashboard of sessions: their lifecycle and their durability."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Studies: what the models are good for, measured and drawn."""
+"""Studies: measure what the models can do, and draw the results."""

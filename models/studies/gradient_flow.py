@@ -1,14 +1,15 @@
-"""Vanishing gradients, shown: how the gradient of a late loss reaches early inputs, and what that means for learning.
+"""Shows vanishing gradients: how the gradient of a late loss reaches early inputs, and the effect on learning.
 
     python -m models.studies.gradient_flow --to docs/pictures
 
-Two pictures, `gradient_flow.png` and `long_range_recall.png`, and their figures as JSON on standard output.
+Writes two pictures, `gradient_flow.png` and `long_range_recall.png`, and their figures as JSON to standard output.
 
-1. Cells with random weights read noise. The loss looks at the last output alone; the norm of its gradient by each
-   earlier input tells how much a change of that input could be learnt from (Hochreiter 1991; Bengio, Simard, Frasconi
+1. Cells with random weights read noise. The loss depends on the last output only. The norm of its gradient with respect
+   to an earlier input shows how much the cell could learn from that input (Hochreiter 1991; Bengio, Simard, Frasconi
    1994; Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013).
-2. A recall task: the first token of a sequence is one of several, noise follows, and after the last token the first is
-   to be told (a form of Hochreiter and Schmidhuber's task 2a, 1997). Cells of equal size learn it, or do not.
+2. A recall task: the first token of a sequence is one of several symbols, noise follows, and after the last token the
+   model must predict the first one (a form of Hochreiter and Schmidhuber's task 2a, 1997). Cells of equal size learn
+   it, or fail.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ CHANCE = 1 / NUM_SYMBOLS
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A cell that is looked at. keep_bias: added at the start to that of the gate that keeps the past: the forget gate
-    (Gers et al. 1999; Jozefowicz, Zaremba, Sutskever 2015), or the GRU's update gate."""
+    """A cell to measure.
+
+    keep_bias: added to the initial bias of the gate that keeps the past: the forget gate (Gers et al. 1999; Jozefowicz,
+    Zaremba, Sutskever 2015), or the GRU's update gate.
+    """
 
     name: str
     kind: CellKind
     keep_bias: float = 0.0
 
     def layer(self, input_size: int) -> RecurrentLayer:
-        """One layer with weights as PyTorch draws them."""
+        """Returns one layer with PyTorch's initial weights, plus `keep_bias`."""
         layer = RecurrentLayer(
             self.kind, input_size, HIDDEN_SIZE, projection_size=32 if self.kind == "lstm-projected" else 0
         )
@@ -73,8 +77,10 @@ RECALL = (
 
 
 def gradient_norms(subject: Subject, *, num_steps: int, num_rows: int, seed: int) -> Tensor:
-    """[num_steps] the norm of the gradient of a loss on the last output by each input, the last input first: the mean
-    over rows, relative to the last's."""
+    """Returns [num_steps] gradient norms of a loss on the last output with respect to each input, the last input first.
+
+    Each is the mean over rows, relative to that of the last input.
+    """
     torch.manual_seed(seed)
     layer = subject.layer(HIDDEN_SIZE)
     inputs = torch.randn(num_steps, num_rows, HIDDEN_SIZE, requires_grad=True)
@@ -86,7 +92,7 @@ def gradient_norms(subject: Subject, *, num_steps: int, num_rows: int, seed: int
 
 
 class Recaller(nn.Module):
-    """A layer over one-hot symbols, and what it tells after the last of them."""
+    """A layer over one-hot symbols, and a readout of its last output."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
@@ -94,7 +100,7 @@ class Recaller(nn.Module):
         self.readout = nn.Linear(self.layer.output_size, NUM_SYMBOLS)
 
     def forward(self, symbols: Tensor) -> Tensor:
-        """symbols: [T, B]. Returns logits [B, NUM_SYMBOLS]."""
+        """Returns logits [B, NUM_SYMBOLS]. symbols: [T, B]."""
         inputs = one_hot(symbols, 2 * NUM_SYMBOLS).float()
         outputs, *_ = self.layer(inputs, None, *_zeros(self.layer, symbols.shape[1]))
         logits: Tensor = self.readout(outputs[-1])
@@ -102,7 +108,7 @@ class Recaller(nn.Module):
 
 
 def learn_recall(subject: Subject, *, lag: int, num_updates: int, batch_size: int, seed: int) -> list[float]:
-    """Trains on the recall task; returns the accuracy on fresh sequences every tenth of the way, from before it."""
+    """Trains on the recall task. Returns the accuracy on new sequences before training and after each tenth of it."""
     torch.manual_seed(seed)
     model = Recaller(subject)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -120,7 +126,7 @@ def learn_recall(subject: Subject, *, lag: int, num_updates: int, batch_size: in
 
 
 def draw_flow(norms: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draws how much of the gradient is left, by how far back."""
+    """Draws the gradient norms against the number of steps back."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, values in norms.items():
@@ -137,7 +143,7 @@ def draw_flow(norms: Mapping[str, Sequence[float]], path: Path) -> None:
 
 
 def draw_recall(accuracies: Mapping[str, Sequence[float]], num_updates: int, lag: int, path: Path) -> None:
-    """Draws who learns the recall task."""
+    """Draws the accuracy on the recall task against the number of updates."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     for name, values in accuracies.items():
@@ -165,8 +171,9 @@ def _open_gate(layer: RecurrentLayer, bias: float) -> None:
             for cell in layer.cells:
                 _open_cell(cell, bias)
         else:
-            gate = slice(layer.hidden_size, 2 * layer.hidden_size)  # PyTorch stacks i, f, g, o, and r, z, n
-            getattr(layer.rnn, "bias_ih_l0")[gate] += bias  # noqa: B009  # a parameter that mypy does not know
+            # PyTorch stacks the gates as i, f, g, o (LSTM) and r, z, n (GRU)
+            gate = slice(layer.hidden_size, 2 * layer.hidden_size)
+            getattr(layer.rnn, "bias_ih_l0")[gate] += bias  # noqa: B009  # mypy does not know this parameter
 
 
 def _open_cell(cell: nn.Module, bias: float) -> None:
@@ -179,7 +186,7 @@ def _open_cell(cell: nn.Module, bias: float) -> None:
 
 
 def _sequences(lag: int, num_rows: int) -> Tensor:
-    """[lag + 1, num_rows]: a symbol of the first half to be remembered, then noise of the second."""
+    """Returns [lag + 1, num_rows]: a symbol of the first half to remember, then noise of the second half."""
     noise = torch.randint(NUM_SYMBOLS, 2 * NUM_SYMBOLS, (lag, num_rows))
     return torch.cat([torch.randint(NUM_SYMBOLS, (1, num_rows)), noise])
 
@@ -191,7 +198,7 @@ def _accuracy(model: Recaller, lag: int) -> float:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m models.studies.gradient_flow", description=__doc__.splitlines()[0])
     parser.add_argument("--to", type=Path, default=Path(), help="the folder of the pictures (default: this one)")
     parser.add_argument("--steps", type=int, default=100, help="steps that the gradient goes back (default: 100)")
