@@ -1,4 +1,4 @@
-"""Asks Prometheus what a panel would show."""
+"""Asks Prometheus for the values that a panel shows."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ _VARIABLE = re.compile(r"\$(\w+)")
 
 
 class QueryError(Exception):
-    """Prometheus refuses a query; the message has both."""
+    """Prometheus refused a query; the message contains the query and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a panel. labels: those that the query left; points: (Unix seconds, value)."""
+    """One line of a panel. labels: those of the query's result; points: (Unix seconds, value)."""
 
     labels: Mapping[str, str]
     points: list[tuple[float, float]]
 
 
 def expand(expr: str, variables: Mapping[str, str]) -> str:
-    """The query with Grafana's variables filled in. Raises KeyError for one that is not given."""
+    """Returns the query with Grafana's variables filled in. Raises KeyError for a variable without a value."""
     return _VARIABLE.sub(lambda found: variables[found[1]], expr)
 
 
 def legend(template: str, labels: Mapping[str, str]) -> str:
-    """A legend with its labels filled in. Raises KeyError for a label that the series does not have."""
+    """Returns a legend with its labels filled in. Raises KeyError for a label that the series does not have."""
     return re.sub(r"{{(\w+)}}", lambda found: labels[found[1]], template)
 
 
 def query_range(prometheus: str, expr: str, start: float, end: float, step: float) -> list[Series]:
-    """Asks for a query's values, every `step` seconds. prometheus: its URL. Raises QueryError."""
+    """Returns a query's values, every `step` seconds.
+
+    prometheus: its URL; start, end: Unix seconds. Raises QueryError when Prometheus refuses the query.
+    """
     asked = urllib.parse.urlencode({"query": expr, "start": start, "end": end, "step": step})
     try:
         with urllib.request.urlopen(f"{prometheus}/api/v1/query_range?{asked}", timeout=30) as response:  # noqa: S310  # our own
