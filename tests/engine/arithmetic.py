@@ -1,4 +1,4 @@
-"""A bundle whose step graph is plain arithmetic: no ONNX Runtime, so that an engine can be driven by hand."""
+"""A bundle whose step graph is plain arithmetic. Without ONNX Runtime, a test can drive an engine step by step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODULUS = 9973
 
 
 class ArithmeticGraph:
-    """Has the call of `ort.InferenceSession` that the engine makes. error: raised by the next run, once."""
+    """Has the `run` method of `ort.InferenceSession` that the engine calls. error: the next run raises it, once."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -43,26 +43,26 @@ class ArithmeticGraph:
 
 
 def advanced(number: int, token: int) -> int:
-    """The state after a token."""
+    """Returns the state after a token."""
     return (number * 31 + token + 1) % _MODULUS
 
 
 def logits_of(number: int) -> Array:
-    """What a state says comes next: the end token never."""
+    """Returns the logits of a state. The end token is never the most likely."""
     logits = np.array([(number * (token + 3)) % 101 / 10 for token in range(VOCABULARY_SIZE)], np.float32)
     logits[EOS_ID] = -1.0
     return logits
 
 
 def arithmetic_bundle(graph: ArithmeticGraph) -> Bundle:
-    """The bundle `made`, whose step graph is the given one."""
+    """Returns the bundle `made` with the given step graph."""
     made = domain.bundle()
     variants = {BASE_VARIANT: VariantGraphs(cast(ort.InferenceSession, graph), made.manifest.step)}
     return replace(made, variants=variants)
 
 
 def plain_tokens(bos_id: int, fed: Sequence[int], count: int) -> list[int]:
-    """What a generation of `count` likeliest tokens gives after the start token and `fed`."""
+    """Returns the `count` tokens of a greedy generation after the start token and `fed`."""
     number = 0
     for token in (bos_id, *fed):
         number = advanced(number, token)

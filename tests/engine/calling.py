@@ -1,4 +1,4 @@
-"""An engine over a real graph, called as its callers do, with futures."""
+"""An engine over a real graph, with futures for the results of its jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
 
 
 class Recorder:
-    """An `EngineObserver` that keeps what it hears."""
+    """An `EngineObserver` that records its reports."""
 
     def __init__(self) -> None:
         self.batches: list[BatchReport] = []
@@ -84,7 +84,7 @@ def _resolve(job: Job, result: Result) -> None:
 
 
 async def taken(queue: asyncio.Queue[Result], count: int) -> list[int]:
-    """Tokens of a generation, in as many answers as it gives, until there are `count` or more."""
+    """Returns the tokens of a generation's next results, until there are `count` or more."""
     tokens: list[int] = []
     while len(tokens) < count:
         result = await queue.get()

@@ -1,4 +1,4 @@
-"""A plain session over a made-up model: a list of tokens that says what every answer of a lane must be."""
+"""A plain session over a made-up model: a list of tokens from which every result of a lane can be computed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ EOS_ID = 5
 
 
 def next_logits(history: Sequence[int]) -> FloatRow:
-    """[V] after a history of source, start token and target tokens: any function will do that tells histories apart."""
+    """Returns [V] logits after a history of source, start token and target tokens. They only need to differ between
+    histories."""
     seed = zlib.crc32(bytes(history))
     return np.array([zlib.crc32(bytes([t]), seed) % 997 / 100 for t in range(VOCABULARY_SIZE)], np.float32)
 
@@ -50,7 +51,7 @@ def comparable(output: StepOutput) -> tuple[object, ...]:
 
 
 def search_plainly(history: Sequence[int], search: BeamSearch) -> list[Hypothesis]:
-    """Runs a search one row after the other, each from the start."""
+    """Runs a search one row after another, each from the start."""
     rows: list[list[int]] = [[]]
     while not search.is_done:
         step = search.advance(np.array([next_logits([*history, *row]) for row in rows]))
@@ -66,16 +67,18 @@ def score_plainly(history: Sequence[int], target: Sequence[int]) -> list[float]:
 
 
 def row_tokens(batch: StepBatchJob, place: int) -> list[int]:
-    """The tokens of one row."""
+    """Returns the tokens of one row."""
     count = 1 if batch.counts is None else batch.counts[place]
     first = place if batch.counts is None else sum(batch.counts[:place])
     return ids(batch.tokens[first : first + count])
 
 
 class PlainSession:
-    """A list of tokens. Every answer that its lane gives is checked when it comes.
+    """A list of tokens. Checks every result of its lane when the result arrives.
 
-    tokens: fed or generated. unanswered: jobs in order. may_end: those that were cancelled, or whose run has failed.
+    tokens: fed or generated.
+    unanswered: jobs without a final result, in order.
+    may_end: jobs that may fail, because they were cancelled or their run raised.
     """
 
     def __init__(self, lane: Lane, *, source: list[int] | None, bos_id: int | None) -> None:
@@ -96,18 +99,18 @@ class PlainSession:
 
     @property
     def generation(self) -> GenerateJob | None:
-        """The generation that is under way, if one is."""
+        """The active generation, or None."""
         return next((job for job in self.unanswered[:1] if isinstance(job, GenerateJob)), None)
 
     def _is_next(self, job: Job) -> bool:
         return job is self.unanswered[0]
 
     def ends(self) -> None:
-        """All that is under way may fail from here on."""
+        """Lets all unanswered jobs fail from now on."""
         self.may_end |= set(self.unanswered)
 
     def take(self, job: Job, result: Result) -> None:
-        """Checks one answer."""
+        """Checks one result."""
         self.results.append(result)
         if isinstance(result, Failed):
             tokens = ids(job.tokens) if isinstance(job, FeedJob) else []
@@ -133,7 +136,8 @@ class PlainSession:
             self._done(job)
 
     def take_row(self, batch: StepBatchJob, result: Stepped, place: int) -> None:
-        """Checks one row of a step batch's answer. One that has failed may have been told of before: see `lose_row`."""
+        """Checks one row of a step batch's result. `lose_row` may have recorded a failed row before: then it is not
+        checked again."""
         tokens = row_tokens(batch, place)
         errors = dict(result.errors)
         columns = slice(place * batch.width, (place + 1) * batch.width)
@@ -159,7 +163,8 @@ class PlainSession:
         self._done(batch)
 
     def lose_row(self, batch: StepBatchJob, place: int, error: CarouselError, position: int) -> None:
-        """A step batch's row has failed, and the session goes on without it. Its answer will tell."""
+        """Records that a step batch's row has failed, while the session continues. The batch's result will contain the
+        error."""
         self._failed(batch, error, position, row_tokens(batch, place))
 
     def _fed(self, job: FeedJob, result: Fed) -> None:
@@ -178,7 +183,7 @@ class PlainSession:
         self._done(job)
 
     def _generated(self, job: GenerateJob, result: Generated) -> None:
-        """One answer, of one token or of several at once."""
+        """Checks one result, of one token or of several."""
         assert self.num_generated or self.starts[job] in (None, len(self.tokens))
         reason = None
         for index, given in enumerate(result.token_ids):
@@ -199,7 +204,7 @@ class PlainSession:
             self._done(job)
 
     def _failed(self, job: Job, error: CarouselError, position: int, tokens: list[int]) -> None:
-        """tokens: that the job may have consumed in part."""
+        """Checks and records a failure. tokens: those that the job may have consumed in part."""
         assert job in self.unanswered, "a job is answered for good only once"
         is_first = self._is_next(job)
         if isinstance(error, PositionMismatchError):
@@ -219,7 +224,7 @@ class PlainSession:
                 assert consumed <= max(0, len(tokens) - 1)
                 self.tokens += tokens[:consumed]
             if job in self.searches and is_first:
-                # the best hypothesis may have been consumed in part
+                # the session may have consumed a part of the best hypothesis
                 hypotheses = search_plainly(self.history, self.searches[job]) if position > len(self.tokens) else []
                 for hypothesis in hypotheses[:1]:
                     self.tokens += hypothesis.tokens[: position - len(self.tokens)]

@@ -1,4 +1,4 @@
-"""Slots have one owner, are zero when handed out, and keep what is written to them and nothing else."""
+"""A slot has one owner, is zero at first, and keeps exactly what is written to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_array(seed: int, shape: list[int], dtype: str) -> Array:
 
 
 def state_arrays(states: tuple[StateSpec, ...], num_rows: int, seed: int) -> list[Array]:
-    """One array a state tensor, of `num_rows` rows."""
+    """Returns one array for each state tensor, with `num_rows` rows."""
     shapes = [[num_rows if axis == "batch" else int(axis) for axis in state.input.shape] for state in states]
     specs = zip(shapes, states, strict=True)
     return [random_array(seed + index, shape, state.input.dtype) for index, (shape, state) in enumerate(specs)]
@@ -55,7 +55,8 @@ def int_array(values: list[int]) -> NDArray[np.int64]:
 
 @dataclass
 class Owned:
-    """What a slot must hold. contexts: one [S, ...] array a context tensor, cut to its length."""
+    """The expected content of a slot. contexts: one [S, ...] array for each context tensor, S the length of its
+    source."""
 
     states: list[Array]
     contexts: list[Array]
@@ -66,7 +67,8 @@ class Owned:
 
 
 class ArenaMachine(RuleBasedStateMachine):
-    """Hands out, writes, reads and takes back at will, beside a plain dictionary of what must be where."""
+    """Acquires, writes, reads and releases slots in any order, and compares them with a dictionary of the expected
+    content."""
 
     NUM_SLOTS = 5
 
@@ -111,7 +113,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(data=st.data(), seed=SEEDS, surplus=st.integers(0, 3), only_some=st.booleans())
     def scatter(self, data: st.DataObject, seed: int, surplus: int, only_some: bool) -> None:
-        """Rows past those named hold garbage, as the padded rows of a batch do."""
+        """Rows of `values` after the named ones contain garbage, as the padded rows of a batch do."""
         slots = data.draw(st.permutations(list(self.owned)))[: data.draw(st.integers(1, len(self.owned)))]
         written = data.draw(st.permutations(range(len(STATES))))[:2] if only_some else list(range(len(STATES)))
         values = state_arrays(STATES, len(slots) + surplus, seed)
@@ -127,7 +129,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(data=st.data(), seed=SEEDS, padding=st.integers(0, 2), again=st.booleans())
     def keep(self, data: st.DataObject, seed: int, padding: int, again: bool) -> None:
-        """As a batch's run does it; often the batch that was run last is run again."""
+        """Keeps state as the run of a batch does; often it repeats the last batch."""
         slots = data.draw(st.permutations(list(self.owned)))[: data.draw(st.integers(1, len(self.owned)))]
         if again and self.last and set(self.last[0]) <= set(self.owned):
             slots, padding = self.last
@@ -143,7 +145,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(data=st.data(), seed=SEEDS, surplus=st.integers(0, 2))
     def set_context(self, data: st.DataObject, seed: int, surplus: int) -> None:
-        """As after an encoder's run: a session's first and only one, with garbage where padded."""
+        """Sets a context as after an encoder's run: once per session, with garbage where padded."""
         fresh = [slot for slot, owned in self.owned.items() if not owned.length]
         slots = fresh[: data.draw(st.integers(1, 3))]
         if not slots:
@@ -161,7 +163,7 @@ class ArenaMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(data=st.data())
     def gather_padded(self, data: st.DataObject) -> None:
-        """A batch in any order, padded with the row that is nobody's."""
+        """Gathers a batch in any order, padded with row 0."""
         slots = data.draw(st.permutations(list(self.owned)))[: data.draw(st.integers(1, len(self.owned)))]
         rows = int_array([slot.row for slot in slots] + [0] * data.draw(st.integers(0, 3)))
         states, contexts = self.arena.gather(rows), self.arena.gather_context(rows)
@@ -180,12 +182,13 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def everyone_has_what_is_theirs(self) -> None:
-        """Whatever was done to others."""
+        """An operation on one slot changes no other slot."""
         if not hasattr(self, "arena"):
             return
         assert self.arena.num_used == len(self.owned)
         slots = list(self.owned)
-        arena = copy.deepcopy(self.arena)  # the arena's own is left as it is: something may be kept aside
+        # a copy, because `flush` would change the arena, which may still keep a batch's state
+        arena = copy.deepcopy(self.arena)
         arena.flush()
         states = arena.gather(int_array([slot.row for slot in slots] + [0]))
         for index, slot in enumerate(slots):
@@ -198,7 +201,7 @@ ArenaMachine.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=30,
     deadline=None,
-    phases=[phase for phase in Phase if phase is not Phase.explain],  # it takes longer than all the others
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # the phase takes longer than all others
 )
 TestArena = ArenaMachine.TestCase
 
@@ -211,7 +214,7 @@ TestArena = ArenaMachine.TestCase
 )
 @settings(max_examples=50, deadline=None)
 def test_what_was_scattered_is_gathered_bit_for_bit(axis: int, dtype: Any, rows: list[int], seed: int) -> None:
-    """Whichever axis is the batch, in the order asked for."""
+    """Holds for any batch axis and any order of rows."""
     shape: list[Any] = [2, 3, 4]
     shape.insert(axis, "batch")
     states = (domain.state("only", tuple(shape), dtype=dtype),)
@@ -228,7 +231,7 @@ def test_what_was_scattered_is_gathered_bit_for_bit(axis: int, dtype: Any, rows:
 
 
 def test_gathering_gives_copies() -> None:
-    """Who writes into a batch does not write into a session."""
+    """A write into a gathered batch does not change a session's state."""
     arena = Arena(small(), num_slots=2)
     slot = arena.acquire()
     assert slot is not None
@@ -292,7 +295,7 @@ def test_a_stale_slot_cannot_release_its_rows_next_owner() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes, and pages come lazily, on Linux")
 def test_room_that_nobody_has_used_takes_no_memory() -> None:
-    """Half a gigabyte of slots, of which three are used."""
+    """The arena has half a gigabyte of slots, of which three are used."""
     states = (domain.state("hidden", (1, "batch", 1024)),)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     arena = Arena(domain.manifest(states=states), num_slots=128 * 1024)

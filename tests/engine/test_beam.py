@@ -1,4 +1,4 @@
-"""Beam search over made-up models, against every sequence that there is, and against a beam written the plain way."""
+"""Beam search over made-up models, compared with an exhaustive search and with a simple beam search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EOS_ID = 0
 
 
 class Case(NamedTuple):
-    """A model, and what is asked of it."""
+    """A model and the options of a search."""
 
     seed: int
     size: int
@@ -49,12 +49,12 @@ class Case(NamedTuple):
         return self.stop_ids if self.eos_id is None else self.stop_ids | {self.eos_id}
 
     def rank(self, sequence: tuple[int, ...]) -> float:
-        """The score of a sequence, the token that ends it with it."""
+        """Returns the score of a sequence; its length includes the end token."""
         divisor: float = len(sequence) ** self.length_penalty
         return taught(self.model, sequence) / divisor
 
     def sequences(self, history: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-        """Every sequence that can be a result."""
+        """Yields every sequence that can be a result."""
         for token in range(self.size):
             if token in self.end_ids and len(history) < self.min_tokens:
                 continue
@@ -77,13 +77,13 @@ CASES = st.builds(
 
 
 def taught(model: Model, sequence: tuple[int, ...]) -> float:
-    """The log-probability of a sequence that is fed token by token."""
+    """Returns the log-probability of a sequence that is fed token by token."""
     logits = np.stack([model(sequence[:length]) for length in range(len(sequence))])
     return float(np.sum(score(logits, np.array(sequence, np.int64)).astype(np.float64)))
 
 
 def run(search: BeamSearch, model: Model) -> list[Hypothesis]:
-    """Searches as an engine does, rows gathered by parent; a row's state is its history."""
+    """Runs a search as an engine does: gathers rows by parent. A row's state is its history."""
     rows: list[tuple[int, ...]] = [()]
     while not search.is_done:
         assert search.num_rows == len(rows)
@@ -98,12 +98,12 @@ def run(search: BeamSearch, model: Model) -> list[Hypothesis]:
 
 
 def whole(hypothesis: Hypothesis) -> tuple[int, ...]:
-    """The sequence with the token that ended it."""
+    """Returns the sequence including its end token."""
     return (*hypothesis.tokens, *([] if hypothesis.end_id is None else [hypothesis.end_id]))
 
 
 def plain_beam(case: Case, beam_size: int) -> list[tuple[int, ...]]:
-    """All that a beam finds, best first, when it is never ended early."""
+    """Returns everything that a beam finds without early stopping, best first."""
     beam: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     found: list[tuple[int, ...]] = []
     width = beam_size
@@ -128,7 +128,7 @@ def plain_beam(case: Case, beam_size: int) -> list[tuple[int, ...]]:
 @given(CASES, st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_a_beam_that_is_wide_enough_finds_what_there_is_to_find(case: Case, num_best: int) -> None:
-    """The n best of all sequences, with their scores; ending early loses none of them."""
+    """The search returns the n best of all sequences with their scores; early stopping loses none of them."""
     assume(case.max_tokens > case.min_tokens)
     ranked = sorted(case.sequences(), key=lambda sequence: -case.rank(sequence))
     found = run(case.search(max(len(ranked), num_best), num_best), case.model)
@@ -148,7 +148,8 @@ def test_a_narrow_beam_finds_what_a_plain_one_does(case: Case, beam_size: int, d
 @given(CASES, st.integers(1, 6))
 @settings(max_examples=100, deadline=None)
 def test_results_say_what_teacher_forcing_says_of_them(case: Case, beam_size: int) -> None:
-    """Log-probabilities to the bit, and their sum, the score, the reason, the length and the order follow."""
+    """Log-probabilities are bit-identical; their sum, the score, the finish reason, the length and the order agree with
+    them."""
     case = case._replace(size=6, max_tokens=7)
     found = run(case.search(beam_size, num_best=beam_size), case.model)
     assert len(found) == beam_size
@@ -206,7 +207,8 @@ def test_of_equal_results_the_one_that_finished_first_comes_first() -> None:
 
 
 def test_a_longer_result_wins_by_the_length_penalty_alone() -> None:
-    """Two tokens of -0.5 each against one of about -0.9: the sum prefers the one, the mean the two."""
+    """Two tokens of -0.5 each compete with one of about -0.9: the sum prefers the one token, the mean prefers the
+    two."""
     outcomes = {}
     for length_penalty in (0.0, 1.0):
         search = BeamSearch(2, 5, EOS_ID, length_penalty=length_penalty)
@@ -220,7 +222,7 @@ def test_a_longer_result_wins_by_the_length_penalty_alone() -> None:
 @pytest.mark.parametrize(
     ("length_penalty", "shares", "is_done"),
     [
-        # the end token has -0.51, the row that goes on -0.92: the bound is its sum over max_tokens ** penalty
+        # the end token has -0.51, the running row -0.92: the bound is that sum over max_tokens ** penalty
         (0.0, [0.6, 0.4], True),
         (1.0, [0.6, 0.4], False),
         (0.25, [0.6, 0.4], False),  # -0.92 / 20 ** 0.25 = -0.43

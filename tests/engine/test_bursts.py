@@ -1,4 +1,4 @@
-"""Generations that go together in bursts: each gets what it gets alone, whatever ends it."""
+"""Generations that run together in bursts: each has the same result as alone, however it ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.reference import ReferenceSession
 Generation = tuple[int, int, int, frozenset[int], int | None, Sampling | None, float, bool]
 GENERATIONS = st.lists(
     st.tuples(
-        st.integers(0, VOCABULARY_SIZE - 1),  # fed first, so that they differ
+        st.integers(0, VOCABULARY_SIZE - 1),  # fed first, so that the sessions differ
         st.integers(1, 60),  # max_tokens
         st.sampled_from([1, 3, 10_000]),  # window
         st.sampled_from([frozenset[int](), frozenset({7}), frozenset({2, 5})]),  # stop tokens
-        st.integers(0, 40) | st.none(),  # cancelled after so many tokens
+        st.integers(0, 40) | st.none(),  # cancelled after this many tokens
         st.none() | st.builds(Sampling, st.sampled_from([0.7, 1.5]), st.none() | st.just(5), seed=st.integers(0, 9)),
         st.sampled_from([1.0, 3.0]),  # repetition penalty
         st.booleans(),  # log-probabilities
@@ -86,7 +86,7 @@ async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_st
 
 
 def alone(session: ReferenceSession, decoding: Decoding) -> tuple[list[int], list[float], FinishReason]:
-    """Its tokens, their log-probabilities where they are asked for, and why it ends."""
+    """Returns the tokens of a generation, their log-probabilities if requested, and its finish reason."""
     tokens: list[int] = []
     scores: list[float] = []
     eos_id = session.manifest.special_tokens.eos_id
@@ -106,7 +106,7 @@ def alone(session: ReferenceSession, decoding: Decoding) -> tuple[list[int], lis
 
 
 def after(folder: Path, tokens: list[int]) -> np.ndarray:
-    """What the model says after some tokens and a last one of 1."""
+    """Returns the model's logits after some tokens and a last token of 1."""
     session = ReferenceSession(folder)
     for token in tokens:
         session.step(token)

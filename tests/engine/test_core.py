@@ -1,4 +1,4 @@
-"""The core is driven by hand: no thread, no event loop, and what comes out comes in order."""
+"""Drives the core step by step, without a thread or an event loop. Results come out in order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMITS = EngineLimits(num_slots=8, num_forks=8, max_batch_rows=4, max_chunk_toke
 
 
 class Hand:
-    """Drives a core, and keeps what comes out."""
+    """Drives a core, and records its results."""
 
     def __init__(self) -> None:
         self.graph = ArithmeticGraph()
@@ -180,7 +180,8 @@ async def test_an_engine_without_a_thread_runs_everything_on_the_event_loop() ->
 
 
 async def test_a_fed_token_of_a_lone_session_crosses_few_calls_and_files() -> None:
-    """From `submit` to the job's reply, warm: Python calls into the engine's files, counted by the interpreter."""
+    """Counts Python calls into the engine's files with the interpreter's profiler, from `submit` to the job's reply,
+    after a warm-up."""
     loop = asyncio.get_running_loop()
     limits = replace(LIMITS, inline_s=10.0)
     engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, Recorder(), loop, lambda error: None)
@@ -217,7 +218,7 @@ def feed_replied(tokens: list[int]) -> FeedJob:
 async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_was_produced_after(
     tiny_repository: Path,
 ) -> None:
-    """Also while a generation goes on in bursts on the thread: the copy tells exactly the tokens delivered by then."""
+    """A copy contains exactly the tokens delivered before it, also while a generation runs in bursts on the thread."""
     async with running(tiny_repository / "tiny-endless" / "1") as caller:
         lane = caller.engine.open()
         delivered: list[int] = []
@@ -264,7 +265,7 @@ def test_who_waits_for_a_command_that_raises_is_called(monkeypatch: pytest.Monke
 
 
 async def test_slots_that_a_search_has_given_back_are_not_taken_for_those_of_sessions() -> None:
-    """Its answer, and the end of its session, are on their way to the event loop."""
+    """The search's result and the end of its session are still on their way to the event loop."""
     limits = replace(LIMITS, num_slots=1)
     loop = asyncio.get_running_loop()
     engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, Recorder(), loop, lambda error: None)
@@ -284,7 +285,7 @@ async def test_slots_that_a_search_has_given_back_are_not_taken_for_those_of_ses
     engine._core.step()
     assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 4)
     engine.close(lane)
-    while not answers:  # noqa: ASYNC110  # for two turns of the event loop
+    while not answers:  # noqa: ASYNC110  # takes two turns of the event loop
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 0)

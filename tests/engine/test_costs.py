@@ -1,4 +1,4 @@
-"""What batches cost: measured sizes, sizes in between, sizes never seen."""
+"""Estimated costs of batches: for measured sizes, sizes between them, and sizes that were never measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_measured_size_costs_what_was_measured_and_new_measurements_move_it_sl
     costs = Costs()
     costs.record("step", 4, 1, 1.0)
     assert costs.estimate("step", 4, 1) == 1.0
-    assert costs.estimate("step", 3, 1) == 1.0  # of the same power of two
+    assert costs.estimate("step", 3, 1) == 1.0  # the same power of two
     costs.record("step", 4, 1, 2.0)
     assert costs.estimate("step", 4, 1) == pytest.approx(1.1)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""The choice of the next token, penalties and log-probabilities, against references written the plain way."""
+"""The choice of the next token, penalties and log-probabilities, compared with simple references."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CHOICES = st.builds(
 
 @st.composite
 def questions(draw: st.DrawFn) -> tuple[FloatArray, list[Choice]]:
-    """[R, V] logits, some of them awkward, and how each row is to choose."""
+    """Returns [R, V] logits, some with NaN or infinity, and the choice for each row."""
     choices = draw(st.lists(CHOICES, min_size=1, max_size=9))
     values = AWKWARD | st.floats(-20, 20, width=32)
     rows = [draw(st.lists(values, min_size=SIZE, max_size=SIZE)) for _ in choices]
@@ -74,7 +74,7 @@ def row(values: list[float]) -> FloatRow:
 
 
 def adjusted(logits: FloatRow, choice: Choice) -> FloatRow:
-    """The logits after the repetition penalty and the ban of what ends a generation, token by token."""
+    """Returns the logits after the repetition penalty and after the ban of end tokens, computed token by token."""
     decoding = choice.decoding
     ends = {*decoding.stop_ids, choice.eos_id} if choice.num_generated < decoding.min_tokens else set()
     seen = set() if choice.seen is None else set(choice.seen.tolist())
@@ -124,7 +124,7 @@ def test_log_softmax_of_a_large_vocabulary_sums_to_one() -> None:
 @given(EXTREME_ROWS)
 @MODEST
 def test_log_probabilities_of_extreme_logits_are_ordinary(values: list[float]) -> None:
-    """Nothing becomes NaN, and they still sum to one."""
+    """No log-probability is NaN, and the probabilities sum to one."""
     found = log_softmax(row(values))
     assert greedy(row(values)) == values.index(max(values))
     assert not np.isnan(found).any()
@@ -146,7 +146,7 @@ def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(size: int) 
 @given(st.data(), st.integers(1, 30), st.integers(1, 9))
 @MODEST
 def test_the_score_of_a_target_is_its_tokens_log_probabilities(data: st.DataObject, size: int, length: int) -> None:
-    """To the bit."""
+    """The two are bit-identical."""
     logits = np.random.default_rng(size * 10 + length).standard_normal((length, size)).astype(np.float32)
     targets = data.draw(st.lists(st.integers(0, size - 1), min_size=length, max_size=length))
     expected = [log_softmax(each)[target] for each, target in zip(logits, targets, strict=True)]
@@ -171,7 +171,7 @@ def test_choose_tells_the_log_probability_of_the_unfiltered_model() -> None:
 @given(questions())
 @settings(max_examples=200, deadline=None)
 def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, list[Choice]]) -> None:
-    """Penalty, then ban, then the draw or the argmax; the log-probability is that of the model as it is."""
+    """The order is penalty, ban, then draw or argmax. The log-probability is that of the unchanged logits."""
     logits, choices = question
     tokens, log_probabilities = choose_batch(logits, choices)
     for each, choice, token, found in zip(logits, choices, tokens.tolist(), log_probabilities, strict=True):
@@ -184,7 +184,7 @@ def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, 
 @given(questions(), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[Choice]], data: st.DataObject) -> None:
-    """Whatever is in the others, NaN with it, and however they choose; and the logits are left as they were."""
+    """The other rows do not matter, whether they contain NaN and however they choose. The logits do not change."""
     logits, choices = question
     before = logits.copy()
     order = data.draw(st.permutations(range(len(choices))))
@@ -204,12 +204,12 @@ def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[
     [
         ([2.0, 1.5, -1.0], 1.0, [0], 0),
         ([2.0, 1.5, -1.0], 1.5, [0], 1),
-        ([2.0, 1.5, -1.0], 1.5, [0, 0, 0], 1),  # once, however often it was seen
+        ([2.0, 1.5, -1.0], 1.5, [0, 0, 0], 1),  # the penalty applies once, however often the token was seen
         ([2.0, 1.5, -1.0], 1.5, [], 0),
         ([2.0, 1.5, -1.0], 1.5, [0, 1], 0),
         ([-1.0, -1.5, -4.0], 2.0, [0], 1),
-        ([-1.0, -1.5, -4.0], 0.5, [1], 1),  # below 1 it favours what was seen
-        ([0.0, -1.0], 9.0, [0], 0),  # of zero there is nothing to take
+        ([-1.0, -1.5, -4.0], 0.5, [1], 1),  # a penalty below 1 favours tokens seen
+        ([0.0, -1.0], 9.0, [0], 0),  # the penalty does not change a logit of zero
     ],
 )
 def test_the_repetition_penalty_tells_against_tokens_seen(

@@ -1,4 +1,4 @@
-"""The engine over a real graph: same bits in any company, isolation, nothing leaked. Reference: tests/reference.py."""
+"""The engine over a real graph: same bits in any batch, isolation, no leaks. The reference is tests/reference.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEEDS = st.lists(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_s
         max_batch_rows=st.sampled_from([1, 3, 256]),
         max_batch_tokens=st.sampled_from([1, 16, 256]),
         max_chunk_tokens=st.sampled_from([1, 4, 32]),
-        # all on the event loop, all on the thread, and each where its cost puts it
+        # all batches on the event loop, all on the thread, or each by its cost
         inline_s=st.sampled_from([10.0, 0.0, 0.00005]),
     ),
 )
@@ -95,7 +95,7 @@ async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repos
             tensor.values[tensor.at(poisoned.slot.row)] = np.nan
         results = [[caller.feed(poisoned, [t]), caller.feed(healthy, [t])] for t in tokens]
         sick, sound = zip(*[[logits_of(await future) for future in pair] for pair in results], strict=True)
-        # the poisoned slot is given out again: its next owner starts from zeros
+        # the next owner of the poisoned slot starts from zeros
         await caller.closed(poisoned)
         heir = caller.engine.open()
         assert heir.slot.row == poisoned.slot.row
@@ -161,7 +161,7 @@ async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository:
         for _ in range(10_000 // 50):
             lanes = [caller.engine.open() for _ in range(50)]
             futures = [caller.feed(lane, [4, 5], OutputSpec()) for lane in lanes[:40]]
-            for lane in lanes[30:]:  # ten while they are being fed, ten that never were
+            for lane in lanes[30:]:  # ten have unfinished feeds, ten were never fed
                 caller.engine.close(lane)
             await asyncio.gather(*futures)
             await asyncio.gather(*map(caller.closed, lanes[:30]))

@@ -1,4 +1,4 @@
-"""What raises costs itself alone: a callback, a command, a row of a batch. And all that waits is answered."""
+"""An exception affects only its own callback, command or row of a batch. All waiting jobs get a result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.engine.calling import Caller, logits_of, reference_logits, running
 
 NOTHING = OutputSpec(OutputKind.NONE)
 OUTSIDE = 10_000
-"""A token of no vocabulary here."""
+"""A token outside every vocabulary of these models."""
 
 
 @contextmanager
 def reported() -> Iterator[list[Any]]:
-    """What the event loop's exception handler gets."""
+    """Yields the exceptions that the event loop's exception handler receives."""
     loop = asyncio.get_running_loop()
     errors: list[Any] = []
     loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
@@ -65,7 +65,7 @@ async def test_a_callback_that_raises_costs_nobody_else_anything(tiny_repository
 @pytest.mark.parametrize("model", ["tiny-lm", "tiny-heads"])
 @pytest.mark.parametrize("inline_s", [0.0, 10.0])
 async def test_a_choice_that_raises_fails_its_row_alone(tiny_repository: Path, model: str, inline_s: float) -> None:
-    """As of a generation that is resumed on a version with a smaller vocabulary. In batches and in bursts."""
+    """Happens when a generation resumes on a version with a smaller vocabulary. Tests batches and bursts."""
     folder = tiny_repository / model / "1"
     penalised = Decoding(20, repetition_penalty=2.0, min_tokens=20)
     sampled = Decoding(20, Sampling(temperature=1.5, seed=3), min_tokens=20)
@@ -107,7 +107,7 @@ async def test_a_choice_that_raises_in_the_midst_of_a_generation_keeps_what_came
             tokens += ids(result.token_ids)
             generation = bad.active if isinstance(bad.active, ActiveGeneration) else None
             if not is_spoilt and generation is not None and generation.choice is not None:
-                # a stop token of no vocabulary, which must not come yet
+                # a stop token outside the vocabulary, which may not be chosen before `min_tokens`
                 generation.choice.decoding = Decoding(300, min_tokens=300, stop_ids=frozenset({OUTSIDE}))
                 is_spoilt = True
         assert isinstance(result, Failed)
@@ -137,7 +137,7 @@ async def test_a_score_outside_the_vocabulary_fails_alone_and_frees_its_forks(ti
 
 @pytest.mark.parametrize("bad", [[0], [3], [1, 4], [0, 1, 2, 3, 4]])
 async def test_a_row_that_cannot_be_run_fails_alone(tiny_repository: Path, bad: list[int]) -> None:
-    """Of feeds of one batch, some of them longer than others, with a step batch and a generation beside them."""
+    """The batch has feeds of different lengths, with a step batch and a generation beside them."""
     folder = tiny_repository / "tiny-lm" / "1"
     async with running(folder, EngineLimits(num_slots=16, inline_s=10.0)) as caller:
         lanes = [caller.engine.open() for _ in range(5)]
@@ -210,14 +210,14 @@ async def test_a_command_that_raises_is_reported_and_answered(tiny_repository: P
 
 
 class Unknown(Job):
-    """A kind of job that no part of the engine knows."""
+    """A kind of job that the engine does not know."""
 
 
 async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-lm" / "1") as caller:
         with reported() as errors:
             lanes = [caller.engine.open() for _ in range(3)]
-            future = step_batch(caller, lanes, [1])  # too few
+            future = step_batch(caller, lanes, [1])  # too few tokens
             stepped = await future
             assert [place for place, _ in stepped.errors] == [0, 1, 2]
             assert all(isinstance(error, EngineError) for _, error in stepped.errors)
@@ -228,7 +228,7 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
 
 
 async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_repository: Path) -> None:
-    """Also when it is run at once, for a lane that is alone: a read sees its callback before later results."""
+    """Also for a lone lane, which runs at once: a read's callback runs before later results."""
     async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=8, inline_s=10.0)) as caller:
         lane = caller.engine.open()
         for _ in range(20):
@@ -290,7 +290,7 @@ def is_shut_down(result: Result) -> bool:
 
 
 def after(folder: Path, tokens: list[int]) -> bytes:
-    """The logits after some tokens."""
+    """Returns the logits after some tokens."""
     return reference_logits(folder, tokens)[-1:].astype(np.float32).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a batch may have: set, or as many as a model computes in some milliseconds."""
+"""The number of tokens in a batch: as configured, or as many as the model computes in some milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator is the published one, and its numbers are the rows' own."""
+"""The random generator is the published Philox, and a row's numbers do not depend on other rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIRS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20)
 
 
 def plain_philox(counter: list[int], key: list[int]) -> list[int]:
-    """The paper's rounds on Python's integers."""
+    """Returns the result of the paper's rounds, computed with Python's integers."""
     for _ in range(10):
         first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
         counter = [
@@ -70,7 +70,7 @@ def test_no_rows_give_no_numbers() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63])
 def test_numbers_lie_evenly_between_zero_and_one(seed: int) -> None:
-    """Chi-square over 16 bins, of 64,000 positions, stays below its 99.9 % quantile."""
+    """The chi-square statistic over 16 bins of 64,000 positions is below its 99.9 % quantile."""
     numbers = uniform(np.full(64_000, seed, np.uint64), np.arange(64_000, dtype=np.uint64))
     assert numbers.min() >= 0.0
     assert numbers.max() < 1.0

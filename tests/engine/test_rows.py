@@ -1,4 +1,5 @@
-"""Several steps of ragged rows, of a graph that takes one step a run: what each row gives by itself."""
+"""Several steps of rows with different lengths, on a graph that runs one step at a time: each row has the result that
+it has alone."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ UNITS, READ = 3, 2
 
 
 def run(tokens: Any, lengths: Any, states: Any, contexts: Any, fetch: Any, *, count: int) -> Any:
-    """A step of each row: a sum that is kept, rows on the second axis, and a count of the steps."""
+    """Steps each row once. Its states are a decaying sum, with rows on the second axis, and a count of the steps."""
     assert tokens.shape[1] == 1
     assert fetch is LOGITS
     assert (list(contexts), count) == ([], min(count, len(tokens)))

@@ -1,4 +1,4 @@
-"""The likeliest tokens and draws among them, against references written the plain way."""
+"""The most likely tokens and draws among them, compared with simple references."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def row(values: list[float]) -> FloatRow:
 
 
 def shares(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
-    """Tokens with their probabilities after temperature and top-k, most likely first."""
+    """Returns tokens with their probabilities after temperature and top-k, most likely first."""
     scaled = [float(logit) / sampling.temperature for logit in logits]
     order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))[: sampling.top_k]
     weights = [math.exp(scaled[token] - max(scaled)) for token in order]
@@ -39,12 +39,13 @@ def shares(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
 
 
 def totals(given: list[tuple[int, float]]) -> list[float]:
-    """Of each token, and those before it, the probability together."""
+    """Returns cumulative probabilities: of each token and those before it."""
     return [math.fsum(share for _, share in given[: count + 1]) for count in range(len(given))]
 
 
 def permitted(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
-    """Tokens that may be drawn with their probabilities, most likely first: temperature, then top-k, then top-p."""
+    """Returns the tokens that may be drawn, with their probabilities, most likely first: temperature, then top-k, then
+    top-p."""
     given = shares(logits, sampling)
     if sampling.top_p < 1.0:
         kept = next((count for count, total in enumerate(totals(given), 1) if total >= sampling.top_p), len(given))
@@ -54,7 +55,7 @@ def permitted(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
 
 
 def is_clear_of(threshold: float, given: list[tuple[int, float]]) -> bool:
-    """Whether rounding cannot decide on which side of the threshold a token falls."""
+    """Returns whether rounding cannot change on which side of the threshold a token falls."""
     return all(abs(total - threshold) > 1e-9 for total in totals(given))
 
 
@@ -68,8 +69,8 @@ def test_top_k_is_ordered_by_likelihood_and_equals_by_id(values: list[float], k:
 @given(ROWS | TIED_ROWS, SAMPLINGS, POSITIONS)
 @settings(max_examples=300, deadline=None)
 def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampling: Sampling, position: int) -> None:
-    """The token is the first whose share, summed from the most likely on, passes the draw: from token 0 on, when
-    nothing is left out."""
+    """The draw selects the first token whose cumulative probability exceeds it. The sum starts at the most likely
+    token, or at token 0 without a filter."""
     logits = row(values)
     assume(sampling.top_p == 1.0 or is_clear_of(sampling.top_p, shares(logits, sampling)))
     allowed = permitted(logits, sampling)
@@ -88,10 +89,10 @@ def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampl
         (Sampling(top_k=3), {0, 1, 2}),
         (Sampling(top_p=0.65), {0, 1}),
         (Sampling(top_p=0.75), {0, 1, 2}),
-        # 0.4 of all is below 0.5; 0.4 of the two that top-k leaves is not
+        # 0.4 of all four tokens is below 0.5; 0.4 of the two tokens after top-k is not
         (Sampling(top_k=2, top_p=0.5), {0}),
         (Sampling(top_p=0.5), {0, 1}),
-        # a high temperature flattens what top-p then looks at, a low one sharpens it
+        # a high temperature flattens the distribution before top-p, a low one sharpens it
         (Sampling(temperature=100.0, top_p=0.6), {0, 1, 2}),
         (Sampling(temperature=0.1, top_p=0.6), {0}),
         (Sampling(top_k=1), {0}),
@@ -99,7 +100,7 @@ def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampl
     ],
 )
 def test_filters_apply_in_the_order_temperature_top_k_top_p(sampling: Sampling, tokens: set[int]) -> None:
-    """Just these tokens are drawn when they have the probabilities 0.4, 0.3, 0.2 and 0.1."""
+    """With the probabilities 0.4, 0.3, 0.2 and 0.1, exactly these tokens are drawn."""
     logits = np.log(row([0.4, 0.3, 0.2, 0.1]))
     assert {sample(logits, sampling, position) for position in range(200)} == tokens
 
@@ -115,7 +116,7 @@ def test_filters_apply_in_the_order_temperature_top_k_top_p(sampling: Sampling, 
     ],
 )
 def test_draws_at_successive_positions_follow_the_distribution(sampling: Sampling) -> None:
-    """Pearson's chi-square stays below its 99.9 % quantile; the seed is fixed, so it always does or never does."""
+    """Pearson's chi-square is below its 99.9 % quantile. The seed is fixed, so the result is always the same."""
     logits = row([1.0, 0.3, 2.0, -0.5, 0.9, 0.0, 1.4])
     allowed = permitted(logits, sampling)
     draws = 4000
@@ -127,7 +128,7 @@ def test_draws_at_successive_positions_follow_the_distribution(sampling: Samplin
 
 
 def test_different_seeds_draw_independently_at_one_position() -> None:
-    """The chi-square of the pairs that two seeds draw at the same positions stays below its 99.9 % quantile."""
+    """The chi-square of the pairs that two seeds draw at the same positions is below its 99.9 % quantile."""
     logits = row([0.0, 0.0, 0.0])
     pairs = Counter(
         (sample(logits, Sampling(seed=1), position), sample(logits, Sampling(seed=2), position))
@@ -144,7 +145,7 @@ def test_the_same_seed_and_position_draw_the_same_token(values: list[float], sam
 
 
 def test_positions_draw_differently() -> None:
-    """Two sequences of 64 draws from 1,000 equally likely tokens share next to nothing."""
+    """Two sequences of 64 draws from 1,000 equally likely tokens have almost nothing in common."""
     logits = np.zeros(1000, np.float32)
     first = [sample(logits, Sampling(seed=5), position) for position in range(64)]
     later = [sample(logits, Sampling(seed=5), position) for position in range(64, 128)]
@@ -186,7 +187,7 @@ AWKWARD = st.sampled_from([math.nan, -math.nan, math.inf, -math.inf, 3.4e38, -3.
 
 @st.composite
 def batches(draw: st.DrawFn, values: st.SearchStrategy[float], max_size: int = 40) -> FloatArray:
-    """[R, V] logits."""
+    """Returns [R, V] logits."""
     size = draw(st.integers(1, max_size))
     rows = draw(st.lists(st.lists(values, min_size=size, max_size=size), min_size=1, max_size=9))
     return np.array(rows, np.float32)
@@ -203,7 +204,7 @@ def test_top_k_of_a_batch_is_a_stable_sort_of_each_row(logits: FloatArray, k: in
 @given(batches(AWKWARD | st.floats(-20, 20, width=32)), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_row_is_drawn_alone_as_in_any_batch(logits: FloatArray, data: st.DataObject) -> None:
-    """Whatever the others are, and however they are sampled."""
+    """The other rows and their sampling do not matter."""
     count = len(logits)
     samplings = data.draw(st.lists(SAMPLINGS, min_size=count, max_size=count))
     positions = data.draw(st.lists(POSITIONS, min_size=count, max_size=count))

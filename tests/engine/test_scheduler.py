@@ -1,4 +1,4 @@
-"""The scheduler's rules, held against a plain list of who waits."""
+"""The scheduler's rules, compared with a plain list of waiting jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMITS = st.fixed_dictionaries(
 
 
 class Row(RowJob):
-    """A job that the scheduler looks at no further than its ticket."""
+    """A job of which the scheduler uses only the ticket."""
 
     def __init__(self) -> None:
         self.ticket = 0
@@ -44,7 +44,7 @@ def rows(count: int) -> list[RowJob]:
 
 
 def bucket(width: int) -> int:
-    """The smallest power of two that is not below `width`."""
+    """Returns the smallest power of two that is not below `width`."""
     power = 1
     while power < width:
         power *= 2
@@ -53,7 +53,7 @@ def bucket(width: int) -> int:
 
 @dataclass
 class Waiting:
-    """A job that waits; num_ahead: jobs that waited when it came; num_batches: batches since."""
+    """A waiting job. num_ahead: jobs that waited when it was added; num_batches: batches since then."""
 
     index: int
     kind: GraphKind
@@ -67,7 +67,7 @@ class Waiting:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Adds, removes and takes batches at will."""
+    """Adds and removes jobs and takes batches in any order."""
 
     @initialize(limits=LIMITS)
     def begin(self, limits: dict[str, int]) -> None:
@@ -116,7 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_starves(self) -> None:
-        """Each batch takes at least one of those who came before."""
+        """Each batch takes at least one of the jobs that were added before a waiting one."""
         assert all(entry.num_batches <= entry.num_ahead for entry in getattr(self, "waiting", []))
 
     @invariant()

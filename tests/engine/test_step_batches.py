@@ -1,4 +1,4 @@
-"""Step batches are linear in their lanes, whatever fails and whoever leaves."""
+"""A step batch takes time linear in its lanes, whichever rows fail and whichever lanes close."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rig:
         self.stepper.settle()
 
     def run(self) -> bool:
-        """Runs the next batch, whose next tokens are all 3."""
+        """Runs the next batch. All its next tokens are 3. Returns whether there was a batch."""
         batch = self.stepper.scheduler.next_batch()
         if batch is None:
             return False
@@ -103,7 +103,7 @@ def all_positions_wrong(rig: Rig) -> None:
 
 
 def counts_given(rig: Rig) -> None:
-    rig.stepper.scheduler.max_rows = 1  # as many groups as lanes
+    rig.stepper.scheduler.max_rows = 1  # one row per batch, so there are as many groups as lanes
     rig.submit(counts=[1] * len(rig.lanes))
     (stepped,) = rig.drain()
     assert stepped.token_ids == [3] * len(rig.lanes)
@@ -114,11 +114,11 @@ CASES = [leave_before_it_runs, leave_between_its_groups, leave_with_a_chain_behi
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_batch_of_many_more_lanes_takes_no_longer_for_each(case: Callable[[Rig], None]) -> None:
-    """Sixteen times the lanes: linear work takes sixteen times as long, quadratic work 256 times."""
+    """With sixteen times as many lanes, linear work takes sixteen times as long, and quadratic work 256 times."""
 
     def seconds(size: int) -> float:
         best = float("inf")
-        gc.disable()  # its collections cost more the more there is
+        gc.disable()  # a collection takes longer the more objects exist
         try:
             for _ in range(3):
                 rig = Rig(size)

@@ -1,6 +1,6 @@
-"""A lane's answers are those of a plain list of tokens, whatever is asked of it and whenever it is cancelled.
+"""The results of a lane are those of a plain list of tokens, for any jobs and cancellations.
 
-`plain.PlainSession` checks every answer when it comes; the tests here say what is asked.
+`plain.PlainSession` checks every result when it arrives; the tests here only submit jobs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OUTPUTS = st.builds(
 SAMPLINGS = st.none() | st.builds(Sampling, seed=st.integers(0, 1000), temperature=st.sampled_from([0.5, 5.0]))
 DECODINGS = st.builds(Decoding, st.integers(1, 6), SAMPLINGS, st.booleans())
 STARTS = st.sampled_from([None, None, 0, 0, 0, 0, 1, -1])
-"""Where a job says that it starts, from where the session will be; None: it does not say."""
+"""Where a job says that it starts, relative to where the session will be; None: the job has no start."""
 LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
 
 
 class StepperMachine(RuleBasedStateMachine):
-    """Some sessions that are fed, generate, are cancelled, fail and are closed, in any order."""
+    """Sessions that are fed, generate, are cancelled, fail and are closed, in any order."""
 
     @initialize(
         bos_id=st.sampled_from([None, BOS_ID]),
@@ -103,7 +103,7 @@ class StepperMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3))
     def step_batches_of_all(self, count: int) -> None:
-        """As a gateway sends them: of the same sessions, one after the other."""
+        """As a gateway sends them: batches of the same sessions, one after another."""
         for _ in range(count):
             self.world.step_batch(list(self.world.sessions), [1] * NUM_SESSIONS)
 
@@ -119,14 +119,14 @@ class StepperMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def resume_needlessly(self, which: int) -> None:
-        """A grant may find a generation parked and be carried out when it has gone on and is parked again."""
+        """A grant may arrive for a parked generation, but run after the generation has continued and parked again."""
         job = self.world.sessions[which].generation
         if job is not None:
             resume_generation(job.tag.lane, job)
 
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
-        """A source that is being encoded is let be."""
+        """A cancel does not end the encoding of a source."""
         session = self.world.sessions[which]
         encoding = [job for job in session.unanswered if isinstance(job, EncodeJob)]
         expected = [job for job in session.unanswered if not isinstance(job, StepBatchJob | EncodeJob)]
@@ -147,7 +147,7 @@ class StepperMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_lane_at_rest_is_whole(self) -> None:
-        """Its state has consumed every token but those pending, and it knows what comes next or has what to run."""
+        """The state has consumed every token except the pending ones. The next logits or tokens to run are known."""
         for session in self._sessions():
             lane = session.lane
             if lane.active is None and not lane.is_closed:
@@ -175,7 +175,7 @@ class StepperMachine(RuleBasedStateMachine):
                 assert waits == (bool(session.unanswered) and not is_parked)
 
     def teardown(self) -> None:
-        """Every job is answered for good, once."""
+        """Every job has exactly one final result."""
         if hasattr(self, "world"):
             self.world.drain()
             assert self.world.run() is None
@@ -195,7 +195,7 @@ StepperMachine.TestCase.settings = settings(
     max_examples=250,
     stateful_step_count=40,
     deadline=None,
-    phases=[phase for phase in Phase if phase is not Phase.explain],  # it takes longer than all the others
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # the phase takes longer than all others
 )
 TestStepper = StepperMachine.TestCase
 
@@ -205,7 +205,7 @@ def failures(session: PlainSession) -> list[type[Exception]]:
 
 
 def eos_soon(world: World) -> PlainSession:
-    """A session whose model chooses its end token next."""
+    """Returns a session whose model chooses its end token next."""
     session = world.open()
     for first in range(VOCABULARY_SIZE):
         for second in range(VOCABULARY_SIZE):
@@ -219,7 +219,7 @@ def eos_soon(world: World) -> PlainSession:
 
 
 def four_tokens() -> Decoding:
-    """A decoding that gives four tokens from the start of a session, not meeting the end token."""
+    """Returns a decoding that generates four tokens from the start of a session, without the end token."""
     for seed in range(1000):
         world = World()
         probe = world.open()
@@ -279,7 +279,7 @@ def test_an_output_may_be_wanted_after_the_last_token_alone() -> None:
 
 
 def test_generating_after_a_feed_runs_nothing_before_the_first_token() -> None:
-    """What comes next is known from the feed."""
+    """The feed has already computed the next logits."""
     world = World()
     session = world.open()
     world.feed(session, [0])
@@ -480,7 +480,7 @@ def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
 
 
 def test_a_step_batch_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
-    """Also when what follows has its answer at once."""
+    """Also when the next job has its result immediately."""
     order: list[type[Job]] = []
 
     class Recording(World):

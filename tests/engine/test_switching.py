@@ -1,4 +1,4 @@
-"""While an engine's thread drives, threads take turns often; at all other times they do not."""
+"""Threads switch often while an engine's thread drives, and at the default interval otherwise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SOON, LATE = pytest.approx(0.00005), pytest.approx(0.005)
 def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     intervals: list[float] = []
     monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
-    monkeypatch.setattr(switching._Driving, "num", 0)  # an engine whose event loop was closed has given nothing back
+    # an earlier engine whose event loop was closed has not decremented the count
+    monkeypatch.setattr(switching._Driving, "num", 0)
     return intervals
 
 
@@ -34,7 +35,7 @@ async def test_it_is_soon_while_the_thread_drives(
         for _ in range(1000):
             if len(told) == len(expected):
                 break
-            await asyncio.sleep(0.001)  # an answer may come before the thread rests
+            await asyncio.sleep(0.001)  # the result may arrive before the thread rests
         assert told == expected
 
 

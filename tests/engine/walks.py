@@ -1,4 +1,4 @@
-"""Lanes walked over a made-up model, each beside a plain session that says what every answer must be."""
+"""Lanes over a made-up model. A plain session beside each lane checks every result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FIRST_FORK = 100
 
 
 class World:
-    """Lanes, the scheduler and the stepper, and in the runner's place a list of consumed tokens for each row."""
+    """Lanes, the scheduler and the stepper. In place of the runner, each row has a list of consumed tokens."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class World:
         self.num_forked = 0
 
     def consumed(self, session: PlainSession) -> list[int]:
-        """What the session's state has consumed."""
+        """Returns the tokens that the session's state has consumed."""
         return self.state[session.lane.slot.row]
 
     def open(self, source: list[int] | None = None, outputs: OutputSpec | None = None) -> PlainSession:
@@ -131,7 +131,7 @@ class World:
         self._deliver()
 
     def cancel(self, session: PlainSession) -> int:
-        """The number of jobs that were ended."""
+        """Cancels the jobs of a session. Returns the number of jobs that ended."""
         session.ends()
         count = self.stepper.cancel(session.lane, RequestCancelledError("cancelled"))
         self._deliver()
@@ -144,7 +144,7 @@ class World:
         self._deliver()
 
     def run(self) -> Batch | None:
-        """Runs the next batch, if there is one."""
+        """Runs the next batch. Returns it, or None when there is none."""
         batch = self.scheduler.next_batch()
         if batch is None:
             return None
@@ -158,7 +158,8 @@ class World:
         return batch
 
     def fail(self, error: CarouselError) -> list[PlainSession]:
-        """The next batch's graph fails: nothing is consumed. Returns the sessions that had a part in it."""
+        """Lets the graph of the next batch fail: nothing is consumed. Returns the sessions that took part in the
+        batch."""
         batch = self.scheduler.next_batch()
         assert batch is not None
         lanes = [job.lane.forked_from or job.lane for job in batch.jobs]
@@ -167,7 +168,7 @@ class World:
         failed = [session for session in self.sessions if session.lane in lanes]
         for session in failed:
             if any(isinstance(job, EncodeJob) for job in session.unanswered):
-                session.lane.is_closed, session.lane.refusal = True, error  # without its source it is closed
+                session.lane.is_closed, session.lane.refusal = True, error  # a session without its source is closed
             session.ends()
         for job in batch.jobs:
             if job.lane.active is job:
@@ -178,7 +179,7 @@ class World:
         return failed
 
     def drain(self) -> None:
-        """Runs until nothing is left to be done, granting all that is asked for."""
+        """Runs until no work is left, and grants each parked generation the tokens that it produced."""
         while any(session.unanswered for session in self.sessions):
             if self.run() is None:
                 parked = [job for job in (s.generation for s in self.sessions) if job is not None and job.is_parked]
@@ -194,7 +195,7 @@ class World:
             job.take(StepResult(None), 0, width)
 
     def _step(self, batch: Batch) -> None:
-        """As the engine does it, with a row of padding at the end and garbage wherever no token was run."""
+        """Runs a step batch as the engine does, with a padded row at the end and NaN wherever no token was run."""
         assert batch.num_rows == len(batch.jobs) + sum(len(group.tokens) for group in batch.groups)
         logits = np.full((batch.num_rows + 1, batch.width, VOCABULARY_SIZE), np.nan, np.float32)
         following: dict[int, list[int]] = {}
@@ -213,7 +214,7 @@ class World:
                 row += 1
         self.state.update(following)
         self._commit(batch, logits)
-        logits[:] = np.nan  # they are the runner's; what is to be kept must have been copied
+        logits[:] = np.nan  # the runner reuses its logits, so the stepper must have copied what it keeps
 
     def _read_out(self, batch: Batch) -> None:
         self._commit(batch, np.array([[next_logits(self.state[job.lane.slot.row])] for job in batch.jobs]))
@@ -234,13 +235,13 @@ class World:
             begin += count
 
     def _result(self, batch: Batch, logits: np.ndarray, fetch: FetchSpec) -> StepResult:
-        """With a readout there are heads as well, and logits only when they are wanted."""
+        """Makes the result. With a readout, the graph also has heads, and returns logits only on request."""
         if self.stepper.keeps_logits or batch.kind == "readout":
             return StepResult(logits)
         return StepResult(logits if fetch.logits or fetch.top_k else None, np.argmax(logits, axis=-1))
 
     def _lanes_of(self, group: Group) -> list[Lane]:
-        """The lanes of a group's rows: of a search, its session's."""
+        """Returns the lanes of a group's rows. For a search, that is the lane of its session."""
         job = group.owner.job
         if isinstance(job, StepBatchJob):
             return [job.lanes[place] for place in group.places]
@@ -283,9 +284,11 @@ class World:
             self._report_lost(session, None)
 
     def _report_lost(self, session: PlainSession, job: Job | None) -> None:
-        """Reports to a session the rows of its step batches that have failed: it goes on before they are answered.
+        """Tells a session which rows of its step batches have failed, because it continues before these batches have
+        their result.
 
-        Of those before a job, or of all. A job that is a step batch may have been reported before.
+        Covers the step batches before `job`, or all for None. If `job` is a step batch, its failed row may have been
+        recorded before.
         """
         if job is not None and job not in session.unanswered:
             return
