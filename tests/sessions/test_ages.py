@@ -1,4 +1,4 @@
-"""Sessions that are too old are found, the oldest first, whoever has them; those that have ended cost nothing."""
+"""Finds sessions that are too old, the oldest first, on any server; ended sessions take no memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW_S = 1_700_000_000.0
 
 
 def session(serial: int, opened_at: float) -> Session:
-    """One that was opened on another server."""
+    """Returns a session that was opened on another server."""
     one = domain.session(f"s{serial}", serial)
     one.persistence = Persistence(SessionPolicy(), opened_at=opened_at)
     return one
@@ -57,7 +57,7 @@ def test_sessions_that_have_ended_do_not_stay_in_memory() -> None:
 
 def test_what_is_left_of_an_age_is_told_in_both_clocks() -> None:
     ages = Ages(60.0, clock=lambda: 7.0, wall_clock=lambda: NOW_S)
-    assert (ages.left_s(NOW_S - 50.0), ages.gone_by_s(NOW_S - 50.0)) == (15.0, 22.0)  # with the grace
+    assert (ages.left_s(NOW_S - 50.0), ages.gone_by_s(NOW_S - 50.0)) == (15.0, 22.0)  # with the grace period
     assert (ages.left_s(NOW_S - 500.0), ages.gone_by_s(NOW_S - 500.0)) == (0.0, 7.0)
     assert not ages.is_over(NOW_S - 59.9)
     assert ages.is_over(NOW_S - 60.0)

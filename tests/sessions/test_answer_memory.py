@@ -1,4 +1,4 @@
-"""Answers that are not written yet, and those that are kept for retries, take a bounded part of the memory."""
+"""Unwritten responses, and results kept for retries, use a limited amount of memory."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_of_a_search_that_is_not_kept_the_position_is() -> None:
 
 
 def test_a_generation_knows_what_was_before_each_of_its_tokens() -> None:
-    """Also when its first tokens are no longer kept."""
+    """Also when its first tokens are no longer stored."""
     generation = Generation(None, Decoding(1000), None)
     generation.add(Generated(5, [14, 15], None, None, Before(3, [11, 12, 13])), 2)
     for position in range(6, 30):

@@ -1,4 +1,4 @@
-"""Every refusal names the field, its value and what was expected; every value at a limit is let through."""
+"""Every refusal names the field, its value and what was expected; every value at a limit passes."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_top_p_is_above_0_and_at_most_1(top_p: float, shown: str) -> None:
 
 
 def searching(*, num_best: int, max_tokens: int, max_answer_bytes: int) -> None:
-    """Checks a search of so many results."""
+    """Checks a search with this many results."""
     check_decoding(
         Decoding(max_tokens, beam=Beam(64, num_best=num_best)),
         vocabulary_size=VOCABULARY_SIZE,

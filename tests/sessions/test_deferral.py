@@ -1,4 +1,4 @@
-"""Requests that wait run in order, once, or are refused, whatever happens to their sessions."""
+"""Deferred requests run in order and once, or are refused, whatever happens to their sessions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ ERROR = RequestCancelledError("it is over")
 
 
 class DeferralMachine(RuleBasedStateMachine):
-    """Sessions lose their slots and get them again, and end, while requests of one and of several come.
+    """Sessions lose their slots, get them again and end, while requests arrive for one or several of them.
 
-    sent, done: by session, the requests in the order in which they came, and in which they were carried out.
+    sent: by session, the requests in the order of arrival.
+    done: by session, the requests in the order in which they ran.
     """
 
     @initialize()
@@ -66,7 +67,7 @@ class DeferralMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def spill(self, name: str) -> None:
-        """As the sessions do: one that something waits for keeps its slot."""
+        """As in the server: a session with deferred requests keeps its slot."""
         session = self.sessions[name]
         if session.state is State.IDLE and session.deferred is None:
             session.state = State.SPILLED
@@ -117,7 +118,7 @@ def waiting_session() -> Session:
 
 
 def ignore(_: object) -> None:
-    """Nobody waits for it."""
+    """Ignores the result."""
 
 
 def test_too_many_requests_of_a_session_are_refused_with_a_retry_delay() -> None:

@@ -1,4 +1,4 @@
-"""The directory keeps two orders, of opening and of use, and who has which id."""
+"""The directory keeps sessions in order of opening and in order of use, and records which session has which id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDS = st.sampled_from("abcdef")
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Adds, uses and removes at will, beside a plain list of sessions. The clock never goes back."""
+    """Adds, uses and removes sessions in any order, beside a plain list of them. The clock never goes back."""
 
     @initialize()
     def begin(self) -> None:
@@ -59,7 +59,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(ago_s=st.sampled_from([0.0, 0.5, 1.0, 5.0, 20.0]))
     def unused(self, ago_s: float) -> None:
-        """Those last used before the time, the least recently used first."""
+        """Checks that it returns the sessions last used before the time, the least recently used first."""
         time_s = self.now_s - ago_s
         found = self.store.unused_since(time_s)
         assert {s.serial for s in found} == {s.serial for s in self.kept if s.last_used_s < time_s}
@@ -67,7 +67,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(serial=st.integers(0, 12))
     def opened_after(self, serial: int) -> None:
-        """In the order of opening, whatever was used since."""
+        """Checks that the order is that of opening, whatever was used since."""
         assert self.store.page(serial, 100, "") == [s for s in self.kept if s.serial > serial]
 
     @invariant()
@@ -151,7 +151,8 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
 
 
 async def test_who_waits_for_an_id_goes_on_in_the_same_turn_in_which_it_is_free() -> None:
-    """Awaiting a future that is done is no turn of the event loop: one that stays listed would be awaited for ever."""
+    """Awaiting a finished future does not yield to the event loop, so a future that stayed in the list would be awaited
+    for ever."""
     directory = Directory(10, Ages())
     directory.begin_ending("a")()
     await directory.ended("a", 10.0)

@@ -1,4 +1,4 @@
-"""A session goes on only on a model that can take it: whatever in it is an index or a size is checked before."""
+"""A session resumes only on a model that fits it: every index and size in it is checked before."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_session_of_the_models_vocabulary_fits(fitting: Image) -> None:
 
 
 def places(wrong: int) -> dict[str, Image]:
-    """Images with a token that the vocabulary lacks, by where they have it."""
+    """Returns images with a token outside the vocabulary, by the place of that token."""
     row = np.zeros(SIZE + 1, np.float32)
     return {
         "pending": image(lane=lane(pending=[wrong])),

@@ -1,4 +1,4 @@
-"""What may happen to a session, and when, is exactly what the table says."""
+"""A session accepts exactly the events that the table has for its state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_state_can_be_reached_and_left() -> None:
 @pytest.mark.parametrize("state", [state for state in State if state not in OVER])
 @pytest.mark.parametrize("event", ENDS)
 def test_whatever_a_session_does_it_can_end_and_everything_is_answered(state: State, event: Event) -> None:
-    """What waits is refused, the slot is freed with what is in flight, and its stream learns of it."""
+    """Deferred requests are refused, the slot is freed with all work in flight, and the stream is notified."""
     transition = TABLE[state, event]
     assert transition.state in OVER
     assert {Action.REFUSE_DEFERRED, Action.FREE_SLOT, Action.TELL_STREAM} <= set(transition.actions)

@@ -1,4 +1,4 @@
-"""What many sessions do at once costs each of them the same: lines that the interpreter runs are counted."""
+"""Work per session does not grow with the number of sessions: the tests count executed lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELD = SessionPolicy(Durability.CHECKPOINT, OnDisconnect.HOLD, 60.0)
 
 @contextmanager
 def counted(module: ModuleType) -> Iterator[list[int]]:
-    """Counts the lines of a module that are run."""
+    """Counts the executed lines of a module."""
     count = [0]
     path = module.__file__
 
@@ -42,7 +42,7 @@ def counted(module: ModuleType) -> Iterator[list[int]]:
 
 
 async def many(it: Sessions, count: int) -> list[Session]:
-    """Sessions that are stored at intervals."""
+    """Opens sessions that are checkpointed."""
     sessions = []
     for _ in range(count):
         new = it.service.opening.prepare(
@@ -62,7 +62,7 @@ async def many(it: Sessions, count: int) -> list[Session]:
 
 
 async def leave_while_all_are_stored(it: Sessions, count: int) -> int:
-    """The store is slow, and all have changed since."""
+    """The store is slow, and all sessions have changed since the write began."""
     sessions = await many(it, count)
     for _ in range(2):
         for future in [it.feed(session, None, [5]) for session in sessions]:
@@ -79,7 +79,7 @@ async def leave_while_all_are_stored(it: Sessions, count: int) -> int:
 
 
 async def send_again_what_was_cancelled(it: Sessions, count: int) -> int:
-    """The Cancels come too late."""
+    """The cancels come too late: the feeds have been applied."""
     sessions = await many(it, count)
     answers = []
     for session in sessions:

@@ -1,7 +1,8 @@
-"""Sessions through everything that may happen to them, beside a plain list of tokens.
+"""Sessions through all events, beside a plain list of tokens.
 
 Open, feed, generate, cancel, mark, rewind, fork, snapshot, restore, detach, resume, spill, checkpoint, crash, move to
-another server, close: whatever the order, a session says what a plain loop over the graph says after the same tokens.
+another server, close: in any order, a session's outputs equal those of a plain loop over the graph after the same
+tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 class Server:
-    """Sessions over one engine with few slots, and a store that servers share."""
+    """Sessions over one engine with few slots, and a store that the servers share."""
 
     def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
         loop = asyncio.get_running_loop()
@@ -62,7 +63,7 @@ class Server:
         self.sessions.start()
 
     async def crash(self) -> None:
-        """Ends it as a kill does: nothing more is stored, and its lease runs out."""
+        """Ends the server as a kill does: it stores nothing more, and its lease expires."""
         await self.sessions.tasks.stop()
         for task in self.storage._tasks:
             task.cancel()
@@ -72,8 +73,13 @@ class Server:
 
 
 class Lives(RuleBasedStateMachine):
-    """tokens, marks: what each session has consumed, and where it was marked; homes: which server has it, None: it was
-    crashed; durable: whether it is stored."""
+    """Runs random events on two servers.
+
+    tokens: what each session has consumed.
+    marks: the positions of each session's marks.
+    homes: the server of each session.
+    durable: sessions that are stored.
+    """
 
     served_bundle: Bundle
     folder: Path
@@ -110,7 +116,7 @@ class Lives(RuleBasedStateMachine):
             self.durable.add(name)
 
     async def _session(self, name: str) -> Session:
-        """The session, with a slot."""
+        """Returns the session, after it has a slot."""
         sessions = self.servers[self.homes[name]].sessions
         session = sessions.directory.get(name)
         assert session is not None, f"{name} is not there"
@@ -164,7 +170,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.tokens)
     @rule(number=st.integers(0, 9), count=st.integers(1, 12), cut=st.integers(1, 12))
     def generate(self, number: int, count: int, cut: int) -> None:
-        """Greedily, and cancelled when so many have come."""
+        """Generates greedily, and cancels after `cut` tokens."""
 
         async def act() -> None:
             name = self.pick(number)
@@ -221,7 +227,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshots)
     @rule(which=st.integers(0, 9), server=st.integers(0, 1))
     def restore(self, which: int, server: int) -> None:
-        """A snapshot, under another name; not to be stored, as what it was of may not have been."""
+        """Restores a snapshot under another name. The new session is stored only if the snapshot's policy says so."""
         data, tokens = self.snapshots[which % len(self.snapshots)]
         name = self.new_name()
         session = self.run(self.servers[server].sessions.resume.restore(data, name, None))
@@ -242,7 +248,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.durable & set(self.tokens))
     @rule(number=st.integers(0, 9), server=st.integers(0, 1))
     def resume(self, number: int, server: int) -> None:
-        """On the same server or on the other, which asks for it: nothing is lost."""
+        """Resumes on the same server, or on the other, which takes the session over. No token is lost."""
         names = sorted(self.durable & set(self.tokens))
         name = names[number % len(names)]
         session, _ = self.run(self.servers[server].sessions.resume.resume(name, lambda session, reason: None))
@@ -251,7 +257,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(server=st.integers(0, 1))
     def crash(self, server: int) -> None:
-        """What was not stored is fed again by whoever holds it: here it is forgotten."""
+        """A client would feed again what was not stored; this test forgets those tokens instead."""
 
         async def act() -> None:
             await self.servers[server].crash()

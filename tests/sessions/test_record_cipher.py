@@ -1,4 +1,4 @@
-"""Encrypted records: what is read, what is refused and with which words, and that no key is shown."""
+"""Encrypted records: which are read, which are refused and with which message, and that no key is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions over a real engine, with a clock in hand."""
+"""Sessions over a real engine, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from service.sessions.stores.memory import MemoryStore
 
 
 class Events:
-    """A `SessionObserver` and an `EngineObserver` that writes down what happens to sessions."""
+    """A `SessionObserver` and an `EngineObserver` that records the events of sessions."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
@@ -71,7 +71,7 @@ class Events:
 
 
 class Sessions:
-    """Sessions with one engine, and a clock that moves when it is told to."""
+    """Sessions with one engine, and a clock that only the test moves."""
 
     def __init__(self, served: Served, limits: SessionLimits) -> None:
         self.now_s = 1000.0
@@ -168,7 +168,7 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
 async def test_a_drain_waits_for_feeds_and_for_no_generation_that_nobody_reads(tiny_repository: Path) -> None:
     async with opened(tiny_repository, generation_window=4) as it:
         parked, fed = await it.open("parked"), await it.open("fed")
-        is_full = asyncio.Event()  # its window
+        is_full = asyncio.Event()  # its window is full
         request = it.request(parked, 3, lambda _, result: is_full.set() if result.position == 4 else None)
         it.service.generations.generate(request, None, Decoding(100), field="generate.decoding")
         await is_full.wait()
@@ -184,7 +184,7 @@ async def test_a_session_that_step_batches_use_is_left_its_whole_idle_timeout(ti
     async with opened(tiny_repository, idle_timeout_s=10.0) as it:
         session, done = await it.open("used"), asyncio.Semaphore(0)
         batch = StepBatch([session], {}, [5], None, None, OutputSpec(), None)
-        for _ in range(2):  # the second use comes so soon that it is not marked
+        for _ in range(2):  # the second use comes too soon to update the time of last use
             it.now_s += 0.07
             it.service.step_batches.step(batch, lambda *_: done.release(), lambda num_bytes: None)
             await done.acquire()
@@ -211,7 +211,7 @@ async def test_the_end_of_a_session_is_reported_with_its_last_position(tiny_repo
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         answer = it.feed(session, 0, [5] * 50_000, OutputSpec(OutputKind.NONE))
-        while not session.lane.position:  # noqa: ASYNC110  # nothing tells of it in the middle of a feed
+        while not session.lane.position:  # noqa: ASYNC110  # nothing reports the position in the middle of a feed
             await asyncio.sleep(0)
         it.registry.close(session, CloseReason.CLIENT, notify=False)
         failed = (await answer)[1]
@@ -319,7 +319,7 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
         it.registry.is_draining = True
         with pytest.raises(ShuttingDownError):
             await it.open("d")
-        assert (await it.feed(last, 0, [5]))[1].position == 1  # what is open goes on
+        assert (await it.feed(last, 0, [5]))[1].position == 1  # open sessions continue
         assert len(it.registry) == 2
         it.service.expiry.end_all()
         assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
@@ -373,7 +373,7 @@ async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repo
 
 
 async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_use_of_it(tiny_repository: Path) -> None:
-    """The engine has answered it already, but its answer is delivered after the end."""
+    """The engine already has the result, but delivers it after the session's end."""
     async with opened(tiny_repository) as it:
         session = await it.open()
         others = [
@@ -388,7 +388,7 @@ async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_u
             for name in "ab"
         ]
         answers = [it.feed(session, 0, [5])]
-        session.last.is_cancelled = True  # type: ignore[union-attr]  # as by a Cancel that comes too late
+        session.last.is_cancelled = True  # type: ignore[union-attr]  # as after a Cancel that comes too late
         answers.append(it.feed(session, 0, [5]))
         core = it.served.engine._core
         while core.has_work:
@@ -401,7 +401,8 @@ async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_u
 
 
 async def test_what_large_feeds_and_scores_in_flight_hold_is_bounded(tiny_repository: Path) -> None:
-    """Of a stream: its budget tells when to read no more. Of all: what is too much is refused, and changes nothing."""
+    """Per stream: its budget says when to stop reading. For all streams: a request over the limit is refused, and
+    changes nothing."""
     nothing = OutputSpec(OutputKind.NONE)
 
     def ask(it: Sessions, session: Session, budget: StreamBudget) -> tuple[Request, asyncio.Future[Result]]:

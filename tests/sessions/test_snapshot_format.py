@@ -1,4 +1,4 @@
-"""Snapshots that earlier versions wrote are read for ever; bytes that are none, or not as they were, are refused."""
+"""Snapshots of earlier versions stay readable for ever; invalid or changed bytes are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lane(position: int, *, pending: list[Item], num_produced: int = 0) -> LaneSt
 
 
 def images() -> dict[str, Image]:
-    """One of each kind of what a session may have done last."""
+    """Returns one image for each kind of last request."""
     policy = SessionPolicy(Durability.STRICT, OnDisconnect.KEEP, 12.5, is_unattended=True)
     outputs = [StepOutput(7, [4, 2], [-0.5, -1.5]), StepOutput(8, [], None, np.array([1.0, 2.0, 3.0], np.float32))]
     fed = FedBefore(6, [1, 2], OutputSpec(OutputKind.TOP_K, 2, every_position=True), outputs)
@@ -66,7 +66,7 @@ def images() -> dict[str, Image]:
 
 
 def same(one: object, other: object) -> bool:
-    """Equality, of arrays by their bits."""
+    """Returns whether two values are equal, and their arrays bit-identical."""
     return repr(one) == repr(other) and _bits(one) == _bits(other)
 
 
@@ -93,7 +93,7 @@ def test_an_image_comes_back_as_it_was(name: str, is_compressed: bool) -> None:
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.snapshot")), ids=lambda path: path.stem)
 def test_a_snapshot_of_an_earlier_version_is_read_for_ever(path: Path) -> None:
-    """The files are never made anew. A later format has files of its own."""
+    """The files are never regenerated. A later format gets its own files."""
     assert same(Codec(KEY).decode(path.read_bytes()), images()[path.stem.partition("-")[0]])
 
 

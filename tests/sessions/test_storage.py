@@ -1,4 +1,4 @@
-"""The store's thread: order, bounds, and failures that end nothing."""
+"""The store's thread: order, limits, and failures that do not stop it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LATER = 1000.0
 
 
 class SlowStore(MemoryStore):
-    """A store that a test holds up or lets fail."""
+    """A store that a test can block or let fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class SlowStore(MemoryStore):
 async def storage_of(store: SlowStore, codec: Codec | None = None) -> AsyncIterator[Storage]:
     storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0)
     storage.start(lambda session_id: None)
-    while not store.num_tries:  # noqa: ASYNC110  # its first heartbeat, on a thread
+    while not store.num_tries:  # noqa: ASYNC110  # its first heartbeat runs on a thread
         await asyncio.sleep(0.001)
     try:
         yield storage
@@ -99,12 +99,13 @@ async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_what_comes_after_the_end_of_a_session_is_not_written(waits: bool) -> None:
-    """Nor joined to the end while that waits to be written: a tombstone is no state that anybody could claim."""
+    """Also not merged into the ending record while that waits to be written: a tombstone is not a state that can be
+    claimed."""
     store = SlowStore()
     async with storage_of(store) as storage:
         store.gate.clear()
         storage.put(gone("before"), lambda result: None)
-        await asyncio.sleep(0.05)  # the store's thread is busy with it
+        await asyncio.sleep(0.05)  # now the store's thread is busy with it
         ended = asyncio.ensure_future(put(storage, gone("a")))
         await asyncio.sleep(0)
         if not waits:
@@ -148,7 +149,7 @@ async def test_an_observer_that_raises_costs_no_write_its_result(name: str) -> N
         assert await put(storage, gone("a")) is WriteResult.STORED
         async with asyncio.timeout(5.0):
             assert await storage.claim("a") == Gone(b"how")
-            while not problems:  # writes must have succeeded for a second before the store is said to have recovered
+            while not problems:  # the store counts as recovered only after writes have succeeded for a second
                 assert await put(storage, gone("b")) is not WriteResult.FAILED
     assert {str(problem["exception"]) for problem in problems} == {"a bug of an observer"}
 
@@ -172,7 +173,7 @@ async def test_while_the_store_fails_reads_are_refused_at_once() -> None:
         with pytest.raises(StoreUnavailableError):
             await storage.claim("a")
         assert storage.is_failing
-        store.gate.clear()  # a call that reached the store would hang
+        store.gate.clear()  # a call that reaches the store would hang
         began_s = time.monotonic()
         for _ in range(100):
             with pytest.raises(StoreUnavailableError, match="does not answer"):
@@ -222,7 +223,7 @@ async def test_a_batch_of_writes_is_bounded_by_its_bytes() -> None:
 
 
 async def test_calls_that_waited_when_the_store_failed_fail_with_it() -> None:
-    """Each would wait for its own time-out otherwise, one after another."""
+    """Otherwise each would wait for its own timeout, one after another."""
     store = SlowStore()
     async with storage_of(store) as storage:
         store.gate.clear()
@@ -261,7 +262,7 @@ async def test_a_record_that_may_have_been_taken_is_let_go_before_it_is_taken_ag
 
 
 class LateStore(MemoryStore):
-    """A store that carries the first reservation out, and does not answer in time."""
+    """A store that carries out the first reservation, but does not answer it in time."""
 
     num_reserved = 0
 

@@ -1,4 +1,4 @@
-"""When a store counts as failing, and as working again."""
+"""When a store counts as failing, and when as working again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.sessions.stores.memory import MemoryStore
 
 
 class Heard:
-    """Counts what the observer is told."""
+    """Counts the failures and recoveries that are reported to the observer."""
 
     def __init__(self) -> None:
         self.num_failures = self.num_recoveries = 0
@@ -39,7 +39,7 @@ def made() -> tuple[StoreThread, MemoryStore, Heard, Clock]:
 
 
 async def test_a_store_whose_writes_fail_now_and_then_does_not_flap() -> None:
-    """As on a full disk, where some records find room."""
+    """For example on a full disk, where some records still fit."""
     thread, _, heard, clock = made()
     for _ in range(80):
         clock.now_s += 0.05

@@ -1,4 +1,4 @@
-"""Who comes back to a session that is gone is told why it went, for as long as that is remembered."""
+"""A client that asks for an ended session learns why it ended, as long as its tombstone exists."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_session_that_was_never_there_is_told_of_as_unknown() -> None:
 
 
 def test_an_id_that_was_closed_again_is_told_of_as_of_its_last_end() -> None:
-    """And counts as closed just now."""
+    """The id also counts as closed just now."""
     tombstones = Tombstones(2)
     tombstones.add("s1", Tombstone(CloseReason.IDLE, 1, AT))
     tombstones.add("s2", Tombstone(CloseReason.IDLE, 2, AT))

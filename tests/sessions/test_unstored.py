@@ -1,4 +1,4 @@
-"""Answers that the store did not take are kept in a bounded part of the memory."""
+"""Results that could not be stored are kept in a limited amount of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.sessions.unstored import Keeper
 
 
 def answers(*sessions: Unstored) -> list[object]:
-    """What is kept of sessions."""
+    """Returns the kept results of sessions."""
     return [kept.answered for one in sessions for some in one.values() for kept in some]
 
 

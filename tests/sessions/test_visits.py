@@ -1,4 +1,4 @@
-"""Visits: in order, bounded, and each leaves its session as was agreed."""
+"""Visits (`Step` calls without a stream): they are in order, limited, and leave the session as its policy says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT = SessionPolicy(on_disconnect=OnDisconnect.KEEP, duration_s=10.0)
 
 
 async def left(it: Sessions, session_id: str, policy: SessionPolicy = HELD) -> Session:
-    """A session whose stream has ended."""
+    """Returns a session whose stream has ended."""
     session = await it.open(session_id)
     session.persistence = Persistence(policy)
     it.registry.detach(session)

@@ -1,4 +1,4 @@
-"""Who watches sessions: what waits for them is bounded, and nothing is left behind."""
+"""Watchers of sessions: their queues are limited, and they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 
 
 async def begun(it: Sessions, session: Session) -> Watcher:
-    """A watcher that knows that it is one."""
+    """Returns a watcher that has received its first event, `WATCHED`."""
     watcher = it.service.watches.watch(session)
     told = await taken(watcher)
     assert told.happening is Change.WATCHED
@@ -38,7 +38,7 @@ async def taken(watcher: Watcher) -> Told:
 
 
 def is_quiet(it: Sessions) -> bool:
-    """Whether nobody watches, and nothing waits for anybody."""
+    """Returns whether there is no watcher and no queued event."""
     return not it.service.watches.of_session and it.service.watches.num_bytes == 0
 
 
@@ -62,7 +62,7 @@ async def test_whoever_has_256_events_to_read_is_dropped_and_nobody_else(tiny_re
 
 
 async def test_bytes_are_bounded_but_for_one_event_that_is_larger(tiny_repository: Path) -> None:
-    tokens = [5] * 20_000  # their outputs take some 4 MB
+    tokens = [5] * 20_000  # the outputs take about 4 MB
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         watcher = await begun(it, session)
@@ -213,7 +213,7 @@ async def test_what_waits_for_the_store_is_told_in_order_and_the_rest_never(tiny
         session.persistence.stored = (0, 2)
         watches.settled(session)
         assert await next_one == Told((0, 1), Change.CANCELLED, 200)
-        session.persistence.is_unconfirmed = True  # another server may have it: nothing is told
+        session.persistence.is_unconfirmed = True  # another server may have the session, so no event is delivered
         next_one = asyncio.create_task(watcher.next())
         watches.settled(session)
         await asyncio.sleep(0)

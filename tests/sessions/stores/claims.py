@@ -1,4 +1,4 @@
-"""Claims of one record, as tests make them."""
+"""Claims of one record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from service.sessions.stores.base import Claim, Claimed, CorruptRecordError, Sta
 
 
 def claim(store: StateStore, session_id: str) -> Claim:
-    """Claims one record; however long it lasts. Raises CorruptRecordError."""
+    """Claims one record. The result has `ttl_s` 0, so that tests can compare it. Raises CorruptRecordError."""
     (found,) = store.claim([session_id])
     if isinstance(found, CorruptRecordError):
         raise found
@@ -14,5 +14,5 @@ def claim(store: StateStore, session_id: str) -> Claim:
 
 
 def mine(epoch: int, payload: bytes | None) -> Claimed:
-    """What `claim` returns."""
+    """Returns what `claim` returns for a claimed record."""
     return Claimed(epoch, payload, 0.0)

@@ -1,4 +1,4 @@
-"""The embedded store's folder: its permissions, its lock, and what happens when somebody changes it."""
+"""The embedded store's folder: its permissions, its lock, and changes by other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESTORE = "restore it from a backup, or move it away to start without its sessio
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store's folder with 100 records of two pages each, which nobody has open."""
+    """A store's folder with 100 records of two pages each, which no process has open."""
     path = tmp_path / "sessions"
     with closing(LmdbStore(path)) as store:
         store.write([Write(str(index), 1, bytes(2 * PAGE), LATER) for index in range(100)])
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_to_others() -> Iterator[None]:
-    """New files and folders have all the rights that they are made with."""
+    """Sets the umask to 0, so that new files and folders keep all permissions that they are made with."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -46,7 +46,7 @@ def open_to_others() -> Iterator[None]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that every user may change, under folders that every user may enter."""
+    """A folder that every user may change, below folders that every user may enter."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o777)
     yield path
@@ -55,7 +55,7 @@ def reachable() -> Iterator[Path]:
 
 @contextmanager
 def as_plain_user() -> Iterator[None]:
-    """Root may do everything, so it becomes somebody else meanwhile."""
+    """Runs as another user if this user is root, because root has every permission."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)
@@ -67,13 +67,13 @@ def as_plain_user() -> Iterator[None]:
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """The permissions of a folder and of all in it."""
+    """Returns the permissions of a folder and everything in it."""
     paths = [folder, *folder.rglob("*")]
     return {str(path.relative_to(folder)): f"{stat.S_IMODE(path.stat().st_mode):o}" for path in paths}
 
 
 def start(data_folder: Path) -> LmdbStore:
-    """Opens key and store as a server does."""
+    """Opens the key and the store as a server does."""
     signing_key("lmdb", key_file=None, data_folder=data_folder)
     store = open_store("lmdb", data_folder=data_folder, redis_url="", lease_s=1.0)
     assert isinstance(store, LmdbStore)
@@ -103,7 +103,7 @@ def test_a_file_that_was_cut_anywhere_is_refused_and_a_whole_one_is_not(folder: 
 
 
 def test_a_file_whose_free_pages_at_the_end_were_never_written_is_whole(folder: Path) -> None:
-    """LMDB writes no page that it took and freed in one transaction."""
+    """LMDB does not write a page that was allocated and freed in one transaction."""
     environment = lmdb.open(str(folder), map_size=1 << 26, max_dbs=3)
     with environment.begin(write=True) as transaction:
         transaction.put(b"large", bytes(50 * PAGE))
@@ -121,7 +121,7 @@ def test_a_file_whose_free_pages_at_the_end_were_never_written_is_whole(folder: 
 
 
 def test_whatever_was_written_and_deleted_the_file_is_whole(tmp_path: Path) -> None:
-    """After so many transactions the list of free pages is a tree, whose long values have pages of their own."""
+    """After this many transactions the list of free pages is a tree, whose long values use overflow pages."""
     rng, num_short = random.Random(1), 0
     data = tmp_path / "data.mdb"
     environment = lmdb.open(str(tmp_path), map_size=1 << 30, max_dbs=1, sync=False)
@@ -180,7 +180,7 @@ def test_what_is_no_data_file_is_refused_with_what_to_do(
         LmdbStore(folder)
     shutil.rmtree(folder)
     folder.with_name("backup").rename(folder)
-    with closing(LmdbStore(folder)) as store:  # the refusal kept neither the lock nor the file
+    with closing(LmdbStore(folder)) as store:  # the refused store has released the lock and the file
         assert claim(store, "0") == mine(2, bytes(2 * PAGE))
 
 
@@ -203,7 +203,7 @@ def test_a_file_without_permission_is_told_of_with_what_to_do(reachable: Path, n
 
 
 def test_a_killed_server_leaves_no_half_made_file(tmp_path: Path) -> None:
-    """What it leaves is another file, which the next start makes anew."""
+    """The remaining file has another name, and the next start creates it again."""
     (tmp_path / "data.mdb.new").write_bytes(bytes(100))
     with closing(LmdbStore(tmp_path)) as store:
         assert store.reserve("a", LATER) == 1
@@ -282,7 +282,7 @@ def test_what_a_transaction_wrote_to_a_file_that_went_meanwhile_is_not_acknowled
 def test_a_store_whose_folder_is_moved_back_works_again(folder: Path) -> None:
     with closing(LmdbStore(folder)) as store:
         move_away(folder)
-        with closing(LmdbStore(folder)) as other:  # another server, on the same path
+        with closing(LmdbStore(folder)) as other:  # another server on the same path
             assert other.reserve("0", LATER) == 1
             with pytest.raises(StoreError):
                 store.heartbeat()
@@ -302,7 +302,7 @@ def test_a_store_that_grows_is_the_same(folder: Path) -> None:
 
 
 def test_a_new_folder_is_its_users_alone(tmp_path: Path, open_to_others: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first moment: nothing changes permissions afterwards."""
+    """The permissions are right from the first moment; nothing changes them later."""
     monkeypatch.setattr(Path, "chmod", lambda *_: pytest.fail("it was open to others"))
     with closing(start(tmp_path / "data")):
         assert modes(tmp_path / "data") == PRIVATE
@@ -319,7 +319,7 @@ def test_an_old_folder_is_made_its_users_alone(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_made_private_is_logged_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A volume's group, or another owner: the server starts all the same."""
+    """The server starts although it cannot change them, for example because of a volume's group or another owner."""
     data = tmp_path / "data"
     start(data).close()
     for name in PRIVATE:
@@ -339,7 +339,7 @@ def test_what_cannot_be_made_private_is_logged_with_what_to_do(tmp_path: Path, m
 
 
 def test_a_folder_that_all_use_stays_so(tmp_path: Path) -> None:
-    """Such as /tmp, which nobody else could use any more."""
+    """For example /tmp: a change would exclude all other users."""
     tmp_path.chmod(0o1777)
     with capture_logs() as logs, closing(start(tmp_path)):
         assert modes(tmp_path) == PRIVATE | {".": "1777"}

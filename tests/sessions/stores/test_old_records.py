@@ -1,5 +1,7 @@
-"""Records that an earlier server wrote are read, in a data folder and in a Redis, and it reads ours: the layouts stay
-for ever. In a Redis both work side by side while replicas are replaced one by one."""
+"""This version reads records of earlier versions, in a data folder and in Redis, and writes records that they can read.
+
+The layouts never change. In Redis both versions run side by side while replicas are replaced one by one.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ from tests.sessions.stores.claims import claim, mine
 from tests.sessions.test_snapshot_format import FIXTURES, KEY
 
 LAYOUT = struct.Struct("<HBBQd16s")
-"""Format 1, standing (0 owned, 1 free, 2 gone), whether it has a payload, epoch, Unix seconds of its expiry, owner."""
+"""Format 1, standing (0 owned, 1 free, 2 gone), whether there is a payload, epoch, Unix seconds of the expiry,
+owner."""
 
 
 def write_folder(folder: Path, records: dict[str, tuple[int, int, bytes | None]]) -> None:
-    """Writes records as the first server did. records: standing, epoch and payload by session."""
+    """Writes records as the first version did. records: standing, epoch and payload by session."""
     expires_at = time.time() + 1000.0
     folder.mkdir()
     environment = lmdb.open(str(folder), map_size=1 << 24, max_dbs=3)
@@ -59,8 +62,8 @@ def test_the_records_of_an_old_folder_are_claimed_and_read(tmp_path: Path) -> No
 
 
 def test_a_server_beside_an_old_one_on_a_redis_keeps_to_its_layout(tmp_path: Path) -> None:
-    """carousel:s:ID is a hash of epoch, owner, standing and payload; o:OWNER lives as long as its owner; w:OWNER is the
-    set of what others want of it."""
+    """`carousel:s:ID` is a hash of epoch, owner, standing and payload; `o:OWNER` exists while its owner lives;
+    `w:OWNER` is the set of records that other servers want from it."""
     snapshot = (FIXTURES / "fed-1.snapshot").read_bytes()
     tombstone = b'["client",3,1700000000.0]'
     with redis_server(tmp_path) as server:

@@ -1,4 +1,4 @@
-"""Every store keeps records as the plain one in memory does, and whose they are."""
+"""Every store keeps records and their owners as the memory store does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LATER = 3600.0
 
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that the tests of this session share; each uses ids of its own."""
+    """A Redis that all tests of this run share; each uses its own ids."""
     with redis_server(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -78,7 +78,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[State
 
 
 def end_lease(store: StateStore) -> None:
-    """What the store sees of a process that is killed, or cut off."""
+    """Makes the store believe that a process was killed or disconnected."""
     if isinstance(store, MemoryStore):
         store._shelf.owners.pop(store.owner)
     else:
@@ -132,7 +132,7 @@ def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateS
 
 
 def test_a_write_that_has_no_payload_makes_no_record_and_tells_that_there_is_none(store: StateStore) -> None:
-    """Else the session would be stored, for its server, and lost for every other."""
+    """Otherwise its own server would believe the session stored, and every other server would lose it."""
     written = store.write([write("a", 1, None), write("b", 1, b"state")])
     assert (written.refused, written.missing) == (set(), {"a"})
     assert claim(store, "a") is None
@@ -161,7 +161,7 @@ def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch
 
 
 def test_what_is_gone_is_nothing_else_under_its_epoch(store: StateStore) -> None:
-    """A server that hands a session back late, which a client has closed meanwhile, brings nothing back."""
+    """A server that hands over a session late, after a client has closed it, does not bring it back."""
     store.write([write("a", 1, b"state"), write("b", 1, b"state")])
     store.write([write("a", 1, b"how", Standing.GONE)])
     late = [write("a", 1, None, Standing.FREE), write("b", 1, None, Standing.FREE)]
@@ -213,7 +213,7 @@ def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_
 def test_an_id_that_was_reserved_and_never_written_is_free_once_its_owner_is_gone(
     pair: tuple[StateStore, StateStore],
 ) -> None:
-    """A server was killed between reserving an id and giving it back. Its late writes are refused."""
+    """A server was killed after it reserved an id and before it freed it. Its late writes are refused."""
     one, other = pair
     assert one.reserve("never written", LATER) == 1
     assert one.reserve("written", LATER) == 1
@@ -247,7 +247,7 @@ def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[Stat
 
 
 def test_a_record_that_is_to_last_no_time_is_not_there(store: StateStore) -> None:
-    """So a reservation is given back."""
+    """This is how a server frees a reservation."""
     assert store.reserve("a", LATER) == 1
     store.write([Write("a", 1, b"{}", 0.0, Standing.GONE)])
     assert not store.has("a")
@@ -316,7 +316,7 @@ def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServe
 
 @pytest.mark.parametrize("how", ["write", "reserve", "claim"])
 def test_who_gets_or_makes_a_record_in_an_emptied_redis_counts_as_there(tmp_path: Path, how: str) -> None:
-    """Else another would claim it before the next heartbeat, and both would have the session."""
+    """Otherwise another server could claim the record before the next heartbeat, and both would have the session."""
     with redis_server(tmp_path) as server:
         one, two, three = (RedisStore(server.url) for _ in range(3))
         before = one.heartbeat().term
@@ -335,9 +335,10 @@ def test_who_gets_or_makes_a_record_in_an_emptied_redis_counts_as_there(tmp_path
 
 
 def test_a_heartbeat_tells_for_how_long_others_were_there_alone(tmp_path: Path) -> None:
-    """What they can have done with the records of a process that counted as gone."""
+    """During that time, other servers may have claimed records of a process that counted as dead."""
     with redis_server(tmp_path) as server:
-        one, two = (RedisStore(server.url, lease_s=1.0) for _ in range(2))  # a third of it is a heartbeat's timeout
+        # a heartbeat's timeout is a third of the lease
+        one, two = (RedisStore(server.url, lease_s=1.0) for _ in range(2))
         assert one.heartbeat().rivals_s == 0.0
         for _ in range(12):
             time.sleep(0.25)
@@ -451,7 +452,7 @@ def test_a_key_is_made_once_and_a_given_one_is_checked(tmp_path: Path) -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Two servers over one store beside the same two over the plain one. Either may die and be followed by another."""
+    """Two servers over one store, beside two over the memory store. A server may die, and another replaces it."""
 
     make: Callable[[], StateStore]
     num_servers = 2
