@@ -1,4 +1,4 @@
-"""What the scenarios have in common: openings, feeds, and a simulation whose end is looked at."""
+"""Helpers of the scenarios: openings, feeds, and a simulation that must end without violations."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 def play(
     act: Callable[[World], Awaitable[None]], *, seed: str = "scene", does_finish: bool = True, **knobs: Any
 ) -> None:
-    """Plays a scenario; nothing may be violated in it, nor left after it."""
+    """Plays a scenario. Fails when something is violated during it or left after it."""
     journal = simulate(act, seed=seed, knobs=Knobs(**knobs), does_finish=does_finish)
     assert not journal.violations, "\n".join([*journal.violations, "", *list(journal.trace)[-40:]])
 
 
 def hold(seconds: float = 0.0) -> pb.DisconnectPolicy:
-    """The session is held when its stream ends."""
+    """Returns a policy that holds the session when its stream ends."""
     return _policy(pb.DISCONNECT_ACTION_HOLD, seconds)
 
 
 def keep(seconds: float = 0.0) -> pb.DisconnectPolicy:
-    """The session is kept when its stream ends."""
+    """Returns a policy that keeps the session when its stream ends."""
     return _policy(pb.DISCONNECT_ACTION_KEEP, seconds)
 
 
 def plain(**fields: Any) -> pb.Open:
-    """A new session of the model without a start token."""
+    """Returns an opening of a new session of the model without a start token."""
     return pb.Open(model=LAZY, **fields)
 
 
 def feed(*tokens: int, position: int | None = None, mark: bool = False) -> pb.Feed:
-    """A feed that asks for logits."""
+    """Returns a feed that requests logits."""
     return pb.Feed(token_ids=tokens, position=position, mark=mark, outputs=LOGITS)
 
 
 async def opened(stream: ClientStream, name: str, **fields: Any) -> int:
-    """Opens a session; its handle."""
+    """Opens a session. Returns its handle."""
     answer = await stream.ask(name, open=plain(**fields))
     assert answer.HasField("opened"), answer
     return answer.opened.handle
 
 
 async def fed(stream: ClientStream, name: str, *tokens: int, position: int | None = None, mark: bool = False) -> int:
-    """Feeds a session; its position."""
+    """Feeds a session. Returns its position."""
     answer = await stream.ask(name, feed=feed(*tokens, position=position, mark=mark))
     assert answer.HasField("fed"), answer
     return answer.position
 
 
 def found_by_seeds(text: str) -> bool:
-    """Whether one of the first seeds meets a violation that says this."""
+    """Returns whether one of the first 40 seeds has a violation that contains the text."""
     return any(text in violation for seed in range(40) for violation in run_seed(seed).violations)
 
 
 def reason(answer: Any) -> str:
-    """Of the error that an answer is, or what else it is."""
+    """Returns the reason of an error response; for any other response, its kind."""
     if isinstance(answer, pb.StreamResponse):
         return answer.error.reason if answer.HasField("error") else str(answer.WhichOneof("response"))
     return str(getattr(answer, "reason", type(answer).__name__))

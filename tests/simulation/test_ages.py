@@ -1,4 +1,4 @@
-"""No session is older than it may be: not one that is used, held, spilled, stored, copied or moved."""
+"""No session outlives its maximum age: used, held, spilled, stored, copied or moved."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed,
 
 MAX_AGE_S = 10.0
 _LOOK_S = 1.0
-"""Between two looks of the expiry."""
+"""How often the expiry looks for sessions."""
 _GRACE_S = 5.0
-"""For which a record outlives its session."""
+"""How long a record outlives its session."""
 
 
 async def until_age(world: World, began_s: float, age_s: float) -> None:
@@ -27,7 +27,7 @@ async def until_age(world: World, began_s: float, age_s: float) -> None:
 
 
 def check_gone(answer: Any) -> None:
-    """It says that the session reached its age."""
+    """Checks that an error says that the session reached its maximum age."""
     assert reason(answer) == "SESSION_NOT_FOUND", answer
     error = answer.error if isinstance(answer, pb.StreamResponse) else answer
     assert "reached the age that the server allows (max_age_s)" in error.message
@@ -39,7 +39,7 @@ def close_reasons(stream: ClientStream) -> list[str]:
 
 
 async def copy(world: World, name: str, fork_name: str) -> bytes:
-    """Forks a session, and returns a snapshot of it."""
+    """Forks a session. Returns a snapshot of it."""
     await world.call("Sessions.Fork", sessions_pb2.SessionsForkRequest(session_id=name, fork_session_id=fork_name))
     taken = await world.call("Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id=name))
     assert isinstance(taken.snapshot, bytes)
@@ -83,7 +83,7 @@ def test_there_is_no_limit_by_default() -> None:
 @pytest.mark.parametrize("on_disconnect", [hold(6.0), keep(100.0)])
 @pytest.mark.parametrize("idle_timeout_s", [2.0, 300.0])
 def test_a_session_without_a_stream_is_no_exception(on_disconnect: pb.DisconnectPolicy, idle_timeout_s: float) -> None:
-    """It was resumed just before, so that it would be held or kept for longer."""
+    """The session was resumed shortly before its maximum age, so that it would otherwise be held or kept for longer."""
 
     async def act(world: World) -> None:
         stream, began_s = world.connect(), world.loop.time()
@@ -148,13 +148,13 @@ def test_a_record_that_is_written_late_is_gone_by_its_time_all_the_same() -> Non
     async def act(world: World) -> None:
         stream, began_s = world.connect(), world.loop.time()
         await opened(stream, "a", durability=CHECKPOINT, on_disconnect=keep(100.0))
-        for position in range(12):  # so often that it is not idle
+        for position in range(12):  # often enough that the session is not idle
             await fed(stream, "a", 5, position=position)
             await until_age(world, began_s, position / 2 + 0.5)
         assert world.replicas[0].has("a")
         world.faults.is_down = True
         stream.leave()
-        await until_age(world, began_s, 8.9)  # it was handed over, and cannot be stored
+        await until_age(world, began_s, 8.9)  # the session was handed over, and cannot be stored
         assert not world.replicas[0].has("a")
         await until_age(world, began_s, MAX_AGE_S + 2.0)
         world.faults.is_down = False
@@ -185,7 +185,7 @@ def test_a_session_that_moves_between_servers_keeps_its_age() -> None:
 
 
 def test_a_copy_is_as_old_as_what_it_is_of() -> None:
-    """Forks, forks of forks, and restored snapshots."""
+    """Copies are forks, forks of forks, and restored snapshots."""
 
     async def act(world: World) -> None:
         stream, began_s = world.connect(), world.loop.time()
@@ -211,7 +211,8 @@ def test_a_copy_is_as_old_as_what_it_is_of() -> None:
 
 @pytest.mark.parametrize("how", ["resume", "step", "get elsewhere"])
 def test_a_record_that_is_too_old_is_taken_for_nothing_and_ends(how: str) -> None:
-    """Its server had no limit, and was killed: the next one has, and finds a record that lasts for longer."""
+    """The record's server had no limit, and was killed. The next server has one, and finds a record that lasts
+    longer."""
 
     async def act(world: World) -> None:
         stream, began_s = world.connect(), world.loop.time()
@@ -239,7 +240,7 @@ def test_a_record_that_is_too_old_is_taken_for_nothing_and_ends(how: str) -> Non
 
 
 def test_a_record_that_is_fetched_just_before_its_age_is_gone_by_its_time() -> None:
-    """A claim has a record last for a minute at least."""
+    """A claim extends the lifetime of a record to at least a minute."""
 
     async def act(world: World) -> None:
         stream, began_s = world.connect(), world.loop.time()

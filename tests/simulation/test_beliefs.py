@@ -1,4 +1,4 @@
-"""What a client believes of its sessions when an opening is refused: as much as it was promised, and no more."""
+"""What a simulated client knows of its sessions after a refused opening: exactly what the server promised."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FREE, HOLD = pb.DISCONNECT_ACTION_FREE, pb.DISCONNECT_ACTION_HOLD
 _PAST_LEASE_S = 1.5
 KNOBS = Knobs(idle_timeout_s=20.0)
 CODES = {5: "not found", 6: "in use", 14: "store unavailable"}
-"""What is told by the codes of errors."""
+"""The meaning of the error codes of openings."""
 
 
 def client(op: str, pause_s: float = 0.05, *, slot: int = 0, **args: Any) -> Action:
-    """One action of the client, for its first session."""
+    """Returns one action of the client, for its first session."""
     return Action(0, op, pause_s, {"k": 0, "slot": slot, **args})
 
 
@@ -30,25 +30,25 @@ def opening(
     durability: pb.Durability.ValueType = STRICT,
     action: pb.DisconnectAction.ValueType = FREE,
 ) -> Action:
-    """The client opens its session, also where it knows of one."""
+    """Returns an opening of the client's session, even where the client believes that it exists."""
     fixed = {"model": "lazy", "is_made": False, "outputs": False, "unattended": False, "rude": True}
     return client("open", pause_s, slot=slot, durability=durability, action=action, duration_s=5.0, **fixed)
 
 
 def strike(op: str, pause_s: float, duration_s: float, replica: int = 0) -> Action:
-    """One action of nature, counted from its action before."""
+    """Returns one fault. pause_s: seconds after the previous action of the faults."""
     return Action(NATURE, op, pause_s, {"duration_s": duration_s, "replica": replica})
 
 
 def played(*actions: Action, seed: int = 0, knobs: Knobs = KNOBS) -> Journal:
-    """What happened; nothing may be violated."""
+    """Runs a script. Fails when something is violated. Returns the journal."""
     journal = run_script(seed, list(actions), knobs)
     assert not journal.violations, "\n".join([*journal.violations, "", *list(journal.trace)[-40:]])
     return journal
 
 
 def told(journal: Journal) -> list[str]:
-    """What the client was told of the openings of its session, in order."""
+    """Returns the responses to the openings of the client's session, in order."""
     answers = [line for line in journal.trace if " < request_id: " in line and 'session_id: "c0s0"' in line]
     kinds = {" opened {": "opened", " closed {": "closed", **{f"code: {code} ": name for code, name in CODES.items()}}
     return [next((kind for sign, kind in kinds.items() if sign in line), line) for line in answers]
@@ -66,7 +66,7 @@ def test_a_session_whose_resumption_is_refused_where_it_is_stays_on_its_stream_a
 
 
 def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was() -> None:
-    """Its first server tells that it is closed while the client does not listen there."""
+    """Its first server closes it while the client does not listen there."""
     journal = played(
         opening(durability=NONE, action=HOLD),
         client("resume", slot=1),
@@ -79,7 +79,7 @@ def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was(
 
 
 def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_its_stream_has_ended() -> None:
-    """The store carried the claim out, in some of these, and its answer was lost."""
+    """In some of these runs the store carried out the claim, and its answer was lost."""
     found = set()
     for seed in range(10):
         before = (

@@ -1,4 +1,5 @@
-"""A strict session's generation is cancelled while the store is slow: the tokens that wait for it are no requests."""
+"""Cancels a strict session's generation while the store is slow: its tokens that wait for the store do not count as
+requests."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from tests.simulation.scenes import STRICT, fed, keep, opened, play
 TOKENS = 20
 DECODING = pb.Decoding(max_tokens=TOKENS, min_tokens=TOKENS)
 MAX_IN_FLIGHT = 3
-"""Fewer requests than there are parts of a generation."""
+"""Fewer requests than a generation has responses."""
 
 
 async def generated(world: World) -> tuple[ClientStream, Sent]:
-    """A strict session that has generated all its tokens, of which the store is slow to have any."""
+    """Returns a strict session that has generated all its tokens while the slow store has stored none of them."""
     stream = world.connect()
     await opened(stream, "s", durability=STRICT, on_disconnect=keep())
     await fed(stream, "s", 1)

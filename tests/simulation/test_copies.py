@@ -1,4 +1,4 @@
-"""Copies of sessions, which Fork and Restore make: how long they wait to be resumed, and what they have."""
+"""Copies of sessions made by Fork and Restore: how long they wait to be resumed, and what they contain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COPIES = ("forked", "restored")
 
 
 async def copied(world: World, name: str) -> None:
-    """Copies a session in both ways."""
+    """Copies a session with Fork and with Restore."""
     await world.call("Sessions.Fork", sessions_pb2.SessionsForkRequest(session_id=name, fork_session_id="forked"))
     taken = await world.call("Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id=name))
     await world.call(
@@ -24,7 +24,7 @@ async def copied(world: World, name: str) -> None:
 
 
 async def live(world: World) -> set[str]:
-    """The copies that the server has in memory."""
+    """Returns the copies that the server has in memory."""
     listed = await world.call("Sessions.List", sessions_pb2.SessionsListRequest())
     return {one.session_id for one in listed.sessions} & set(COPIES)
 
@@ -42,7 +42,7 @@ def test_a_copy_waits_for_as_long_as_its_policy_says(
         await copied(world, "k")
         await asyncio.sleep(wait_s - 0.3)
         assert await live(world) == set(COPIES)
-        await asyncio.sleep(0.6 + min(1.0, idle_timeout_s / 4))  # the expiry looks so often
+        await asyncio.sleep(0.6 + min(1.0, idle_timeout_s / 4))  # the expiry looks at this interval
         assert await live(world) == set()
 
     play(act, hold_s=3.0, idle_timeout_s=idle_timeout_s)

@@ -1,4 +1,5 @@
-"""What is stored: a strict answer is, a Close is remembered, and a record lives as long as its session."""
+"""What is stored: a strict response is stored first, a Close is remembered, and a record lives as long as its
+session."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed,
 
 
 def rewind(position: int) -> sessions_pb2.SessionsRewindRequest:
-    """Sets the session `a` back."""
+    """Returns a rewind of the session `a`."""
     return sessions_pb2.SessionsRewindRequest(session_id="a", position=position)
 
 
 def generation(count: int) -> pb.Generate:
-    """So many tokens, from position 1."""
+    """Returns a generation of `count` tokens from position 1."""
     return pb.Generate(position=1, decoding=pb.Decoding(max_tokens=count, min_tokens=count))
 
 
@@ -134,7 +135,7 @@ def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored()
         handles = [await opened(stream, "a", durability=STRICT), await opened(stream, "b")]
         await fed(stream, "b", 5)
         await stream.ask("a", score=pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))]))
-        await opened(stream, "c")  # b is spilled
+        await opened(stream, "c")  # b is spilled now
         world.faults.is_down = True
         stream.send("a", feed=feed(6, 7))
         batch = stream.send(step_batch=pb.StepBatch(handles=handles, token_ids=[5, 5]))
@@ -177,7 +178,7 @@ def test_the_record_of_a_strict_session_lives_as_long_as_it() -> None:
         second = world.connect(1)
         answer = await second.ask("a", open=RESUME)
         assert answer.position == 3
-        await asyncio.sleep(2.5)  # the idle timeout is not over
+        await asyncio.sleep(2.5)  # shorter than the idle timeout
         assert world.stored("a") is not None, "the session lives, and its record is gone"
         assert await fed(second, "a", 7, position=3) == 4
         assert world.stored("a").position == 4
@@ -192,10 +193,10 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
         stream.leave()
         await asyncio.sleep(0.1)
         stream = world.connect(1)
-        answer = await stream.ask("a", open=RESUME)  # under a greater epoch
+        answer = await stream.ask("a", open=RESUME)  # now it has a greater epoch
         assert answer.position == 1, answer
         await fed(stream, "a", 6)
-        await asyncio.sleep(0.5)  # it is stored
+        await asyncio.sleep(0.5)  # now it is stored
         world.faults.is_down = True
         position, answers = 2, []
         for _ in range(11):
@@ -217,13 +218,13 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
 
 
 def test_a_session_that_is_spilled_when_its_stream_ends_does_not_wait_to_be_stored() -> None:
-    """Who looks at how long sessions have waited was woken for nothing."""
+    """The task that watches how long sessions have waited was woken for nothing."""
 
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
         await fed(stream, "a", 5)
-        await opened(world.connect(), "b", durability=NONE)  # a is spilled
+        await opened(world.connect(), "b", durability=NONE)  # a is spilled now
         stream.leave()
         await asyncio.sleep(2.0)
         assert world.stored("a").position == 1
@@ -240,7 +241,7 @@ def test_a_session_that_does_not_change_is_stored_again_after_an_outage_that_its
         assert world.stored("a").position == 1
         world.faults.is_down = True
         for _ in range(10):
-            # a use that changes nothing; past its server's lease another server could have it
+            # a use that changes nothing; after its server's lease expires, another server could have it
             assert reason(await stream.ask("a", open=RESUME)) in ("opened", "STORE_UNAVAILABLE")
             await asyncio.sleep(0.2)
         assert world.stored("a") is None
@@ -336,7 +337,7 @@ def test_clients_that_leave_on_go_away_lose_nothing() -> None:
         busy.send("busy", generate=generation(60))
         await asyncio.sleep(0.1)
         drained = asyncio.create_task(world.replicas[0].drain(0.5))
-        while not stream.notices:  # noqa: ASYNC110  # for some milliseconds of virtual time
+        while not stream.notices:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
         stream.leave()
         await drained
@@ -375,7 +376,7 @@ def test_a_plain_session_leaves_no_record() -> None:
 
 @pytest.mark.parametrize("kind", ["feed", "generate", "score", "step_batch"])
 def test_what_is_asked_of_a_session_that_another_server_is_taking_is_answered(kind: str) -> None:
-    """Its last record is on its way to a slow store, and its stream is not told before."""
+    """Its last record is on its way to a slow store, and its stream is not notified before that is stored."""
 
     async def act(world: World) -> None:
         here, there = world.connect(0), world.connect(1)

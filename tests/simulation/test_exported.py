@@ -1,4 +1,5 @@
-"""Models in files are simulated as others are: a transducer and a translator of two files, held to bare loops."""
+"""Simulates models from ONNX files, a transducer and a translator of two files each, and compares them with bare
+loops."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def test_some_frames_emit_nothing_some_a_token_and_some_as_many_as_they_may() ->
 
 
 def test_tokens_are_told_once_and_again_wherever_their_session_is() -> None:
-    """A feed is repeated on another server, which has taken the session; its tokens so far are there, too."""
+    """Another server takes over the session. The client repeats a feed there, and the session still has its tokens so
+    far."""
 
     async def act(world: World) -> None:
         first, second = world.connect(0), world.connect(1)
@@ -66,7 +68,7 @@ def test_tokens_are_told_once_and_again_wherever_their_session_is() -> None:
 
 
 def test_a_token_that_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last of a frame."""
+    """The graph loses the last token of each frame."""
 
     def one_less(values: Any) -> Emitted:
         told = engine_emitted.emitted(values)
@@ -78,7 +80,7 @@ def test_a_token_that_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("model", [LISTENER, TRANSLATOR])
 def test_a_wrong_bit_of_a_state_is_found(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what the encoder hears, or of what the decoder has said, in one run in a few."""
+    """The state of the transducer's encoder, or of the translator's decoder, is wrong in some runs."""
     right = exported._Failing.run
     name = {LISTENER: "encoder.next_heard", TRANSLATOR: "next_hidden"}[model]
 
@@ -94,7 +96,8 @@ def test_a_wrong_bit_of_a_state_is_found(model: str, monkeypatch: pytest.MonkeyP
 
 
 def test_sources_of_several_lengths_are_stepped_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of one step batch. In one run the decoder would read the length of the first alone, which is found."""
+    """Also in one step batch. In a single run the decoder would read all sources with the length of the first, which is
+    a violation."""
     fixed = {"slot": 0, "model": TRANSLATOR, "durability": STRICT, "action": pb.DISCONNECT_ACTION_KEEP}
     fixed |= {"duration_s": 5.0, "is_made": False, "outputs": False, "unattended": False, "rude": True}
     opened = [

@@ -1,5 +1,8 @@
-"""The store has lost the record of a session that its server has: another server opens a second one of its id, and the
-client gets what either has. What the client then believes, by scripts that are written by hand."""
+"""The store has lost the record of a session that its server still has.
+
+Another server opens a second session with the same id, and the client may get responses from either. Hand-written
+scripts test what the client then believes.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,17 @@ from simulation.script import NATURE, Action
 from simulation.store import SimulatedStore
 
 PAUSE_S = 0.1
-"""Virtual seconds in which what was asked is done and answered."""
+"""Virtual seconds in which a request is done and answered."""
 
 
 def do(op: str, *, k: int = 1, slot: int = 1, pause_s: float = PAUSE_S, **args: Any) -> Action:
-    """What the client does with its session `k`, on the replica `slot`."""
+    """Returns an action of the client on its session `k`, on the replica `slot`."""
     return Action(0, op, pause_s, {"k": k, "slot": slot, **args})
 
 
 def opening(model: str, durability: pb.Durability.ValueType, *, k: int = 1, slot: int = 1) -> Action:
-    """Opens a session that is held when its stream ends, also where the client has one of that id."""
+    """Returns an opening of a session that is held when its stream ends, even where the client has a session with that
+    id."""
     policy: dict[str, Any] = {"durability": durability, "action": pb.DISCONNECT_ACTION_HOLD, "duration_s": 0.0}
     others: dict[str, Any] = {"is_made": False, "outputs": False, "unattended": False, "rude": True}
     return do("open", k=k, slot=slot, model=model, **policy, **others)
@@ -32,10 +36,10 @@ def opening(model: str, durability: pb.Durability.ValueType, *, k: int = 1, slot
 
 FIRST = [opening(LAZY, pb.DURABILITY_STRICT, slot=0), do("leave", slot=0)]
 LOSS = Action(NATURE, "evict", 0.0, {"duration_s": 0.0, "replica": 0})
-"""Each takes half of the records."""
+"""Evicts each record of the store with probability 1/2."""
 LOSSES = [LOSS._replace(pause_s=1.5 * PAUSE_S), *[LOSS] * 8]
 OTHER = opening(PROMPT, pb.DURABILITY_NONE, k=0)
-"""One of another id: it makes the stream that the second of the id is opened on."""
+"""An opening with another id. It creates the stream on which the second session is opened."""
 SECOND = opening(PROMPT, pb.DURABILITY_NONE)
 UNREAD, READ_LATE = do("reading", is_on=False), do("reading", is_on=True, pause_s=2.1)
 FEED = do("feed", tokens=[3, 5], with_position=False, mark=False, kind=pb.OUTPUT_KIND_LOGITS, size=1)

@@ -1,4 +1,4 @@
-"""What may happen between two turns of the event loop: nothing is lost or left, and nobody waits for ever."""
+"""Events between two turns of the event loop: nothing is lost or left behind, and no request waits for ever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.simulation.scenes import (
 
 
 def generation(count: int, position: int, **fields: int) -> pb.Generate:
-    """So many tokens."""
+    """Returns a generation of `count` tokens."""
     return pb.Generate(position=position, decoding=pb.Decoding(max_tokens=count, min_tokens=count), **fields)
 
 
@@ -76,7 +76,7 @@ def test_a_close_of_a_session_that_is_handed_over_is_not_answered_as_if_it_were_
         here.send("a", feed=feed(5))
         await asyncio.sleep(0.1)
         taken = there.send("a", open=RESUME)
-        while world.replicas[0].has("a"):  # for some milliseconds of virtual time
+        while world.replicas[0].has("a"):  # polls for some milliseconds of virtual time
             here.send("a", feed=feed(5))
             await asyncio.sleep(0.01)
         asked = {"close": pb.Close(), "cancel": pb.Cancel(), "open": RESUME}
@@ -102,7 +102,7 @@ def test_a_session_that_is_handed_over_while_it_is_spilled_loses_nothing(durabil
             await fed(other, "g", 5)
             await fed(stream, "a", 5, 6)
             other.send("g", generate=generation(60, 1))
-            other.send("b", open=plain())  # a is spilled
+            other.send("b", open=plain())  # a is spilled now
             await asyncio.sleep(delay_s)
             await world.replicas[0].drain(0.0)
             answer = await world.connect(1).ask("a", open=RESUME)
@@ -162,7 +162,7 @@ def test_a_resumption_is_not_refused_because_of_an_opening_of_its_id() -> None:
             await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
             await fed(stream, "a", 5, 6)
             stream.leave()
-            await asyncio.sleep(2.0)  # it leaves the memory
+            await asyncio.sleep(2.0)  # it leaves the memory meanwhile
             assert world.stored("a").position == 2
             stream = world.connect()
             resumed = stream.send("a", open=RESUME)

@@ -1,4 +1,4 @@
-"""Servers that lose their lease: nothing of an old copy is told, and nobody loses a session that is still theirs."""
+"""Servers that lose their lease: no old copy of a session answers, and no server loses a session that it still owns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GET = sessions_pb2.SessionsGetRequest(session_id="a")
 
 
 async def take_over(world: World) -> Any:
-    """The second replica has session `a`, and has fed it up to position 6."""
+    """Resumes session `a` on the second replica, and feeds it up to position 6. Returns its stream."""
     await asyncio.sleep(_PAST_LEASE_S)
     stream = world.connect(1)
     resumed = await stream.ask("a", open=RESUME)
@@ -30,7 +30,8 @@ async def take_over(world: World) -> Any:
 
 
 async def begin(world: World, durability: pb.Durability.ValueType) -> Any:
-    """The first replica has session `a` at position 2, with a mark at 1, and the store knows."""
+    """Opens session `a` on the first replica, and feeds it to position 2, with a mark at 1. All of it is stored.
+    Returns the stream."""
     stream = world.connect(0)
     await opened(stream, "a", durability=durability, on_disconnect=keep(20.0))
     await fed(stream, "a", 5, mark=True)
@@ -44,7 +45,7 @@ async def begin(world: World, durability: pb.Durability.ValueType) -> Any:
 def test_a_server_that_lost_its_lease_answers_nothing_from_its_old_copy(
     how: str, durability: pb.Durability.ValueType
 ) -> None:
-    """Whatever is sent before it knows, it is answered by where the session is now."""
+    """The server that has the session now answers every request sent before the old server knows."""
 
     async def act(world: World) -> None:
         old = await begin(world, durability)
@@ -172,7 +173,7 @@ def test_a_live_session_is_stored_again_when_the_store_has_lost_everything() -> 
 
 
 def test_a_record_that_a_server_has_for_no_session_is_let_go_when_another_wants_it() -> None:
-    """The answer to its claim was lost, and nobody asked it again."""
+    """The answer to the server's claim was lost, and no client asked the server again."""
 
     async def act(world: World) -> None:
         (await begin(world, STRICT)).leave()
@@ -207,7 +208,7 @@ def test_a_close_at_a_server_that_is_cut_off_is_done_where_the_session_is_by_the
 
 
 def test_a_close_that_was_promised_is_kept_where_the_session_is() -> None:
-    """It was this server's when it was closed; another took it before the store heard of that."""
+    """The session belonged to this server when it was closed. Another server took it before the close was stored."""
 
     async def act(world: World) -> None:
         await begin(world, STRICT)
@@ -247,7 +248,8 @@ def test_an_id_is_not_refused_for_a_session_that_has_ended_elsewhere(how: str) -
 
 
 def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
-    """It was handed over by a server that was cut off, gone on with elsewhere, and its time is over."""
+    """A disconnected server hands the session over; another server has resumed it meanwhile, and its record has
+    expired."""
 
     async def act(world: World) -> None:
         stream = world.connect(0)
@@ -269,7 +271,7 @@ def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
 
 
 def test_an_old_copy_is_not_stored_where_others_had_the_session_and_its_record_is_gone() -> None:
-    """Its server was cut off for longer than records live; another has taken the session, and ended without a word."""
+    """The server was disconnected for longer than records live. Another server took the session, and was killed."""
 
     async def act(world: World) -> None:
         old = world.connect(0)
@@ -278,7 +280,7 @@ def test_an_old_copy_is_not_stored_where_others_had_the_session_and_its_record_i
         first = world.replicas[0]
         world.faults.cuts[first.name] = world.shelf.clock() + 16.0
         await take_over(world)
-        for turn in range(6):  # its client does not give it up
+        for turn in range(6):  # its client keeps trying
             await asyncio.sleep(2.0)
             assert reason(await old.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
             if turn == 2:
@@ -314,7 +316,7 @@ def test_a_close_that_was_promised_leaves_a_new_session_of_the_id_alone() -> Non
 
 
 def test_a_session_that_was_opened_while_its_server_was_cut_off_goes_on_afterwards() -> None:
-    """Nobody else can have had it, for however long others were there meanwhile."""
+    """No other server can have had the session, however long other servers were connected meanwhile."""
 
     async def act(world: World) -> None:
         first = world.replicas[0]
@@ -333,8 +335,11 @@ def test_a_session_that_was_opened_while_its_server_was_cut_off_goes_on_afterwar
 
 
 def pause_before_answer(world: World, monkeypatch: pytest.MonkeyPatch, method: str) -> asyncio.Future[None]:
-    """Pauses the first replica when the store has done what it asks for next by this method, and has not answered yet.
-    Returns what is done then."""
+    """Pauses the first replica when the store has carried out its next call of `method`, before the replica has the
+    answer.
+
+    Returns a future that is done then.
+    """
     right, life = getattr(SimulatedStore, method), world.replicas[0].life
     paused = asyncio.get_running_loop().create_future()
 
@@ -357,7 +362,7 @@ def pause_before_answer(world: World, monkeypatch: pytest.MonkeyPatch, method: s
 def test_what_was_stored_before_a_pause_does_not_make_an_old_copy_anybodys(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store has taken it, and the answer comes when another server has the session."""
+    """The store has carried out the write, and its answer arrives when another server has the session."""
 
     async def act(world: World) -> None:
         old, other = world.connect(0), world.connect(0)

@@ -1,4 +1,4 @@
-"""The loop: time is virtual, executors keep their order, and a life that ends does nothing more."""
+"""The loop: time is virtual, executors keep their order, and an ended life does nothing more."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_loop_with_nothing_to_wait_for_stands_still(loop: SimulatedLoop) -> No
 
 def test_a_task_that_never_waits_stands_still(loop: SimulatedLoop) -> None:
     async def act() -> None:
-        while True:  # noqa: ASYNC110  # that is what is tried
+        while True:  # noqa: ASYNC110  # a busy loop is what this test needs
             await asyncio.sleep(0)
 
     with pytest.raises(Stalled, match="at one time"):

@@ -1,4 +1,4 @@
-"""Openings of one id that meet: each is answered by what is true when it is decided."""
+"""Concurrent openings of one id: each is answered by the facts at the time of its decision."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_a_second_opening_behind_one_that_succeeds_finds_the_session(durability:
 
 @pytest.mark.parametrize("is_reserved", [False, True])
 def test_a_second_opening_behind_one_that_fails_is_tried_itself(is_reserved: bool) -> None:
-    """The first fails before its id is reserved, or when it cannot be stored. What comes behind the second is for the
-    session that that opens."""
+    """The first opening fails before its id is reserved, or because it cannot be stored. Requests after the second
+    opening belong to the session that the second opens."""
 
     async def act(world: World) -> None:
         stream = world.connect()
         world.faults.is_down = not is_reserved
         sent = [stream.send("a", open=plain(durability=STRICT))]
-        while is_reserved and world.shelf.current("a") is None:  # noqa: ASYNC110  # for some virtual milliseconds
+        while is_reserved and world.shelf.current("a") is None:  # noqa: ASYNC110  # polls in virtual time
             await asyncio.sleep(0.0005)
         world.faults.is_down = True
         sent += [stream.send("a", open=plain()), stream.send("a", feed=feed(5, position=0))]
@@ -136,7 +136,7 @@ CALLS = {
 
 @pytest.mark.parametrize("method", CALLS)
 def test_a_look_at_a_session_whose_id_moves_finds_it(method: str) -> None:
-    """It is taken over from another server, and somebody tries to open the id here meanwhile, which fails."""
+    """The server takes the session over from another server, while a client tries to open the id here, which fails."""
 
     async def act(world: World) -> None:
         seen = set()
@@ -166,8 +166,7 @@ def test_a_look_at_a_session_whose_id_moves_finds_it(method: str) -> None:
 def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_here_meanwhile(
     durability: Any, method: str
 ) -> None:
-    """The one that was waited for is closed where it is, and its id is opened here before the record is looked at
-    again."""
+    """The other server closes the awaited session, and a client opens its id here before the record is read again."""
 
     async def act(world: World) -> None:
         for number in range(12):
@@ -192,14 +191,14 @@ def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_her
 
 
 def test_a_session_that_a_stream_took_over_while_it_was_opened_outlives_a_cancel() -> None:
-    """The cancel ends what was asked for at its opening, by a stream that has left."""
+    """The cancel ends what the opening requested, on a stream that has ended."""
     seen = set()
 
     def attempt(delay_s: float) -> None:
         async def act(world: World) -> None:
             first, second, other = world.connect(), world.connect(), world.connect()
             await opened(other, "b")
-            other.send("b", feed=feed(*[5] * 12))  # so that what comes meanwhile waits
+            other.send("b", feed=feed(*[5] * 12))  # occupies the engine, so that later requests wait
             first.send("a", open=pb.Open(model=PROMPT, outputs=LOGITS, on_disconnect=keep(5.0)))
             await asyncio.sleep(0.004)
             first.leave()

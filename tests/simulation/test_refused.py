@@ -1,4 +1,4 @@
-"""A refused request changes nothing: what was asked before can be asked again, and the rest of a batch is done."""
+"""A refused request changes nothing: earlier requests can be repeated, and the rest of a batch is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.scenes import CHECKPOINT, RESUME, fed, feed, keep, opened,
 
 
 def test_a_refused_request_does_not_hide_what_was_asked_before_it() -> None:
-    """Also when it is refused only where its turn comes, and whatever is behind it."""
+    """Also when the refusal comes only at the request's turn, with any request behind it."""
 
     async def act(world: World) -> None:
         stream = world.connect()
@@ -83,22 +83,22 @@ def test_a_step_batch_of_many_unknown_handles_steps_the_sessions_that_are_there(
 
 
 def send_of(stream: ClientStream, request: dict[str, Any]) -> Sent:
-    """Sends it on a stream."""
+    """Sends a request on a stream."""
     return stream.send(request.get("session_id", ""), **{k: v for k, v in request.items() if k != "session_id"})
 
 
 async def ask_of(stream: ClientStream, request: dict[str, Any]) -> pb.StreamResponse:
-    """Sends it, and returns its last answer."""
+    """Sends a request. Returns its last response."""
     sent = send_of(stream, request)
     assert await sent.wait(5.0)
     return sent.answer
 
 
 def same(again: pb.StreamResponse, first: pb.StreamResponse) -> bool:
-    """Whether a request was answered again as it was."""
+    """Returns whether a repeated request has the same response as the first."""
     assert not first.HasField("error"), first
     kind = first.WhichOneof("response")
-    if kind == "generated":  # all of it at once
+    if kind == "generated":  # the repeated response has all tokens at once
         return again.WhichOneof("response") == kind and again.position == first.position
     if kind == "batch_stepped":
         return list(again.batch_stepped.positions) == list(first.batch_stepped.positions) and not (

@@ -1,4 +1,4 @@
-"""Requests: each is answered once, in order, and a stream ends when all are."""
+"""Requests: each has one last response, in order, and a stream ends after all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.simulation.scenes import NONE, STRICT, fed, feed, hold, opened, plain
 
 
 def step(*handles: int, positions: list[int] | None = None) -> pb.StepBatch:
-    """A token for each session."""
+    """Returns a step batch with one token for each session."""
     return pb.StepBatch(handles=handles, token_ids=[5] * len(handles), positions=positions)
 
 
@@ -27,7 +27,7 @@ def test_a_step_batch_works_on_a_session_that_was_spilled_and_restored() -> None
         a = await opened(stream, "a")
         answer = await stream.ask(step_batch=step(a))
         await opened(stream, "b")
-        await fed(stream, "b", 6)  # a is spilled
+        await fed(stream, "b", 6)  # a is spilled now
         for position in (2, 3):
             answer = await stream.ask(step_batch=step(a))
             assert not answer.batch_stepped.errors, answer
@@ -112,7 +112,7 @@ def test_a_request_that_waits_for_a_spilled_session_is_answered_before_the_strea
         stream, other = world.connect(), world.connect()
         a = await opened(stream, "a")
         await fed(stream, "a", 5)
-        await opened(other, "b")  # a is spilled
+        await opened(other, "b")  # a is spilled now
         sent = stream.send(feed=feed(6)) if kind == "feed" else stream.send(step_batch=step(a))
         stream.half_close()
         assert await stream.wait_over(10.0), "the stream does not end"
@@ -140,8 +140,8 @@ def test_a_request_that_waits_for_an_opening_is_answered_before_the_stream_ends(
 
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_feed_sent_again_after_a_cancel_is_applied_once(length: int) -> None:
-    """The Cancel comes in time, and the second is the one that is applied; or too late, and it is answered again; or in
-    its midst, and only the client knows how to go on. Each of them happens."""
+    """Three cases, each of which happens. The Cancel comes before the feed: the second feed is applied. It comes after
+    the feed: the feed is answered again. It comes in the middle of the feed: only the client knows how to continue."""
     seen = set()
     tokens = [5, 6, 7, 5, 6, 7][:length]
 
@@ -150,7 +150,7 @@ def test_a_feed_sent_again_after_a_cancel_is_applied_once(length: int) -> None:
             stream, other = world.connect(), world.connect()
             await opened(stream, "a")
             await opened(other, "b")
-            other.send("b", feed=feed(*tokens * 2))  # so that what comes meanwhile waits
+            other.send("b", feed=feed(*tokens * 2))  # occupies the engine, so that later requests wait
             first = stream.send("a", feed=feed(*tokens, position=0))
             await asyncio.sleep(delay_s)
             cancel = stream.send("a", cancel=pb.Cancel())
@@ -205,7 +205,7 @@ def test_a_feed_does_not_overtake_a_step_batch_that_waits_for_a_spilled_session(
         handles = {name: await opened(stream, name) for name in "ab"}
         for name in "ab":
             await fed(stream, name, 5, position=0)
-        await opened(stream, "c")  # a is spilled
+        await opened(stream, "c")  # a is spilled now
         await fed(stream, "b", 5)
         batch = stream.send(step_batch=step(handles["a"], handles["b"]))
         later = stream.send("b", feed=feed(7))
@@ -223,7 +223,7 @@ def test_a_step_batch_sent_again_does_not_overtake_what_waits_for_a_spilled_sess
         a = await opened(stream, "a")
         refused = step(a, positions=[9])
         assert list((await stream.ask(step_batch=refused)).batch_stepped.positions) == [0]
-        await opened(stream, "b")  # a is spilled
+        await opened(stream, "b")  # a is spilled now
         first = stream.send("a", feed=feed(7))
         again = stream.send(step_batch=refused)
         assert await first.wait(10.0)
@@ -241,7 +241,7 @@ def test_a_step_batch_sent_again_behind_what_waits_and_is_refused_is_answered_ag
         a = await opened(stream, "a")
         batch = step(a, positions=[0])
         first = await stream.ask(step_batch=batch)
-        await opened(stream, "b")  # a is spilled
+        await opened(stream, "b")  # a is spilled now
         wrong = stream.send("a", feed=feed(7, position=9))
         again = stream.send(step_batch=batch)
         later = stream.send("a", feed=feed(7))
@@ -319,7 +319,7 @@ ABANDONED = {
 @pytest.mark.parametrize("call", ABANDONED)
 @pytest.mark.parametrize("end", ["close", "admin close", "leave", "drain", "feed"])
 def test_a_call_that_its_caller_abandons_costs_others_nothing(call: str, end: str) -> None:
-    """Its deadline is over, or it is cancelled, while it waits for the store."""
+    """The call's deadline expires, or its caller cancels it, while it waits for the store."""
 
     def attempt(delay_s: float) -> None:
         async def act(world: World) -> None:
@@ -394,7 +394,7 @@ def test_an_opening_that_asks_for_no_output_is_answered() -> None:
 def test_an_answer_that_cannot_be_made_is_a_failure_and_the_stream_goes_on(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug in how one answer is made costs that answer."""
+    """A bug in the code that makes one response affects only that response."""
 
     def fail(*arguments: object, **named: object) -> object:
         raise ZeroDivisionError("for the test")
@@ -415,7 +415,7 @@ def test_an_answer_that_cannot_be_made_is_a_failure_and_the_stream_goes_on(
         first = sends[name]()
         if name == "large_fed":
             assert await first.wait(5.0)
-            first = sends[name]()  # a retry: how large its answer is, is not known
+            first = sends[name]()  # a retry: the size of its response is not known
         assert await first.wait(5.0)
         assert reason(first.answer) == "ENGINE_ERROR"
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Seeds: whatever clients, the store and nature do, nothing is violated; and the simulation sees what is."""
+"""Seeds: no actions of clients and no faults violate a rule, and the simulation detects every planted violation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_seed_that_once_violated_something_violates_nothing(seed: int) -> None
 
 
 def test_plain_sessions_with_room_for_all_violate_nothing() -> None:
-    """No nature, nothing stored, nothing spilled, nothing sent twice: what holds today must go on to hold."""
+    """Without faults, stores, spills and repeated requests: these scripts must never violate a rule."""
     left_out = {"resend", "resend_batch", "contend", "bad", "cancel", "resume"}
     for seed in range(60):
         actions = [action for action in draw(random.Random(f"{seed}/script")) if action.op not in left_out]
@@ -92,7 +92,7 @@ def test_main_counts_seeds_and_events() -> None:
 
 
 def test_a_wrong_bit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One logit of one token in a few is another."""
+    """The first state number is wrong in some steps."""
     right = arithmetic.StepGraph.run
 
     def wrong(self: arithmetic.StepGraph, outputs: Any, inputs: Any) -> list[Any]:
@@ -145,7 +145,7 @@ def test_an_answer_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_strict_answer_that_is_not_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server says that a session is strict, and treats it as any other."""
+    """The recorded positions of the store are removed, as if the server treated a strict session like any other."""
     right = ClientStream._written
 
     def forget(self: ClientStream, response: pb.StreamResponse) -> None:
@@ -159,14 +159,14 @@ def test_a_strict_answer_that_is_not_stored_is_found(monkeypatch: pytest.MonkeyP
 
 def test_sessions_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def idle(self: Replica) -> None:
-        """Nothing expires."""
+        """Never expires sessions."""
 
     monkeypatch.setattr(Replica, "_expire_for_ever", idle)
     assert found_by_seeds("is left at position")
 
 
 def test_an_id_that_stays_blocked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the last record of its session was stored is forgotten."""
+    """The directory ignores that the session's last record was stored."""
     right = Directory.begin_ending
 
     def begin(self: Directory, session_id: str) -> Callable[[], None]:
@@ -179,7 +179,7 @@ def test_an_id_that_stays_blocked_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_failing_script_is_cut_down(monkeypatch: pytest.MonkeyPatch) -> None:
     async def idle(self: Replica) -> None:
-        """Nothing expires."""
+        """Never expires sessions."""
 
     monkeypatch.setattr(Replica, "_expire_for_ever", idle)
     seed, journal = next((seed, found) for seed in range(200) if (found := run_seed(seed)).violations)

@@ -1,4 +1,4 @@
-"""Sessions: an id has one owner, a slot is freed, a limit is kept, and whoever is gone leaves nothing behind."""
+"""Sessions: an id has one owner, slots are freed, limits are respected, and ended streams leave nothing behind."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_a_plain_session_never_takes_the_place_of_a_stored_one() -> None:
         await opened(stream, "k", on_disconnect=keep(20.0))
         await fed(stream, "k", 5, 6, 7)
         stream.leave()
-        await asyncio.sleep(2.0)  # it leaves the memory
+        await asyncio.sleep(2.0)  # it leaves the memory meanwhile
         other = world.connect()
         answer = await other.ask("k", open=plain())
         if answer.HasField("opened"):
             await fed(other, "k", 4)
-            await opened(other, "o")  # k is spilled
+            await opened(other, "o")  # k is spilled now
             await fed(other, "o", 4)
         other.leave()
         await asyncio.sleep(0.5)
@@ -56,12 +56,12 @@ def test_a_plain_session_whose_id_was_used_before_can_be_spilled() -> None:
         await opened(stream, "a", durability=STRICT)
         await stream.ask("a", close=pb.Close())
         await asyncio.sleep(0.3)
-        await opened(stream, "a", durability=STRICT)  # under a greater epoch
+        await opened(stream, "a", durability=STRICT)  # now it has a greater epoch
         await stream.ask("a", close=pb.Close())
         await asyncio.sleep(0.3)
         await opened(stream, "a")
         await fed(stream, "a", 5)
-        await opened(stream, "b")  # a is spilled
+        await opened(stream, "b")  # a is spilled now
         assert await fed(stream, "a", 6) == 2
         assert not stream.notices
 
@@ -97,9 +97,9 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
         stream = world.connect()
         opening = plain(durability=STRICT)
         sent = stream.send("x", open=opening)
-        while world.shelf.current("x") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
+        while world.shelf.current("x") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
-        world.faults.is_down = True  # after it was reserved
+        world.faults.is_down = True  # now the id is reserved
         assert await sent.wait(10.0)
         assert reason(sent.answer) == "STORE_UNAVAILABLE"
         assert sent.answer.error.message == ("session 'x' could not be stored, and is not open: send the request again")
@@ -116,7 +116,7 @@ def test_an_opening_that_ends_while_it_waits_for_its_id_leaves_the_id_free() -> 
         await opened(stream, "a", durability=STRICT)
         world.faults.is_down = True
         assert reason(await stream.ask("a", close=pb.Close())) == "STORE_UNAVAILABLE"
-        stream.send("a", open=plain(durability=STRICT))  # it waits for the last record
+        stream.send("a", open=plain(durability=STRICT))  # it waits for the last record of the closed session
         await asyncio.sleep(0.1)
         stream.leave()
         await asyncio.sleep(0.1)
@@ -133,11 +133,11 @@ def test_a_session_that_is_closed_while_it_is_restored_does_not_come_back(openin
         stream = world.connect()
         await opened(stream, "a", durability=CHECKPOINT)
         await fed(stream, "a", 5)
-        await opened(stream, "b")  # a is spilled
+        await opened(stream, "b")  # a is spilled now
         await fed(stream, "b", 5)
         world.loop.slowness_s = 0.05
         stream.send("a", feed=feed(6))
-        await asyncio.sleep(0.02)  # a is being restored
+        await asyncio.sleep(0.02)  # a is being restored now
         stream.send("a", close=pb.Close())
         sent = stream.send("a", open=opening)
         assert await sent.wait(10.0)
@@ -334,7 +334,7 @@ def test_a_stream_that_resumed_a_session_keeps_it_when_its_opening_could_not_be_
         first, second = world.connect(), world.connect()
         world.loop.slowness_s = 0.05
         sent = first.send("a", open=plain(durability=STRICT, on_disconnect=hold(3.0)))
-        while world.shelf.current("a") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
+        while world.shelf.current("a") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
         resumed = second.send("a", open=RESUME)
         await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Who has a session, and what is told and kept of it, as streams come and go."""
+"""Which stream has a session, and what happens to the session when streams come and go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of a strict session that were done, and whose answers the store did not take, can all be sent again."""
+"""Completed requests of a strict session whose results could not be stored can all be sent again."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ SIX = pb.Sequence(ids=pb.TokenIds(ids=[6]))
 
 
 def score(position: int) -> pb.Score:
-    """How likely token 6 is there."""
+    """Returns a request for the score of token 6 at a position."""
     return pb.Score(position=position, targets=[SIX])
 
 
 def generation(position: int, count: int = 3) -> pb.Generate:
-    """So many tokens."""
+    """Returns a generation of `count` tokens."""
     return pb.Generate(position=position, decoding=pb.Decoding(max_tokens=count, min_tokens=count))
 
 
 def search(position: int) -> pb.Generate:
-    """Two tokens, of two beams."""
+    """Returns a beam search of two tokens with two beams."""
     decoding = pb.Decoding(max_tokens=2, min_tokens=2, beam_search=pb.BeamSearch(beam_size=2))
     return pb.Generate(position=position, decoding=decoding)
 
 
 async def answers(sent: list[Sent]) -> list[pb.StreamResponse]:
-    """The last answers, once all are there."""
+    """Waits for all responses. Returns the last response of each request."""
     for one in sent:
         assert await one.wait(20.0), f"{one} is not answered"
     return [one.answer for one in sent]
 
 
 def bare(sent: Sent) -> pb.StreamResponse:
-    """What the answer says, a generation's in one part, without what is another each time."""
+    """Returns a response without the fields that differ between retries. A generation's tokens are in one response."""
     copy = pb.StreamResponse()
     copy.CopyFrom(sent.answer)
     if copy.HasField("generated"):
@@ -57,7 +57,7 @@ def bare(sent: Sent) -> pb.StreamResponse:
 
 
 def send_all(stream: ClientStream, name: str, requests: list[dict[str, Any]]) -> list[Sent]:
-    """Sends requests without waiting for any answer."""
+    """Sends requests without waiting for responses."""
     return [stream.send(name, **request) for request in requests]
 
 
@@ -75,7 +75,7 @@ MIXED = [
 def test_requests_that_could_not_be_stored_are_all_answered_when_they_are_sent_again(
     requests: list[dict[str, Any]],
 ) -> None:
-    """They get the answers that a plain session gets, and are applied once."""
+    """The responses are those of a plain session, and the requests are applied once."""
 
     async def act(world: World) -> None:
         stream = world.connect()
@@ -180,7 +180,7 @@ def test_step_batches_that_could_not_be_stored_are_answered_when_they_are_sent_a
 
 
 def test_what_could_not_be_stored_is_applied_again_where_it_was_lost() -> None:
-    """The rule for clients is the same: all is sent again, in order."""
+    """The rule for clients is the same: they send all requests again, in order."""
 
     async def act(world: World) -> None:
         stream = world.connect()
@@ -236,7 +236,7 @@ def test_what_could_not_be_stored_is_not_answered_again_after_a_rewind() -> None
 
 
 def test_the_model_of_a_client_knows_a_generation_that_is_asked_for_again_and_again() -> None:
-    """It is answered from what was kept of it, whatever came after it, each time."""
+    """The kept result answers the generation each time, whatever the client sent after it."""
     opening = {"model": "prompt", "durability": STRICT, "action": pb.DISCONNECT_ACTION_HOLD, "duration_s": 3.0}
     one = {"tokens": [5, 5], "mark": False, "kind": pb.OUTPUT_KIND_NONE, "size": 1}
     generate = {"max_tokens": 1, "min_tokens": 1, "seed": None, "with_position": True}

@@ -1,4 +1,4 @@
-"""Seeds of visits and watches: every Step counts once, and watchers are told what was done and no more."""
+"""Seeds of visits and watches: every Step counts once, and watchers receive exactly the events that happened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_SEEDS, NUM_SHARDS = 12, 4
 
 
 def run_seed(seed: int, *, stalls: bool = False) -> tuple[Journal, list[Watcher]]:
-    """Visitors, each with two watchers: one at each of two replicas."""
+    """Runs visitors, each with two watchers, one at each of two replicas. Returns the journal and the watchers."""
     rng = random.Random(f"{seed}/visits")
     watchers: list[Watcher] = []
 
