@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carousel.cli.attention import Attention, drawn, shades_in
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.printing import AsJson, note, print_json
-from carousel.cli.reading import table, tokens_of, vectors_of
+from carousel.cli.printing import AsJson, note, print_json, terminal_width
+from carousel.cli.reading import table, tokens_of, vectors_of, visible
 from carousel.client import Client
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _START = "start"
 _SUFFIXES = (".png", ".html", ".htm")
+_LONGEST_LINE = 100
+"""Columns of what is printed where there is no terminal."""
 
 
 def inspect(
@@ -40,7 +44,13 @@ def inspect(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to generate, at most, after a source.")] = 32,
     to: Annotated[
-        Path | None, typer.Option("--to", "-o", help="Picture to write: .png, or .html. Default: MODEL.png.")
+        Path | None,
+        typer.Option(
+            "--to",
+            "-o",
+            allow_dash=True,
+            help="Picture to write: .png, or .html; - for text. Default: MODEL.png.",
+        ),
     ] = None,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     constant: Given = None,
@@ -48,18 +58,22 @@ def inspect(
 ) -> None:
     """Draws what each step does inside: every gate, the states, and where attention looks, as heat maps over tokens.
 
-    With --json the numbers are printed instead: steps, told, source, and traces by name, a row a step.
+    `--to -` draws the attention alone, as text. With --json the numbers are printed instead: steps, told, source, and
+    traces by name, a row a step.
     """
     if (text is None) == (features is None):
         raise typer.BadParameter("give TEXT or --features")
     path = to or Path(f"{model}.png")
-    if not as_json and path.suffix.lower() not in _SUFFIXES:
-        raise typer.BadParameter(f"{path} must end with one of {', '.join(_SUFFIXES)}", param_hint="--to")
+    is_text = str(path) == "-" and not as_json
+    if not (as_json or is_text or path.suffix.lower() in _SUFFIXES):
+        raise typer.BadParameter(f"{path} must end with one of {', '.join(_SUFFIXES)}, or be -", param_hint="--to")
     connection: Connection = context.obj
     with connection.client() as client:
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
+        if is_text and not any(map(_is_attention, info.trace)):
+            raise typer.BadParameter(f"{model} has no attention: write a .png or .html file", param_hint="--to")
         read = table(features)
         if text is not None and (info.source_feature_size if info.has_encoder else info.feature_size):
             read, text = vectors_of(info, text, "TEXT"), None
@@ -67,6 +81,9 @@ def inspect(
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
+        return
+    if is_text:
+        _print_attention(look, info)
         return
     from carousel.cli.drawing import draw  # noqa: PLC0415  # matplotlib takes its time
 
@@ -141,6 +158,23 @@ def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], so
     told = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
     traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
     return Look(f"{info.model}/{info.version}", steps, told, source, traces)
+
+
+def _print_attention(look: Look, info: ModelInfo) -> None:
+    """Prints where each attention looked before each token, or each word of subwords."""
+    for name, weights in look.traces.items():
+        if not _is_attention(name):
+            continue
+        if info.tokenizer == "subword":
+            attention = Attention(look.source, look.told, weights.tolist()).of_words()
+        else:
+            attention = Attention([*map(visible, look.source)], [*map(visible, look.told)], weights.tolist())
+        shades = shades_in(sys.stdout.encoding)
+        typer.echo("\n".join(drawn(attention, width=terminal_width() or _LONGEST_LINE, shades=shades)))
+
+
+def _is_attention(name: str) -> bool:
+    return name.startswith("attention")
 
 
 def _number(vector: Sequence[float]) -> str:

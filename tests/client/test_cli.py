@@ -151,7 +151,7 @@ def test_a_prompt_is_split_as_the_model_splits_it(shell: Shell) -> None:
 
 
 def test_a_model_is_inspected(shell: Shell, tmp_path: Path) -> None:
-    """As a picture, as a page with everything in it, and as numbers."""
+    """As a picture, as a page with everything in it, as text, and as numbers."""
     picture, page = tmp_path / "look.png", tmp_path / "look.html"
     shell.run("inspect", "g2p-en", "gate", "-o", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -160,6 +160,10 @@ def test_a_model_is_inspected(shell: Shell, tmp_path: Path) -> None:
     assert text.count("<svg") == 1
     assert "forget gate" in text
     assert not re.findall(r"(?:src|href)=.https?:", text), "it needs nothing else"
+    drawn = shell.out("inspect", "g2p-en", "gate", "-o", "-").splitlines()
+    assert drawn[0].split() == list("gate")
+    assert [line.split()[0] for line in drawn[1:5]] == ["G", "EY", "T", "</s>"]
+    assert drawn[1].endswith(" ██")
     found = shell.json("inspect", "g2p-en", "gate")
     assert (found["steps"], found["told"]) == (["start", "G", "EY", "T"], ["G", "EY", "T", "</s>"])
     assert found["source"] == list("gate")

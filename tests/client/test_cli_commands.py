@@ -136,6 +136,7 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
         ),
         (("generate", "g2p-en", "a", "--keep-going"), "--keep-going goes with --input"),
         (("inspect", "g2p-en", "a", "-o", "look.txt"), "--to: look.txt must end with one of .png, .html, .htm"),
+        (("inspect", "pychar-en", "a", "-o", "-"), "--to: pychar-en has no attention: write a .png or .html file"),
         (("inspect", "co2-forecast", "a b"), "TEXT: co2-forecast reads numbers, steps between spaces"),
     ],
 )
