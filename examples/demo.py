@@ -1,10 +1,12 @@
-"""A look at Carousel in a minute: starts the service, streams words through it, shows what it keeps and measures.
+"""A look at Carousel in a minute: starts the service, streams words and a sentence through it, shows what it keeps and
+measures.
 
 ./scripts/demo
 """
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from carousel import Client
 from examples.local_service import LocalService, local_service
+from examples.translation import translate
 
 MODELS = Path(__file__).parent.parent / "model_repository"
 MODEL = "g2p-en"
@@ -31,12 +34,15 @@ UNSEEN = {
 
 def main() -> int:
     """Runs the demo; the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # German has letters that not every terminal has
     print("Starting the service on the shipped models ...")
     with local_service(MODELS) as service:
         with Client(service.target) as client:
             print(f"It listens on {service.target} and serves {', '.join(m.model for m in client.models())}.\n")
             all_right = generate(client)
             step_by_step(client)
+            translate(client)
         show_latency(service)
         show_page(service)
         print("\nStopping the service ...", end=" ", flush=True)

@@ -8,7 +8,9 @@ import sys
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from examples.demo import MODEL, UNSEEN, histogram
+from examples.demo import MODEL, MODELS, UNSEEN, histogram
+from examples.translation import MODEL as TRANSLATOR
+from examples.translation import SENTENCE
 from tests.conftest import ROOT
 
 ROW = re.compile(r"  (?: *(\d+\.\d\d) to  *(\d+\.\d\d) ms|more than  *(\d+\.\d\d) ms) +(\d+) (#+)")
@@ -49,6 +51,7 @@ def test_the_demo_prints_what_its_words_made_the_server_do() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" right; first after ") == len(UNSEEN)
     assert "  position 7: the end." in done.stdout
+    assert (f"  {SENTENCE}\n" in done.stdout) == (MODELS / TRANSLATOR).is_dir()
     assert done.stdout.endswith("stopped cleanly.\n")
     head, _, rest = done.stdout.partition(f"carousel_step_latency_seconds of the step graph of {MODEL}")
     assert head

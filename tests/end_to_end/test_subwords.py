@@ -9,16 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch
 from sentencepiece import SentencePieceProcessor
 
 from carousel import Client, Generation, Session
 from examples.local_service import LocalService, local_service
-from export.bundle import write_seq2seq
-from export.vocabulary import Vocabulary
-from models.seq2seq import Seq2Seq, Seq2SeqConfig
-from service.repository.manifest import SpecialTokens
 from tests.subwords import model
+from tests.translator import write_translator
 
 SOURCE = "the old mouse opens the door"
 MODEL = "mice"
@@ -26,26 +22,8 @@ MODEL = "mice"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights, which does not end by itself."""
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.of_subwords(model())
-    size = len(vocabulary.tokens)
-    network = Seq2Seq(Seq2SeqConfig(size, size, embedding_size=16, hidden_size=16, attention_size=8, num_layers=1))
-    with torch.no_grad():
-        network.decoder.logits.bias[:260] -= 20.0  # of control pieces, and bytes that would make no characters
     folder = tmp_path_factory.mktemp("repository")
-    write_seq2seq(
-        network,
-        source=vocabulary,
-        target=vocabulary,
-        special_tokens=SpecialTokens(pad_id=0, bos_id=1, eos_id=2),
-        to=folder,
-        name=MODEL,
-        description="A translator of random weights",
-        evaluation={},
-        write_card=lambda manifest: "",
-        trace=False,
-    )
+    write_translator(folder, MODEL)
     return folder
 
 
