@@ -79,7 +79,11 @@ def search_all(
     batch_size: int,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """`beam_search` for sources of any lengths, in batches of one length each, so that none needs padding."""
+    """`beam_search` for sources of any lengths, in batches of one length each, so that none needs padding.
+
+    max_tokens: of a target, and never more than twice as many as the source has and 16: a search that does not end
+    would cost its whole batch the rest.
+    """
     by_length: dict[int, list[int]] = defaultdict(list)
     for place, source in enumerate(sources):
         by_length[len(source)].append(place)
@@ -93,7 +97,7 @@ def search_all(
                 batch,
                 None,
                 beam_size=beam_size,
-                max_tokens=max_tokens,
+                max_tokens=min(max_tokens, 2 * len(sources[part[0]]) + 16),
                 bos_id=bos_id,
                 eos_id=eos_id,
                 length_penalty=length_penalty,

@@ -21,7 +21,8 @@ JUDGED_WORDS = range(2, 21)
 """Words of a text that the model is judged by."""
 BEAM_SIZE = 4
 LENGTH_PENALTIES = (0.0, 0.5, 1.0, 1.5)
-"""Those that are tried on the validation split."""
+"""Those that are tried, on `NUM_TRIED` pairs of the validation split."""
+NUM_TRIED = 500
 NUM_EXAMPLES = 12
 SHOWN_WORDS = range(4, 15)
 """Words of the texts of the test split that the card shows, which a hash has drawn."""
@@ -49,7 +50,7 @@ def write_evaluation(checkpoint: Path, corpus: Path) -> dict[str, object]:
     _refuse_known(splits)
     judged = [pair for pair in splits["test"] if len(pair.english.split()) in JUDGED_WORDS]
     texts, references = [pair.english for pair in judged], [pair.german for pair in judged]
-    length_penalty = best_length_penalty(model, pieces, splits["validation"])
+    length_penalty = best_length_penalty(model, pieces, drawn(splits["validation"], NUM_TRIED))
     words = WordByWord(splits["train"])
     answers = {
         "greedy": translate(model, pieces, texts, beam_size=1),
@@ -73,15 +74,19 @@ def write_evaluation(checkpoint: Path, corpus: Path) -> dict[str, object]:
             "chrf": round(chrf.corpus_score(hypotheses, [references]).score, 2),
         }
     found["signatures"] = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    drawn = [pair for pair in judged if len(pair.english.split()) in SHOWN_WORDS]
-    drawn = sorted(drawn, key=lambda pair: hashlib.sha256(pair.english.encode()).digest())[:NUM_EXAMPLES]
-    given = translate(model, pieces, [pair.english for pair in drawn], beam_size=1)
-    found["examples"] = [[pair.english, answer, pair.german] for pair, answer in zip(drawn, given, strict=True)]
+    shown = drawn([pair for pair in judged if len(pair.english.split()) in SHOWN_WORDS], NUM_EXAMPLES)
+    given = translate(model, pieces, [pair.english for pair in shown], beam_size=1)
+    found["examples"] = [[pair.english, answer, pair.german] for pair, answer in zip(shown, given, strict=True)]
     given = translate(model, pieces, SENTENCES, beam_size=1)
     found["sentences"] = [list(both) for both in zip(SENTENCES, given, strict=True)]
     sources = corpus / data.SOURCES_FILE
     found["sources"] = json.loads(sources.read_text(encoding="utf-8")) if sources.exists() else []
     return training.write_evaluation(checkpoint, found)
+
+
+def drawn(pairs: Sequence[data.Pair], count: int) -> list[data.Pair]:
+    """At most `count` pairs, drawn by a hash: always the same."""
+    return sorted(pairs, key=lambda pair: hashlib.sha256(pair.english.encode()).digest())[:count]
 
 
 def best_length_penalty(model: Seq2Seq, pieces: Pieces, pairs: Sequence[data.Pair]) -> float:
