@@ -126,7 +126,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
         raise BundleError(f"{FILE_NAME} is malformed: {_first_problem(error)}") from error
     if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
         raise BundleError(
-            f"{FILE_NAME} is of {manifest.model}/{manifest.version}, but lies in {folder.parent.name}/{folder.name}"
+            f"{FILE_NAME} is for {manifest.model}/{manifest.version}, but its folder is"
+            f" {folder.parent.name}/{folder.name}"
         )
     for file in manifest.files:
         _check_digest(folder / file, manifest.digests[file])
@@ -167,7 +168,9 @@ def _check_digest(path: Path, expected: str) -> None:
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read: {error.strerror}") from error
     if found != expected:
-        raise BundleError(f"{path.name} has SHA-256 {found}, but the manifest gives it {expected}")
+        raise BundleError(
+            f"{path.name} has SHA-256 {found}, but the manifest says {expected}: copy or export the bundle again"
+        )
 
 
 def _load_vocabularies(
@@ -282,8 +285,8 @@ def _check_graph(
     surplus = sorted(set(found_inputs) - {spec.name for spec in inputs})
     if surplus:
         named = surplus[0] in {spec.name for spec in optional}
-        problem = "without a default" if named else "that the manifest does not name"
-        raise BundleError(f"{file} has an input {surplus[0]} {problem}")
+        problem = "must have a default in the graph" if named else "is not in the manifest"
+        raise BundleError(f"{file}: input {surplus[0]} {problem}")
     for role, specs, found in (
         ("input", inputs, found_inputs),
         ("input with a default", optional, found_optional),

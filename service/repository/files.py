@@ -38,13 +38,16 @@ def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
     for number, entry in enumerate(_entries(root), 1):
         name = os.path.relpath(entry.path, root)
         if number > MAX_ENTRIES:
-            raise FilesError(f"its folder has more than {MAX_ENTRIES} files and folders, expected those of one bundle")
+            raise FilesError(
+                f"its folder has more than {MAX_ENTRIES} files and folders, the limit: remove those that do not belong"
+                " to the bundle"
+            )
         if entry.is_symlink():
             _check_link(Path(entry.path), name, root)
         mode = entry.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "of an unknown kind")
-            raise FilesError(f"{name} is {kind}: a bundle has regular files and folders, and nothing else")
+            raise FilesError(f"{name} is {kind}: a bundle can have only regular files and folders")
     for name in texts:
         path = root / name
         if path.exists() and (size := path.stat().st_size) > MAX_TEXT_BYTES:
@@ -69,8 +72,6 @@ def _check_link(link: Path, name: str, root: Path) -> None:
     try:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
-        raise FilesError(f"{name} is a link that leads nowhere: {os.readlink(link)}") from None
+        raise FilesError(f"{name} is a broken link to {os.readlink(link)}") from None
     if not target.is_relative_to(root):
-        raise FilesError(
-            f"{name} is a link that leads out of the bundle, to {target}: put the file itself into the bundle"
-        )
+        raise FilesError(f"{name} is a link to {target}, outside the bundle: copy the file into the bundle")

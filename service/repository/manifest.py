@@ -154,7 +154,7 @@ class Manifest(Part):
     def _is_whole(self) -> Self:
         reads_tokens = self.encoder is not None and not self.encoder.feature_size
         if reads_tokens != (self.source_vocabulary is not None):
-            raise ValueError("encoder and source_vocabulary must be given together, for an encoder of tokens")
+            raise ValueError("source_vocabulary must be given exactly when the encoder reads tokens")
         if self.encoder is None and (self.contexts or any(state.initial for state in self.states)):
             raise ValueError("contexts and initial states need an encoder")
         if not self.states:
@@ -166,7 +166,8 @@ class Manifest(Part):
         encoders = () if self.encoder is None else (self.encoder,)
         if self.format_version < 2 and any(one.is_new for one in (*steps, *self.states, *encoders, *self.vocabularies)):
             raise ValueError(
-                "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not"
+                "format_version must be 2, because a step, a state, an encoder or a vocabulary uses a field that"
+                " version 1 lacks"
             )
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
@@ -175,31 +176,33 @@ class Manifest(Part):
             self._check_graphs(f"variants.{name}.", variant.step, variant.readout)
         names = [state.name for state in self.states] + [context.name for context in self.contexts]
         if len(set(names)) != len(names):
-            raise ValueError(f"states and contexts must have names of their own, not {names}")
+            raise ValueError(f"states and contexts must have distinct names, not {names}")
         if missing := [file for file in self.files if file not in self.digests]:
-            raise ValueError(f"digests must name {', '.join(missing)}")
+            raise ValueError(f"digests lacks {', '.join(missing)}")
         return self
 
     def _check_vocabularies(self) -> None:
         target, read = self.target_vocabulary, self.step_vocabulary
         emits = self.step.emits
         if (target is None) != (self.step.logits is None and emits is None):
-            raise ValueError("target_vocabulary must be given with step.logits or step.emits, and with those alone")
+            raise ValueError("target_vocabulary must be given exactly when step.logits or step.emits is given")
         if emits is not None and target is not None and emits.blank_id >= target.size:
             raise ValueError(
                 f"step.emits.blank_id = {emits.blank_id} is outside the vocabulary (0 to {target.size - 1})"
             )
         if emits is not None and (unknown := emits.states - {state.name for state in self.states}):
-            raise ValueError(f"step.emits names {min(unknown)}, which is no state")
+            raise ValueError(f"step.emits names {min(unknown)}, which is not a state")
         if self.step.history is not None:
             self._check_history(self.step.history)
         if (read is None) != (self.step.tokens is None):
-            raise ValueError("tokens that steps read need a vocabulary, and features have none")
+            raise ValueError(
+                "a step that reads tokens needs a vocabulary, and a step that reads features must have none"
+            )
         if self.input_vocabulary is not None and self.step.tokens is None:
-            raise ValueError("input_vocabulary goes with step.tokens alone")
+            raise ValueError("input_vocabulary needs step.tokens")
         size = 0 if self.encoder is None else self.encoder.feature_size
         if self.start is not None and (not size or size != self.step.feature_size):
-            raise ValueError("start needs an encoder whose vectors are as long as the step's features")
+            raise ValueError("start needs an encoder of features, with as many numbers in a vector as step.features")
         for field, token_id in self.special_tokens:
             size = 1 if read is None else read.size
             if token_id is not None and token_id >= size:
@@ -212,17 +215,17 @@ class Manifest(Part):
 
     def _check_history(self, name: str) -> None:
         if self.target_vocabulary is None or self.target_vocabulary.subwords is None or not self.can_generate:
-            raise ValueError("step.history needs a target_vocabulary of subwords, which steps read, too")
+            raise ValueError("step.history needs a target_vocabulary of subwords that steps read, too")
         state = next((one for one in self.states if one.name == name), None)
         if state is None:
-            raise ValueError(f"step.history names {name}, which is no state")
+            raise ValueError(f"step.history names {name}, which is not a state")
         check_is(f"the state {name}", state.input, "int64", ("batch", HISTORY))
 
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
         reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs, step.emits)
         own = self.step
         if reads_and_gives != (own.tokens is None, own.values is None, own.inputs, own.outputs, own.emits):
-            raise ValueError(f"{where}step must read and give what the manifest's own step does")
+            raise ValueError(f"{where}step must have the same kinds of inputs and outputs as the manifest's step")
         size = self.output_size
         check_is(
             f"{where}step.{'values' if step.logits is None else 'logits'}",
@@ -234,7 +237,7 @@ class Manifest(Part):
             check_is(f"{where}readout.logits", readout.logits, "float32", ("batch", size))
             known = {state.name for state in self.states} | {context.name for context in self.contexts}
             if unknown := {*readout.states, *readout.contexts} - known:
-                raise ValueError(f"{where}readout reads {min(unknown)}, which is no state and no context")
+                raise ValueError(f"{where}readout reads {min(unknown)}, which is not a state or a context")
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

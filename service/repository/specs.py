@@ -83,7 +83,7 @@ class StateSpec(Part):
         if self.constant is not None:
             for values in (self.constant.default, *self.constant.choices):
                 if values and len(values) != self.size:
-                    raise ValueError(f"state {self.name}: a constant of {self.size} numbers has {len(values)}")
+                    raise ValueError(f"state {self.name}: its constant has {len(values)} numbers, expected {self.size}")
         return self
 
     @property
@@ -122,7 +122,9 @@ class ContextSpec(Part):
     def _batch_then_source(self) -> Self:
         shape = self.input.shape
         if shape[:2] != ("batch", "source") or any(isinstance(axis, str) for axis in shape[2:]):
-            raise ValueError(f"context {self.name}: shape {list(shape)} must be batch, source, then numbers alone")
+            raise ValueError(
+                f"context {self.name}: shape {list(shape)} must be [batch, source, ...], with only numbers after source"
+            )
         return self
 
 
@@ -141,7 +143,10 @@ class ConstantSpec(Part):
     @model_validator(mode="after")
     def _as_many_as_it_has(self) -> Self:
         if len(self.values) != math.prod(self.shape):
-            raise ValueError(f"constant {self.name}: {len(self.values)} values, shape {list(self.shape)}")
+            raise ValueError(
+                f"constant {self.name} has {len(self.values)} values, but shape {list(self.shape)} needs"
+                f" {math.prod(self.shape)}"
+            )
         return self
 
 
@@ -169,9 +174,11 @@ class EncoderSpec(Part):
         check_is("encoder.source", self.source, "float32" if self.feature_size else "int64", shape)
         check_is("encoder.lengths", self.lengths, "int64", ("batch",))
         if self.feature_size and self.is_new:
-            raise ValueError("encoder.bos_id and encoder.eos_id go with a source of tokens alone")
+            raise ValueError("encoder.bos_id and encoder.eos_id need a source of tokens")
         if self.max_given_length < 1:
-            raise ValueError("encoder.max_source_length leaves no token beside encoder.bos_id and encoder.eos_id")
+            raise ValueError(
+                "encoder.max_source_length leaves no room for a token beside encoder.bos_id and encoder.eos_id"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -256,7 +263,7 @@ class VocabularySpec(Part):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if (self.tokenizer == "subword") != (self.subwords is not None):
-            raise ValueError("tokenizer subword and the file subwords go together")
+            raise ValueError("the file subwords must be given exactly when tokenizer is subword")
         if self.unknown_id is not None and self.unknown_id >= self.size:
             raise ValueError(f"unknown_id = {self.unknown_id} is outside the vocabulary (0 to {self.size - 1})")
         return self

@@ -153,9 +153,9 @@ class StepSpec(Part):
             if tensor is not None:
                 check_is(f"step.{field}", tensor, "float32", ("batch", "time", last_axis(tensor)))
         if self.values is not None and (self.next_token or self.top_k):
-            raise ValueError("step.next_token and step.top_k go with step.logits alone")
+            raise ValueError("step.next_token and step.top_k need step.logits")
         if self.feeds_back and (not self.feature_size or self.feature_size != self.value_size):
-            raise ValueError("step.feeds_back needs values that are as many as the features")
+            raise ValueError("step.feeds_back needs step.values and step.features of the same size")
         if self.emits is not None:
             self._check_emits(self.emits)
         if self.loop is not None and self.lengths is None:
@@ -178,9 +178,11 @@ class StepSpec(Part):
             ("outputs", self.outputs, self.value_size),
         ):
             if ports and sum(port.size for port in ports) != size:
-                raise ValueError(f"step.{field} must have {size} numbers in all, as the vectors that they are parts of")
+                raise ValueError(
+                    f"step.{field} must have {size} numbers in total, like the vectors that they are parts of"
+                )
             if len({port.name for port in ports}) != len(ports):
-                raise ValueError(f"step.{field} must have names of their own")
+                raise ValueError(f"step.{field} must have distinct names")
         return self
 
     @model_serializer(mode="wrap")

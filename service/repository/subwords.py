@@ -29,9 +29,11 @@ class Subwords:
             subwords = cls(content)
             pieces = subwords.pieces
         except Exception as error:  # SentencePiece raises RuntimeError and others
-            raise ValueError(f"{path.name} is no model of SentencePiece: {error}") from error
+            raise ValueError(f"{path.name} is not a SentencePiece model: {error}") from error
         if pieces != list(names):
-            raise ValueError(f"{path.name} has {len(pieces)} pieces, which are not the {len(names)} of the vocabulary")
+            raise ValueError(
+                f"the {len(pieces)} pieces of {path.name} differ from the {len(names)} tokens of the vocabulary"
+            )
         return subwords
 
     @property

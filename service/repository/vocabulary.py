@@ -72,9 +72,9 @@ class Vocabulary:
         if spec.escaped:
             names = [_unescaped(name, path.name) for name in names]
         if len(names) != spec.size:
-            raise ValueError(f"{path.name} has {len(names)} lines, but the manifest gives it {spec.size}")
+            raise ValueError(f"{path.name} has {len(names)} lines, but the manifest says {spec.size}")
         if len(set(names)) != len(names):
-            raise ValueError(f"{path.name} names a token twice")
+            raise ValueError(f"{path.name} has a token twice")
         subwords = None if spec.subwords is None else Subwords.load(path.parent / spec.subwords, names)
         found = cls(
             names,
@@ -120,7 +120,7 @@ class Vocabulary:
         for at, name in enumerate(names):
             token_id = self._ids.get(name, None if is_exact else self._unknown_id)
             if token_id is None:
-                hint = ": tokens go between spaces" if is_text and self._has_commas(name) else ""
+                hint = ": separate tokens with spaces, not commas" if is_text and self._has_commas(name) else ""
                 raise UnknownTokenError(
                     f"{field}[{at}] = {quoted(name)} is not in {self.owner}{hint}", field=f"{field}[{at}]"
                 )
@@ -184,5 +184,5 @@ def _unescaped(line: str, file: str) -> str:
     r"""Decodes a line of an escaped file: `\n`, `\r`, `\t`, `\\` and `\u` with four hexadecimal digits are escapes.
     Raises ValueError for any other backslash."""
     if _ESCAPED.fullmatch(line) is None:
-        raise ValueError(f"{file} has a line {line!r} that is not escaped as it should be")
+        raise ValueError(f"{file} has a line {line!r} with an invalid escape")
     return _ESCAPE.sub(lambda match: _CHARACTERS.get(match[1]) or chr(int(match[1][1:], 16)), line)

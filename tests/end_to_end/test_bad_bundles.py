@@ -124,7 +124,7 @@ def of_state_input(**values: Any) -> Callable[[Path], None]:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "wrong digest": (flip_a_byte, "step.onnx has SHA-256 [0-9a-f]{64}, but the manifest gives it [0-9a-f]{64}"),
+    "wrong digest": (flip_a_byte, "step.onnx has SHA-256 [0-9a-f]{64}, but the manifest says [0-9a-f]{64}"),
     "missing graph": (lambda folder: (folder / "step.onnx").unlink(), "step.onnx cannot be read: No such file"),
     "missing vocabulary": (lambda folder: (folder / "target.txt").unlink(), "target.txt cannot be read: No such file"),
     "missing manifest": (lambda folder: (folder / FILE_NAME).unlink(), "manifest.json cannot be read: No such file"),
@@ -139,7 +139,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "graph that is no graph": (truncate_graph, "step.onnx is not a graph that ONNX Runtime can load"),
     "state that the graph lacks": (
         of_state_input(name="memory_cell"),
-        "step.onnx has an input hidden that the manifest does not name",
+        "step.onnx: input hidden is not in the manifest",
     ),
     "state output that the graph lacks": (
         of_state(output="nowhere"),
@@ -155,31 +155,31 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another model's manifest": (
         lambda folder: edit(folder, lambda manifest: manifest.update(model="other")),
-        "manifest.json is of other/1, but lies in tiny-lm/1",
+        "manifest.json is for other/1, but its folder is tiny-lm/1",
     ),
     "weights in the folder above": (put_weights_at("../weights.bin"), "step.onnx .* path escapes model directory"),
     "weights at an absolute path": (put_weights_at("{folder}/../weights.bin"), "step.onnx .* data path"),
-    "weights behind a link": (put_weights_at("link.bin"), "link.bin is a link that leads out of the bundle, to /"),
+    "weights behind a link": (put_weights_at("link.bin"), "link.bin is a link to /"),
     "graph behind a link": (
         replace("step.onnx", lambda path: path.symlink_to(path.rename(path.parent.parent / path.name))),
-        "step.onnx is a link that leads out of the bundle, to /.*/step.onnx: put the file itself into the bundle",
+        "step.onnx is a link to /.*/step.onnx, outside the bundle: copy the file into the bundle",
     ),
     "manifest behind a link": (
         replace(FILE_NAME, lambda path: path.symlink_to(path.rename(path.parent.parent / path.name))),
-        "manifest.json is a link that leads out of the bundle",
+        "manifest.json is a link to .*, outside the bundle",
     ),
     "link to a folder outside": (
         lambda folder: (folder / "more").symlink_to(folder.parent),
-        "more is a link that leads out of the bundle",
+        "more is a link to .*, outside the bundle",
     ),
     "link to nowhere": (
         lambda folder: (folder / "notes").symlink_to("nowhere"),
-        "notes is a link that leads nowhere: nowhere",
+        "notes is a broken link to nowhere",
     ),
-    "link to itself": (lambda folder: (folder / "notes").symlink_to("notes"), "notes is a link that leads nowhere"),
+    "link to itself": (lambda folder: (folder / "notes").symlink_to("notes"), "notes is a broken link to notes"),
     "vocabulary that is a FIFO": (
         replace("target.txt", make_fifo),
-        "target.txt is a FIFO: a bundle has regular files and folders, and nothing else",
+        "target.txt is a FIFO: a bundle can have only regular files and folders",
     ),
     "manifest that is a FIFO": (
         replace(FILE_NAME, make_fifo),
@@ -192,7 +192,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "socket": (bind_a_socket, "here is a socket"),
     "manifest without an end": (
         replace(FILE_NAME, lambda path: os.truncate(path, 64 * 1024**2 + 1)),
-        "manifest.json has 67108865 bytes, the most that it may have is 67108864",
+        "manifest.json has 67108865 bytes, the limit is 67108864",
     ),
     "folder of many files": (
         add_many_files,
@@ -203,8 +203,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder, lambda manifest: manifest["step"].update(file="../step.onnx")),
         "manifest.json is malformed: step.file: String should match pattern",
     ),
-    "short vocabulary": (drop_a_word, "target.txt has 16 lines, but the manifest gives it 17"),
-    "double word": (double_a_word, "target.txt names a token twice"),
+    "short vocabulary": (drop_a_word, "target.txt has 16 lines, but the manifest says 17"),
+    "double word": (double_a_word, "target.txt has a token twice"),
 }
 
 

@@ -22,7 +22,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "names of tokens",
         {"format_version": 2, "step.inputs": [{"name": "x"}]},
-        "step.inputs must have 0 numbers in all, as the vectors that they are parts of",
+        "step.inputs must have 0 numbers in total, like the vectors that they are parts of",
     ),
     ("a name in upper case", {"model": "G2P"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
     ("a name with a folder", {"model": "a/b"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
@@ -55,7 +55,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "a source of added tokens alone",
         {"format_version": 2, "encoder.max_source_length": 1, "encoder.eos_id": 1},
-        "encoder.max_source_length leaves no token beside encoder.bos_id and encoder.eos_id",
+        "encoder.max_source_length leaves no room for a token beside encoder.bos_id and encoder.eos_id",
     ),
     (
         "an added token that the source's vocabulary has not",
@@ -65,7 +65,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "an added token in the first format",
         {"encoder.eos_id": 1},
-        "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not",
+        "format_version must be 2, because a step, a state, an encoder or a vocabulary uses a field that version 1",
     ),
     ("a negative id", {"special_tokens.eos_id": -1}, "special_tokens.eos_id: Input should be greater than or equal"),
     (
@@ -91,25 +91,25 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "a context without a source axis",
         {"contexts.0.input.shape": ["batch", 2]},
-        "context memory: shape ['batch', 2] must be batch, source, then numbers alone",
+        "context memory: shape ['batch', 2] must be [batch, source, ...], with only",
     ),
     (
         "a context in another order",
         {"contexts.0.input.shape": ["source", "batch", 2]},
-        "context memory: shape ['source', 'batch', 2] must be batch, source, then numbers alone",
+        "context memory: shape ['source', 'batch', 2] must be [batch, source, ...], with only",
     ),
     (
         "a context with a time axis",
         {"contexts.0.input.shape": ["batch", "source", "time"]},
-        "context memory: shape ['batch', 'source', 'time'] must be batch, source, then numbers alone",
+        "context memory: shape ['batch', 'source', 'time'] must be [batch, source, ...], with only",
     ),
     (
         "a context with two source axes",
         {"contexts.0.input.shape": ["batch", "source", "source"]},
-        "context memory: shape ['batch', 'source', 'source'] must be batch, source, then numbers alone",
+        "context memory: shape ['batch', 'source', 'source'] must be [batch, source, ...], with only",
     ),
-    ("an encoder without its vocabulary", {"source_vocabulary": None}, "encoder and source_vocabulary must be given"),
-    ("a vocabulary without its encoder", {"encoder": None}, "encoder and source_vocabulary must be given together"),
+    ("an encoder without its vocabulary", {"source_vocabulary": None}, "source_vocabulary must be given exactly when"),
+    ("a vocabulary without its encoder", {"encoder": None}, "source_vocabulary must be given exactly when the encoder"),
     (
         "contexts without an encoder",
         {"encoder": None, "source_vocabulary": None},
@@ -135,25 +135,29 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "values with a vocabulary",
         {"step.logits": None, "step.values": {"name": "y", "dtype": "float32", "shape": ["batch", "time", 3]}},
-        "target_vocabulary must be given with step.logits or step.emits",
+        "target_vocabulary must be given exactly when step.logits or step.emits",
     ),
-    ("logits without a vocabulary", {"target_vocabulary": None}, "target_vocabulary must be given with step.logits"),
+    (
+        "logits without a vocabulary",
+        {"target_vocabulary": None},
+        "target_vocabulary must be given exactly when step.logits",
+    ),
     (
         "values that are fed back without any",
         {"step.feeds_back": True},
-        "step.feeds_back needs values that are as",
+        "step.feeds_back needs step.values and step.features",
     ),
     ("chunks without lengths", {"step.lengths": None}, "step.max_chunk must be 1 when step.lengths is not given"),
     ("two rows at once", {"step.max_rows": 2}, "step.max_rows: Input should be less than or equal to 1"),
     (
         "a constant with too few values",
         {"step.constants": [{"name": "sr", "dtype": "int64", "shape": [2], "values": [1]}]},
-        "constant sr: 1 values, shape [2]",
+        "constant sr has 1 values, but shape [2] needs 2",
     ),
     (
         "a start of a model that reads tokens",
         {"start": "last_of_source"},
-        "start needs an encoder whose vectors are as long",
+        "start needs an encoder of features, with as many",
     ),
     (
         "a trace of another form",
@@ -215,12 +219,12 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "one name twice",
         {"contexts.0.name": "cell"},
-        "states and contexts must have names of their own, not ['hidden', 'cell', 'cell']",
+        "states and contexts must have distinct names, not ['hidden', 'cell', 'cell']",
     ),
     (
         "digests left out",
         {"digests": {"encoder.onnx": domain.DIGEST}},
-        "digests must name step.onnx, source.txt, ",
+        "digests lacks step.onnx, source.txt, ",
     ),
 ]
 
@@ -274,10 +278,10 @@ def test_the_parts_of_vectors_may_have_names() -> None:
     [
         (
             {"format_version": 1},
-            "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not",
+            "format_version must be 2, because a step, a state, an encoder or a vocabulary uses a field that version 1",
         ),
-        ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
-        ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
+        ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in total"),
+        ({"step.outputs.1.name": "action"}, "step.outputs must have distinct names"),
         ({"step.loop": "loop.onnx"}, "step.loop needs step.lengths"),
         ({"step.outputs.1.name": "a b"}, "step.outputs.1.name: String should match pattern"),
     ],
@@ -431,14 +435,14 @@ def test_a_step_may_keep_its_last_tokens() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step.history": "cell"}, "step.history names cell, which is no state"),
+        ({"step.history": "cell"}, "step.history names cell, which is not a state"),
         ({"step.history": "h"}, f"the state h must be int64 ['batch', {HISTORY}], not float32 ['batch', 2]"),
         (
             {"target_vocabulary.tokenizer": "whitespace", "target_vocabulary.subwords": None},
-            "step.history needs a target_vocabulary of subwords, which steps read, too",
+            "step.history needs a target_vocabulary of subwords that steps read, too",
         ),
         ({"format_version": 1}, "format_version must be 2"),
-        ({"digests": {"step.onnx": "0" * 64, "target.txt": "0" * 64}}, "digests must name target.subwords"),
+        ({"digests": {"step.onnx": "0" * 64, "target.txt": "0" * 64}}, "digests lacks target.subwords"),
     ],
 )
 def test_last_tokens_that_no_text_is_made_of_are_refused(changes: dict[str, Any], message: str) -> None:

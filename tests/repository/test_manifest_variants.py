@@ -63,12 +63,12 @@ def test_a_whole_manifest_names_the_files_of_all_its_graphs() -> None:
         ("step.top_k.log_probabilities.shape", ["batch", "k"], "step.top_k.log_probabilities must be float32 ['batch'"),
         ("step.max_chunk", 0, "greater than or equal to 1"),
         ("readout.logits.shape", ["batch", SIZE + 1], f"readout.logits must be float32 ['batch', {SIZE}], not"),
-        ("readout.states", ["hidden", "mood"], "readout reads mood, which is no state and no context"),
-        ("readout.contexts", ["memories"], "readout reads memories, which is no state and no context"),
+        ("readout.states", ["hidden", "mood"], "readout reads mood, which is not a state or a context"),
+        ("readout.contexts", ["memories"], "readout reads memories, which is not a state or a context"),
         ("variants.int8.step.logits.shape", ["batch", "time", 3], "variants.int8.step.logits must be float32 ['batch'"),
         ("variants.int8.readout.logits.shape", ["batch", 3], "variants.int8.readout.logits must be float32 ['batch'"),
-        ("variants.int8.readout.states", ["mood"], "variants.int8.readout reads mood, which is no state and no"),
-        ("variants.int8.step.file", "step.other.onnx", "digests must name step.other.onnx"),
+        ("variants.int8.readout.states", ["mood"], "variants.int8.readout reads mood, which is not a state or a"),
+        ("variants.int8.step.file", "step.other.onnx", "digests lacks step.other.onnx"),
     ],
 )
 def test_what_contradicts_the_rest_is_refused_saying_where(path: str, value: object, message: str) -> None:

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "target.subwords").write_bytes(b"no model")
     spec = Exported.of_subwords(model()).spec("target.txt")
-    with pytest.raises(ValueError, match=r"target\.subwords is no model of SentencePiece"):
+    with pytest.raises(ValueError, match=r"target\.subwords is not a SentencePiece model"):
         Vocabulary.load(tmp_path / "target.txt", spec, owner="the vocabulary")
 
 
@@ -86,13 +86,15 @@ def test_a_model_of_other_pieces_is_refused(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "target.subwords").write_bytes(model(num_pieces=300))
     spec = Exported.of_subwords(model()).spec("target.txt")
-    with pytest.raises(ValueError, match=r"target.subwords has \d+ pieces, which are not the \d+ of the vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"the \d+ pieces of target.subwords differ from the \d+ tokens of the vocabulary"
+    ):
         Vocabulary.load(tmp_path / "target.txt", spec, owner="the vocabulary")
 
 
 @pytest.mark.parametrize(("tokenizer", "subwords"), [("subword", None), ("characters", "target.subwords")])
 def test_the_model_and_the_tokenizer_go_together(tokenizer: str, subwords: str | None) -> None:
-    with pytest.raises(ValueError, match="tokenizer subword and the file subwords go together"):
+    with pytest.raises(ValueError, match="the file subwords must be given exactly when tokenizer is subword"):
         VocabularySpec.model_validate({"file": "target.txt", "size": 9, "tokenizer": tokenizer, "subwords": subwords})
 
 

@@ -142,7 +142,10 @@ def test_ids_with_commas_between_them_are_refused_with_what_goes_there(text: str
     numbers = Vocabulary(("0", "1", "2"), owner="the vocabulary of raw", tokenizer="whitespace", lowercase=False)
     with pytest.raises(UnknownTokenError) as refusal:
         numbers.ids_of_text(text, field="text")
-    assert refusal.value.message.endswith("is not in the vocabulary of raw: tokens go between spaces") == is_told
+    assert (
+        refusal.value.message.endswith("is not in the vocabulary of raw: separate tokens with spaces, not commas")
+        == is_told
+    )
     with pytest.raises(UnknownTokenError, match=r"is not in the vocabulary of raw$"):
         numbers.ids_of(["1,2"], field="tokens")
 
@@ -162,10 +165,10 @@ def test_a_file_is_read_one_token_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a\nb\n", "target.txt has 2 lines, but the manifest gives it 3"),
-        ("a\nb\nc\nd\n", "target.txt has 4 lines, but the manifest gives it 3"),
-        ("", "target.txt has 0 lines, but the manifest gives it 3"),
-        ("a\nb\na\n", "target.txt names a token twice"),
+        ("a\nb\n", "target.txt has 2 lines, but the manifest says 3"),
+        ("a\nb\nc\nd\n", "target.txt has 4 lines, but the manifest says 3"),
+        ("", "target.txt has 0 lines, but the manifest says 3"),
+        ("a\nb\na\n", "target.txt has a token twice"),
     ],
 )
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -199,7 +202,7 @@ def test_escaped_lines_are_any_characters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["\\", "\\x", "\\u12", "a\\", "\\u00GG"])
 def test_a_line_that_is_escaped_otherwise_is_refused(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ValueError, match="that is not escaped as it should be"):
+    with pytest.raises(ValueError, match="with an invalid escape"):
         _load(tmp_path, f"a\n{line}\n", escaped=True)
 
 
