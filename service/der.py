@@ -12,7 +12,7 @@ def fields_of(certificate: bytes) -> list[tuple[int, bytes]]:
     5280, 4.1). Raises ValueError and IndexError for what is none."""
     ((tag, whole),) = elements(certificate)
     if tag != _SEQUENCE:
-        raise ValueError(f"a tag is not {_SEQUENCE:#x}")
+        raise ValueError(f"unexpected DER tag: expected {_SEQUENCE:#x}")
     signed = elements(elements(whole)[0][1])
     return signed[1:] if signed[0][0] == _VERSION else signed
 
@@ -28,6 +28,6 @@ def elements(data: bytes) -> list[tuple[int, bytes]]:
             size = int.from_bytes(data[at + 2 : begin])
         at = begin + size
         if at > len(data):
-            raise ValueError("an element is cut short")
+            raise ValueError("a DER element is truncated")
         found.append((tag, data[begin:at]))
     return found

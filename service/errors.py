@@ -51,7 +51,7 @@ from collections.abc import Callable
 _QUOTED_LENGTH = 140
 """A whole session id of the greatest length, and some more."""
 _QUOTED_ITEMS = 8
-INTERNAL = "internal error; the server's log says more"
+INTERNAL = "internal error: see the server's log"
 """What clients are told of a bug of the server's."""
 
 
@@ -257,7 +257,7 @@ def position_mismatch(field: str, given: int, position: int) -> PositionMismatch
 def too_many_in_flight(name: str, count: int, limit: int) -> QueueFullError:
     """The error for a request of a session that has too many without an answer. name: the session's."""
     return QueueFullError(
-        f"session {name!r} has {count} requests in flight, the most it may have (max_in_flight): wait for its answers",
+        f"session {name!r} has {count} requests in flight, the limit (max_in_flight): wait for responses first",
         retry_delay_s=0.1,
         max_in_flight=limit,
     )

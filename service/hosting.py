@@ -119,7 +119,7 @@ class Hosting:
         if served is None:
             raise ModelNotFoundError(
                 f"{within}variant = {quoted(variant)} of model {bundle.model!r} version {bundle.version} does not"
-                f" exist: there is {', '.join(bundle.variants)}",
+                f" exist (available: {', '.join(bundle.variants)})",
                 field=f"{within}variant",
                 model=bundle.model,
                 version=bundle.version,
@@ -150,7 +150,8 @@ class Hosting:
                 check_name(model)
             listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:_LISTED]) or "none"
             raise ModelNotFoundError(
-                f"model = {quoted(model)}, version = {version}: the repository has no such version, it has {listed}",
+                f"model = {quoted(model)}, version = {version}: the repository has no such version (available:"
+                f" {listed})",
                 field="model",
                 model=model,
             )
@@ -178,7 +179,7 @@ class Hosting:
         be sent again. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
         check_name(model)
         if version == 0:
-            raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
+            raise InvalidFieldError("version = 0 must be 1 or more: set the version", field="version")
         key = (model, version)
         if key in self.repository.bundles or key not in self._unloaded:
             bundle = self.repository.find(model, version)

@@ -72,7 +72,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "no folder of models": (lambda folder: {"models": folder / "none"}, "models: {folder}/none is not a folder: "),
     "no such model": (
         lambda folder: {"model_runtimes": {"g2p": {"num_threads": 2}}},
-        "model_runtimes: 'g2p' is not in {folder}/models: there is tiny-lm",
+        "model_runtimes: 'g2p' is not in {folder}/models (available: tiny-lm)",
     ),
     "no certificate": (
         lambda folder: {"tls_cert_file": "/nope", "tls_key_file": "/nope"},

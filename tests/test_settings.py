@@ -311,7 +311,7 @@ def test_a_runtime_of_a_model_that_is_not_there_is_refused(
     write_language_model(tmp_path)
     given = '{"tiny": {"num_threads": 2}}'
     assert run(monkeypatch, "--check", "--models", str(tmp_path), "--model-runtimes", given) == 1
-    assert capsys.readouterr().out == f"FAILED  model_runtimes: 'tiny' is not in {tmp_path}: there is tiny-lm\n"
+    assert capsys.readouterr().out == f"FAILED  model_runtimes: 'tiny' is not in {tmp_path} (available: tiny-lm)\n"
 
 
 def test_a_graph_is_loaded_as_its_models_runtime_says(tmp_path: Path) -> None:

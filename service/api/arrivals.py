@@ -92,7 +92,7 @@ class Arrivals:
             return
         if known is not None:
             raise SessionAlreadyOpenError(
-                f"open: session {known.name!r} is open on this stream already, at position {known.reportable_position}",
+                f"open: session {known.name!r} is already open on this stream, at position {known.reportable_position}",
                 field="session_id",
                 session_id=known.name,
                 position=known.reportable_position,
@@ -123,7 +123,7 @@ class Arrivals:
         session_id = message.session_id
         if not session_id:
             raise InvalidFieldError(
-                "session_id is missing: open.resume resumes the session of that id", field="session_id"
+                "session_id is missing: set it to the id of the session to resume", field="session_id"
             )
         if known is not None and self._waits_for_first(request, message):
             return
@@ -223,8 +223,8 @@ class Arrivals:
         limit = self._sessions.limits.max_in_flight
         if len(waiting) >= limit:
             raise QueueFullError(
-                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may"
-                " (max_in_flight): wait for its answers",
+                f"{len(waiting)} requests already wait for session {quoted(session_id)}, the limit (max_in_flight):"
+                " wait for responses first",
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )

@@ -71,7 +71,7 @@ class Caller:
         self._counted_at_s = now_s
         if self._allowance < 1.0:
             raise RateLimitedError(
-                f"principal {quoted(self.principal.name)} may make {rate:g} requests a second: try again later",
+                f"principal {quoted(self.principal.name)} may send {rate:g} requests per second: try again later",
                 retry_delay_s=(1.0 - self._allowance) / rate,
                 max_requests_per_s=rate,
             )
@@ -80,7 +80,7 @@ class Caller:
     def check_admin(self, what: str) -> None:
         """Raises ForbiddenError unless the principal is an admin. what: the action, for the error."""
         if not self.principal.is_admin:
-            raise ForbiddenError(f"{what}: principal {quoted(self.principal.name)} is no admin")
+            raise ForbiddenError(f"{what} needs an admin: principal {quoted(self.principal.name)} is not one")
 
     def new_key(self, session_id: str, *, field: str = "session_id") -> str:
         """Returns the internal id of a new session. Makes one for an empty id; if the caller has no name, returns an
@@ -99,8 +99,8 @@ class Caller:
             if self._names_others:
                 check_session_id(session_id, field=field)
                 raise InvalidFieldError(
-                    f"{field} = {quoted(session_id)} names another principal's session: an admin sees, changes and ends"
-                    " those by Sessions and Watch, and opens, feeds and resumes its own alone",
+                    f"{field} = {quoted(session_id)} is a session of another principal: an admin may use Sessions and"
+                    " Watch on it, but can open, feed and resume only its own sessions",
                     field=field,
                 )
             raise invalid_session_id(session_id, field=field)

@@ -45,8 +45,8 @@ def check_name(text: str) -> str:
     if _URI.fullmatch(text) or _DNS.fullmatch(text) or (text.startswith(_COMMON) and _is_common(text[len(_COMMON) :])):
         return text
     raise ValueError(
-        f"{quoted(text)} is no name of a certificate: expected a URI such as spiffe://corp/app, a DNS name without"
-        " wildcards, or CN= and a common name"
+        f"{quoted(text)} is not a valid name of a certificate: expected a URI such as spiffe://corp/app, a DNS name"
+        " without wildcards, or CN= and a common name"
     )
 
 
@@ -109,5 +109,5 @@ def _contents(data: bytes, expected: int) -> list[bytes]:
     """Returns the contents of elements that must all have the tag `expected`. Raises ValueError for another tag."""
     found = elements(data)
     if any(tag != expected for tag, _ in found):
-        raise ValueError(f"a tag is not {expected:#x}")
+        raise ValueError(f"unexpected DER tag: expected {expected:#x}")
     return [content for _, content in found]

@@ -26,8 +26,10 @@ def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, fie
     if not known and not given:
         return None
     if unknown := sorted(name for name in given if name not in known):
-        has = f"has {', '.join(known)}" if known else "has none"
-        raise InvalidFieldError(f"{field} has {quoted(unknown[0])}, and {manifest.model} {has}", field=field)
+        has = f"has {', '.join(known)}" if known else "has no constants"
+        raise InvalidFieldError(
+            f"{field} has an unknown constant {quoted(unknown[0])}: {manifest.model} {has}", field=field
+        )
     found: dict[int, Array] = {}
     for name, place in known.items():
         state = manifest.states[place]
@@ -35,8 +37,8 @@ def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, fie
             found[place] = _value(given[name], state, f"{field}[{quoted(name)}]")
         elif state.constant is not None and not state.constant.default:
             raise InvalidFieldError(
-                f"{field} has no {quoted(name)}, and {manifest.model} has no default for it: give {state.input.dtype}"
-                f" {list(state.row_shape)}",
+                f"{field}[{quoted(name)}] is missing, and {manifest.model} has no default for it: expected"
+                f" {state.input.dtype} {list(state.row_shape)}",
                 field=field,
             )
     return found

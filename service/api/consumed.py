@@ -44,7 +44,7 @@ def sequence_ids(
         check_count(sequence.ids.ids, limit, field=field, setting=setting)
         ids = vocabulary.check_ids(sequence.ids.ids, field=f"{field}.ids.ids")
     else:
-        raise InvalidFieldError(f"{field} has no form: one of text, tokens and ids must be given", field=field)
+        raise InvalidFieldError(f"{field} is empty: set one of text, tokens and ids", field=field)
     if not ids:
         raise EmptySequenceError(f"{field}.{form} is empty: it must have 1 token or more", field=f"{field}.{form}")
     return ids
@@ -55,7 +55,7 @@ def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") 
     InvalidFieldError, also if the model has no encoder, or a subclass."""
     encoder = bundle.manifest.encoder
     if encoder is None:
-        raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
+        raise InvalidFieldError(f"{field} must not be set: {bundle.model} has no encoder", field=field)
     limit = encoder.max_given_length
     items = _items(
         source,
@@ -146,7 +146,7 @@ def _items(
 
 
 def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
-    return InvalidFieldError(f"{field} is not what {model} reads: give it {what}", field=field)
+    return InvalidFieldError(f"{field} does not fit {model}: it reads {what}", field=field)
 
 
 def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) -> list[int]:
@@ -159,6 +159,6 @@ def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) ->
         check_count(token_ids, limit, field="feed")
         return vocabulary.check_ids(token_ids, field="feed.token_ids")
     if token_ids:
-        raise InvalidFieldError("feed.token_ids and feed.tokens are both given: give one", field="feed.tokens")
+        raise InvalidFieldError("feed.token_ids and feed.tokens are both set: set one", field="feed.tokens")
     check_count(feed.tokens, limit, field="feed")
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")

@@ -52,7 +52,9 @@ def parse_page_token(text: str) -> int:
     token."""
     if len(text) <= _PAGE_TOKEN_LENGTH and (not text or (text.isascii() and text.isdecimal())):
         return int(text or 0)
-    raise InvalidFieldError(f"page_token = {quoted(text)} is not one that a page gave", field="page_token")
+    raise InvalidFieldError(
+        f"page_token = {quoted(text)} is invalid: use the next_page_token of a response", field="page_token"
+    )
 
 
 def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFieldError:
@@ -98,7 +100,7 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
         stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens", is_exact=True)
     elif message.stop_token_ids or message.stop_tokens:
         name = f"{field}.stop_tokens" if message.stop_tokens else f"{field}.stop_token_ids"
-        raise InvalidFieldError(f"{name} must not be given: the model gives values, and no tokens", field=name)
+        raise InvalidFieldError(f"{name} must not be set: the model outputs values, not tokens", field=name)
     return Decoding(
         message.max_tokens if message.HasField("max_tokens") else default_max_tokens,
         sampling,
@@ -132,7 +134,7 @@ def targets(
     if max_targets is not None:
         check_forks(max(1, len(message)), max_targets, field=field)
     if vocabulary is None:
-        raise InvalidFieldError(f"{field} must not be given: the model gives values, and no tokens", field=field)
+        raise InvalidFieldError(f"{field} must not be set: the model outputs values, not tokens", field=field)
     return [sequence_ids(one, vocabulary, field=f"{field}[{at}]", limit=limit) for at, one in enumerate(message)]
 
 

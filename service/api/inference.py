@@ -82,7 +82,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             report.models |= stream.models
             stream.replies.report(report)
         if malformed:
-            raise InvalidFieldError("a message is not a StreamRequest: the stream cannot go on after it")
+            raise InvalidFieldError("a message cannot be decoded as a StreamRequest: the stream ends")
         if stream.is_ended_by_server:
             raise ShuttingDownError("the server is shutting down: open a new stream", retry_delay_s=1.0)
 

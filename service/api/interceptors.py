@@ -185,15 +185,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _check_size(self, num_bytes: int, method: str) -> None:
         if num_bytes > self._max_answer_bytes:
             raise AnswerTooLargeError(
-                f"{method.rpartition('/')[2]}: the answer has {num_bytes} bytes, the limit is"
-                f" {self._max_answer_bytes}: ask for less at a time, or raise the server's max_message_bytes",
+                f"{method.rpartition('/')[2]}: the response has {num_bytes} bytes, the limit is"
+                f" {self._max_answer_bytes}: request less, or increase the server's max_message_bytes",
                 limit=self._max_answer_bytes,
             )
 
     def _check_room(self) -> None:
         if self._num_calls > self._max_calls:
             raise TooManyCallsError(
-                f"{self._max_calls} calls are in progress, the most this server takes (max_calls): try again later",
+                f"{self._max_calls} calls are in progress, the limit of this server (max_calls): try again later",
                 retry_delay_s=1.0,
                 max_calls=self._max_calls,
             )

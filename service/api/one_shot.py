@@ -162,11 +162,15 @@ class OneShot:
     def _on_ended(self, session: Session, reason: CloseReason) -> None:
         """Fails the call because something else ended its session early."""
         if reason is CloseReason.SHUTDOWN:
-            self._fail(ShuttingDownError("the server is shutting down: send the call to another", retry_delay_s=1.0))
+            self._fail(
+                ShuttingDownError("the server is shutting down: send the call to another server", retry_delay_s=1.0)
+            )
         elif reason in (CloseReason.LOST, CloseReason.MOVED):
-            self._fail(SessionMovedError(f"the session ended: {reason.value}: send the call again"))
+            self._fail(SessionMovedError(f"the session of the call ended ({reason.value}): send the call again"))
         else:
-            self._fail(RequestCancelledError(f"the session was closed: {reason.value}", close_reason=reason.value))
+            self._fail(
+                RequestCancelledError(f"the session of the call was closed ({reason.value})", close_reason=reason.value)
+            )
 
     def _fail(self, error: CarouselError) -> None:
         if self._failure is None:

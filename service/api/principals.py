@@ -117,30 +117,30 @@ class Principals:
         if authorization is None:
             return self._find_by_certificate(auth_context)
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
-            raise UnauthenticatedError("authorization is of another scheme: this server wants `Bearer` and a token")
+            raise UnauthenticatedError("the authorization header has another scheme: expected `Bearer TOKEN`")
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).digest()
         found = None
         for known, caller in self._by_digest:  # no early exit: the time must reveal nothing
             if secrets.compare_digest(known, digest):
                 found = caller
         if found is None:
-            raise UnauthenticatedError("the token is not known to this server")
+            raise UnauthenticatedError("the token is unknown: no principal of this server has it")
         return found
 
     def _find_by_certificate(self, auth_context: AuthContext) -> Caller:
         if not self._has_client_certificates:
-            raise UnauthenticatedError("the call has no authorization: this server wants `Bearer` and a token")
+            raise UnauthenticatedError("the call has no authorization header: expected `Bearer TOKEN`")
         names = names_of(auth_context())
         for name in names:
             if name in self._by_name:
                 return self._by_name[name]
         if names:
-            seen = f"no principal has a name of the client's certificate, {quoted(names)}"
+            seen = f"no principal has one of the names of the client's certificate, {quoted(names)}"
         else:
             seen = "the client's certificate has no URI, no DNS name and no single common name"
         raise UnauthenticatedError(
-            f"the call has no authorization, and {seen}: this server wants `Bearer` and a token, or a certificate with"
-            " a name that a principal has in certificate_names"
+            f"the call has no authorization header, and {seen}: send `Bearer TOKEN`, or a certificate with a name that"
+            " is in a principal's certificate_names"
         )
 
     def reload(self) -> bool:
@@ -200,8 +200,8 @@ class Principals:
         named = [name for name, entry in file.principals.items() if entry.certificate_names]
         if named and not self._has_client_certificates:
             raise TokenFileError(
-                f"tokens_file: {self._path}: principals.{named[0]}.certificate_names: no client is asked for a"
-                " certificate: set tls_client_ca_file, or leave certificate_names out"
+                f"tokens_file: {self._path}: principals.{named[0]}.certificate_names: this server does not request"
+                " client certificates: set tls_client_ca_file, or remove certificate_names"
             )
         return file
 
@@ -238,7 +238,7 @@ def _read(path: Path) -> _File:
     except OSError as error:
         raise TokenFileError(f"tokens_file: {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TokenFileError(f"tokens_file: {path} is no TOML: {error}") from None
+        raise TokenFileError(f"tokens_file: {path} is not valid TOML: {error}") from None
     except ValidationError as error:
         raise TokenFileError(f"tokens_file: {path}: {'; '.join(map(_told, error.errors()))}") from None
 
@@ -253,8 +253,8 @@ def _reason(problem: ErrorDetails) -> str:
     if kind == "string_pattern_mismatch" and "token_sha256" in place:
         return "it must be the SHA-256 of a token, 64 hexadecimal digits, as `python -m service token NAME` prints it"
     if kind == "extra_forbidden" and place[0] == "principals":
-        return f"there is no such field: there are {', '.join(_Entry.model_fields)}"
+        return f"unknown field: expected one of {', '.join(_Entry.model_fields)}"
     if kind in ("extra_forbidden", "missing") and len(place) == 1:
-        what = "is missing" if kind == "missing" else "is no part of this file"
-        return f"{what}: it has a table [principals.NAME] for each principal"
+        what = "is missing" if kind == "missing" else "is unknown"
+        return f"{what}: the file has a table [principals.NAME] for each principal"
     return str(problem.get("ctx", {}).get("error", problem["msg"]))

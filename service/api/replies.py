@@ -238,7 +238,7 @@ class Replies:
 def _failure(error: Exception) -> EngineError:
     """Reports the exception that making a response raised. Returns the error that the client gets."""
     report(error)
-    return EngineError("the answer could not be made: the server's log says more")
+    return EngineError("the response could not be made: see the server's log")
 
 
 def _granted(request: Request, part: Part) -> None:

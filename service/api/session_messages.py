@@ -85,8 +85,8 @@ def _seconds(duration: Duration, field: str) -> float:
     seconds, nanos = int(duration.seconds), int(duration.nanos)
     if abs(nanos) >= 10**9 or seconds * nanos < 0:
         raise InvalidFieldError(
-            f"{field} has {seconds} seconds and {nanos} nanos: nanos must be less than a second, and not of the other"
-            " sign",
+            f"{field} has {seconds} seconds and {nanos} nanos: nanos must be below one second, and have the sign of"
+            " seconds",
             field=field,
         )
     return seconds + nanos / 1e9
@@ -98,7 +98,8 @@ def check_resume(message: pb.Open) -> None:
         name = field.name
         if name != "resume" and name in {one.name for one, _ in message.ListFields()}:
             raise InvalidFieldError(
-                f"open.{name} must not be given with open.resume: the session has it", field=f"open.{name}"
+                f"open.{name} must not be set with open.resume: it was fixed when the session was opened",
+                field=f"open.{name}",
             )
 
 

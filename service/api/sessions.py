@@ -87,7 +87,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         """Makes a session from a snapshot."""
         version = request.version if request.HasField("version") else None
         if version == 0:
-            raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
+            raise InvalidFieldError("version = 0 must be 1 or more: set the version", field="version")
         caller = CALLER.get()
         session = await self._sessions.resume.restore(
             request.snapshot,

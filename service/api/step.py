@@ -53,11 +53,11 @@ class Step:
         has_open = message.HasField("open")
         if has_open and message.open.HasField("resume"):
             raise InvalidFieldError(
-                "open.resume must not be set: without open the session is gone on with", field="open.resume"
+                "open.resume must not be set: leave out open to resume the session", field="open.resume"
             )
         if not message.session_id and not has_open:
             raise InvalidFieldError(
-                "session_id is missing: give that of a session, or open, which makes one", field="session_id"
+                "session_id is missing: set session_id to resume a session, or open to open one", field="session_id"
             )
         if has_open:
             openings.check(message.open)
@@ -173,7 +173,7 @@ class Step:
                 raise
             # not UNAVAILABLE: proxies and clients may retry such a call automatically
             raise FeedUncertainError(
-                f"{error.message}. The feed has no position: ask where the session is before you send it again",
+                f"{error.message}. The feed has no position: read the session's position before you retry",
                 session_id=session.name,
             ) from error
         assert isinstance(fed, Fed)  # noqa: S101  # a feed was asked for

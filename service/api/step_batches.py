@@ -278,7 +278,7 @@ def _key(batch: pb.StepBatch) -> int:
 
 def _not_open(handles: list[int], at: int) -> SessionNotOpenError:
     return SessionNotOpenError(
-        f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
+        f"step_batch.handles[{at}] = {handles[at]} is not a session that is open on this stream",
         field=f"step_batch.handles[{at}]",
     )
 
@@ -289,10 +289,10 @@ def _doubled(handles: list[int]) -> InvalidFieldError:
     for at, handle in enumerate(handles):
         if handle in seen:
             return InvalidFieldError(
-                f"step_batch.handles[{at}] = {handle} is there twice", field=f"step_batch.handles[{at}]"
+                f"step_batch.handles[{at}] = {handle} is a duplicate", field=f"step_batch.handles[{at}]"
             )
         seen.add(handle)
-    raise ValueError("no handle is there twice")
+    raise ValueError("no handle is a duplicate")
 
 
 def _may_be_unfit(batch: pb.StepBatch, bundle: Bundle) -> bool:

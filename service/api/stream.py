@@ -238,7 +238,7 @@ class Stream:
         self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
 
     def _missing(self, request: Request, message: pb.StreamRequest) -> None:
-        raise InvalidFieldError(f"request is missing: one of {', '.join(filter(None, self._handlers))} must be given")
+        raise InvalidFieldError(f"request is missing: set one of {', '.join(filter(None, self._handlers))}")
 
     def _session(self, request: Request, message: pb.StreamRequest, kind: str) -> Session | None:
         """Returns the session of a request; None when the request was deferred. Raises SessionNotOpenError,

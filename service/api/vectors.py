@@ -64,7 +64,7 @@ def _num_steps(shape: list[int], size: int, model: str, *, field: str, num_axes:
     num_steps = (shape[0] + missing) // size
     if missing:
         raise InvalidFieldError(
-            f"{field} has {shape[0]} numbers, and a step of {model} reads {size}: {missing}"
+            f"{field} has {shape[0]} numbers, but each step of {model} reads {size}: {missing}"
             f" {'is' if missing == 1 else 'are'} missing for {num_steps} {'step' if num_steps == 1 else 'steps'}",
             field=field,
         )

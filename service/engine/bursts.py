@@ -187,7 +187,7 @@ class _Progress:
     def take(self, result: StepResult) -> None:
         """Takes the result of a step. Raises what choosing raises."""
         if result.next_tokens is None:
-            raise ValueError("a step of one token a row gave no next tokens")
+            raise ValueError("a step of one token a row returned no next tokens")
         self.tokens = result.next_tokens[: len(self._jobs), 0].astype(np.int64)
         scores = self._choose(result) if self._choosers else {}
         self._left -= 1

@@ -228,7 +228,7 @@ class EngineCore:
     def _fail(self, batch: Batch, error: Exception) -> None:
         """Answers the jobs of a batch whose run raised `error`. The state of its lanes is unchanged."""
         self._observer.batch_failed(batch.kind, batch.num_rows, error)
-        self._abandon(batch, EngineError("the model failed to run; the session is as it was before"))
+        self._abandon(batch, EngineError("the model failed to run; the session is unchanged"))
         self.stepper.settle()
 
     def _abandon(self, batch: Batch, error: CarouselError) -> None:
@@ -276,7 +276,7 @@ class EngineCore:
                 if not held:
                     self.stepper.answer(job, all_failed(job, _commit_error()))
             case commands.Write(lane, _):
-                lane.refusal = EngineError("the session's state could not be restored: open it again")
+                lane.refusal = EngineError("the session's state could not be restored: open a new session")
             case commands.Read(lanes, then):  # the reader tries again, or continues without the state
                 entries.append((None, partial(then, [None] * len(lanes))))
             case commands.Cancel(_, _, then):
@@ -313,4 +313,6 @@ class EngineCore:
 
 
 def _commit_error() -> CarouselError:
-    return EngineError("the server failed to take the model's result in: ask for the session's position")
+    return EngineError(
+        "the server failed to process the model's result: read the session's position before you continue"
+    )

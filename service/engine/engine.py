@@ -308,7 +308,7 @@ class Engine:
 
     def _refuse_all(self) -> None:
         """Answers everything that waits, and all later jobs, on the event loop. Called after the thread has ended."""
-        self._core.refuse_all(ShuttingDownError("this model is no longer served here: open the session elsewhere"))
+        self._core.refuse_all(ShuttingDownError("the model was unloaded: open the session on another server"))
         self._produced.append(self._core.take_results())
         self._is_thread_driving = False
         self._is_inline_only = True

@@ -48,7 +48,8 @@ class EngineLimits:
     def no_slot(self) -> NoSlotError:
         """Returns the error for an open when every slot is in use."""
         return NoSlotError(
-            f"all {self.num_slots} slots of this model are taken (max_slots): close a session, or try again later",
+            f"all {self.num_slots} slots of this model are in use, the limit (max_slots): close a session, or try"
+            " again later",
             retry_delay_s=1.0,
             max_slots=self.num_slots,
         )
@@ -56,7 +57,8 @@ class EngineLimits:
     def no_fork(self, num_used: int) -> QueueFullError:
         """Returns the error for a search or a score when too few forks are free."""
         return QueueFullError(
-            f"{num_used} beams and targets are at work, and the most is {self.num_forks} (num_forks): try again later",
+            f"{num_used} beams and scored targets are active, the limit is {self.num_forks} (num_forks): try again"
+            " later",
             retry_delay_s=0.1,
             num_forks=self.num_forks,
         )
@@ -64,7 +66,7 @@ class EngineLimits:
     def queue_full(self, num_waiting: int) -> QueueFullError:
         """Returns the error for a request when too many wait."""
         return QueueFullError(
-            f"{num_waiting} requests wait already, the most this model's queue holds (max_waiting): try again later",
+            f"{num_waiting} requests already wait, the limit of this model's queue (max_waiting): try again later",
             retry_delay_s=0.1,
             max_waiting=self.max_waiting,
         )

@@ -192,7 +192,7 @@ class Scheduler:
         Raises ValueError if the job is queued already.
         """
         if job.ticket:
-            raise ValueError("the job waits already")
+            raise ValueError("the job already waits")
         width = min(num_tokens, self.max_chunk) if kind == "step" else num_tokens
         self._last_ticket += 1
         job.ticket = self._last_ticket
@@ -207,7 +207,7 @@ class Scheduler:
     def add_group(self, group: Group) -> None:
         """Queues a group. Raises ValueError if it is queued already."""
         if group.ticket:
-            raise ValueError("the group waits already")
+            raise ValueError("the group already waits")
         self._last_ticket += 1
         group.ticket = self._last_ticket
         queue = self._queues.setdefault(("step", 1), deque())

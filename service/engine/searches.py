@@ -86,7 +86,7 @@ class _LookingAhead(ABC):
             self._lane.active = self
             logits = result.outputs[0].logits
             if logits is None:
-                raise ValueError("a part that asks for logits got none")
+                raise ValueError("a feed that asked for logits returned none")
             self._advance(logits[np.newaxis], [self._lane.slot.row])
 
     def take_group(self, group: Group, result: StepResult, begin: int) -> None:

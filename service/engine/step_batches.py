@@ -202,7 +202,7 @@ class ActiveStepBatch:
             self._schedule()
         except Exception as error:  # a bug in one step batch must not affect other jobs
             self._stepper.on_fault(len(self.job.lanes), error)
-            self._give_up(EngineError("the step batch could not be started; the sessions are as they were before"))
+            self._give_up(EngineError("the step batch could not be started; the sessions are unchanged"))
         self._end_if_done()
 
     def _schedule(self) -> None:

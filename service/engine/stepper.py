@@ -162,7 +162,7 @@ class Stepper:
     def begin_failed(self, lane: Lane, job: Job, error: Exception) -> None:
         """Answers a job whose begin raised `error`. The lane stays usable."""
         self.on_fault(1, error)
-        failure = EngineError("the request could not be started; the session is as it was before")
+        failure = EngineError("the request could not be started; the session is unchanged")
         active, lane.active = lane.active, None
         if active is None:
             self.answer(job, Failed(lane.position, failure))
@@ -317,4 +317,4 @@ class Turn:
 
 def nothing_consumed() -> CarouselError:
     """Returns the error for a session that has consumed nothing, so that no next token exists."""
-    return IllegalRequestError("generate: this model has no start token: feed a token, or a vector, first")
+    return IllegalRequestError("this model has no start token: feed a token or a vector before you generate")

@@ -51,7 +51,7 @@ def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
     for name in texts:
         path = root / name
         if path.exists() and (size := path.stat().st_size) > MAX_TEXT_BYTES:
-            raise FilesError(f"{name} has {size} bytes, the most that it may have is {MAX_TEXT_BYTES}")
+            raise FilesError(f"{name} has {size} bytes, the limit is {MAX_TEXT_BYTES}")
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

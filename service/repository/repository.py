@@ -67,13 +67,13 @@ class Repository:
         if versions:
             listed = ", ".join(map(str, versions[-_LISTED:]))
             raise ModelNotFoundError(
-                f"{within}version = {version} of model {quoted(model)} does not exist: there is {listed}",
+                f"{within}version = {version} of model {quoted(model)} does not exist (available: {listed})",
                 field=f"{within}version",
                 model=model,
             )
         names = ", ".join(sorted({m for m, _ in self.bundles})[:_LISTED]) or "none"
         raise ModelNotFoundError(
-            f"{within}model = {quoted(model)} does not exist: there is {names}", field=f"{within}model", model=model
+            f"{within}model = {quoted(model)} does not exist (available: {names})", field=f"{within}model", model=model
         )
 
     def has(self, model: str) -> bool:
@@ -123,7 +123,7 @@ def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runti
     for model in runtimes.by_model:
         if model not in models:
             names = ", ".join(sorted(models)) or "none"
-            raise RepositoryError(f"model_runtimes: {model!r} is not in {folder}: there is {names}")
+            raise RepositoryError(f"model_runtimes: {model!r} is not in {folder} (available: {names})")
 
 
 def versions_in(folder: Path) -> list[tuple[str, int]]:

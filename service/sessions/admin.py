@@ -214,7 +214,9 @@ class Admin:
         error: CarouselError | None = await stored
         if isinstance(error, StoreUnavailableError):
             raise StoreUnavailableError(
-                f"session {session.name!r} was changed, but could not be stored so", retry_delay_s=1.0
+                f"session {session.name!r} was changed, but the store failed to save the change: send the request"
+                " again",
+                retry_delay_s=1.0,
             )
         if error is not None:
             raise error
@@ -228,7 +230,8 @@ def _specs(session: Session) -> dict[str, StateSpec]:
 def _check_name(name: str, specs: Mapping[str, StateSpec], field: str) -> None:
     if name not in specs:
         raise InvalidFieldError(
-            f"{field}: {quoted(name)} is no state tensor of the model: {', '.join(specs)}", field=field
+            f"{field}: {quoted(name)} is not a state tensor of the model: expected one of {', '.join(specs)}",
+            field=field,
         )
 
 

@@ -52,8 +52,9 @@ class StreamBudget:
         budget = self._budget
         if budget.num_bytes and budget.num_bytes + num_bytes > budget.max_bytes:
             raise QueueFullError(
-                f"requests in flight and their answers take up to {budget.num_bytes} bytes, the most is"
-                f" {budget.max_bytes}, and this one may take {num_bytes}: read answers, or send and ask for less",
+                f"requests in flight and their responses take up to {budget.num_bytes} bytes, the limit is"
+                f" {budget.max_bytes}, and this request may take {num_bytes}: read responses first, or send and"
+                " request less",
                 retry_delay_s=0.5,
                 max_unwritten_bytes=budget.max_bytes,
             )

@@ -66,8 +66,8 @@ def check_retries(count: int, limit: int) -> None:
     """Raises QueueFullError when `count` retries of one request wait for its answer already and one more may not."""
     if count >= limit:
         raise QueueFullError(
-            f"{count} retries of this request wait for its answer already, the most that may (max_in_flight): read"
-            " answers",
+            f"{count} retries of this request already wait for its response, the limit (max_in_flight): read responses"
+            " first",
             retry_delay_s=0.1,
             max_in_flight=limit,
         )
@@ -108,7 +108,7 @@ def check_outputs(
         )
     if outputs.kind is not OutputKind.TOP_K and outputs.top_k:
         raise InvalidFieldError(
-            f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
+            f"{field}.top_k = {outputs.top_k} can be set only with OUTPUT_KIND_TOP_K", field=f"{field}.top_k"
         )
     if outputs.kind is OutputKind.NONE and not outputs.has_trace:
         return 0
@@ -128,7 +128,7 @@ def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> 
     """Raises AnswerTooLargeError when an answer may exceed `max_bytes`. advice: how the client can ask for less."""
     if num_bytes > max_bytes:
         raise AnswerTooLargeError(
-            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes} (from"
+            f"{field} requests a response of up to {num_bytes} bytes, the limit is {max_bytes} (from"
             f" max_message_bytes): {advice}",
             field=field,
             limit=max_bytes,
@@ -153,9 +153,9 @@ def check_open(
     field = f"{within}source"
     if manifest.encoder is None:
         if source is not None:
-            raise InvalidFieldError(f"{field} must not be given: {manifest.model} has no encoder", field=field)
+            raise InvalidFieldError(f"{field} must not be set: {manifest.model} has no encoder", field=field)
     elif source is None:
-        raise EmptySequenceError(f"{field} is missing: {manifest.model} reads one", field=field)
+        raise EmptySequenceError(f"{field} is missing: {manifest.model} has an encoder and needs a source", field=field)
     else:
         noun = "vector" if manifest.encoder.feature_size else "token"
         longest = manifest.encoder.max_source_length
@@ -206,7 +206,8 @@ def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
     """Raises InvalidFieldError unless the model generates tokens that its steps consume."""
     if manifest.target_vocabulary is None or not manifest.can_generate:
         raise InvalidFieldError(
-            f"{field} must not be given: {manifest.model} does not read the tokens that it tells the likelihood of",
+            f"{field} must not be set: {manifest.model} cannot score targets, because its steps do not consume the"
+            " tokens that it generates",
             field=field,
         )
 
@@ -215,7 +216,7 @@ def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> No
     """Raises InvalidFieldError when the model cannot generate, or not with this decoding."""
     if not manifest.can_generate:
         raise InvalidFieldError(
-            f"{manifest.model} cannot generate: what a step gives is not what the next one reads",
+            f"{manifest.model} cannot generate: the output of a step is not a valid input of the next step",
             field=field.rpartition(".")[0] or "model",
         )
     if manifest.target_vocabulary is not None:
@@ -229,7 +230,7 @@ def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> No
     ):
         if is_given:
             raise InvalidFieldError(
-                f"{field}.{name} must not be given: {manifest.model} gives values, among which there is no choice",
+                f"{field}.{name} must not be set: {manifest.model} outputs values, not logits over tokens",
                 field=f"{field}.{name}",
             )
 
@@ -270,7 +271,7 @@ def check_decoding(
     # the answer has the best result twice: as the generated tokens, and among the results
     num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
     if max_answer_bytes is not None:
-        advice = "ask for fewer tokens, or fewer results"
+        advice = "request fewer tokens, or fewer results"
         check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
     return num_bytes
 
@@ -307,6 +308,6 @@ def _check_beam(decoding: Decoding, beam: Beam, limit: int, field: str) -> None:
             f"{within}.length_penalty = {beam.length_penalty:g} must be -10 to 10", field=f"{within}.length_penalty"
         )
     if decoding.sampling is not None:
-        raise InvalidFieldError(f"{within} and {field}.sampling are both given: give one", field=within)
+        raise InvalidFieldError(f"{within} and {field}.sampling are both set: set one", field=within)
     if decoding.repetition_penalty != 1.0:
-        raise InvalidFieldError(f"{within} and {field}.repetition_penalty are both given: give one", field=within)
+        raise InvalidFieldError(f"{within} and {field}.repetition_penalty are both set: set one", field=within)

@@ -89,7 +89,7 @@ class Claims:
                 raise Tombstones.error_in(session_id, claimed.payload)
             if claimed.payload is None and is_written:
                 raise SessionNotFoundError(
-                    f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"
+                    f"session_id = {name_of(session_id)!r} now belongs to another session", field="session_id"
                 )
             if claimed.payload is not None and not is_checked:
                 check(self._storage.image_in(session_id, claimed.payload))
@@ -145,13 +145,13 @@ class Claims:
             session_id = id_of(wanted)
             if wanted != session_id:
                 raise SessionNotOpenError(
-                    f"session {name_of(session_id)!r} is with another server, and open on a stream there, which keeps"
-                    " it, or at work: feed it there, or end that stream",
+                    f"session {name_of(session_id)!r} belongs to another server, and there it has a stream or a"
+                    " request in flight: use it there, or end that stream",
                     field="session_id",
                     session_id=name_of(session_id),
                 ) from error
             raise StoreUnavailableError(
-                f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
+                f"session {name_of(session_id)!r} belongs to another server, which has not handed it over: try again"
                 " later",
                 retry_delay_s=1.0,
                 session_id=name_of(session_id),

@@ -48,7 +48,7 @@ class Closing:
                     num_closed += result
         if failure is not None:
             failure.message = (
-                f"{num_closed} sessions of {len(ids)} were closed, and one could not be: {failure.message}"
+                f"{num_closed} of {len(ids)} sessions were closed; one could not be closed: {failure.message}"
             )
             raise failure
         return num_closed

@@ -36,8 +36,8 @@ class Deferral:
         for session in deferred.sessions:
             if session.deferred is not None and len(session.deferred) >= self._max_requests:
                 raise QueueFullError(
-                    f"{len(session.deferred)} requests wait for session {session.name!r} already, the most that may"
-                    " (max_in_flight): wait for its answers",
+                    f"{len(session.deferred)} requests already wait for session {session.name!r}, the limit"
+                    " (max_in_flight): wait for responses first",
                     retry_delay_s=0.1,
                     max_in_flight=self._max_requests,
                 )
@@ -53,7 +53,7 @@ class Deferral:
         """Counts the bytes of an opening that waits. Raises QueueFullError when there are too many."""
         if self.num_bytes + num_bytes > self._max_bytes:
             raise QueueFullError(
-                f"{self.num_bytes} bytes of requests wait for sessions that are opened or restored, the most is"
+                f"{self.num_bytes} bytes of requests wait for sessions that are opened or restored, the limit is"
                 f" {self._max_bytes}: try again later",
                 retry_delay_s=0.5,
                 max_deferred_bytes=self._max_bytes,

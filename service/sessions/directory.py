@@ -85,14 +85,13 @@ class Directory:
         """Raises TooManySessionsError when one more session exceeds the limit of the server or of its principal."""
         if len(self._by_id) >= self._max_sessions:
             raise TooManySessionsError(
-                f"{self._max_sessions} sessions are open, the most this server holds (max_sessions): try again later",
+                f"{self._max_sessions} sessions are open, the limit of this server (max_sessions): try again later",
                 retry_delay_s=1.0,
                 max_sessions=self._max_sessions,
             )
         if max_owned is not None and self.count(owner) >= max_owned:
             raise TooManySessionsError(
-                f"principal {owner!r} has {max_owned} sessions open, the most it may have"
-                " (its max_sessions): close one",
+                f"principal {owner!r} has {max_owned} sessions open, the limit (its max_sessions): close one",
                 retry_delay_s=1.0,
                 max_sessions=max_owned,
             )
@@ -103,7 +102,7 @@ class Directory:
         session = self._by_id.get(session_id)
         if session is not None and session.persistence.is_unconfirmed:
             raise StoreUnavailableError(
-                f"session_id = {session.name!r} is in use by a session that may be with another server by now, or have"
+                f"session_id = {session.name!r} is in use by a session that may belong to another server, or have"
                 " ended there: try again later",
                 retry_delay_s=1.0,
                 field="session_id",
@@ -114,7 +113,7 @@ class Directory:
             if session.state is State.OPENING:
                 how = "by a session that is being opened"
             elif session.is_detached:
-                how = "by a session that is held, and no stream has it: resume it, or close it"
+                how = "by a session that is detached: resume it, or close it"
             raise SessionIdInUseError(
                 f"session_id = {session.name!r} is in use {how}",
                 field="session_id",
@@ -229,7 +228,8 @@ class Directory:
                     await asyncio.shield(waiting[-1])
         except TimeoutError as error:
             raise StoreUnavailableError(
-                f"session {name_of(session_id)!r} is being stored, and the store does not answer: try again later",
+                f"session {name_of(session_id)!r} is in use until its last record is stored, but the store does not"
+                " answer: try again later",
                 retry_delay_s=1.0,
                 session_id=name_of(session_id),
             ) from error

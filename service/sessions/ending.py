@@ -133,8 +133,8 @@ def position_to_tell(session: Session, position: int, error: CarouselError | Non
         raise error
     if session.persistence.is_set_back:
         raise StoreUnavailableError(
-            f"session {session.name!r} was set back, or given another state, and the store did not take that: send"
-            " the request again",
+            f"session {session.name!r} was rewound, or its state was replaced, but the store failed to save the"
+            " change: send the request again",
             retry_delay_s=1.0,
             session_id=session.name,
         )
@@ -144,9 +144,9 @@ def position_to_tell(session: Session, position: int, error: CarouselError | Non
 def not_stored(session: Session) -> StoreUnavailableError:
     """Returns the error for answers that wait for the store when the store fails."""
     return StoreUnavailableError(
-        f"session {session.name!r} is at position {session.position}, and the store did not take that: send the request"
-        " again as it was, with its position, and then in order all others that were answered so: they are answered and"
-        " not applied twice",
+        f"session {session.name!r} is at position {session.position}, but the store failed to save it: send the"
+        " request again unchanged, with its position, then all other requests that failed with this error, in order;"
+        " none of them is applied twice",
         retry_delay_s=1.0,
         session_id=session.name,
         position=session.position,
@@ -183,12 +183,13 @@ class LastRecords:
         at each failed attempt before. record_id: the record's name when it is not the session's id."""
         ttl_s = 0.0 if tombstone is None else _TOMBSTONE_S
         error = StoreUnavailableError(
-            f"session {name_of(session_id)!r} is closed on this server, and the store does not know it yet: this server"
-            " tries again until it does",
+            f"session {name_of(session_id)!r} is closed on this server, but the store could not record that yet: this"
+            " server retries until it succeeds",
             retry_delay_s=1.0,
         )
         moved = SessionMovedError(
-            f"session {name_of(session_id)!r} is another server's: it goes on there", session_id=name_of(session_id)
+            f"session {name_of(session_id)!r} belongs to another server, and is still open there",
+            session_id=name_of(session_id),
         )
         put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
         self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))

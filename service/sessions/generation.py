@@ -196,8 +196,8 @@ class Generation:
         position = self.start if position is None else position
         if not first <= position <= self.position:
             raise OutputsLostError(
-                f"generate.received_position = {position}: the outputs of this generation are kept from {first}"
-                f" to {self.position}, as positions go",
+                f"generate.received_position = {position} must be {first} to {self.position}: the server keeps only"
+                " the outputs between these positions",
                 field="generate.received_position",
                 first_position=first,
                 position=self.position,

@@ -92,8 +92,8 @@ class Generations:
             self._requests.replayed(request, "generate")
             if last.is_dropped:
                 raise OutputsLostError(
-                    f"generate.position = {position}: this search was made, and its results are no longer kept: go on"
-                    f" from position {last.position}",
+                    f"generate.position = {position}: this search is complete, but its results are no longer kept:"
+                    f" continue from position {last.position}",
                     field="generate.position",
                     position=last.position,
                 )

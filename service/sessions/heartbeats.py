@@ -89,6 +89,6 @@ async def _for_ever(act: Callable[[], Awaitable[None]], pause_s: float) -> None:
             await asyncio.sleep(pause_s)
         except Exception as error:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "what is done for the session store over and over failed", "exception": error}
+                {"message": "a repeated task of the session store failed", "exception": error}
             )
             await asyncio.sleep(pause_s)

@@ -166,8 +166,10 @@ def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
     )
     if not fits:
         size = manifest.output_size
-        what = f"of {size} values" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
-        raise SnapshotModelError(f"snapshot is of another {what} than {told}'s", field="version")
+        what = f"{size} values of a step" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
+        raise SnapshotModelError(
+            f"snapshot does not fit {told}: its token ids or arrays do not fit the {what}", field="version"
+        )
 
 
 def _fit_outputs(logits: FloatRow | None, manifest: Manifest) -> bool:

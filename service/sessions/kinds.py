@@ -19,7 +19,7 @@ def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: 
         kinds, what = _kinds_of(manifest)
         if outputs.kind not in kinds:
             raise InvalidFieldError(
-                f"{field}.kind = OUTPUT_KIND_{outputs.kind.name} is not for {manifest.model}: {what}",
+                f"{field}.kind = OUTPUT_KIND_{outputs.kind.name} is not supported by {manifest.model}, which {what}",
                 field=f"{field}.kind",
             )
     if outputs.has_trace and (manifest.trace is None or variant != BASE_VARIANT):
@@ -30,7 +30,7 @@ def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: 
 def _kinds_of(manifest: Manifest) -> tuple[Set[OutputKind], str]:
     """Returns the kinds of outputs except NONE, and a phrase that says what the model returns."""
     if manifest.step.emits is not None:
-        return _OF_TRANSDUCERS, "it emits tokens"
+        return _OF_TRANSDUCERS, "emits tokens"
     if manifest.target_vocabulary is None:
-        return _OF_VALUES, "it gives values"
-    return _OF_LOGITS, "it gives no values, but logits over a vocabulary"
+        return _OF_VALUES, "outputs values"
+    return _OF_LOGITS, "outputs logits over a vocabulary"

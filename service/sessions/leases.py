@@ -241,8 +241,8 @@ class Leases:
 
     def _refuse(self, session: Session) -> None:
         error = StoreUnavailableError(
-            f"session {session.name!r} may be with another server by now, and the session store does not answer: try"
-            " again, or resume it elsewhere",
+            f"session {session.name!r} may belong to another server, and the session store does not answer: try again,"
+            " or resume it on another server",
             retry_delay_s=1.0,
             session_id=session.name,
         )

@@ -96,7 +96,7 @@ class PolicyLimits:
         if on_disconnect is OnDisconnect.FREE:
             if duration_s is not None:
                 raise InvalidFieldError(
-                    f"{field} goes with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP alone", field=field
+                    f"{field} can be set only with DISCONNECT_ACTION_HOLD or DISCONNECT_ACTION_KEEP", field=field
                 )
             return SessionPolicy(durability, on_disconnect, 0.0, is_unattended)
         is_hold = on_disconnect is OnDisconnect.HOLD

@@ -65,7 +65,7 @@ class RecordCipher:
         body, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
         if len(data) < _PREFIX.size + _CHECKSUM.size or checksum != _CHECKSUM.pack(zlib.crc32(body)):
             raise SnapshotCorruptError(
-                f"the encrypted record of session {name!r} is not as it was written: its checksum does not match",
+                f"the encrypted record of session {name!r} is damaged: its checksum does not match",
                 session_id=name,
             )
         _, number, size = _PREFIX.unpack_from(body)
@@ -94,7 +94,7 @@ class RecordCipher:
             return key.decrypt(nonce, encrypted, body[:nonce_at] + record_id.encode())
         except InvalidTag:
             raise SnapshotKeyError(
-                f"the record of session {name!r} cannot be decrypted with the key {key_id!r}: storage_key_file has"
-                " another key under that id, or the record is another's",
+                f"the record of session {name!r} cannot be decrypted with the key {key_id!r}: storage_key_file has a"
+                " different key with that id, or the record belongs to another session",
                 session_id=name,
             ) from None

@@ -241,8 +241,8 @@ class Requests:
             retries.append(request)
         elif last.is_dropped:
             raise OutputsLostError(
-                f"feed.position = {last.start}: this feed was applied, and its answer is no longer kept: go on from"
-                f" position {last.result.position}",
+                f"feed.position = {last.start}: this feed was applied, but its response is no longer kept: continue"
+                f" from position {last.result.position}",
                 field="feed.position",
                 position=last.result.position,
             )

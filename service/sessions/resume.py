@@ -132,7 +132,7 @@ class Resume:
             if await self._storage.has(session_id):
                 raise SessionNotFoundError(
                     f"session_id = {name_of(session_id)!r} is not in this server's memory: it is in the store, or has"
-                    " moved: another server has it. Resume it, or send it a Step, to have it here",
+                    " moved to another server. Resume it, or send it a Step, to restore it here",
                     field="session_id",
                     session_id=name_of(session_id),
                 )
@@ -183,7 +183,8 @@ class Resume:
             except SessionIdInUseError as error:  # an opening of the same id, which cannot succeed, came first
                 if asyncio.get_running_loop().time() >= deadline_s:
                     raise StoreUnavailableError(
-                        f"session {name_of(session_id)!r} cannot be had: its id is being opened again and again",
+                        f"session {name_of(session_id)!r} cannot be resumed: other requests keep opening a session"
+                        " with its id: try again later",
                         retry_delay_s=1.0,
                         session_id=name_of(session_id),
                     ) from error
@@ -314,5 +315,5 @@ def _check_same(session_id: str, opened_at: float, wanted: float | None) -> None
     """Raises SessionNotFoundError when the session was not opened at the `wanted` time."""
     if wanted is not None and abs(opened_at - wanted) > _SAME_S:
         raise SessionNotFoundError(
-            f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"
+            f"session_id = {name_of(session_id)!r} now belongs to another session", field="session_id"
         )

@@ -119,7 +119,7 @@ class Request:
             except Exception as error:  # a bug in one answer must not leave the request unanswered
                 report(error)
                 self.is_ended = True
-                failure = EngineError("the answer could not be made: the server's log says more")
+                failure = EngineError("the response could not be made: see the server's log")
                 guarded(self.reply, self, Failed(result.position, failure))
 
 
@@ -193,8 +193,8 @@ class Session:
     def whereabouts(self) -> str:
         """Returns why a stream cannot use this session of another stream, as a phrase for error messages."""
         if self.is_detached:
-            return "is held, and no stream has it: resume it"
-        return "is being opened elsewhere" if self.state is State.OPENING else "was opened on another stream"
+            return "is detached: resume it"
+        return "is being opened by another call" if self.state is State.OPENING else "was opened on another stream"
 
     @property
     def policy(self) -> SessionPolicy:

@@ -71,7 +71,7 @@ class Codec:
         signed, tag = data[: -_TAG_SIZE - _CHECKSUM.size], data[-_TAG_SIZE - _CHECKSUM.size : -_CHECKSUM.size]
         if _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0] != zlib.crc32(data[: -_CHECKSUM.size]):
             raise SnapshotCorruptError(
-                f"snapshot of {len(data)} bytes is not as it was made: its checksum does not match", field="snapshot"
+                f"snapshot of {len(data)} bytes is damaged: its checksum does not match", field="snapshot"
             )
         _, number, flags, key_id, size = _PREFIX.unpack_from(data)
         if number != FORMAT:
@@ -80,8 +80,8 @@ class Codec:
             )
         if key_id != self._key_id:
             raise SnapshotKeyError(
-                "snapshot was signed with another key than this server's: servers that exchange snapshots need the same"
-                " snapshot_key_file",
+                "snapshot was signed with a different key than this server's: servers that exchange snapshots need"
+                " the same snapshot_key_file",
                 field="snapshot",
             )
         if not hmac.compare_digest(tag, hmac.digest(self._key, signed, "sha256")):

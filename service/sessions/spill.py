@@ -126,7 +126,9 @@ class Spill:
             self._move(session, Event.NOT_STORED)
             checkpoints.changed(session)
             self._registry.deferral.run(session)
-            raise StoreUnavailableError("no session could be spilled: the store does not take it", retry_delay_s=1.0)
+            raise StoreUnavailableError(
+                "no session could be spilled to free a slot: the store fails", retry_delay_s=1.0
+            )
         self._move(session, Event.STORED)
         checkpoints.forget(session)
         freed, give = awaited()

@@ -302,7 +302,7 @@ def lanes_of(sessions: list[Session]) -> list[Lane]:
     engine = sessions[0].served.engine
     if any(session.served.engine is not engine for session in sessions):
         raise InvalidFieldError(
-            "step_batch.handles are of sessions of more than one model, version or variant: send a step batch for each",
+            "step_batch.handles has sessions of more than one model, version or variant: send a step batch for each",
             field="step_batch.handles",
         )
     return [session.lane for session in sessions]

@@ -44,7 +44,7 @@ def check_columns(batch: StepBatch, limit: int) -> None:
     for name, entries in (("counts", counts), ("positions", batch.positions)):
         if entries is not None and len(entries) != size:
             raise InvalidFieldError(
-                f"step_batch.{name} has {len(entries)} entries, step_batch.handles {size}",
+                f"step_batch.{name} has {len(entries)} entries, but step_batch.handles has {size}",
                 field=f"step_batch.{name}",
             )
     if counts is not None and min(counts) < 1:
@@ -56,12 +56,12 @@ def check_columns(batch: StepBatch, limit: int) -> None:
     if len(batch.tokens) != expected:
         expected_by = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
         raise InvalidFieldError(
-            f"step_batch.{column} has {len(batch.tokens)} entries, {expected_by} {expected}",
+            f"step_batch.{column} has {len(batch.tokens)} entries, but {expected_by} {expected}",
             field=f"step_batch.{column}",
         )
     if batch.outputs.has_trace:
         raise InvalidFieldError(
-            "step_batch.outputs.trace must not be set: only a feed looks inside", field="step_batch.outputs.trace"
+            "step_batch.outputs.trace must not be set: only a feed can return a trace", field="step_batch.outputs.trace"
         )
     if batch.outputs.every_position:
         raise InvalidFieldError(
@@ -74,8 +74,8 @@ def several_frames(model: str) -> InvalidFieldError:
     """Returns the error for a transducer session that consumes several vectors in a step batch. The answer could report
     only the tokens of the last vector."""
     return InvalidFieldError(
-        f"step_batch.counts must be 1 each: {model} emits tokens with every vector; feed several of a session by"
-        " themselves",
+        f"step_batch.counts must be 1 each: {model} emits tokens after every vector; send several vectors of one"
+        " session as a feed",
         field="step_batch.counts",
     )
 

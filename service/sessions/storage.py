@@ -229,7 +229,7 @@ class Storage:
         """Sets a record aside. Returns the error for it."""
         await self.set_aside(record_id, error)
         return SnapshotCorruptError(
-            f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
+            f"the record of session {name_of(record_id)!r} cannot be read, and was quarantined",
             session_id=name_of(record_id),
         )
 

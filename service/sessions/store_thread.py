@@ -252,5 +252,5 @@ def _unavailable() -> StoreUnavailableError:
 
 def _too_many(count: int) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"{count} requests wait for the session store, the most that may: try again later", retry_delay_s=0.5
+        f"{count} requests already wait for the session store, the limit: try again later", retry_delay_s=0.5
     )

@@ -20,10 +20,10 @@ _REASONS = {
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: no stream and no call came for it for as long as it was held",
-    CloseReason.MOVED: "has moved: another server has it",
+    CloseReason.EXPIRED: "expired: it was not resumed or used in time",
+    CloseReason.MOVED: "has moved to another server",
     CloseReason.TAKEN: "was taken over by another stream",
-    CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
+    CloseReason.LOST: "was lost: its server stopped before it was stored, or the store no longer has its record",
     CloseReason.MAX_AGE: "was closed because it reached the age that the server allows (max_age_s)",
 }
 
@@ -80,7 +80,7 @@ class Tombstones:
         tombstone = self._by_id.get(session_id)
         if tombstone is None:
             return SessionNotFoundError(
-                f"session_id = {name_of(session_id)!r} is unknown: it was never opened here, or is long gone",
+                f"session_id = {name_of(session_id)!r} is unknown: it was never opened here, or ended long ago",
                 field="session_id",
                 session_id=name_of(session_id),
             )

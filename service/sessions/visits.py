@@ -52,8 +52,8 @@ class Visits:
         turns = self._turns.setdefault(session_id, _Turns())
         if turns.num > self._max_waiting:
             raise QueueFullError(
-                f"{self._max_waiting} calls wait for session {quoted(name_of(session_id))} already, the most that may"
-                " (max_in_flight): wait for their answers",
+                f"{self._max_waiting} calls already wait for session {quoted(name_of(session_id))}, the limit"
+                " (max_in_flight): wait for responses first",
                 retry_delay_s=0.1,
                 max_in_flight=self._max_waiting,
             )
@@ -91,7 +91,7 @@ class Visits:
         """Raises SessionNotOpenError when a stream has the session."""
         if not session.is_detached:
             raise SessionNotOpenError(
-                f"session {session.name!r} is open on a stream, which keeps it: feed it there, or end that stream",
+                f"session {session.name!r} is attached to a stream: use it on that stream, or end the stream",
                 field="session_id",
                 session_id=session.name,
             )

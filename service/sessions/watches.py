@@ -137,9 +137,9 @@ class Watcher:
         event, wait = ("event", "waits") if len(self._waiting) == 1 else ("events", "wait")
         return self._fail(
             WatcherDroppedError(
-                f"{len(self._waiting)} {event} of session {self.session.name!r} {wait} to be read or stored, in"
-                f" {self.num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read faster"
-                " than it moves",
+                f"{len(self._waiting)} {event} of session {self.session.name!r} {wait} to be read or stored"
+                f" ({self.num_bytes} bytes), which exceeds the limit: they are dropped. Watch the session again, and"
+                " read faster",
                 session_id=self.session.name,
             )
         )
@@ -196,7 +196,7 @@ class Watches:
         watchers = self.of_session.get(session, [])
         if len(watchers) >= _MAX_WATCHERS:
             raise TooManyWatchersError(
-                f"{_MAX_WATCHERS} calls watch session {session.name!r} already, the most that may: end one of them",
+                f"{_MAX_WATCHERS} calls already watch session {session.name!r}, the limit: end one of them",
                 retry_delay_s=1.0,
                 session_id=session.name,
             )

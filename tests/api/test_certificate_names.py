@@ -110,5 +110,7 @@ def test_the_file_may_have_names_that_certificates_have(name: str) -> None:
     "name", ["", "CN=", "O=x,CN=app", "*.example.com", ".app", "a b", "spiffe://a b", "CN=a\0b", "é"]
 )
 def test_a_name_that_no_certificate_has_is_refused_with_what_is_expected(name: str) -> None:
-    with pytest.raises(ValueError, match="is no name of a certificate: expected a URI such as spiffe://corp/app"):
+    with pytest.raises(
+        ValueError, match="is not a valid name of a certificate: expected a URI such as spiffe://corp/app"
+    ):
         check_name(name)

@@ -125,7 +125,7 @@ def test_a_sequence_comes_as_text_as_names_or_as_ids(sequence: pb.Sequence, ids:
 def test_a_sequence_without_a_form_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
         consumed.sequence_ids(pb.Sequence(), domain.vocabulary(), field="prompt")
-    assert refusal.value.message == "prompt has no form: one of text, tokens and ids must be given"
+    assert refusal.value.message == "prompt is empty: set one of text, tokens and ids"
     assert refusal.value.field == "prompt"
 
 
@@ -161,7 +161,7 @@ def test_a_source_is_read_by_the_source_vocabulary() -> None:
 def test_a_source_for_a_model_without_an_encoder_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
         consumed.source_items(pb.Sequence(text="cab"), domain.bundle())
-    assert refusal.value.message == "source must not be given: made has no encoder"
+    assert refusal.value.message == "source must not be set: made has no encoder"
     assert refusal.value.field == "source"
 
 
@@ -174,7 +174,7 @@ def test_a_feed_brings_ids_or_names() -> None:
 def test_a_feed_that_brings_both_ids_and_names_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
         consumed.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), domain.vocabulary())
-    assert refusal.value.message == "feed.token_ids and feed.tokens are both given: give one"
+    assert refusal.value.message == "feed.token_ids and feed.tokens are both set: set one"
     assert refusal.value.field == "feed.tokens"
 
 
@@ -341,7 +341,7 @@ def test_a_page_token_is_a_number_that_a_page_gave(text: str, number: int) -> No
     ["9" * 19, pytest.param("9" * 5000, id="5,000 digits"), "-1", "1.0", "x", " 1", "\N{ARABIC-INDIC DIGIT ONE}", "²"],
 )
 def test_any_other_page_token_is_refused(text: str) -> None:
-    with pytest.raises(InvalidFieldError, match="is not one that a page gave") as refusal:
+    with pytest.raises(InvalidFieldError, match="is invalid: use the next_page_token of a response") as refusal:
         convert.parse_page_token(text)
     assert refusal.value.field == "page_token"
     assert len(refusal.value.message) < 300

@@ -75,13 +75,13 @@ def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
     ("authorization", "told"),
     [
         (None, "the call has no authorization"),
-        ("", "authorization is of another scheme"),
-        (f"Basic {ALICE}", "authorization is of another scheme"),
-        (ALICE, "authorization is of another scheme"),
-        ("Bearer ", "the token is not known"),
-        ("Bearer alices-toke", "the token is not known"),
-        (f"Bearer {digest(ALICE)}", "the token is not known"),
-        ("Bearer é", "the token is not known"),
+        ("", "the authorization header has another scheme"),
+        (f"Basic {ALICE}", "the authorization header has another scheme"),
+        (ALICE, "the authorization header has another scheme"),
+        ("Bearer ", "the token is unknown"),
+        ("Bearer alices-toke", "the token is unknown"),
+        (f"Bearer {digest(ALICE)}", "the token is unknown"),
+        ("Bearer é", "the token is unknown"),
     ],
 )
 def test_anybody_else_is_refused_without_being_quoted(path: Path, authorization: str | None, told: str) -> None:
@@ -136,12 +136,12 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", r"principals: is missing: it has a table \[principals.NAME\] for each principal"),
+        ("", r"principals: is missing: the file has a table \[principals.NAME\] for each principal"),
         ("[principals.x]", "principals.x: a principal needs token_sha256, certificate_names or both"),
         ("[principals.x]\ncertificate_names = []", "principals.x.certificate_names: List should have at least 1 item"),
         (
             named("x", "*.y"),
-            r"principals.x.certificate_names.0: '\*.y' is no name of a certificate: expected a URI such",
+            r"principals.x.certificate_names.0: '\*.y' is not a valid name of a certificate: expected a URI such",
         ),
         (named("x", "y") + named("z", "a", "y"), "toml: principals x and z both have the certificate name 'y'"),
         ("[principals.x]\ntoken_sha256 = []", "principals.x.token_sha256: List should have at least 1 item"),
@@ -149,16 +149,16 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
             "[principals.x]\ntoken_sha256 = ['hush']",
             "principals.x.token_sha256.0: it must be the SHA-256 of a token, 64 hexadecimal digits, as",
         ),
-        ("[app]\ntoken_sha256 = []", r"app: is no part of this file: it has a table \[principals.NAME\]"),
+        ("[app]\ntoken_sha256 = []", r"app: is unknown: the file has a table \[principals.NAME\]"),
         (entry("x", "y", more="max_sessions = -1"), "principals.x.max_sessions: Input should be greater than or equal"),
         (entry("x", "y", more="max_requests_per_s = 0"), "principals.x.max_requests_per_s: Input should be greater"),
         (
             entry("x", "y", more="is_admin = true"),
-            "principals.x.is_admin: there is no such field: there are token_sha256, certificate_names, max_sessions,",
+            "principals.x.is_admin: unknown field: expected one of token_sha256, certificate_names, max_sessions,",
         ),
         (entry('"a/b"', "y"), "principals.a/b"),
-        ("[", "is no TOML"),
-        ("\udcff", "is no TOML"),
+        ("[", "is not valid TOML"),
+        ("\udcff", "is not valid TOML"),
     ],
 )
 def test_a_file_that_is_no_good_names_the_field_and_shows_no_hash(tmp_path: Path, text: str, told: str) -> None:
@@ -209,7 +209,7 @@ def test_less_than_one_request_a_second_is_a_rate_too() -> None:
     caller = Caller(Principal("bob", max_requests_per_s=0.1), clock)
     caller.admit()
     clock.now_s += 9.0
-    with pytest.raises(RateLimitedError, match=r"principal 'bob' may make 0\.1 requests a second"):
+    with pytest.raises(RateLimitedError, match=r"principal 'bob' may send 0\.1 requests per second"):
         caller.admit()
     clock.now_s += 1.1
     caller.admit()
@@ -236,7 +236,7 @@ def test_nobody_but_an_admin_reaches_others_by_a_slash(session_id: str) -> None:
 
 def test_only_admins_may_do_what_concerns_all() -> None:
     Caller(Principal("alice", is_admin=True)).check_admin("load")
-    with pytest.raises(ForbiddenError, match="load: principal 'bob' is no admin"):
+    with pytest.raises(ForbiddenError, match="load needs an admin: principal 'bob' is not one"):
         Caller(Principal("bob")).check_admin("load")
 
 
@@ -310,9 +310,9 @@ def test_a_token_that_comes_with_a_certificate_decides_and_must_be_right(by_name
     assert principals.find(f"Bearer {BOB}", alice) is principals.find(None, client(common=["bob"])), (
         "limits count for both"
     )
-    with pytest.raises(UnauthenticatedError, match="the token is not known"):
+    with pytest.raises(UnauthenticatedError, match="the token is unknown"):
         principals.find(f"Bearer {ALICE}", alice)
-    with pytest.raises(UnauthenticatedError, match="authorization is of another scheme"):
+    with pytest.raises(UnauthenticatedError, match="the authorization header has another scheme"):
         principals.find("Basic x", alice)
 
 
@@ -321,12 +321,12 @@ def test_a_token_that_comes_with_a_certificate_decides_and_must_be_right(by_name
     [
         (
             client(dns=["dave.example.com"], common=["dave"]),
-            r"certificate, \['dave.example.com', 'CN=dave'\]: this server",
+            r"certificate, \['dave.example.com', 'CN=dave'\]: send",
         ),
-        (client(dns=[f"{'d' * 60}-{i}.example.com" for i in range(500)]), r", \.\.\. 500 in all\]: this server wants"),
+        (client(dns=[f"{'d' * 60}-{i}.example.com" for i in range(500)]), r", \.\.\. 500 in all\]: send `Bearer"),
         (
             client(common=["bob", "alice"]),
-            "has no URI, no DNS name and no single common name: this server wants `Bearer`",
+            "has no URI, no DNS name and no single common name: send `Bearer TOKEN`",
         ),
         (no_certificate, "has no URI, no DNS name and no single common name"),
     ],
@@ -335,9 +335,9 @@ def test_a_certificate_of_nobody_is_refused_with_its_names_and_what_is_expected(
     by_name: Path, context: Callable[[], dict[str, list[bytes]]], told: str
 ) -> None:
     principals = Principals(by_name, no_error, has_client_certificates=True)
-    with pytest.raises(UnauthenticatedError, match=f"^the call has no authorization, and .*{told}") as refusal:
+    with pytest.raises(UnauthenticatedError, match=f"^the call has no authorization header, and .*{told}") as refusal:
         principals.find(None, context)
-    assert refusal.value.message.endswith("a name that a principal has in certificate_names")
+    assert refusal.value.message.endswith("a name that is in a principal's certificate_names")
     assert len(refusal.value.message) < 1000
 
 
@@ -354,7 +354,9 @@ def test_names_are_read_again_when_the_file_changes(by_name: Path) -> None:
 
 
 def test_names_where_no_client_is_asked_for_a_certificate_are_refused(by_name: Path) -> None:
-    told = "principals.alice.certificate_names: no client is asked for a certificate: set tls_client_ca_file"
+    told = (
+        "principals.alice.certificate_names: this server does not request client certificates: set tls_client_ca_file"
+    )
     with pytest.raises(TokenFileError, match=told):
         Principals(by_name, no_error)
     text = by_name.read_text()
@@ -365,5 +367,5 @@ def test_names_where_no_client_is_asked_for_a_certificate_are_refused(by_name: P
     clock.now_s += 1.0
     assert principals.find(f"Bearer {BOB}", no_certificate).principal.name == "bob"
     assert told in str(errors[0])
-    with pytest.raises(UnauthenticatedError, match=r"wants `Bearer` and a token$"):
+    with pytest.raises(UnauthenticatedError, match=r"expected `Bearer TOKEN`$"):
         principals.find(None, client(common=["bob"]))

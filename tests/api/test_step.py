@@ -72,7 +72,7 @@ async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny
         await asyncio.sleep(0)
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
         it.service.deferral.run(session)
-        with pytest.raises(SessionNotOpenError, match="'s' is open on a stream"):
+        with pytest.raises(SessionNotOpenError, match="'s' is attached to a stream"):
             await calling
         assert (session.position, session.is_over, session.is_detached) == (0, False, False)
 

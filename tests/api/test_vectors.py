@@ -41,9 +41,9 @@ def test_numbers_of_one_axis_are_steps_one_after_the_other(steps: int) -> None:
 @pytest.mark.parametrize(
     ("count", "size", "message"),
     [
-        (1000, 512, "feed.features has 1000 numbers, and a step of vad reads 512: 24 are missing for 2 steps"),
-        (511, 512, "feed.features has 511 numbers, and a step of vad reads 512: 1 is missing for 1 step"),
-        (1025, 512, "feed.features has 1025 numbers, and a step of vad reads 512: 511 are missing for 3 steps"),
+        (1000, 512, "feed.features has 1000 numbers, but each step of vad reads 512: 24 are missing for 2 steps"),
+        (511, 512, "feed.features has 511 numbers, but each step of vad reads 512: 1 is missing for 1 step"),
+        (1025, 512, "feed.features has 1025 numbers, but each step of vad reads 512: 511 are missing for 3 steps"),
     ],
 )
 def test_numbers_that_do_not_fill_a_step_are_refused_with_how_many_are_missing(

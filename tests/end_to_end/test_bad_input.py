@@ -48,14 +48,14 @@ BAD_OPENS = {
         {"open": pb.Open(model="nope")},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "open.model = 'nope' does not exist: there is co2-forecast, g2p-en, morse, pychar-en, stress-en",
+        "open.model = 'nope' does not exist (available: co2-forecast, g2p-en, morse, pychar-en, stress-en)",
         "open.model",
     ),
     "unknown version": Refusal(
         {"open": g2p(version=99)},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "open.version = 99 of model 'g2p-en' does not exist: there is 1",
+        "open.version = 99 of model 'g2p-en' does not exist (available: 1)",
         "open.version",
     ),
     "unknown grapheme": Refusal(
@@ -97,7 +97,7 @@ BAD_OPENS = {
         {"open": pb.Open(model="g2p-en")},
         Code.INVALID_ARGUMENT,
         "EMPTY_SEQUENCE",
-        "open.source is missing: g2p-en reads one",
+        "open.source is missing: g2p-en has an encoder and needs a source",
         "open.source",
     ),
     "source over the limit": Refusal(
@@ -125,14 +125,14 @@ BAD_OPENS = {
         {"session_id": "ghost", "feed": pb.Feed(tokens=["K"])},
         Code.NOT_FOUND,
         "SESSION_NOT_FOUND",
-        "session_id = 'ghost' is unknown: it was never opened here, or is long gone",
+        "session_id = 'ghost' is unknown: it was never opened here, or ended long ago",
         "session_id",
     ),
     "nothing asked": Refusal(
         {},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "request is missing: one of open, feed, generate, score, step_batch, cancel, close must be given",
+        "request is missing: set one of open, feed, generate, score, step_batch, cancel, close",
         "",
     ),
 }
@@ -170,7 +170,7 @@ BAD_REQUESTS = {
         {"feed": pb.Feed(token_ids=[5], tokens=["K"])},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "feed.token_ids and feed.tokens are both given: give one",
+        "feed.token_ids and feed.tokens are both set: set one",
         "feed.tokens",
     ),
     "position ahead": Refusal(
@@ -198,7 +198,7 @@ BAD_REQUESTS = {
         {"session_id": "it", "open": g2p()},
         Code.FAILED_PRECONDITION,
         "SESSION_ALREADY_OPEN",
-        "open: session 'it' is open on this stream already, at position 1",
+        "open: session 'it' is already open on this stream, at position 1",
         "session_id",
     ),
     "top_k of nothing": Refusal(
@@ -212,7 +212,7 @@ BAD_REQUESTS = {
         {"feed": pb.Feed(tokens=["K"], outputs=pb.OutputSpec(top_k=3))},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "feed.outputs.top_k = 3 goes with OUTPUT_KIND_TOP_K alone",
+        "feed.outputs.top_k = 3 can be set only with OUTPUT_KIND_TOP_K",
         "feed.outputs.top_k",
     ),
     "an answer too large": Refusal(
@@ -223,7 +223,7 @@ BAD_REQUESTS = {
         },
         Code.RESOURCE_EXHAUSTED,
         "ANSWER_TOO_LARGE",
-        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792 (from max_message_bytes): feed"
+        "feed.outputs requests a response of up to 5760000 bytes, the limit is 4193792 (from max_message_bytes): feed"
         " fewer tokens at a time",
         "feed.outputs",
     ),
@@ -374,7 +374,7 @@ async def test_a_model_without_start_token_cannot_generate_from_nothing(tiny_ser
         await stream.ask(open=lm())
         refused = await stream.ask(generate=pb.Generate())
         assert refused.error.code == Code.FAILED_PRECONDITION.value[0]
-        assert refused.error.message == "generate: this model has no start token: feed a token, or a vector, first"
+        assert refused.error.message == "this model has no start token: feed a token or a vector before you generate"
         assert (await stream.ask(feed=pb.Feed(token_ids=[5]))).position == 1
 
 
@@ -382,7 +382,7 @@ async def test_a_source_for_a_model_without_encoder_is_refused(tiny_service: Loc
     async with wire(tiny_service.target) as stream:
         refused = await stream.ask(open=lm(source=pb.Sequence(text="t1 t2")))
         assert refused.error.code == Code.INVALID_ARGUMENT.value[0]
-        assert refused.error.message == "open.source must not be given: tiny-lm has no encoder"
+        assert refused.error.message == "open.source must not be set: tiny-lm has no encoder"
 
 
 async def test_a_message_over_the_size_limit_ends_the_call_with_resource_exhausted(
@@ -497,7 +497,7 @@ async def test_too_many_sessions_are_refused_with_a_retry_delay(tiny_repository:
             refused = await stream.ask("c", open=lm())
             assert refused.error.code == Code.RESOURCE_EXHAUSTED.value[0]
             assert refused.error.message == (
-                "2 sessions are open, the most this server holds (max_sessions): try again later"
+                "2 sessions are open, the limit of this server (max_sessions): try again later"
             )
             assert refused.error.retry_delay.ToMilliseconds() == 1000
             await stream.ask("a", close=pb.Close())
@@ -526,13 +526,13 @@ async def test_looking_for_what_is_not_there_says_so(shipped_service: LocalServi
             (
                 sessions.List(sessions_pb2.SessionsListRequest(page_token="x")),
                 Code.INVALID_ARGUMENT,
-                "page_token = 'x' is not one that a page gave",
+                "page_token = 'x' is invalid: use the next_page_token of a response",
             ),
             (models.Get(models_pb2.ModelsGetRequest(model="no")), Code.NOT_FOUND, "model = 'no' does not exist"),
             (
                 models.Unload(models_pb2.ModelsUnloadRequest(model="g2p-en")),
                 Code.INVALID_ARGUMENT,
-                "version = 0 must be 1 or more: which one must be said",
+                "version = 0 must be 1 or more: set the version",
             ),
             (models.Load(models_pb2.ModelsLoadRequest(model="no")), Code.NOT_FOUND, "model = 'no', version = 0: the"),
         ]

@@ -168,7 +168,7 @@ async def test_a_step_batch_of_too_many_unknown_sessions_is_refused_and_the_stre
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "ANSWER_TOO_LARGE")
         handles = [*handles[:40_000], handles[39_999]]
         doubled = (await stream.ask(step_batch=pb.StepBatch(handles=handles, token_ids=[1] * len(handles)))).error
-        assert doubled.message == "step_batch.handles[40000] = 40999 is there twice"
+        assert doubled.message == "step_batch.handles[40000] = 40999 is a duplicate"
         too_many = (await stream.ask(step_batch=pb.StepBatch(handles=range(1, 200_000)))).error
         assert too_many.reason == "SEQUENCE_TOO_LONG"
         assert (await stream.ask("here", feed=pb.Feed(token_ids=[5]))).position == 1

@@ -44,7 +44,7 @@ def test_a_beam_search_gives_its_best_as_tokens_and_all_as_hypotheses(target: st
         assert whole.hypotheses == generation.hypotheses
         with pytest.raises(TypeError, match="go with beam_size alone"):
             session.generate(num_best=2)
-        with pytest.raises(InvalidArgumentError, match="are both given"):
+        with pytest.raises(InvalidArgumentError, match="are both set"):
             list(session.generate(beam_size=2, temperature=1.0))
 
 
@@ -144,7 +144,7 @@ async def test_the_asyncio_batch_is_the_same(target: str) -> None:
         with Client(target) as blocking, blocking.batch("tiny-heads", variant="other") as other:
             other.open_many([None] * 5)
             assert [other.step([5] * 5), other.step([6] * 5)] == [step, later]
-        with pytest.raises(InvalidArgumentError, match="source must not be given"):
+        with pytest.raises(InvalidArgumentError, match="source must not be set"):
             await batch.open("abc")
 
 

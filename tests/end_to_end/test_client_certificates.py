@@ -96,7 +96,7 @@ def who(channel: grpc.Channel, metadata: Metadata = ()) -> str:
 
 
 def no_admin(name: str) -> str:
-    return f"PERMISSION_DENIED: load: principal '{name}' is no admin"
+    return f"PERMISSION_DENIED: load needs an admin: principal '{name}' is not one"
 
 
 def authorized(token: str) -> Metadata:
@@ -168,7 +168,7 @@ def test_a_certificate_of_nobody_is_let_in_nowhere_and_told_its_names(guarded: G
             with pytest.raises(grpc.RpcError) as refusal:
                 call()
             assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, name
-            assert "certificate, ['spiffe://corp/dave', 'CN=dave']: this server wants" in str(refusal.value.details())
+            assert "certificate, ['spiffe://corp/dave', 'CN=dave']: send `Bearer TOKEN`" in str(refusal.value.details())
 
 
 def test_a_certificate_alone_is_enough_for_the_clients_and_for_reflection(guarded: Guarded) -> None:
@@ -204,7 +204,10 @@ def test_a_certificate_alone_is_enough_for_the_command_line(guarded: Guarded, tm
 def test_a_token_decides_over_a_certificate_and_must_be_right(guarded: Guarded) -> None:
     with guarded.channel(guarded.authority.issue(uris=["spiffe://corp/admin"])) as channel:
         assert who(channel, authorized(ALICE)) == no_admin("alice")
-        assert who(channel, authorized("wrong")) == "UNAUTHENTICATED: the token is not known to this server"
+        assert (
+            who(channel, authorized("wrong"))
+            == "UNAUTHENTICATED: the token is unknown: no principal of this server has it"
+        )
     with guarded.channel(guarded.authority.issue(common=["dave"])) as channel:
         assert who(channel, authorized(ALICE)) == no_admin("alice")
 
@@ -253,7 +256,7 @@ def test_what_a_client_claims_by_http_1_is_ignored(tiny_repository: Path, tmp_pa
                     connection.putheader(*header)
                 connection.putheader("content-length", str(len(body)))
                 connection.endheaders(body)
-                assert b"principal 'bob' is no admin" in connection.getresponse().read()
+                assert b"principal 'bob' is not one" in connection.getresponse().read()
                 connection.close()
 
 
@@ -331,4 +334,7 @@ def test_names_where_no_client_is_asked_for_a_certificate_end_the_start(
     full = [sys.executable, "-m", "service", f"--models={tiny_repository}", "--port=0", *arguments, *command]
     done = subprocess.run(full, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "principals.admin.certificate_names: no client is asked for a certificate" in done.stdout + done.stderr
+    assert (
+        "principals.admin.certificate_names: this server does not request client certificates"
+        in done.stdout + done.stderr
+    )

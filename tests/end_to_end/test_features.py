@@ -223,22 +223,22 @@ async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: Local
     async with wire(shipped_service.target) as stream:
         opening = pb.Open(model="co2-forecast", source=pb.Sequence(text="abc"))
         assert await _refused(stream, open=opening) == (
-            "open.source is not what co2-forecast reads: give it features",
+            "open.source does not fit co2-forecast: it reads features",
             "open.source",
         )
         await stream.ask("s", open=pb.Open(model="co2-forecast", source=history))
         assert await _refused(stream, feed=pb.Feed(tokens=["a"])) == (
-            "feed.tokens is not what co2-forecast reads: give it features",
+            "feed.tokens does not fit co2-forecast: it reads features",
             "feed.tokens",
         )
         outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=1)
         assert await _refused(stream, feed=pb.Feed(features=tensor(months(1)), outputs=outputs)) == (
-            "feed.outputs.kind = OUTPUT_KIND_TOP_K is not for co2-forecast: it gives values",
+            "feed.outputs.kind = OUTPUT_KIND_TOP_K is not supported by co2-forecast, which outputs values",
             "feed.outputs.kind",
         )
         sampled = pb.Generate(decoding=pb.Decoding(sampling=pb.Sampling()))
         assert await _refused(stream, generate=sampled) == (
-            "generate.decoding.sampling must not be given: co2-forecast gives values, among which there is no choice",
+            "generate.decoding.sampling must not be set: co2-forecast outputs values, not logits over tokens",
             "generate.decoding.sampling",
         )
         stopped = pb.Generate(decoding=pb.Decoding(stop_token_ids=[1]))
@@ -247,19 +247,19 @@ async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: Local
         assert (await _refused(stream, score=score))[1] == "score.targets"
         frame = pb.StepBatch(handles=[1], token_ids=[1])
         error = (await stream.ask(step_batch=frame)).error
-        assert error.message == "step_batch.token_ids is not what co2-forecast reads: give it features"
+        assert error.message == "step_batch.token_ids does not fit co2-forecast: it reads features"
 
 
 async def test_what_a_model_of_tokens_has_not_is_refused(shipped_service: LocalService) -> None:
     async with wire(shipped_service.target) as stream:
         await stream.ask("s", open=pb.Open(model="pychar-en"))
         assert await _refused(stream, feed=pb.Feed(features=tensor(months(1)))) == (
-            "feed.features is not what pychar-en reads: give it tokens",
+            "feed.features does not fit pychar-en: it reads tokens",
             "feed.features",
         )
         outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_VALUES)
         assert await _refused(stream, feed=pb.Feed(tokens=["a"], outputs=outputs)) == (
-            "feed.outputs.kind = OUTPUT_KIND_VALUES is not for pychar-en: it gives no values, but logits over a"
+            "feed.outputs.kind = OUTPUT_KIND_VALUES is not supported by pychar-en, which outputs logits over a"
             " vocabulary",
             "feed.outputs.kind",
         )
@@ -288,9 +288,9 @@ def test_a_tagger_tells_a_tag_for_each_token_as_it_comes(shipped_service: LocalS
 def test_a_tagger_cannot_go_on_by_itself(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client, client.session("stress-en") as session:
         session.feed(["K"])
-        with pytest.raises(InvalidArgumentError, match="stress-en cannot generate: what a step gives is not what"):
+        with pytest.raises(InvalidArgumentError, match="stress-en cannot generate: the output of a step is not"):
             list(session.generate(max_tokens=2))
-        with pytest.raises(InvalidArgumentError, match="does not read the tokens that it tells the likelihood of"):
+        with pytest.raises(InvalidArgumentError, match="do not consume the tokens that it generates"):
             session.score([["1"]])
         with pytest.raises(InvalidArgumentError, match=r"feed.tokens\[0\] = '1' is not in the input vocabulary"):
             session.feed(["1"])

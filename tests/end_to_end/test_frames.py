@@ -41,7 +41,7 @@ async def test_handles_are_small_numbers_that_are_never_used_again(tiny_service:
         (refused,) = stepped.errors
         assert refused.index == 0
         assert refused.error.reason == "SESSION_NOT_OPEN"
-        assert refused.error.message == "step_batch.handles[0] = 2 names no session that is open on this stream"
+        assert refused.error.message == "step_batch.handles[0] = 2 is not a session that is open on this stream"
 
 
 @pytest.mark.parametrize("model", ["tiny-lm", "tiny-bos", "tiny-heads"])
@@ -166,18 +166,18 @@ async def test_pipelined_frames_and_feeds_are_applied_in_order(tiny_service: Loc
 
 BAD_FRAMES = {
     "no handles": ({}, "step_batch.handles is empty: it must have 1 handle or more"),
-    "twice": ({"handles": [1, 2, 1], "token_ids": [1, 1, 1]}, "step_batch.handles[2] = 1 is there twice"),
+    "twice": ({"handles": [1, 2, 1], "token_ids": [1, 1, 1]}, "step_batch.handles[2] = 1 is a duplicate"),
     "too few tokens": (
         {"handles": [1, 2], "token_ids": [1]},
-        "step_batch.token_ids has 1 entries, step_batch.handles has 2",
+        "step_batch.token_ids has 1 entries, but step_batch.handles has 2",
     ),
     "counts of another length": (
         {"handles": [1, 2], "token_ids": [1, 1], "counts": [2]},
-        "step_batch.counts has 1 entries, step_batch.handles 2",
+        "step_batch.counts has 1 entries, but step_batch.handles has 2",
     ),
     "counts that do not add up": (
         {"handles": [1, 2], "token_ids": [1, 1], "counts": [1, 2]},
-        "step_batch.token_ids has 2 entries, step_batch.counts add up to 3",
+        "step_batch.token_ids has 2 entries, but step_batch.counts add up to 3",
     ),
     "a count of 0": (
         {"handles": [1, 2], "token_ids": [1, 1], "counts": [2, 0]},
@@ -185,7 +185,7 @@ BAD_FRAMES = {
     ),
     "positions of another length": (
         {"handles": [1, 2], "token_ids": [1, 1], "positions": [0]},
-        "step_batch.positions has 1 entries, step_batch.handles 2",
+        "step_batch.positions has 1 entries, but step_batch.handles has 2",
     ),
     "every position": (
         {"handles": [1], "token_ids": [1], "outputs": pb.OutputSpec(every_position=True)},
@@ -197,7 +197,7 @@ BAD_FRAMES = {
     ),
     "of two models": (
         {"handles": [1, 3], "token_ids": [1, 1]},
-        "step_batch.handles are of sessions of more than one model, version or variant: send a step batch for each",
+        "step_batch.handles has sessions of more than one model, version or variant: send a step batch for each",
     ),
 }
 

@@ -200,7 +200,7 @@ async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_
             assert (last.position, last.generated.finish_reason) == (20_000, pb.FINISH_REASON_MAX_TOKENS)
             assert refused is not None
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.value[0], "SHUTTING_DOWN")
-            assert refused.message == "the server is shutting down: open the session elsewhere"
+            assert refused.message == "the server is shutting down: open it on another server"
             assert closed == {"long", "quiet"}
         assert service.process.wait(30) == 0
         events = [line["event"] for line in service.log if line["event"] != "call.ended"]

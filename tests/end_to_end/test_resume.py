@@ -114,7 +114,7 @@ async def test_a_session_that_nobody_goes_on_with_expires(tiny_repository: Path)
             gone = await go_on(stream, "short")
         assert gone.error.reason == "SESSION_NOT_FOUND"
         assert gone.error.metadata["close_reason"] == "expired"
-        assert "expired: no stream and no call came for it" in gone.error.message
+        assert "expired: it was not resumed or used in time" in gone.error.message
 
 
 @pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])

@@ -182,11 +182,11 @@ BAD = {
     ),
     "sampling": (
         {"generate": pb.Generate(decoding=pb.Decoding(beam_search=pb.BeamSearch(beam_size=2), sampling=pb.Sampling()))},
-        f"{WITHIN} and generate.decoding.sampling are both given: give one",
+        f"{WITHIN} and generate.decoding.sampling are both set: set one",
     ),
     "repetition penalty": (
         {"generate": pb.Generate(decoding=pb.Decoding(beam_search=pb.BeamSearch(beam_size=2), repetition_penalty=2.0))},
-        f"{WITHIN} and generate.decoding.repetition_penalty are both given: give one",
+        f"{WITHIN} and generate.decoding.repetition_penalty are both set: set one",
     ),
     "no target": ({"score": pb.Score()}, "score.targets is empty: it must have 1 target or more"),
     "too many targets": (
@@ -254,7 +254,7 @@ async def test_a_variant_is_chosen_at_open_and_computes_its_own(
             told[variant] = np.array(fed.outputs[0].logits, np.float32).tobytes()
         refused = (await stream.ask("x", open=lm("tiny-heads", variant="int8"))).error
         assert refused.message == (
-            "open.variant = 'int8' of model 'tiny-heads' version 1 does not exist: there is fp32, other"
+            "open.variant = 'int8' of model 'tiny-heads' version 1 does not exist (available: fp32, other)"
         )
         assert (refused.code, refused.field) == (grpc.StatusCode.NOT_FOUND.value[0], "open.variant")
         async with grpc.aio.insecure_channel(tiny_service.target) as channel:

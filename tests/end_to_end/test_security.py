@@ -215,7 +215,7 @@ def test_an_admin_sees_and_ends_sessions_of_others(guarded: LocalService) -> Non
 @pytest.mark.parametrize("how", ["step", "resume", "open"])
 @pytest.mark.parametrize(
     ("token", "words"),
-    [(ADMIN, "an admin sees, changes and ends those by Sessions and Watch"), (BOB, "must be 1 to 128")],
+    [(ADMIN, "an admin may use Sessions and Watch on it"), (BOB, "must be 1 to 128")],
 )
 def test_an_admin_is_told_that_it_feeds_its_own_sessions_alone(
     guarded: LocalService, how: str, token: str, words: str
@@ -256,7 +256,7 @@ def test_a_principal_has_no_more_sessions_than_it_may_have(guarded: LocalService
         sessions = [alice.session(MODEL) for _ in range(3)]
         for session in sessions:
             session.feed([2])
-        with pytest.raises(ResourceExhaustedError, match="principal 'alice' has 3 sessions open, the most") as refusal:
+        with pytest.raises(ResourceExhaustedError, match="principal 'alice' has 3 sessions open, the limit") as refusal:
             alice.session(MODEL).feed([2])
         assert refusal.value.reason == "TOO_MANY_SESSIONS"
         with bob.session(MODEL) as other:
@@ -276,7 +276,7 @@ def test_a_principal_asks_no_more_often_than_it_may(guarded: LocalService) -> No
                 for _ in range(10):
                     session.feed([2])
 
-            with pytest.raises(ResourceExhaustedError, match="may make 2 requests a second") as refusal:
+            with pytest.raises(ResourceExhaustedError, match="may send 2 requests per second") as refusal:
                 ask_often()
             assert refusal.value.reason == "RATE_LIMITED"
             assert refusal.value.retry_delay is not None
@@ -389,7 +389,7 @@ def test_a_certificate_that_is_no_good_ends_the_start(
 def test_a_token_file_that_is_no_good_ends_the_start(tiny_repository: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_text("nonsense")
     with (
-        pytest.raises(RuntimeError, match=r"(?s)code 1.*is no TOML"),
+        pytest.raises(RuntimeError, match=r"(?s)code 1.*is not valid TOML"),
         local_service(tiny_repository, {"tokens-file": tmp_path / "tokens.toml"}),
     ):
         pass

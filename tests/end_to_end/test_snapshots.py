@@ -133,7 +133,7 @@ async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused
                 return await refusal(it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data, version=version)))
 
             code, text = await restore(theirs)
-            assert (code, "signed with another key" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+            assert (code, "signed with a different key" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
             code, text = await restore(b"nothing")
             assert (code, "is not a Carousel snapshot" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
             code, text = await restore(data[:-1])
@@ -220,7 +220,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
         assert await it.logits("to", 8) == await it.logits("from", 8)
         wrong = sp.StateTensor(name="gate", dtype="float32", shape=tensor.shape, data=tensor.data)
         told = {
-            "tensors[0].name: 'gate' is no state tensor of the model: hidden, cell": wrong,
+            "tensors[0].name: 'gate' is not a state tensor of the model: expected one of hidden, cell": wrong,
             "tensors[0].dtype = 'float64' must be 'float32', as hidden is": sp.StateTensor(
                 name="hidden", dtype="float64", shape=tensor.shape, data=tensor.data
             ),
@@ -242,7 +242,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
             request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
             code, text = await refusal(it.sessions.SetState(request))
             assert (code, len(text) < 400) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-            assert text.endswith(("of the model: hidden, cell", "as hidden is"))
+            assert text.endswith(("of the model: expected one of hidden, cell", "as hidden is"))
         code, text = await refusal(it.sessions.SetState(sp.SessionsSetStateRequest(session_id="to")))
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "tensors is empty: it must have 1 tensor or more")
         for session_id in ("from", "to"):

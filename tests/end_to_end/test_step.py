@@ -139,7 +139,7 @@ async def test_a_session_that_a_stream_has_is_left_to_it(tiny_service: LocalServ
                 error = await calls.refused("streamed", **request)
                 assert (error.code, error.reason) == (Code.FAILED_PRECONDITION.value[0], "SESSION_NOT_OPEN")
                 assert error.message == (
-                    "session 'streamed' is open on a stream, which keeps it: feed it there, or end that stream"
+                    "session 'streamed' is attached to a stream: use it on that stream, or end the stream"
                 )
             assert (await stream.ask("streamed", feed=fed(5, position=0))).position == 1
         async with wire(tiny_service.target) as stream:  # whose stream before has ended by now, or is taken from
@@ -202,7 +202,7 @@ async def test_calls_that_may_not_wait_are_told_to_wait_for_answers(tiny_reposit
                 pass
             error = await calls.refused("full", feed=fed(5))
             assert error.reason == "QUEUE_FULL"
-            assert error.message.endswith("already, the most that may (max_in_flight): wait for their answers")
+            assert error.message.endswith(", the limit (max_in_flight): wait for responses first")
             await asyncio.gather(*feeding)
 
 
@@ -291,7 +291,7 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
                     error = gone
             expired = await calls.refused("short")
             assert expired.metadata["close_reason"] == "expired"
-            assert "expired: no stream and no call came for it for as long as it was held" in expired.message
+            assert "expired: it was not resumed or used in time" in expired.message
             kept = await calls.step("kept", feed=fed(6, position=1), close=True)
             assert (kept.position, kept.opened.restored_from) == (2, pb.RESTORED_FROM_STORE)
         assert not [line for line in service.log if line["level"] == "error"]
@@ -346,7 +346,7 @@ async def test_calls_find_a_session_at_another_server_unless_a_stream_has_it_the
             await stream.ask("far", feed=fed(5, position=0))
             error = await at_second.refused("far", feed=fed(6, position=1))
             assert (error.code, error.reason) == (Code.FAILED_PRECONDITION.value[0], "SESSION_NOT_OPEN")
-            assert "is with another server, and open on a stream there, which keeps it" in error.message
+            assert "belongs to another server, and there it has a stream" in error.message
             assert (await stream.ask("far", feed=fed(6, position=1))).position == 2
         tokens = [5, 6]
         for at, calls in enumerate([at_second, at_first, at_first, at_second], start=2):
@@ -409,7 +409,7 @@ BAD = {
         {},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "session_id is missing: give that of a session, or open",
+        "session_id is missing: set session_id to resume a session, or open to open one",
         "session_id",
     ),
     "feed of nobody": Refusal(
@@ -436,7 +436,7 @@ BAD = {
         {"session_id": "there", "open": pb.Open(resume=pb.Resume())},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "open.resume must not be set: without open the session is gone on with",
+        "open.resume must not be set: leave out open to resume the session",
         "open.resume",
     ),
     "unknown model": Refusal(
@@ -507,7 +507,7 @@ BAD = {
         {"session_id": "there", "feed": pb.Feed(features=pb.Tensor(shape=[1], data=bytes(4)))},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "feed.features is not what tiny-endless reads: give it tokens",
+        "feed.features does not fit tiny-endless: it reads tokens",
         "feed.features",
     ),
     "too many candidates": Refusal(
@@ -580,7 +580,7 @@ async def test_an_answer_that_would_be_too_large_leaves_no_session_that_the_call
     tiny_service: LocalService,
 ) -> None:
     async with AsyncClient(tiny_service.target) as client:
-        with pytest.raises(ResourceExhaustedError, match=r"feed\.outputs asks for an answer of up to"):
+        with pytest.raises(ResourceExhaustedError, match=r"feed\.outputs requests a response of up to"):
             await client.step("large", [5] * 60_000, model="tiny-lm", every_position=True, logits=True)
         with pytest.raises(NotFoundError):
             await client.step("large")

@@ -33,7 +33,7 @@ async def test_a_feed_that_is_not_stored_may_be_sent_again_if_it_has_a_position(
                 redis.stop()
                 error = await calls.refused("s", feed=fed(6, position=position))
                 assert (error.code, error.reason) == (code.value[0], reason)
-                assert ("ask where the session is before you send it again" in error.message) == (position is None)
+                assert ("read the session's position before you retry" in error.message) == (position is None)
                 redis.start()
                 again = await calls.step("s", feed=fed(6, position=1))
                 assert (again.position, again.fed.replayed, again.checkpoint_position) == (2, True, 2)

@@ -361,7 +361,7 @@ async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) 
         watches = [Watching(calls, "famous") for _ in range(16)]
         for watch in watches:
             await watch.told("watching")
-        with pytest.raises(grpc.aio.AioRpcError, match="16 calls watch session 'famous' already") as failed:
+        with pytest.raises(grpc.aio.AioRpcError, match="16 calls already watch session 'famous'") as failed:
             await Watching(calls, "famous").call.read()
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watches.pop().call.cancel()
@@ -391,7 +391,7 @@ async def test_a_session_that_another_server_takes_has_moved(tiny_repository: Pa
                     assert await watch.closed() == (1, "MOVED")
                 async with watching(others, "far", 2):
                     pass
-                with pytest.raises(grpc.aio.AioRpcError, match="has moved: another server has it"):
+                with pytest.raises(grpc.aio.AioRpcError, match="has moved to another server"):
                     await Watching(calls, "far").call.read()
 
 

@@ -175,10 +175,12 @@ async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository
     limits = EngineLimits(num_slots=2, max_waiting=3)
     async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
         lanes = [caller.engine.open(), caller.engine.open()]
-        with pytest.raises(TooManySessionsError, match=r"all 2 slots of this model are taken \(max_slots\)"):
+        with pytest.raises(
+            TooManySessionsError, match=r"all 2 slots of this model are in use, the limit \(max_slots\)"
+        ):
             caller.engine.open()
         futures = [caller.feed(lanes[0], [1] * 1000, OutputSpec()) for _ in range(3)]
-        with pytest.raises(QueueFullError, match="3 requests wait already") as raised:
+        with pytest.raises(QueueFullError, match="3 requests already wait") as raised:
             caller.feed(lanes[1], [1], OutputSpec())
         assert raised.value.retry_delay_s
         assert all(isinstance(result, Fed) for result in await asyncio.gather(*futures))

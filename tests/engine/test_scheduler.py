@@ -79,7 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(index=LANES, kind=KINDS, num_tokens=TOKENS)
     def add(self, index: int, kind: GraphKind, num_tokens: int) -> None:
         if any(entry.index == index for entry in self.waiting):
-            with pytest.raises(ValueError, match="the job waits already"):
+            with pytest.raises(ValueError, match="the job already waits"):
                 self.scheduler.add(kind, self.rows[index], num_tokens)
             return
         self.scheduler.add(kind, self.rows[index], num_tokens)

@@ -441,7 +441,7 @@ def test_a_model_without_a_start_token_must_be_fed_before_it_generates() -> None
     (result,) = session.results
     assert isinstance(result, Failed)
     assert isinstance(result.error, IllegalRequestError)
-    assert result.error.message == "generate: this model has no start token: feed a token, or a vector, first"
+    assert result.error.message == "this model has no start token: feed a token or a vector before you generate"
 
 
 def test_cancelling_lets_a_source_that_is_being_encoded_be() -> None:

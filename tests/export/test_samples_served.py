@@ -81,7 +81,7 @@ async def test_what_does_not_fill_a_step_is_refused_on_the_wire_and_changes_noth
     async with wire(service.target) as stream:
         handle = (await stream.ask("s", open=pb.Open(model="foreign"))).opened.handle
         short = flat(samples(2)[:-7])
-        told = "has 57 numbers, and a step of foreign reads 32: 7 are missing for 2 steps"
+        told = "has 57 numbers, but each step of foreign reads 32: 7 are missing for 2 steps"
         refused = await stream.ask("s", feed=pb.Feed(features=short))
         assert (refused.error.message, refused.error.field) == (f"feed.features {told}", "feed.features")
         assert (refused.error.code, refused.position) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], 0)
@@ -100,13 +100,13 @@ async def test_both_clients_feed_numbers_one_after_the_other(service: LocalServi
         rest = session.feed(features=given[FRAME:], every_position=True)
         assert session.position == 6
         assert bits([one.values, *(output.values for output in rest.outputs)]) == expected
-        with pytest.raises(InvalidArgumentError, match="a step reads 32: 31 are missing for 1 step"):
+        with pytest.raises(InvalidArgumentError, match="each step reads 32: 31 are missing for 1 step"):
             session.feed(features=[0.0])
         assert session.position == 6
     async with AsyncClient(service.target) as other, other.session("foreign") as fed:
         step = await fed.feed(features=given, every_position=True)
         assert bits([output.values for output in step.outputs]) == expected
-        with pytest.raises(InvalidArgumentError, match="a step reads 32: 1 is missing for 7 steps"):
+        with pytest.raises(InvalidArgumentError, match="each step reads 32: 1 is missing for 7 steps"):
             await fed.feed(features=samples(7)[1:])
         async with other.batch("foreign") as batch:
             await batch.open_many([None, None])

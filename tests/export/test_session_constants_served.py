@@ -271,12 +271,18 @@ def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, wor
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "open.constants has no 'speaker', and foreign has no default for it: give float32 [3]"),
+        ({}, "open.constants['speaker'] is missing, and foreign has no default for it: expected float32 [3]"),
         ({"speaker": [1, 2]}, "open.constants['speaker'].shape = [2] must be [3]"),
         ({"speaker": [1, 2, 3], "language": 1}, "open.constants['language'] = 1 must be one of 0, 3"),
         ({"speaker": [1, 2, 3], "language": 0.5}, "open.constants['language'].data must be whole numbers up to"),
-        ({"speaker": [1, 2, 3], "tongue": 1}, "open.constants has 'tongue', and foreign has language, speaker, gain"),
-        ({"speaker": [1, 2, 3], "number": 1}, "open.constants has 'number', and foreign has language, speaker, gain"),
+        (
+            {"speaker": [1, 2, 3], "tongue": 1},
+            "open.constants has an unknown constant 'tongue': foreign has language, speaker, gain",
+        ),
+        (
+            {"speaker": [1, 2, 3], "number": 1},
+            "open.constants has an unknown constant 'number': foreign has language, speaker, gain",
+        ),
         ({"speaker": "me"}, "open.constants['speaker'] must be numbers"),
         ({"speaker": [[1, 2], [3]]}, "open.constants['speaker'] must be numbers of 32 bits, in rows of one length"),
         ({"speaker": [1, 2, 3], "language": 2**24 + 1}, "whole ones up to 16777216"),

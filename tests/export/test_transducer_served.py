@@ -161,7 +161,7 @@ async def test_a_step_batch_tells_what_each_of_its_sessions_has_emitted(
 def test_other_outputs_are_refused(service: LocalService) -> None:
     with Client(service.target) as client, client.session(f"{MODEL}-three") as session:
         for asked in ({"top_k": 3}, {"logits": True}):
-            with pytest.raises(InvalidArgumentError, match="it emits tokens"):
+            with pytest.raises(InvalidArgumentError, match="which emits tokens"):
                 session.feed(features=frames(1, 0), **asked)
         assert session.feed(features=frames(3, 0), outputs=False).outputs == ()
         assert session.position == 3

@@ -110,7 +110,7 @@ def test_top_k_goes_with_no_other_kind(kind: OutputKind) -> None:
     check(OutputSpec(kind))
     with pytest.raises(InvalidFieldError) as refusal:
         check(OutputSpec(kind, 3))
-    assert refusal.value.message == "feed.outputs.top_k = 3 goes with OUTPUT_KIND_TOP_K alone"
+    assert refusal.value.message == "feed.outputs.top_k = 3 can be set only with OUTPUT_KIND_TOP_K"
     assert refusal.value.field == "feed.outputs.top_k"
 
 
@@ -131,7 +131,7 @@ def test_an_answer_over_the_size_limit_is_refused_before_it_is_computed(
     with pytest.raises(AnswerTooLargeError) as refusal:
         check(outputs, num_tokens=num_tokens, max_bytes=total - 1)
     assert refusal.value.message == (
-        f"feed.outputs asks for an answer of up to {total} bytes, the limit is {total - 1} (from max_message_bytes):"
+        f"feed.outputs requests a response of up to {total} bytes, the limit is {total - 1} (from max_message_bytes):"
         " feed fewer tokens at a time"
     )
     assert refusal.value.field == "feed.outputs"
@@ -214,7 +214,7 @@ def searching(*, num_best: int, max_tokens: int, max_answer_bytes: int) -> None:
 
 def test_results_times_tokens_of_a_search_are_bounded_by_the_answer() -> None:
     searching(num_best=3, max_tokens=10, max_answer_bytes=4 * (48 + 200))
-    with pytest.raises(AnswerTooLargeError, match=r"^generate\.decoding\.beam_search asks for an answer of up to 992"):
+    with pytest.raises(AnswerTooLargeError, match=r"^generate\.decoding\.beam_search requests a response of up to 992"):
         searching(num_best=3, max_tokens=10, max_answer_bytes=4 * (48 + 200) - 1)
     with pytest.raises(AnswerTooLargeError):
         searching(num_best=64, max_tokens=65_536, max_answer_bytes=4 * 1024 * 1024)

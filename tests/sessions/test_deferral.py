@@ -125,7 +125,7 @@ def test_too_many_requests_of_a_session_are_refused_with_a_retry_delay() -> None
     deferral, session = Deferral(max_requests=2, max_bytes=100), waiting_session()
     for _ in range(2):
         deferral.defer(Deferred([session], ignore, ignore, 1))
-    with pytest.raises(QueueFullError, match="2 requests wait for session 'a' already") as refused:
+    with pytest.raises(QueueFullError, match="2 requests already wait for session 'a'") as refused:
         deferral.defer(Deferred([session], ignore, ignore, 1))
     assert refused.value.retry_delay_s == 0.1
     assert deferral.num_bytes == 2

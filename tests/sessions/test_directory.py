@@ -111,10 +111,10 @@ def test_an_id_and_a_place_belong_to_one_session_at_a_time() -> None:
     directory.add(first)
     with pytest.raises(SessionIdInUseError, match="'a' is in use"):
         directory.add(domain.session("p/a", 2))
-    with pytest.raises(TooManySessionsError, match="principal 'p' has 1 sessions open, the most"):
+    with pytest.raises(TooManySessionsError, match="principal 'p' has 1 sessions open, the limit"):
         directory.add(domain.session("p/b", 3), max_owned=1)
     directory.add(domain.session("q/a", 4), max_owned=1)
-    with pytest.raises(TooManySessionsError, match="2 sessions are open, the most this server holds"):
+    with pytest.raises(TooManySessionsError, match="2 sessions are open, the limit of this server"):
         directory.add(domain.session("c", 5))
     directory.remove(first)
     assert (len(directory), directory.count("p"), directory.count("q")) == (1, 0, 1)
@@ -161,5 +161,5 @@ async def test_who_waits_for_an_id_goes_on_in_the_same_turn_in_which_it_is_free(
 async def test_an_id_that_stays_in_use_is_not_waited_for_for_ever() -> None:
     directory = Directory(10, Ages())
     directory.begin_ending("a")
-    with pytest.raises(StoreUnavailableError, match="'a' is being stored"):
+    with pytest.raises(StoreUnavailableError, match="'a' is in use until its last record is stored"):
         await directory.ended("a", 0.01)

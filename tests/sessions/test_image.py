@@ -90,7 +90,7 @@ def places(wrong: int) -> dict[str, Image]:
 @pytest.mark.parametrize("wrong", [SIZE, 2**40, -1])
 @pytest.mark.parametrize("place", places(0))
 def test_a_session_of_another_vocabulary_is_refused_wherever_it_shows(place: str, wrong: int) -> None:
-    with pytest.raises(SnapshotModelError, match="snapshot is of another vocabulary of 6 tokens"):
+    with pytest.raises(SnapshotModelError, match="its token ids or arrays do not fit the vocabulary of 6 tokens"):
         check_fits(places(wrong)[place], SERVED)
 
 

@@ -69,7 +69,7 @@ def test_another_key_under_the_same_id_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("record_id", ["app/b", "other/a", "a"])
 def test_a_record_does_not_take_the_place_of_another(tmp_path: Path, record_id: str) -> None:
     one = cipher(tmp_path, f"2026 {NEW}")
-    with pytest.raises(SnapshotKeyError, match="or the record is another's"):
+    with pytest.raises(SnapshotKeyError, match="or the record belongs to another session"):
         one.decrypt(record_id, one.encrypt("app/a", PAYLOAD))
 
 

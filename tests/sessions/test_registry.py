@@ -287,7 +287,7 @@ async def test_retries_of_a_feed_in_flight_are_bounded_as_requests_are(tiny_repo
     async with opened(tiny_repository, max_in_flight=3) as it:
         session = await it.open()
         fed = [it.feed(session, 0, [5] * 1000) for _ in range(4)]
-        with pytest.raises(QueueFullError, match="3 retries of this request wait for its answer"):
+        with pytest.raises(QueueFullError, match="3 retries of this request already wait for its response"):
             it.feed(session, 0, [5] * 1000)
         results = [await one for one in fed]
         assert all(result is results[0][1] for _, result in results)
@@ -417,7 +417,7 @@ async def test_what_large_feeds_and_scores_in_flight_hold_is_bounded(tiny_reposi
         it.service.requests.feed(request, None, [5] * 100_000, nothing)
         assert 4_000_000 <= stream.num_bytes <= 5_000_000
         refused, _ = ask(it, session, other)
-        with pytest.raises(QueueFullError, match="in flight and their answers take up to"):
+        with pytest.raises(QueueFullError, match="in flight and their responses take up to"):
             it.service.requests.feed(refused, None, [5] * 100_000, nothing)
         small, answered_small = ask(it, session, other)
         it.service.requests.feed(small, None, [5] * 100, nothing)

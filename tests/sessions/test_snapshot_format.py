@@ -118,7 +118,7 @@ def test_bytes_that_are_no_snapshot_are_refused(data: bytes) -> None:
 
 def test_another_key_a_forged_tag_and_a_later_format_each_have_their_error() -> None:
     data = Codec(KEY).encode(images()["fed"])
-    with pytest.raises(SnapshotKeyError, match="signed with another key"):
+    with pytest.raises(SnapshotKeyError, match="signed with a different key"):
         Codec(b"another key of the same").decode(data)
 
     def sealed(signed: bytes, tag: bytes) -> bytes:

@@ -192,7 +192,7 @@ async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
         store.gate.clear()
         waiting = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(4096)]
         await asyncio.sleep(0)
-        with pytest.raises(StoreUnavailableError, match="4096 requests wait for the session store"):
+        with pytest.raises(StoreUnavailableError, match="4096 requests already wait for the session store"):
             await storage.claim("one more")
         store.gate.set()
         assert await asyncio.gather(*waiting) == [None] * 4096
@@ -200,7 +200,7 @@ async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
         store.gate.clear()
         looking = [asyncio.ensure_future(storage.has(f"s{number}")) for number in range(512)]
         await asyncio.sleep(0)
-        with pytest.raises(StoreUnavailableError, match="512 requests wait for the session store"):
+        with pytest.raises(StoreUnavailableError, match="512 requests already wait for the session store"):
             await storage.has("one more")
         store.gate.set()
         assert await asyncio.gather(*looking) == [False] * 512

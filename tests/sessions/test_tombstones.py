@@ -16,10 +16,10 @@ TOLD = {
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: no stream and no call came for it for as long as it was held",
-    CloseReason.MOVED: "has moved: another server has it",
+    CloseReason.EXPIRED: "expired: it was not resumed or used in time",
+    CloseReason.MOVED: "has moved to another server",
     CloseReason.TAKEN: "was taken over by another stream",
-    CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
+    CloseReason.LOST: "was lost: its server stopped before it was stored, or the store no longer has its record",
     CloseReason.MAX_AGE: "was closed because it reached the age that the server allows (max_age_s)",
 }
 
@@ -36,7 +36,7 @@ def test_a_closed_session_is_told_of_with_its_reason_position_and_time(reason: C
 
 def test_a_session_that_was_never_there_is_told_of_as_unknown() -> None:
     error = Tombstones(10).not_found("s1")
-    assert error.message == "session_id = 's1' is unknown: it was never opened here, or is long gone"
+    assert error.message == "session_id = 's1' is unknown: it was never opened here, or ended long ago"
     assert error.field == "session_id"
     assert error.facts == {"session_id": "s1"}
 

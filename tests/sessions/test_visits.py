@@ -56,7 +56,7 @@ async def test_calls_that_wait_for_one_session_are_bounded(tiny_repository: Path
 
         waiting = [asyncio.create_task(visit()) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFullError, match="2 calls wait for session 's' already"):
+        with pytest.raises(QueueFullError, match="2 calls already wait for session 's'"):
             await visit()
         for task in waiting:
             task.cancel()
@@ -89,7 +89,7 @@ async def test_a_session_that_a_stream_has_is_refused_and_one_that_it_takes_is_l
 ) -> None:
     async with opened(tiny_repository) as it:
         await it.open("streamed")
-        with pytest.raises(SessionNotOpenError, match="'streamed' is open on a stream, which keeps it"):
+        with pytest.raises(SessionNotOpenError, match="'streamed' is attached to a stream"):
             await it.service.visits.find("streamed")
         session = await left(it, "s")
         await it.service.visits.find("s")

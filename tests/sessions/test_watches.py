@@ -133,7 +133,7 @@ async def test_a_session_has_so_many_watchers_and_no_more(tiny_repository: Path)
     async with opened(tiny_repository) as it:
         session, other = await it.open("s"), await it.open("other")
         watchers = [it.service.watches.watch(session) for _ in range(16)]
-        with pytest.raises(TooManyWatchersError, match="16 calls watch session 's' already"):
+        with pytest.raises(TooManyWatchersError, match="16 calls already watch session 's'"):
             it.service.watches.watch(session)
         watchers += [it.service.watches.watch(other)]
         watchers[3].close()

@@ -245,10 +245,10 @@ def test_a_refused_id_is_told_to_be_held_where_no_stream_has_it() -> None:
         told = (await second.ask("a", feed=feed(5))).error
         assert (told.reason, told.message) == (
             "SESSION_NOT_OPEN",
-            "feed: session 'a' is held, and no stream has it: resume it",
+            "feed: session 'a' is detached: resume it",
         )
         assert answer.error.message == (
-            "session_id = 'a' is in use by a session that is held, and no stream has it: resume it, or close it"
+            "session_id = 'a' is in use by a session that is detached: resume it, or close it"
         )
         world.loop.slowness_s = 0.2
         second.send("b", open=plain(durability=STRICT))

@@ -342,7 +342,7 @@ async def test_what_fails_in_the_host_itself_is_internal_and_never_ok(error: Exc
     interceptor.error = error
     asgi = Asgi(piece(ONE, is_last=True))
     await host_of(echo, interceptor).serve(asgi.scope, asgi.receive, asgi.send)
-    assert asgi.status() == (13, "internal error; the server's log says more")
+    assert asgi.status() == (13, "internal error: see the server's log")
 
 
 async def test_a_handler_that_raises_tells_nothing_of_it() -> None:
@@ -350,7 +350,7 @@ async def test_a_handler_that_raises_tells_nothing_of_it() -> None:
         raise ValueError("secret")
 
     asgi = await served(fail, Asgi(piece(ONE, is_last=True)))
-    assert asgi.status() == (2, "internal error; the server's log says more")
+    assert asgi.status() == (2, "internal error: see the server's log")
 
 
 async def test_metadata_that_cannot_travel_is_the_handlers_error() -> None:

@@ -87,7 +87,7 @@ def test_a_message_that_is_none_ends_its_stream_alone(carousel: LocalService) ->
         answer = one.answer(broken)
         assert (answer.status, answer.message) == (
             3,
-            "a message is not a StreamRequest: the stream cannot go on after it",
+            "a message cannot be decoded as a StreamRequest: the stream ends",
         )
         one.data(whole, sent("whole", feed=pb.Feed(token_ids=[5])), is_last=True)
         assert one.answer(whole).status == 0
