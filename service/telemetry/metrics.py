@@ -34,15 +34,16 @@ LAG = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 _HEAD = """# Metrics
 
-What `/metrics` tells Prometheus, on `metrics_port`. Made by `./scripts/generate`: do not edit.
+The metrics that `/metrics` serves to Prometheus on `metrics_port`. Made by `./scripts/generate`: do not edit.
 
-Durations are in seconds, sizes in bytes. A label never holds what a client can choose freely: `model`, `version` and
-`variant` are those of the repository, `method` is one of ours, and `reason`, `code`, `request` and the like are fixed
-lists. A histogram's `_count` is the number of requests, batches or whatever is observed, and serves as a counter.
+Durations are in seconds, sizes in bytes. No label has a value that a client can choose freely: `model`, `version` and
+`variant` are those of the repository, `method` is one of the server's methods, and `reason`, `code`, `request` and the
+like are fixed lists. A histogram's `_count` is the number of requests, batches or other observations, and can be used
+as a counter.
 """
 _TAIL = """
-Beside these there are `process_*` (CPU, memory, file descriptors, start time), `python_gc_*` and `python_info`, of the
-Prometheus client library.
+The Prometheus client library adds `process_*` (CPU, memory, file descriptors, start time), `python_gc_*` and
+`python_info`.
 """
 
 
@@ -71,76 +72,85 @@ class Metrics:
                 instrument.drop(model=model, version=str(version))
 
     def _requests(self) -> None:
-        section = "Requests: what clients wait for"
+        section = "Requests"
         self.request_seconds = self._histogram(
-            section, "request_latency_seconds", "From reading a request to its last answer", (*MODEL, "request")
+            section, "request_latency_seconds", "Time from reading a request to its last response", (*MODEL, "request")
         )
         self.first_token_seconds = self._histogram(
-            section, "time_to_first_token_seconds", "From reading a generate request to its first token", MODEL
+            section, "time_to_first_token_seconds", "Time from reading a generate request to its first token", MODEL
         )
         self.inter_token_seconds = self._histogram(
-            section, "inter_token_latency_seconds", "Between two tokens of a generation, by the mean of a burst", MODEL
+            section,
+            "inter_token_latency_seconds",
+            "Time between two tokens of a generation; for a burst, the mean",
+            MODEL,
         )
         self.tokens = self._counter(
             section,
             "tokens_total",
-            "Tokens that sessions consumed or generated, those of cancelled and failed requests too, each once, however"
-            " often a request is sent; of `score`, the targets' tokens",
+            "Tokens that sessions consumed or generated, also in cancelled and failed requests; a retried request"
+            " counts once; for `score`, the targets' tokens",
             (*MODEL, "request"),
         )
         self.replayed = self._counter(
-            section, "replayed_requests_total", "Requests that were sent again and answered again", (*MODEL, "request")
+            section,
+            "replayed_requests_total",
+            "Retried requests that were answered again without being applied again",
+            (*MODEL, "request"),
         )
         self.errors = self._counter(
             section,
             "errors_total",
-            "Requests and calls refused or failed, by reason; of a step batch, each session that was refused or failed",
+            "Refused or failed requests and calls, by reason; in a step batch, each refused or failed session",
             ("model", "code", "reason"),
         )
 
     def _engine(self) -> None:
-        section = "Engine: where a step's time goes"
+        section = "Engine"
         self.queue_seconds = self._histogram(
-            section, "request_queue_time_seconds", "From a request's arrival to its first batch", VARIANT
+            section, "request_queue_time_seconds", "Time from a request's arrival to its first batch", VARIANT
         )
         self.step_seconds = self._histogram(
-            section, "step_latency_seconds", "One batch, from assembling it to its results", GRAPH
+            section, "step_latency_seconds", "Time of one batch, from assembling it to its results", GRAPH
         )
         self.gather_seconds = self._histogram(
-            section, "batch_assembly_seconds", "Picking a batch's rows and gathering their state", GRAPH
+            section, "batch_assembly_seconds", "Time to choose a batch's rows and gather their state", GRAPH
         )
-        self.run_seconds = self._histogram(section, "graph_run_seconds", "The run of the graph alone", GRAPH)
+        self.run_seconds = self._histogram(section, "graph_run_seconds", "Time of the graph run only", GRAPH)
         self.commit_seconds = self._histogram(
-            section, "batch_commit_seconds", "Choosing tokens and storing the state that a run gave", GRAPH
+            section, "batch_commit_seconds", "Time to choose tokens and store the new state", GRAPH
         )
         self.write_seconds = self._histogram(
             section,
             "response_write_seconds",
-            "Handing one response to the transport, which waits for a slow reader",
+            "Time to hand one response to the transport, including the wait for a slow reader",
             (),
         )
-        self.batch_size = self._histogram(section, "batch_size", "Sessions advanced by one batch", GRAPH, ROWS)
+        self.batch_size = self._histogram(section, "batch_size", "Number of sessions in one batch", GRAPH, ROWS)
         self.steps = self._counter(section, "steps_total", "Tokens run through a graph", GRAPH)
         self.padded = self._counter(
-            section, "padded_steps_total", "Rows times width of batches; steps over this is how full they are", GRAPH
+            section,
+            "padded_steps_total",
+            "Rows times width of all batches; `steps_total` divided by this is how full the batches are",
+            GRAPH,
         )
         self.queue_depth = self._gauge(section, "queue_depth", "Requests admitted and not yet answered", VARIANT)
         self.slots = self._gauge(
             section,
             "slots",
-            "Sessions whose state may be in memory at once, in all engines: a version that was unloaded and loaded"
-            " again has two while sessions use the first",
+            "Slots of all engines: the most sessions whose state is in memory. A reloaded version has two engines"
+            " while sessions use the first",
             VARIANT,
         )
-        self.slots_used = self._gauge(section, "slots_used", "Those that are", VARIANT)
-        self.forks_used = self._gauge(section, "forks_used", "Beams and scored targets at work", VARIANT)
+        self.slots_used = self._gauge(section, "slots_used", "Slots in use", VARIANT)
+        self.forks_used = self._gauge(section, "forks_used", "Active beams and scored targets", VARIANT)
         self.state_bytes = self._gauge(
-            section, "session_state_bytes", "Of the state and context of one session", VARIANT
+            section, "session_state_bytes", "Bytes of the state and context of one session", VARIANT
         )
         self.batch_failures = self._counter(section, "batch_failures_total", "Runs of a graph that failed", GRAPH)
 
     def _sessions(self) -> None:
-        section = "Sessions: their lives"
+        section = "Sessions"
         self.sessions_active = self._gauge(section, "sessions_active", "Sessions open now", MODEL)
         self.sessions_opened = self._counter(section, "sessions_opened_total", "Sessions opened", MODEL)
         self.sessions_closed = self._counter(
@@ -149,58 +159,58 @@ class Metrics:
         self.sessions_resumed = self._counter(
             section,
             "sessions_resumed_total",
-            "Sessions gone on with, by where they were",
+            "Sessions resumed, by where their state was: memory or store",
             (*MODEL, "source"),
         )
         self.sessions_detached = self._counter(
-            section, "sessions_detached_total", "Sessions whose stream ended and left them", MODEL
+            section, "sessions_detached_total", "Sessions detached because their stream ended", MODEL
         )
         self.sessions_spilled = self._gauge(
-            section, "sessions_spilled", "Sessions whose state is in the store alone, for room", MODEL
+            section, "sessions_spilled", "Spilled sessions: their state is only in the store", MODEL
         )
-        self.spills = self._counter(section, "session_spills_total", "Sessions put aside, to make room", MODEL)
+        self.spills = self._counter(section, "session_spills_total", "Sessions spilled to free a slot", MODEL)
 
     def _store(self) -> None:
-        section = "Store: what outlives the process"
-        self.store_up = self._gauge(
-            section, "store_up", "1 while the store does what it is asked and writes succeed, 0 while it fails"
-        )
+        section = "Store"
+        self.store_up = self._gauge(section, "store_up", "1 while the store works, 0 while its operations fail")
         self.store_at_risk = self._gauge(
-            section, "store_at_risk", "1 while the store's own settings put acknowledged sessions at risk: Redis evicts"
+            section,
+            "store_at_risk",
+            "1 while the store's settings can lose acknowledged sessions (Redis may evict), else 0",
         )
-        self.checkpoints = self._counter(section, "checkpoints_total", "Records of sessions written to the store")
-        self.checkpoint_bytes = self._counter(section, "checkpoint_bytes_total", "Bytes of them")
+        self.checkpoints = self._counter(section, "checkpoints_total", "Session records written to the store")
+        self.checkpoint_bytes = self._counter(
+            section, "checkpoint_bytes_total", "Bytes of session records written to the store"
+        )
         self.snapshot_bytes = self._histogram(
             section,
             "snapshot_bytes",
-            "Sessions as bytes: checkpoints, and snapshots asked for",
+            "Size of serialized sessions: checkpoints and requested snapshots",
             ("use",),
             BYTES,
         )
         self.checkpoint_delay = self._histogram(
             section,
             "checkpoint_delay_seconds",
-            "From a session's first move since a checkpoint to its next",
+            "Time from a session's first change after a checkpoint to its next checkpoint",
             buckets=LAG,
         )
         self.checkpoint_lag = self._gauge(
             section,
             "checkpoint_lag_seconds",
-            "How long ago the session moved that waits longest for its checkpoint",
+            "Age of the oldest session change that is not stored yet",
             (),
         )
-        self.store_seconds = self._histogram(section, "store_write_seconds", "A batch of writes to the store")
+        self.store_seconds = self._histogram(section, "store_write_seconds", "Time of one batch of writes to the store")
         self.store_read_seconds = self._histogram(
-            section, "store_read_seconds", "Finding, and claiming, a session's record"
+            section, "store_read_seconds", "Time to find, and claim, a session's record"
         )
-        self.store_errors = self._counter(
-            section, "store_errors_total", "Operations that the store has failed", ("operation",)
-        )
+        self.store_errors = self._counter(section, "store_errors_total", "Store operations that failed", ("operation",))
         self.store_failures = self._counter(
-            section, "store_failures_total", "Times that the store began to fail, after it had worked"
+            section, "store_failures_total", "Number of times that the store stopped working"
         )
         self.records_corrupt = self._counter(
-            section, "corrupt_records_total", "Records that could not be read and were set aside"
+            section, "corrupt_records_total", "Records that could not be read and were quarantined"
         )
 
     def _models(self) -> None:
@@ -208,7 +218,7 @@ class Metrics:
         self.models_served = self._gauge(
             section,
             "models_served",
-            "1 for a version that is served, 0 for one that failed, or was unloaded and has sessions left",
+            "1 for a served version; 0 for a version that failed to load, or was unloaded and still has sessions",
             MODEL,
         )
         self.model_loads = self._counter(
@@ -217,8 +227,8 @@ class Metrics:
         self.certificate_expiry = self._gauge(
             section,
             "tls_certificate_expiry_timestamp_seconds",
-            "When the first of the certificates ends that the file has: seconds since the epoch. `file` is the setting"
-            " that names it: `tls_cert_file` or `tls_client_ca_file`; nothing without TLS",
+            "Earliest expiry of the certificates in a file, in seconds since the epoch. `file` is the setting"
+            " that names the file: `tls_cert_file` or `tls_client_ca_file`. Absent without TLS",
             ("file",),
         )
         build = self._gauge(section, "build_info", "Always 1", ("version", "python_version", "onnxruntime_version"))
@@ -227,12 +237,12 @@ class Metrics:
     def _calls(self) -> None:
         section = "gRPC calls"
         self.calls = self._counter(section, "calls_total", "gRPC calls ended, by status code", ("method", "code"))
-        self.call_seconds = self._histogram(section, "call_duration_seconds", "gRPC calls, whole", ("method",))
+        self.call_seconds = self._histogram(section, "call_duration_seconds", "Duration of gRPC calls", ("method",))
         self.calls_active = self._gauge(
-            section, "calls_active", "gRPC calls going on; those of Stream are the open streams", ("method",)
+            section, "calls_active", "gRPC calls in progress; for Stream, the open streams", ("method",)
         )
         self.connections_active = self._gauge(
-            section, "connections_active", "Clients' connections that have a call going on"
+            section, "connections_active", "Client connections with a call in progress"
         )
 
     def _histogram(
