@@ -157,8 +157,8 @@ class BatchStep:
         self._whole().positions[row] = end
         if self.message.outputs.kind != pb.OUTPUT_KIND_NONE:
             self.errors[row] = OutOfRangeError(
-                f"the session consumed the tokens from position {self.message.positions[row]} on, and what comes next"
-                f" was lost with the connection: go on from position {end}",
+                f"the session consumed the tokens from position {self.message.positions[row]} on, and the response was"
+                f" lost with the connection: continue from position {end}",
                 reason="OUTPUTS_LOST",
                 metadata={"position": str(end)},
             )

@@ -59,7 +59,7 @@ def decoding_message(
 
 def _beam_message(beam_size: int | None, length_penalty: float | None, num_best: int | None) -> pb.BeamSearch:
     if beam_size is None:
-        raise TypeError("length_penalty and num_best go with beam_size alone")
+        raise TypeError("length_penalty and num_best can be set only with beam_size")
     return pb.BeamSearch(
         beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size"),
         length_penalty=length_penalty,

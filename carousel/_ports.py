@@ -36,7 +36,7 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
     """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them; a
     sequence says it of each step, where each is another session's. Raises InvalidArgumentError that names the part."""
     if not inputs:
-        raise invalid(f"{field} has names, and the model's inputs have none: give vectors", field)
+        raise invalid(f"{field} has names, but the model's inputs have none: give vectors", field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
     missing = [port.name for port in inputs if port.name not in parts and not port.is_end]
     if unknown or missing:
@@ -81,7 +81,7 @@ def _flags(is_last: bool | Sequence[bool], num_steps: int, field: str) -> Sequen
         return [is_last and step == num_steps - 1 for step in range(num_steps)]
     if len(is_last) != num_steps:
         raise invalid(
-            f"{field} has {num_steps} steps, and end has {len(is_last)} flags: give one for each session", field
+            f"{field} has {num_steps} steps, but end has {len(is_last)} flags: give one for each session", field
         )
     return is_last
 

@@ -190,7 +190,7 @@ def step_batch_message(
     tokens = tokens or ()
     if len(tokens) != len(handles):
         raise invalid(
-            f"step_batch.token_ids: tokens for {len(tokens)} sessions, and the step has {len(handles)}: give as many",
+            f"step_batch.token_ids: tokens for {len(tokens)} sessions, but the step has {len(handles)}: give as many",
             "step_batch.token_ids",
         )
     message = pb.StepBatch(

@@ -12,10 +12,10 @@ _WORDS = {
     CloseReason.IDLE: "it was idle for longer than the server allows",
     CloseReason.SHUTDOWN: "the server shuts down",
     CloseReason.FAILED: "opening it failed",
-    CloseReason.EXPIRED: "nobody went on with it for as long as it was held",
-    CloseReason.MOVED: "another server has it",
-    CloseReason.LOST: "its state is nowhere any more",
-    CloseReason.TAKEN: "another stream has it",
+    CloseReason.EXPIRED: "it was not resumed or used in time",
+    CloseReason.MOVED: "it has moved to another server",
+    CloseReason.LOST: "its state is lost",
+    CloseReason.TAKEN: "another stream took it over",
     CloseReason.MAX_AGE: "it reached the age that the server allows",
 }
 
@@ -32,7 +32,8 @@ def session_closed(session_id: str, reason: CloseReason, position: int) -> Sessi
 def moved(expected: int, position: int) -> PositionMismatchError:
     """The error of a session that a feed moved whose answer was not awaited."""
     return PositionMismatchError(
-        f"position = {expected}, but the session is at {position}: a feed whose answer was not awaited had moved it",
+        f"position = {expected}, but the session is at {position}: an earlier feed, whose answer was not awaited,"
+        " moved it",
         reason="POSITION_MISMATCH",
         metadata={"position": str(position)},
     )

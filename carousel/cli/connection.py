@@ -138,7 +138,7 @@ class Connection:
             if self.cert is not None:
                 context.load_cert_chain(self.cert, self.key, password="")
         except ssl.SSLError as error:
-            told = f"{self.cert} and {self.key} are no certificate and its key in PEM: {error.reason}"
+            told = f"{self.cert} and {self.key} are not a certificate and its private key in PEM: {error.reason}"
             raise InputError(told) from None
 
 

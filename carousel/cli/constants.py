@@ -45,7 +45,7 @@ def _numbers(name: str, value: str) -> list[float]:
         try:
             value = Path(value[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise _wrong(f"{name}: {value[1:]} cannot be read: {reason}") from None
     try:
         return [float(number) for number in value.replace(",", " ").split()]

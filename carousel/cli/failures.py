@@ -107,7 +107,7 @@ def _text(error: Exception) -> str:
     if isinstance(error, TyperException):
         return error.format_message().removeprefix("Invalid value: ")
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:_LONGEST]!r} is no text in UTF-8"
+        return f"{error.object[:_LONGEST]!r} is not UTF-8 text"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

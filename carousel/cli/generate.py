@@ -135,7 +135,7 @@ class _Asked(NamedTuple):
         unused = [name for name in self.decoding if name != "max_tokens"]
         if self.info.value_size and unused:
             flag = f"--{unused[0].replace('_', '-')}"
-            raise typer.BadParameter(f"{self.info.model} gives numbers, which are not chosen", param_hint=flag)
+            raise typer.BadParameter(f"{self.info.model} outputs values, not tokens", param_hint=flag)
 
     def run(self, text: str | None, line: int) -> None:
         """Generates what follows one source, and prints it. line: of the file; 0: there is none."""

@@ -78,7 +78,7 @@ def lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{named(path)} is no text in UTF-8: {error.reason}") from None
+        raise InputError(f"{named(path)} is not UTF-8 text: {error.reason}") from None
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
@@ -103,7 +103,7 @@ def _array(path: Path) -> list[list[float]]:
     try:
         found = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array of NumPy's: {error}") from None
+        raise InputError(f"{path} is not a NumPy array: {error}") from None
     if found.dtype.kind not in "fiub" or found.ndim != 2:
         raise InputError(f"{path} has shape {list(found.shape)} of {found.dtype}, and [steps, numbers] is read")
     vectors: list[list[float]] = found.astype(np.float32).tolist()

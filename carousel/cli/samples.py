@@ -185,7 +185,7 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
             raise ValueError(f"it begins with {data[: len(_NPY)]!r}, and those with {_NPY!r}")
         found: Any = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{name} is no array of NumPy's: {error}") from None
+        raise InputError(f"{name} is not a NumPy array: {error}") from None
     shape, dtype = found.shape, found.dtype
     if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.fed_size)):
         raise InputError(
@@ -214,7 +214,7 @@ def _texts(file: IO[bytes], name: str) -> Iterator[str]:
             yield decoder.decode(block)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no text in UTF-8: {error.reason} {error.object[error.start :][:1]!r}") from None
+        raise InputError(f"{name} is not UTF-8 text: {error.reason} {error.object[error.start :][:1]!r}") from None
 
 
 def _tokens(file: IO[bytes], name: str, *, is_of_characters: bool) -> Iterator[list[tuple[int, str]]]:

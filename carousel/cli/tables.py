@@ -48,7 +48,7 @@ class Columns:
         Raises HeaderError for a header that does not name each number once.
         """
         if not self.has_names:
-            raise HeaderError(f"{_quoted(header[0])} is no number, and the inputs of {self.model} have no names")
+            raise HeaderError(f"{_quoted(header[0])} is not a number, and the inputs of {self.model} have no names")
         if not self.must_be_named and len(header) == 1 and header[0] in self._places:
             return None
         columns: dict[int, int] = {}

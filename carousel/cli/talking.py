@@ -83,7 +83,7 @@ class Talk:
     def _refused(self, error: Exception, number: int) -> int:
         """Tells that a line was refused. Returns the exit code that it makes."""
         if isinstance(error, UnicodeEncodeError):
-            error = InputError("it is no text in UTF-8")
+            error = InputError("it is not UTF-8 text")
         if sys.stdin.isatty():
             failures.tell(error)
             return 0
@@ -106,7 +106,7 @@ class Talk:
         elif command == ":help":
             note(_HELP)
         elif command.startswith(":") and len(command) > 1:
-            raise InputError(f"{line.strip()!r} is no command: :help lists them")
+            raise InputError(f"{line.strip()!r} is not a command: :help lists them")
         elif line or self._next is not None:
             self._feed(line)
         else:
@@ -195,4 +195,4 @@ def _ask(position: int) -> str | None:
         typer.echo()
         return None
     except UnicodeDecodeError as error:
-        raise InputError(f"{_NAME} is no text in UTF-8: {error.reason}") from None
+        raise InputError(f"{_NAME} is not UTF-8 text: {error.reason}") from None

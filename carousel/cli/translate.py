@@ -100,7 +100,7 @@ class _Lines:
                     if line.strip():
                         yield line
         except UnicodeDecodeError as error:
-            raise InputError(f"{named(self._path)} is no text in UTF-8: {error.reason}") from None
+            raise InputError(f"{named(self._path)} is not UTF-8 text: {error.reason}") from None
         except OSError as error:
             raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from None
 

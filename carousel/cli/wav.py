@@ -75,7 +75,7 @@ def header(file: IO[bytes], name: str) -> Pcm | None:
     if len(begin) < 12 and any(kind.startswith(begin[:4]) for kind in _KINDS):
         raise _short(name)
     if begin[:4] not in _KINDS or begin[8:] != b"WAVE":
-        raise InputError(f"{name} is no WAV file: it begins with {begin[:4]!r}, and those with b'RIFF'")
+        raise InputError(f"{name} is not a WAV file: it begins with {begin[:4]!r}, and those with b'RIFF'")
     found: Pcm | None = None
     whole_size = 0
     while start := file.read(8):
@@ -84,7 +84,7 @@ def header(file: IO[bytes], name: str) -> Pcm | None:
         kind, size = start[:4], int.from_bytes(start[4:], "little")
         if kind == b"data":
             if found is None:
-                raise InputError(f"{name} is no WAV file: its samples come before their format")
+                raise InputError(f"{name} is not a WAV file: its samples come before their format")
             if size == _UNKNOWN_SIZE and whole_size:
                 size = whole_size
             return replace(found, num_bytes=_size_of_samples(file, name, size))
@@ -101,7 +101,7 @@ def header(file: IO[bytes], name: str) -> Pcm | None:
 
 def _format(data: bytes, name: str) -> Pcm:
     if len(data) < _FORMAT.size:
-        raise InputError(f"{name} is no WAV file: the format of its samples has {len(data)} bytes")
+        raise InputError(f"{name} is not a WAV file: the format of its samples has {len(data)} bytes")
     kind, channels, rate, _, width, bits = _FORMAT.unpack_from(data)
     if kind == _EXTENSIBLE and len(data) >= _SUBFORMAT_AT + 2:
         kind = int.from_bytes(data[_SUBFORMAT_AT : _SUBFORMAT_AT + 2], "little")
@@ -112,7 +112,7 @@ def _format(data: bytes, name: str) -> Pcm:
             f" such as by `ffmpeg -i {name} -c:a pcm_s16le converted.wav`"
         )
     if not channels or width != channels * bits // 8:
-        raise InputError(f"{name} is no WAV file: {channels} channels of {bits} bits do not take {width} bytes")
+        raise InputError(f"{name} is not a WAV file: {channels} channels of {bits} bits do not take {width} bytes")
     return Pcm(bits, channels, rate)
 
 

@@ -134,7 +134,7 @@ def test_nothing_is_sent_on_a_stream_that_was_lost() -> None:
 
 def test_tokens_that_do_not_fit_are_refused_before_they_are_sent() -> None:
     protocol = opened(1, 2)
-    with pytest.raises(InvalidArgumentError, match="tokens for 1 sessions, and the step has 2"):
+    with pytest.raises(InvalidArgumentError, match="tokens for 1 sessions, but the step has 2"):
         send(protocol, [4], 0, 1)
     with pytest.raises(InvalidArgumentError, match="Value out of range"):
         send(protocol, [4, -1], 0, 1)

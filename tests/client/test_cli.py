@@ -71,7 +71,7 @@ def test_a_session_by_hand(shell: Shell) -> None:
     ]
     assert "EY T" in out
     assert "standard input, line 6: feed.tokens[0] = 'nope' is not in the vocabulary" in err
-    assert "standard input, line 8: ':what' is no command" in err
+    assert "standard input, line 8: ':what' is not a command" in err
     assert ":generate [N]" in err
     assert "position 3" in shell.out("stream", "g2p-en", "--id", "by-hand", "--resume", typed=":where\n:quit\n:where\n")
     shell.run("sessions", "get", "by-hand", code=4)
@@ -181,7 +181,7 @@ def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
     np.save(tmp_path / "months.npy", np.array([[340 + index % 5] for index in range(14)]))
     assert shell.json("inspect", "co2-forecast", "--features", str(tmp_path / "months.npy"), "--steps", "3") == found
     for name, content, told in (
-        ("months.npz", b"\x93NUMPY", "months.npz is no text in UTF-8"),
+        ("months.npz", b"\x93NUMPY", "months.npz is not UTF-8 text"),
         ("text.npy", b"1\n2\n", "text.npy"),
         ("flat.npy", (tmp_path / "months.npy").read_bytes().replace(b"(14, 1)", b"(14,)  "), "shape [14] of int64"),
     ):
@@ -271,9 +271,12 @@ def test_files_of_certificates_that_are_no_good_are_named(shell: Shell, tmp_path
     wrong = [
         (("--ca", "text"), "text has no certificate of an authority in PEM"),
         (("--ca", "nowhere"), f"{tmp_path}/nowhere: No such file or directory"),
-        (("--cert", "text", "--key", "key"), "are no certificate and its key in PEM"),
-        (("--cert", "cert", "--key", "text"), "are no certificate and its key in PEM"),
-        (("--cert", "cert", "--key", "other"), "other are no certificate and its key in PEM: KEY_VALUES_MISMATCH"),
+        (("--cert", "text", "--key", "key"), "are not a certificate and its private key in PEM"),
+        (("--cert", "cert", "--key", "text"), "are not a certificate and its private key in PEM"),
+        (
+            ("--cert", "cert", "--key", "other"),
+            "other are not a certificate and its private key in PEM: KEY_VALUES_MISMATCH",
+        ),
         (("--cert", "cert", "--key", "nowhere"), f"{tmp_path}/nowhere: No such file or directory"),
     ]
     for words, told in wrong:

@@ -102,7 +102,7 @@ def test_integers_of_an_array_are_told_to_be_fed_as_they_are(
 
 def test_an_array_that_ends_within_its_header_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"\x93NU")
-    with pytest.raises(InputError, match="is no array of NumPy's: it ends within its header"):
+    with pytest.raises(InputError, match="is not a NumPy array: it ends within its header"):
         read(tmp_path / "a.npy")
 
 

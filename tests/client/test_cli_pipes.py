@@ -74,7 +74,7 @@ def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
 
 def test_a_line_of_a_pipe_that_is_no_text_is_told(shell: Shell) -> None:
     refused = shell.run("stream", "g2p-en", "gate", typed=b"\xff\n", code=2).stderr.decode()
-    assert "is no text in UTF-8" in refused
+    assert "is not UTF-8 text" in refused
 
 
 def test_frames_are_typed_to_a_transducer(shell: Shell) -> None:
@@ -221,7 +221,7 @@ def test_a_word_that_is_no_text_is_told(shell: Shell) -> None:
     command: list[str | bytes] = [*COMMAND, "-t", shell.target, "generate", "g2p-en", b"\xff"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=30)
     assert done.returncode == 2
-    assert b"is no text in UTF-8" in done.stderr
+    assert b"is not UTF-8 text" in done.stderr
 
 
 def test_output_needs_no_encoding_that_has_every_letter(shell: Shell) -> None:

@@ -141,7 +141,7 @@ def test_headers_as_other_programs_write_them(tmp_path: Path, size: int | None) 
 
 
 BAD_WAVS = {
-    "another file": (b"ID3\x04" + bytes(50), r"is no WAV file: it begins with b'ID3\x04', and those with b'RIFF'"),
+    "another file": (b"ID3\x04" + bytes(50), r"is not a WAV file: it begins with b'ID3\x04', and those with b'RIFF'"),
     "floats": (
         riff(form(3, 1, 32), chunk(b"data", bytes(8))),
         "has samples of 32-bit floats (WAV format 3), and PCM of 8, 16, 24 or 32 bits is read: convert it, such as by"
@@ -149,9 +149,9 @@ BAD_WAVS = {
     ),
     "compressed": (riff(form(85, 1, 16), chunk(b"data", b"")), "has samples of 16 bits (WAV format 85), and PCM"),
     "12 bits": (riff(form(1, 1, 12), chunk(b"data", b"")), "has samples of 12 bits (WAV format 1), and PCM"),
-    "no format": (riff(chunk(b"data", bytes(8))), "is no WAV file: its samples come before their format"),
-    "short format": (riff(chunk(b"fmt ", bytes(8))), "is no WAV file: the format of its samples has 8 bytes"),
-    "no channel": (riff(form(1, 0, 16)), "is no WAV file: 0 channels of 16 bits do not take 0 bytes"),
+    "no format": (riff(chunk(b"data", bytes(8))), "is not a WAV file: its samples come before their format"),
+    "short format": (riff(chunk(b"fmt ", bytes(8))), "is not a WAV file: the format of its samples has 8 bytes"),
+    "no channel": (riff(form(1, 0, 16)), "is not a WAV file: 0 channels of 16 bits do not take 0 bytes"),
     "no samples": (riff(form(1, 1, 16), chunk(b"LIST", b"x")), "has no samples: it ends before them"),
     "cut format": (riff(form(1, 1, 16))[:30], "ends within its header: it was cut off"),
     "cut beginning": (b"RIFF\0", "ends within its header: it was cut off"),
@@ -233,7 +233,7 @@ BAD_LINES = {
         "1,2,3\n",
         "line 1: it has 3 columns, and a line for vad has 1 number, or the 4 of a step",
     ),
-    "names": (INFO, "sample\n1\n", "line 1: 'sample' is no number, and the inputs of vad have no names"),
+    "names": (INFO, "sample\n1\n", "line 1: 'sample' is not a number, and the inputs of vad have no names"),
     "no names": (
         NAMED,
         "1,2,3\n",
@@ -265,7 +265,7 @@ def test_an_array_of_numpys_has_samples_or_steps(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"and vad reads numbers, \[numbers\] or \[steps, 4\]"):
             read(path)
     path.write_bytes(b"1,2")
-    with pytest.raises(InputError, match="is no array of NumPy's: it begins with b'1,2'"):
+    with pytest.raises(InputError, match="is not a NumPy array: it begins with b'1,2'"):
         read(path)
 
 
@@ -315,7 +315,7 @@ def test_a_text_is_its_tokens_and_their_lines_however_it_comes(
 def test_a_text_that_is_none_is_refused(piped: Any) -> None:
     with (
         samples.tokens(piped(b"ab\xff"), replace(INFO, tokenizer="characters")) as blocks,
-        pytest.raises(InputError, match="standard input is no text in UTF-8: invalid start byte"),
+        pytest.raises(InputError, match="standard input is not UTF-8 text: invalid start byte"),
     ):
         list(blocks)
 

@@ -44,7 +44,7 @@ def test_a_refused_line_is_named_and_ends_the_command_unless_it_is_to_go_on(shel
     assert done.stdout == b"G EY T\n\n\nS T EY T\n"
     done = shell.run("translate", "g2p-en", typed=b"gate\n\xff\n", code=2)
     assert done.stdout == b"G EY T\n"
-    assert b"standard input is no text in UTF-8" in done.stderr
+    assert b"standard input is not UTF-8 text" in done.stderr
 
 
 def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_path: Path) -> None:

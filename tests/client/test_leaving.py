@@ -107,7 +107,7 @@ async def test_a_cancelled_feed_that_the_server_tells_nothing_of_is_told_of_late
         with pytest.raises(asyncio.CancelledError):
             await task
         server.unmute()
-        with pytest.raises(PositionMismatchError, match="had moved it"):
+        with pytest.raises(PositionMismatchError, match="moved it"):
             await session.feed("B")
         assert (await session.feed("B")).position == 2
         assert server.session.num_applied == 2

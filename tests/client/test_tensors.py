@@ -86,10 +86,10 @@ def test_rows_are_steps_whatever_a_step_reads() -> None:
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(4, "a step reads 4: 2 are missing for 2 steps"), (7, "a step reads 7: 1 is missing for 1 step")],
+    [(4, "each step reads 4: 2 are missing for 2 steps"), (7, "each step reads 7: 1 is missing for 1 step")],
 )
 def test_numbers_that_do_not_fill_a_step_are_refused(size: int, told: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=rf"^feed.features has 6 numbers, and {told} \(`carousel.Frames`"):
+    with pytest.raises(InvalidArgumentError, match=rf"^feed.features has 6 numbers, but {told} \(`carousel.Frames`"):
         steps_message(FLAT, size, "feed.features")
 
 

@@ -42,7 +42,7 @@ def test_a_beam_search_gives_its_best_as_tokens_and_all_as_hypotheses(target: st
         whole = client.generate("tiny-bos", max_tokens=6, beam_size=4, num_best=3, length_penalty=0.5)
         assert list(whole) == tokens
         assert whole.hypotheses == generation.hypotheses
-        with pytest.raises(TypeError, match="go with beam_size alone"):
+        with pytest.raises(TypeError, match="can be set only with beam_size"):
             session.generate(num_best=2)
         with pytest.raises(InvalidArgumentError, match="are both set"):
             list(session.generate(beam_size=2, temperature=1.0))

@@ -185,7 +185,7 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
         ("vad", ("none.wav",), "none.wav cannot be read: No such file or directory"),
         ("vad", ("-",), "standard input does not tell its format by its name: give --format, one of wav, s16"),
         ("vad", ("speech",), "speech cannot be read: No such file or directory"),
-        ("vad", ("text.wav",), "text.wav is no WAV file: it begins with b'1,2\\n', and those with b'RIFF'"),
+        ("vad", ("text.wav",), "text.wav is not a WAV file: it begins with b'1,2\\n', and those with b'RIFF'"),
         (
             "vad",
             ("fine.wav", "--rate", "8000"),

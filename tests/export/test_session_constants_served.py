@@ -180,7 +180,7 @@ def test_end_in_a_batch_is_of_all_its_sessions_or_of_each(service: LocalService,
         batch.open_many([None, None, None], constants={"speaker": speaker})
         bares = [Bare(file, number_of(client, name), speaker, 0, 1.0) for name in batch.session_ids]
         first = [xs[0], xs[0], xs[0]]
-        with pytest.raises(InvalidArgumentError, match="3 steps, and end has 2 flags: give one for each session"):
+        with pytest.raises(InvalidArgumentError, match="3 steps, but end has 2 flags: give one for each session"):
             batch.step(features={"x": first}, end=[True, False])
         values = batch.step(features={"x": first}, end=[False, True, False]).values
         size = len(values) // 3
