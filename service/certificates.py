@@ -133,7 +133,9 @@ class Certificates:
         try:
             context.load_cert_chain(cert, key, password="")  # or it asks the terminal for that of an encrypted key
         except OSError as error:  # which an SSLError is
-            raise CertificateError(f"{cert} and {key} are no certificate and its key: {_reason(error)}") from None
+            raise CertificateError(
+                f"{cert} and {key} are not a certificate and its private key: {_reason(error)}"
+            ) from None
         try:
             for path in client_ca:
                 context.load_verify_locations(path)

@@ -23,7 +23,7 @@ def check(settings: Settings) -> int:
     """
     is_good = True
     for variable, nearest in unknown_variables(os.environ):
-        print(f"WARNING {variable} is no setting{f': there is {nearest}' if nearest else ''}")
+        print(f"WARNING {variable} is not a setting{f': did you mean {nearest}?' if nearest else ''}")
     for subject, look in conditions(settings):
         try:
             look(settings)
@@ -55,7 +55,7 @@ def _advice(settings: Settings) -> str:
     folder = settings.model_folder.resolve()
     if not any(folder.glob("*/manifest.json")):
         return ""
-    return f": it looks like the folder of one model, give the one above: --models {folder.parent}"
+    return f": it looks like the folder of one model: give the folder above it, --models {folder.parent}"
 
 
 def attempt(settings: Settings, key: tuple[str, int], is_wanted: Callable[[], bool] = lambda: True) -> Problem | None:

@@ -33,8 +33,8 @@ the file of --tokens-file.""",
 def refused(command: str) -> int:
     """Says which commands there are."""
     print(
-        f"there is no command {command!r}: there are health, token NAME and --version; without one it serves, and"
-        " settings begin with --: see python -m service --help",
+        f"unknown command {command!r}: expected health, token NAME or --version, or settings, which begin with --, to"
+        " serve: see python -m service --help",
         file=sys.stderr,
     )
     return 2

@@ -58,7 +58,7 @@ def in_use(settings: Settings) -> Iterator[str]:
         if reason := why_not(settings.host, port):
             yield f"{settings.host}:{port}: {reason}"
     if is_store_in_use(settings.store, settings.data_folder):
-        yield f"{settings.data_folder}: another process has it"
+        yield f"{settings.data_folder}: another process uses it"
 
 
 def _check_wire(settings: Settings) -> None:
@@ -80,7 +80,7 @@ def _check_ports(settings: Settings) -> None:
     }
     for (one, port), (other, same) in combinations(given.items(), 2):
         if port and port == same:
-            raise StartError(f"{one} = {port} and {other} = {same} are one port: set one of them to another")
+            raise StartError(f"{one} = {port} and {other} = {same} are the same port: set one of them to another port")
 
 
 def _check_models(settings: Settings) -> None:

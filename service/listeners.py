@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _CLOSE_IT = (
-    "who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token) and"
-    " tls_cert_file with tls_key_file, or host to 127.0.0.1"
+    "everyone who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token)"
+    " and tls_cert_file with tls_key_file, or host to 127.0.0.1"
 )
 
 

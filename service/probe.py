@@ -17,7 +17,9 @@ def probe(settings: Settings, timeout_s: float = 3.0) -> int:
     """The process's exit code: 0 when it serves, 1 when it does not, or does not answer."""
     port = settings.port if settings.health_port is None else settings.health_port
     if settings.tls_cert_file is not None and settings.health_port is None:
-        print("health_port is not set: with TLS it is where health is asked for in plain text", file=sys.stderr)
+        print(
+            "health_port is not set: with TLS, the server answers health checks without TLS only there", file=sys.stderr
+        )
         return 2
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104  # compared
     with grpc.insecure_channel(f"{host}:{port}") as channel:

@@ -90,11 +90,11 @@ def try_version(
         if process.returncode == -signal.SIGKILL:
             if not is_wanted():
                 return Problem(*key, "its graphs are not tried: the server stops")
-            return TakesTooMuch(*key, "the process that tried its graphs was killed, perhaps for want of memory")
+            return TakesTooMuch(*key, "the process that tried its graphs was killed, perhaps because memory ran out")
         try:
             reason = json.loads(process.stdout.read())
         except ValueError:
-            reason = f"the process in which its graphs are tried ended with code {process.returncode}"
+            reason = f"the process that tried its graphs ended with code {process.returncode}"
     return None if not reason else Problem(*key, reason)
 
 
@@ -105,7 +105,7 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
     most, told = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
     room = _room_bytes()
     if room is not None and room < most:
-        most, told = room, f"{room // _MIB} MiB of memory, which is what the container has left for them"
+        most, told = room, f"{room // _MIB} MiB of memory, all that the container has left"
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)

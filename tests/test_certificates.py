@@ -66,9 +66,9 @@ def cut(path: Path) -> None:
         (lambda files: files.cert.unlink(), "cert.pem cannot be read: No such file"),
         (lambda files: files.cert.write_text("hello"), "cert.pem is not PEM"),
         (lambda files: files.key.write_text(files.cert.read_text()), "key.pem has no private key"),
-        (lambda files: cut(files.cert), "are no certificate and its key"),
-        (lambda files: cut(files.key), "are no certificate and its key"),
-        (lambda files: files.write_key(), "are no certificate and its key: KEY_VALUES_MISMATCH"),
+        (lambda files: cut(files.cert), "are not a certificate and its private key"),
+        (lambda files: cut(files.key), "are not a certificate and its private key"),
+        (lambda files: files.write_key(), "are not a certificate and its private key: KEY_VALUES_MISMATCH"),
         (lambda files: cut(files.authority), "ca.pem has no certificate of an authority"),
     ],
 )

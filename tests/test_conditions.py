@@ -78,7 +78,10 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
         lambda folder: {"tls_cert_file": "/nope", "tls_key_file": "/nope"},
         "/nope cannot be read: No such file or directory",
     ),
-    "another certificate's key": (foreign_key_pair, "{folder}/cert and {folder}/other.key are no certificate and its"),
+    "another certificate's key": (
+        foreign_key_pair,
+        "{folder}/cert and {folder}/other.key are not a certificate and its",
+    ),
     "no tokens": (lambda folder: {"tokens_file": "/nope"}, "tokens_file: /nope cannot be read: No such file or"),
     "a store without a key": (lambda folder: {"store": "redis"}, "store = redis needs snapshot_key_file: "),
     "no key": (lambda folder: {"snapshot_key_file": "/nope"}, "snapshot_key_file = /nope cannot be read: No such file"),
@@ -105,11 +108,11 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     ),
     "one port for calls and metrics": (
         lambda folder: {"port": 50999, "metrics_port": 50999},
-        "port = 50999 and metrics_port = 50999 are one port: ",
+        "port = 50999 and metrics_port = 50999 are the same port: ",
     ),
     "one port for calls and health": (
         lambda folder: {"port": 50999, "health_port": 50999},
-        "port = 50999 and health_port = 50999 are one port: ",
+        "port = 50999 and health_port = 50999 are the same port: ",
     ),
     "a damaged store": (
         lambda folder: {"data_folder": damaged_store(folder)},
@@ -173,7 +176,7 @@ def test_a_check_beside_the_server_that_runs_tells_what_is_in_use_and_passes(
         assert check(settings(tmp_path, port=port)) == 0
     assert capsys.readouterr().out == (
         f"IN USE  {ADDRESS}:{port}: address already in use\n"
-        f"IN USE  {tmp_path / 'data'}: another process has it\n"
+        f"IN USE  {tmp_path / 'data'}: another process uses it\n"
         "ok      tiny-lm/1\n"
     )
 

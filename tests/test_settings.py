@@ -178,8 +178,8 @@ def test_help_lists_every_command_and_each_tells_of_itself(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["frob"], "there is no command 'frob': there are health, token NAME and --version"),
-        (["Health", "--help"], "there is no command 'Health': there are health, "),
+        (["frob"], "unknown command 'frob': expected health, token NAME or --version"),
+        (["Health", "--help"], "unknown command 'Health': expected health, "),
         (["--version", "--foo"], "usage: python -m service --version: it takes no '--foo'"),
         (["token"], "usage: python -m service token NAME\n"),
         (["token", "--name"], "usage: python -m service token NAME\n"),
@@ -253,7 +253,7 @@ def test_a_check_tells_of_a_variable_that_is_no_setting(
 ) -> None:
     monkeypatch.setenv("CAROUSEL_MAX_SESSION", "5")
     run(monkeypatch, "--check", "--models", str(empty))
-    told = "WARNING CAROUSEL_MAX_SESSION is no setting: there is CAROUSEL_MAX_SESSIONS\n"
+    told = "WARNING CAROUSEL_MAX_SESSION is not a setting: did you mean CAROUSEL_MAX_SESSIONS?\n"
     assert capsys.readouterr().out.startswith(told)
 
 

@@ -69,7 +69,7 @@ def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_pat
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        (str(400 * 2**20), "280 MiB of memory, which is what the container has left for them"),
+        (str(400 * 2**20), "280 MiB of memory, all that the container has left"),
         (str(2**40), "512 MiB of memory (check_memory_mib)"),
         ("max", "512 MiB of memory (check_memory_mib)"),
     ],
@@ -117,10 +117,10 @@ def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
-    told = "the process that tried its graphs was killed, perhaps for want of memory"
+    told = "the process that tried its graphs was killed, perhaps because memory ran out"
     assert attempt(tmp_path) == TakesTooMuch(*KEY, told)
 
 
 def test_a_process_that_ends_without_a_word_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert attempt(tmp_path) == Problem(*KEY, "the process in which its graphs are tried ended with code 1")
+    assert attempt(tmp_path) == Problem(*KEY, "the process that tried its graphs ended with code 1")

@@ -62,13 +62,13 @@ def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif kind == 2:
             size, at = _varint(part, at)
             if at + size > len(part):
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
             yield key >> 3, part[at : at + size]
             at += size
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
-            raise ValueError(f"there is no wire type {kind}")
+            raise ValueError(f"unknown wire type {kind}")
 
 
 def _varint(part: memoryview, at: int) -> tuple[int, int]:

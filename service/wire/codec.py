@@ -52,7 +52,7 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Code
 
     def decode_json(data: bytes) -> Message:
         if kind is None:
-            raise JsonError("this method has no JSON")
+            raise JsonError("this method does not support JSON")
         return parse(data, kind)
 
     return Codec(decode_json, _to_json, is_slow=True)

@@ -50,15 +50,15 @@ def parse(data: bytes, kind: type[_Kind]) -> _Kind:
     try:
         value = _read(data) if data else {}
         if not isinstance(value, dict):
-            raise _NoJsonError(f"it is {_quoted(value)}, expected an object, {{...}}")
+            raise _NoJsonError(f"it is {_quoted(value)}: expected an object, {{...}}")
         try:
             _check(value, descriptor, "", is_thorough=False)
             return json_format.ParseDict(value, kind())
         except json_format.ParseError:
             _check(value, descriptor, "", is_thorough=True)
-        raise _NoJsonError("it has too many objects within each other, or a value that its field cannot have")
+        raise _NoJsonError("its objects are nested too deeply, or a field has an invalid value")
     except RecursionError:
-        reason = "it has too many lists or objects within each other"
+        reason = "its lists or objects are nested too deeply"
     except _NoJsonError as error:
         reason = str(error)
     raise JsonError(f"the request is not JSON of {descriptor.full_name}: {reason}")
@@ -78,9 +78,7 @@ def _read(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         rest = text[error.pos : error.pos + _QUOTED]
-        raise _NoJsonError(
-            f"it goes wrong at {where}, {f'before {_quoted(rest)}' if rest else 'where it ends'}"
-        ) from None
+        raise _NoJsonError(f"it is invalid at {where}, {f'before {_quoted(rest)}' if rest else 'at its end'}") from None
     except ValueError:
         raise _NoJsonError("an integer has thousands of digits") from None
 
@@ -90,7 +88,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise _NoJsonError(f"{_quoted(twice)} is there twice in one object")
+        raise _NoJsonError(f"{_quoted(twice)} is a duplicate in one object")
     return found
 
 
@@ -113,7 +111,7 @@ def _check(value: Any, descriptor: Descriptor, path: str, *, is_thorough: bool) 
         if field is None:
             names = ", ".join(one.name for one in descriptor.fields)
             raise JsonError(
-                f"{_quoted(_within(path, name))} is no field of {descriptor.full_name}: expected one of {names}"
+                f"{_quoted(_within(path, name))} is not a field of {descriptor.full_name}: expected one of {names}"
             )
         inner = _within(path, field.name)
         if given is None:

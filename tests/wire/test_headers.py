@@ -43,12 +43,12 @@ def test_headers_are_counted_as_http_2_does() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("Upper", "v", "'Upper' is no name"),
-        ("a b", "v", "'a b' is no name"),
-        ("", "v", "'' is no name"),
-        (":path", "v", "':path' is no name"),
-        ("grpc-status", "0", "'grpc-status' is no name"),
-        ("content-type", "v", "'content-type' is no name"),
+        ("Upper", "v", "'Upper' is not a valid metadata name"),
+        ("a b", "v", "'a b' is not a valid metadata name"),
+        ("", "v", "'' is not a valid metadata name"),
+        (":path", "v", "':path' is not a valid metadata name"),
+        ("grpc-status", "0", "'grpc-status' is not a valid metadata name"),
+        ("content-type", "v", "'content-type' is not a valid metadata name"),
         ("a", "one\ntwo", r"'a' is 'one\\ntwo'"),
         ("a", "é", "'a' is 'é'"),
     ],

@@ -68,8 +68,8 @@ def test_a_value_is_refused_with_its_field(path: str, value: Any, expected: str)
         ),
         (
             '{"feed": {"nope": 1}}',
-            '"feed.nope" is no field of carousel.v1.Feed: expected one of token_ids, tokens, position, outputs, mark,'
-            " features",
+            '"feed.nope" is not a field of carousel.v1.Feed: expected one of token_ids, tokens, position, outputs,'
+            " mark, features",
         ),
     ],
 )
@@ -80,14 +80,14 @@ def test_what_a_field_cannot_have_is_told(data: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"{", "it goes wrong at line 1, column 2, where it ends"),
-        (b'{"open":\n  oops}', 'it goes wrong at line 2, column 3, before "oops}"'),
-        (b"[]", "it is [], expected an object, {...}"),
+        (b"{", "it is invalid at line 1, column 2, at its end"),
+        (b'{"open":\n  oops}', 'it is invalid at line 2, column 3, before "oops}"'),
+        (b"[]", "it is []: expected an object, {...}"),
         (b"\xff", "byte 1 is not UTF-8"),
-        (b'{"close": true, "close": true}', '"close" is there twice in one object'),
+        (b'{"close": true, "close": true}', '"close" is a duplicate in one object'),
         (b'{"feed": {"position": NaN}}', 'NaN must be in quotes, "NaN"'),
         (b'{"feed": {"position": %s}}' % (b"9" * 5000), "an integer has thousands of digits"),
-        (b'{"a":' * 20_000, "it has too many lists or objects within each other"),
+        (b'{"a":' * 20_000, "its lists or objects are nested too deeply"),
     ],
 )
 def test_what_is_no_json_is_refused_with_its_place(data: bytes, words: str) -> None:

@@ -104,7 +104,7 @@ class Call:
                     await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if self._is_last_read:
                 if not self._frames.is_empty:
-                    await self._fail(self.malformed, "the last message is not there as a whole")
+                    await self._fail(self.malformed, "the last message is incomplete")
                 return grpc.aio.EOF
             asked, self._asked = self._asked, None
             self._is_reading = True

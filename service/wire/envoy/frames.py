@@ -61,7 +61,7 @@ class Frames:
 
     def _decompressed(self, flag: int, data: bytes) -> bytes:
         if flag != 1:
-            raise FrameError("INTERNAL", f"the first byte of a frame is {flag}, 0 or 1 was expected")
+            raise FrameError("INTERNAL", f"the first byte of a frame is {flag}: expected 0 or 1")
         if not data and self._encoding:  # some clients do not compress what is empty
             return b""
         if self._encoding not in _WINDOWS:
@@ -74,11 +74,9 @@ class Frames:
         except zlib.error:
             raise FrameError("INTERNAL", f"a message is not {self._encoding}") from None
         if len(message) > self._max_bytes:
-            raise FrameError(
-                "RESOURCE_EXHAUSTED", f"a message has more than {self._max_bytes} bytes when it is decompressed"
-            )
+            raise FrameError("RESOURCE_EXHAUSTED", f"a decompressed message has more than {self._max_bytes} bytes")
         if not decoder.eof:
-            raise FrameError("INTERNAL", f"a message is not all of its {self._encoding}")
+            raise FrameError("INTERNAL", f"a message has incomplete {self._encoding} data")
         if decoder.unused_data:
             raise FrameError("INTERNAL", f"a message has {len(decoder.unused_data)} bytes after its {self._encoding}")
         return message

@@ -91,7 +91,7 @@ def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str]
         text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
         return grpc.StatusCode.INVALID_ARGUMENT, text
     if b"trailers" not in headers.get(b"te", b""):
-        text = "te is missing: expected trailers, which a proxy on the way may not pass"
+        text = "te is missing: expected trailers; a proxy may have removed it"
         return grpc.StatusCode.INTERNAL, text
     said = headers.get(b"grpc-timeout", b"1S").decode("latin-1")
     if seconds_of(said) is None:
@@ -107,7 +107,7 @@ def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str 
     for name, value in found:
         if not _NAME.fullmatch(name) or name in _OURS:
             raise ValueError(
-                f"{name[:100]!r} is no name of metadata: expected a-z, 0-9, '_', '.' and '-', not gRPC's own"
+                f"{name[:100]!r} is not a valid metadata name: expected a-z, 0-9, '_', '.' and '-', not gRPC's own"
             )
         if isinstance(value, str) and not _VALUE.fullmatch(value):
             raise ValueError(f"the metadata {name[:100]!r} is {value[:100]!r}: expected printable ASCII")

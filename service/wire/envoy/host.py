@@ -215,7 +215,7 @@ _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
 _TEXT = b"text/plain; charset=utf-8"
 _TEXT_HEADERS = [(b"x-content-type-options", b"nosniff")]
-_WHAT_IS_SPOKEN = "this is a gRPC service: it speaks gRPC, gRPC-Web and Connect, by POST"
+_WHAT_IS_SPOKEN = "this is a gRPC service: send gRPC, gRPC-Web or Connect by POST"
 
 
 async def _run(handler: Handler, call: Call, path: str) -> None:
@@ -248,7 +248,7 @@ def _reading(handler: Handler) -> Handler:
     async def read_and_answer(_: Any, call: Any) -> Any:
         request = await _request(call)
         if request is grpc.aio.EOF:
-            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method takes one")
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method needs one")
         return await _answer(behaviour, request, call)
 
     reading: Any = read_and_answer

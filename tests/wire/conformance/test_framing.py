@@ -163,7 +163,7 @@ def test_a_message_that_is_cut_off_is_refused(envoy_service: LocalService, num_b
     """grpcio never answers a call whose last message is cut off: it waits for its deadline."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"x", length=2)[:num_bytes])
-        assert (answer.status, answer.message) == (13, "the last message is not there as a whole")
+        assert (answer.status, answer.message) == (13, "the last message is incomplete")
 
 
 @pytest.mark.parametrize("flag", [2, 0x80, 0xFF])
@@ -171,7 +171,7 @@ def test_a_first_byte_that_means_nothing_is_refused(envoy_service: LocalService,
     """grpcio takes any byte for one of the two."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"", flag=flag))
-        assert (answer.status, answer.message) == (13, f"the first byte of a frame is {flag}, 0 or 1 was expected")
+        assert (answer.status, answer.message) == (13, f"the first byte of a frame is {flag}: expected 0 or 1")
 
 
 @pytest.mark.parametrize("method", ["Unary", "ServerStream"])
