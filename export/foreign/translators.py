@@ -229,10 +229,10 @@ def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
         if _encodes_alike(graph, original, interface, encoder):
             notes.append("sources of any lengths are encoded in one run, with the bits that each has alone")
             return graph
-        why = "padding or company would change them"
+        why = "padding, or other sources in the run, would change their bits"
     except Exception as error:  # ONNX Runtime raises classes of its own
         why = first_line(error)
-    notes.append(f"sources are encoded one by one in a run: {why}")
+    notes.append(f"sources are encoded one by one: {why}")
     return apart(encoder, uses, length_name)
 
 
