@@ -3,10 +3,12 @@
 
 import { colour, freshId, h, onTheme, say } from "./dom";
 
-/** What is drawn. columns: null where nothing is known. rows: names of the rows, or what a row is called. */
+/** What is drawn. columns: null where nothing is known. labels: of the columns. columnIs: what a label says of its column.
+ * rows: names of the rows, or what a row is called. */
 export interface Picture {
   columns: (readonly number[] | null)[];
   labels: string[];
+  columnIs: "step" | "before";
   rows: string[] | string;
   isSigned: boolean;
 }
@@ -24,7 +26,7 @@ export class HeatMap {
   private readonly told = h("output", { class: "tip" });
   private readonly rowNames = h("div", { class: "row-names", "aria-hidden": "true" });
   private readonly columnNames = h("div", { class: "column-names", "aria-hidden": "true" });
-  private picture: Picture = { columns: [], labels: [], rows: "unit", isSigned: false };
+  private picture: Picture = { columns: [], labels: [], columnIs: "step", rows: "unit", isSigned: false };
   private cursor: [number, number] = [0, 0];
 
   constructor(private readonly title: string, private readonly isNamed = false) {
@@ -116,7 +118,7 @@ export class HeatMap {
   }
 
   private tell(column: number, row: number): void {
-    const { columns, labels, rows } = this.picture;
+    const { columns, labels, columnIs, rows } = this.picture;
     const value = columns[column]?.[row];
     if (value === undefined) {
       this.hide();
@@ -124,7 +126,7 @@ export class HeatMap {
     }
     this.cursor = [column, row];
     const name = Array.isArray(rows) ? `“${rows[row] ?? ""}”` : `${rows} ${row}`;
-    say(this.told, `${this.title}, step “${labels[column] ?? ""}”, ${name}: ${value.toFixed(3)}`);
+    say(this.told, `${this.title}, ${columnIs} “${labels[column] ?? ""}”, ${name}: ${value.toFixed(3)}`);
     this.told.classList.add("is-shown");
   }
 

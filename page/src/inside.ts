@@ -8,6 +8,7 @@ import { shown, shownStep } from "./tokens";
 
 const NUM_STEPS = 64;
 const HINT = "A column is a step, a row a unit. Point at a map, or use the arrow keys, to read a value.";
+const OF_SOURCE = "Attention: a column is where a step looked before the token below it, a row is a token of the source. ";
 const ORDER = ["cell", "hidden"];
 
 /** The heat maps of a session, or nothing, of a model that cannot be looked into. */
@@ -40,15 +41,17 @@ export class Inside {
       traces.unshift(session.first.trace);
       labels.unshift("start");
     }
+    const following = [...labels.slice(1), expected(session)];
     for (const [name, map] of this.maps) {
       const columns = traces.map((trace) => trace?.get(name) ?? null);
       const rows = isOfSource(name) && session.sourceTokens.length > 0 ? session.sourceTokens.map(shown) : "unit";
+      const named = isOfSource(name) ? { labels: following, columnIs: "before" as const } : { labels, columnIs: "step" as const };
       map.element.hidden = columns.every((column) => column === null);
-      map.draw({ columns, labels, rows, isSigned: !/gate|attention/.test(name) });
+      map.draw({ columns, ...named, rows, isSigned: !/gate|attention/.test(name) });
     }
     const isKnown = traces.some((trace) => trace !== null && trace.size > 0);
     this.layers.hidden = !isKnown;
-    say(this.hint, isKnown ? HINT : "Nothing is known yet: it is drawn from the next step on.");
+    say(this.hint, isKnown ? (this.names.some(isOfSource) ? OF_SOURCE : "") + HINT : "Nothing is known yet: it is drawn from the next step on.");
   }
 
   private show(session: Session): void {
@@ -95,6 +98,13 @@ export class Inside {
     });
     return h("label", {}, [input, layer.replace(/(\D)(\d)/, "$1 $2")]);
   }
+}
+
+/** What the model says comes after the last step: the likeliest token, or its values. */
+function expected({ output, position }: Session): string {
+  const [likeliest] = output?.tokens ?? [];
+  if (likeliest) return shown(likeliest.text);
+  return output?.values.length ? shownStep({ token: "", values: output.values }, position + 1) : "?";
 }
 
 function isOfSource(name: string): boolean {

@@ -41,7 +41,7 @@ export class SourceForm {
     this.model = model;
     this.element.hidden = !model.hasEncoder;
     const size = model.sourceFeatureSize;
-    this.text.rows = size > 0 ? 4 : 1;
+    this.text.rows = size > 0 ? 4 : model.tokenizer === "subword" ? 2 : 1;
     this.text.value = size > 0 ? (size === 1 ? example() : "") : word(model);
     const limit = `Up to ${model.maxSourceLength} ${size > 0 ? "steps" : "tokens"}.`;
     const made = size === 1 ? " The numbers here are made up: a trend and a season." : "";

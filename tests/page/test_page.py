@@ -119,7 +119,7 @@ def test_steps_are_looked_into(page: Tab) -> None:
     attention = page.column().get_by_role("img", name="Attention")
     attention.focus()
     attention.press("ArrowDown")
-    expect(page.column().locator(".attention output")).to_contain_text("step “start”, “a”")
+    expect(page.column().locator(".attention output")).to_contain_text("before “G”, “a”")
     page.column().get_by_label("layer 0").check()
     expect(page.column().get_by_role("img", name="Forget gate")).to_be_visible()
     page.column().get_by_role("img", name="Forget gate").hover(position={"x": 2, "y": 2})
