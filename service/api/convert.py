@@ -188,13 +188,23 @@ def fill_numbers(message: pb.BatchStepped, rows: FloatArray, numbers: Numbers) -
         message.num_limited.append(given.num_limited)
 
 
-def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
-    """Returns the message of each token, by id, without log-probabilities. They are made once for a vocabulary and must
-    not be changed."""
-    made: tuple[pb.Token, ...] | None = vocabulary.derived.get("tokens")
+class TokenMessages(dict[int, pb.Token]):
+    """The message of each token, by id, without its log-probability. Each is made when it is first asked for, since all
+    of a large vocabulary together take 10 ms, and must not be changed."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._names = vocabulary.names
+
+    def __missing__(self, token: int) -> pb.Token:
+        message = self[token] = pb.Token(id=token, text=self._names[token])
+        return message
+
+
+def token_messages(vocabulary: Vocabulary) -> TokenMessages:
+    """Returns the messages of a vocabulary's tokens, which are the same for all calls."""
+    made: TokenMessages | None = vocabulary.derived.get("tokens")
     if made is None:
-        made = tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
-        vocabulary.derived["tokens"] = made
+        made = vocabulary.derived["tokens"] = TokenMessages(vocabulary)
     return made
 
 

@@ -388,6 +388,18 @@ def test_the_most_that_a_token_takes_is_no_less_than_it_takes(length: int) -> No
         assert message.ByteSize() <= vocabulary.max_token_bytes <= length + 20
 
 
+def test_a_tokens_message_is_made_when_it_is_first_asked_for() -> None:
+    vocabulary = domain.vocabulary()
+    messages = convert.token_messages(vocabulary)
+    assert len(messages) == 0
+    last = len(vocabulary) - 1
+    assert messages[last] == pb.Token(id=last, text=vocabulary.names[last])
+    assert messages[last] is messages[last]
+    assert len(messages) == 1
+    with pytest.raises(IndexError):
+        messages[len(vocabulary)]
+
+
 def test_tables_of_a_vocabulary_go_with_it() -> None:
     """Versions come and go; what was made of their vocabularies must not stay."""
     vocabulary = domain.vocabulary()
