@@ -1,4 +1,4 @@
-"""Client for Carousel, which serves recurrent models over sessions that keep their state.
+"""Client for Carousel, a server of recurrent models that keeps each session's state between calls.
 
     from carousel import Client
 
@@ -8,8 +8,8 @@
         with client.session("g2p-en", source="carousel") as session:
             step = session.feed(["K"], top_k=3)
 
-`AsyncClient` is the same for asyncio. Every failure is raised as a `CarouselError`. The package needs grpcio and
-protobuf alone.
+`AsyncClient` has the same calls for asyncio. Failed calls raise a `CarouselError`, wrong argument types a TypeError.
+The package needs only grpcio and protobuf.
 """
 
 import warnings
@@ -143,7 +143,7 @@ _RENAMED = {"BatchStep": StepBatchResult}
 
 
 def __getattr__(name: str) -> object:
-    """Old names, for one release."""
+    """Returns what an old name now stands for, with a DeprecationWarning. Old names work for one more release."""
     if name in _RENAMED:
         new = _RENAMED[name]
         warnings.warn(f"carousel.{name} is now carousel.{new.__name__}", DeprecationWarning, stacklevel=2)

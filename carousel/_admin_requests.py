@@ -1,4 +1,4 @@
-"""Arguments to messages about models and about sessions that others have opened."""
+"""Makes request messages about models and existing sessions."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from carousel.values import StateTensor
 
 
 def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
-    """Asks for one version of a model."""
+    """Makes the request for the description of one version of a model."""
     return models_pb2.ModelsGetRequest(model=model, version=uint(version, 32, "version"))
 
 
 def load_request(model: str, version: int) -> models_pb2.ModelsLoadRequest:
-    """Loads what is new: of one model, or with an empty name of all."""
+    """Makes the request to load new versions of one model, or of all models if the name is empty."""
     return models_pb2.ModelsLoadRequest(model=model, version=uint(version, 32, "version"))
 
 
 def unload_request(model: str, version: int) -> models_pb2.ModelsUnloadRequest:
-    """Stops serving one version of a model."""
+    """Makes the request to stop serving one version of a model."""
     return models_pb2.ModelsUnloadRequest(model=model, version=uint(version, 32, "version"))
 
 
 def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
-    """Asks for the first page of sessions."""
+    """Makes the request for the first page of sessions."""
     return sessions_pb2.SessionsListRequest(model=model or "", page_size=uint(page_size, 32, "page_size"))
 
 
 def next_page(
     request: sessions_pb2.SessionsListRequest, response: sessions_pb2.SessionsListResponse
 ) -> sessions_pb2.SessionsListRequest | None:
-    """Asks for the page after that one; None when it was the last."""
+    """Makes the request for the next page. None after the last page."""
     if not response.next_page_token:
         return None
     return sessions_pb2.SessionsListRequest(
@@ -41,12 +41,12 @@ def next_page(
 
 
 def restore_request(snapshot: bytes, session_id: str, version: int | None) -> sessions_pb2.SessionsRestoreRequest:
-    """Makes a session of a snapshot."""
+    """Makes the request to make a session from a snapshot."""
     wanted = None if version is None else uint(version, 32, "version")
     return sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id=session_id, version=wanted)
 
 
 def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
-    """Writes state tensors."""
+    """Makes the request to replace state tensors."""
     messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
     return sessions_pb2.SessionsSetStateRequest(session_id=session_id, tensors=messages)

@@ -1,4 +1,4 @@
-"""Converts messages to values, and failed calls to errors."""
+"""Makes values from messages, and errors from failed calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from carousel.watching import SessionChange
 
 _ERROR_KEY = "carousel-error-bin"
 _REQUEST_ID_KEY = "x-request-id"
-"""Of a failed call's trailing metadata, and of the metadata of an error inside a stream."""
+"""Key in a failed call's trailing metadata, and in the metadata of an error inside a stream."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
     kind.code: kind
@@ -59,13 +59,13 @@ _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
         errors.UnimplementedError,
     )
 }
-# grpc has no codes for these, only texts.
+# gRPC has no status codes for these, so the client looks for texts.
 _CLOSED = "Channel closed!"
 _LOST = (
     "RST_STREAM",
     "Stream removed",
-    "CANCELLED",  # by the server: a call that this client cancelled has other details
-    "Internal error from Core",  # asyncio, writing to a dead stream
+    "CANCELLED",  # by the server; a call that this client cancelled has other details
+    "Internal error from Core",  # from asyncio, after a write to a closed stream
 )
 _BROKEN = (
     "Socket closed",
@@ -82,12 +82,12 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def tokens(messages: Iterable[inference_pb2.Token]) -> tuple[Token, ...]:
-    """In their order."""
+    """Makes tokens, in the order of the messages."""
     return tuple(Token(m.id, m.text, m.log_probability if m.HasField("log_probability") else None) for m in messages)
 
 
 def step_output(message: inference_pb2.StepOutput, outputs: Sequence[Port] = ()) -> StepOutput:
-    """One output. outputs: the named parts of the model's values."""
+    """Makes one step's output. outputs: the named parts of the model's values."""
     return StepOutput(
         message.position,
         tokens(message.tokens),
@@ -100,17 +100,17 @@ def step_output(message: inference_pb2.StepOutput, outputs: Sequence[Port] = ())
 
 
 def step(message: inference_pb2.Fed, position: int, outputs: Sequence[Port] = ()) -> Step:
-    """position: the session's, after the feed; outputs: see `step_output`."""
+    """Makes the answer to a feed. position: the session's, after the feed. outputs: see `step_output`."""
     return Step(position, tuple(step_output(one, outputs) for one in message.outputs), message.replayed)
 
 
 def finish_reason(value: int) -> FinishReason | None:
-    """None while the generation runs."""
+    """Returns None while the generation runs."""
     return _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, value) if value else None
 
 
 def hypotheses(messages: Iterable[inference_pb2.Hypothesis]) -> tuple[Hypothesis, ...]:
-    """In their order."""
+    """Makes hypotheses, in the order of the messages."""
     return tuple(
         Hypothesis(
             tokens(m.tokens),
@@ -124,32 +124,32 @@ def hypotheses(messages: Iterable[inference_pb2.Hypothesis]) -> tuple[Hypothesis
 
 
 def target_scores(messages: Iterable[inference_pb2.TargetScore]) -> tuple[TargetScore, ...]:
-    """In their order."""
+    """Makes target scores, in the order of the messages."""
     return tuple(TargetScore(m.log_probability, tuple(m.log_probabilities)) for m in messages)
 
 
 def close_reason(value: int) -> CloseReason:
-    """UNSPECIFIED for one that this client does not know."""
+    """Returns UNSPECIFIED for a reason that this client does not know."""
     return _enum(CloseReason, inference_pb2.CloseReason.DESCRIPTOR, value)
 
 
 def session_change(value: int) -> SessionChange:
-    """UNSPECIFIED for one that this client does not know."""
+    """Returns UNSPECIFIED for a change that this client does not know."""
     return _enum(SessionChange, inference_pb2.SessionChange.DESCRIPTOR, value)
 
 
 def restored_from(value: int) -> RestoredFrom:
-    """Where a session was found."""
+    """Where the server found a session."""
     return _enum(RestoredFrom, inference_pb2.RestoredFrom.DESCRIPTOR, value)
 
 
 def durability(value: inference_pb2.Durability.ValueType) -> str:
-    """What of a session is stored, in a word."""
+    """The durability as a lower-case word, such as `checkpoint`."""
     return inference_pb2.Durability.Name(value).removeprefix("DURABILITY_").lower()
 
 
 def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
-    """One version of a model."""
+    """Makes the description of one version of a model."""
     return ModelInfo(
         model=message.model,
         version=message.version,
@@ -185,7 +185,7 @@ def _transducer(message: models_pb2.Transducer) -> Transducer:
 
 
 def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
-    """One live session."""
+    """Makes the description of one live session."""
     return SessionInfo(
         session_id=message.session_id,
         model=message.model,
@@ -204,12 +204,12 @@ def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
 
 
 def state_tensor(message: sessions_pb2.StateTensor) -> StateTensor:
-    """A tensor of a session's state."""
+    """Makes a tensor of a session's state."""
     return StateTensor(message.name, message.dtype, tuple(message.shape), message.data)
 
 
 def error(message: error_pb2.Error, request_id: str = "") -> CarouselError:
-    """The error that a message of the server's describes. request_id: of the call, where the message has none."""
+    """Makes the error of a server's error message. request_id: the call's, used when the message has none."""
     code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
     kind = _CLASSES.get(code, CarouselError)
     if message.reason == "POSITION_MISMATCH" and message.metadata.get("position", "").isdecimal():
@@ -226,7 +226,7 @@ def error(message: error_pb2.Error, request_id: str = "") -> CarouselError:
 
 
 def error_message(failure: CarouselError) -> error_pb2.Error:
-    """The message that describes an error."""
+    """Makes the message that describes an error."""
     return error_pb2.Error(
         code=failure.code.value[0],
         message=failure.message,
@@ -237,12 +237,12 @@ def error_message(failure: CarouselError) -> error_pb2.Error:
 
 
 def client_closed() -> CarouselError:
-    """The error of calls whose client was closed under them."""
+    """The error for calls that were in progress when the program closed the client."""
     return errors.RequestCancelledError("the client was closed", reason=CLIENT_CLOSED)
 
 
 def rpc_error(failure: grpc.RpcError) -> CarouselError:
-    """The error that a failed call describes: the server's own when it sent one, else grpc's."""
+    """Makes the error of a failed call: the server's own if it sent one, else gRPC's."""
     pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
     trailers = dict(pairs)
     packed, call_id = trailers.get(_ERROR_KEY), trailers.get(_REQUEST_ID_KEY)
@@ -263,7 +263,7 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
 
 
 def _enum(kind: type[E], descriptor: EnumDescriptor, value: int) -> E:
-    """The member of `kind` that a wire enum's value names; UNSPECIFIED for one that this client does not know."""
+    """The member of `kind` for a value of a wire enum; UNSPECIFIED for a value that this client does not know."""
     prefix = descriptor.values_by_number[0].name.removesuffix("UNSPECIFIED")
     known = descriptor.values_by_number.get(value)
     name = known.name.removeprefix(prefix) if known else "UNSPECIFIED"

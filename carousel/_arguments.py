@@ -1,6 +1,6 @@
-"""Arguments of calls, checked before anything is sent. Every refusal names the argument, its value and what it must be.
+"""Checks arguments of calls before anything is sent. Each error names the argument, its value and what was expected.
 
-Here are those that any call may have; tokens, vectors and constants are checked where they become messages.
+This module has the checks for any call. Tokens, vectors and constants are checked where they become messages.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from carousel.errors import InvalidArgumentError
 
 
 def invalid(message: str, field: str) -> InvalidArgumentError:
-    """The error for an argument that is not sent. field: the request's, as the server would name it."""
+    """The error for a wrong argument, which is not sent. field: the request field, as the server would name it."""
     return InvalidArgumentError(message, field=field, reason="INVALID_FIELD")
 
 
 def text(value: object, name: str) -> str:
-    """Raises TypeError for what is no string."""
+    """Returns a string. Raises TypeError for another type."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r:.60}")
     return value
 
 
 def flag(value: Any, name: str) -> bool:
-    """Takes NumPy's booleans, too. Raises TypeError for anything else, such as 1 or 'yes'."""
+    """Returns a bool, also from NumPy's booleans. Raises TypeError for anything else, such as 1 or 'yes'."""
     if not isinstance(value, bool) and getattr(value, "dtype", None) != "bool":
         raise TypeError(f"{name} must be True or False, not {value!r:.60}")
     return bool(value)
 
 
 def seconds(value: Any, name: str) -> float:
-    """Raises TypeError for what is no number, and InvalidArgumentError for NaN and what is less than 0."""
+    """Returns seconds. Raises TypeError if it is not a number, InvalidArgumentError for NaN and below 0."""
     if not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number of seconds, not {value!r:.60}")
     number = float(value)
@@ -42,7 +42,7 @@ def seconds(value: Any, name: str) -> float:
 
 
 def at_least_one(value: Any, name: str) -> int:
-    """Raises TypeError for what is no whole number, and InvalidArgumentError for what is less than 1."""
+    """Returns a whole number. Raises TypeError if it is not one, InvalidArgumentError below 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
     number = int(value)
@@ -52,8 +52,8 @@ def at_least_one(value: Any, name: str) -> int:
 
 
 def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
-    """One of the words. field: the request's, for the error. Raises InvalidArgumentError for any other, spelled
-    otherwise or of another type."""
+    """Returns one of the words. field: the request field, for the error. Raises InvalidArgumentError for another word,
+    another spelling or another type."""
     if not isinstance(value, str) or value not in choices:
         *first, last = map(repr, choices)
         raise invalid(f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field)
@@ -61,5 +61,5 @@ def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
 
 
 def timeout(value: float | None) -> float | None:
-    """Of a call; None: no limit. Raises what `seconds` raises."""
+    """Returns a call's timeout in seconds; None for no limit. Raises the errors of `seconds`."""
     return None if value is None else seconds(value, "timeout")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AsyncGenerateCalls(Unpicklable):
-    """Sequences, each in one call that has a session of its own."""
+    """Generations and scores, each in one call with its own session."""
 
     _inference: InferenceAsyncStub
     _timeout: float | None
@@ -48,7 +48,7 @@ class AsyncGenerateCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> AsyncGeneration:
-        """One whole generation, in a session that lives as long as the call: see `Client.generate`."""
+        """Runs one generation, in a session that ends with the call: see `Client.generate`."""
         request = _requests.generate_request(
             model,
             source=source,
@@ -110,7 +110,7 @@ class AsyncGenerateCalls(Unpicklable):
         constants: Constants | None = None,
         timeout: float | None = None,
     ) -> list[Vector]:
-        """Returns the next values of a model that gives values: see `Client.forecast`."""
+        """Returns the next values of a model that outputs values: see `Client.forecast`."""
         generation = self.generate(
             model,
             source,
@@ -137,7 +137,7 @@ class AsyncGenerateCalls(Unpicklable):
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are, in a session that lives as long as the call: see `Client.score`."""
+        """Returns how likely each target is, in a session that ends with the call: see `Client.score`."""
         request = _requests.score_request(
             model,
             targets,

@@ -28,7 +28,7 @@ Sources = Iterable[Source | None] | AsyncIterable[Source | None]
 
 
 class AsyncManyCalls(Unpicklable):
-    """Many generations on one stream."""
+    """The call that runs many generations on one stream."""
 
     _inference: InferenceAsyncStub
     _timeout: float | None
@@ -48,8 +48,8 @@ class AsyncManyCalls(Unpicklable):
     ) -> AsyncGenerator[GeneratedSequence]:
         """Generates a sequence for each source: see `Client.generate_many`.
 
-        sources: an iterable, which must not block, or an asynchronous one. A task of its own reads them. Close the
-        iterator with `aclose` to close the sessions at once.
+        sources: an iterable that does not block, or an asynchronous one. A separate task reads it. To close the
+        sessions at once, close the iterator with `aclose`.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
@@ -60,7 +60,7 @@ class AsyncManyCalls(Unpicklable):
 
 
 class _Run:
-    """One call: joins the sources, the protocol and one stream after another."""
+    """One call of `generate_many`: connects the sources, the protocol, and one stream after another."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class _Run:
         self._timeout = timeout
         self._stream: AsyncStream | None = None
         self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
-        """Waits for the next response of the stream."""
+        """The task that waits for the stream's next response."""
         self._lost = CallBackoff(resume_timeout)
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
         self._num_done = 0
-        """Sequences that were complete when the program was here last."""
+        """Number of complete sequences at the last `_settle`."""
         self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
 
     async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
@@ -95,8 +95,8 @@ class _Run:
                     room.release()
                     yield result
                 if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
-                    await self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
-                    await reading  # raises what the sources raised
+                    await self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
+                    await reading  # raises the error of the sources, if there was one
                     return
                 await self._settle(was_idle=was_idle)
                 await self._wait(reading)
@@ -116,7 +116,7 @@ class _Run:
                 self._arrived.put_nowait((source,))
 
     async def _settle(self, *, was_idle: bool) -> None:
-        """Sends again what a full server has refused, once it may have room, and sets the time to wait until."""
+        """Sends sources again that a full server refused, once it may have room. Renews the deadline after progress."""
         has_progress = self._protocol.num_done > self._num_done
         self._num_done = self._protocol.num_done
         if has_progress:
@@ -130,7 +130,7 @@ class _Run:
             self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
 
     async def _wait(self, reading: asyncio.Task[None]) -> None:
-        """Waits for a response, or until another source has arrived, or there are no more."""
+        """Waits for a response, for another source, or for the end of the sources."""
         arrival = asyncio.create_task(self._arrived.get())
         waited: list[asyncio.Task[object]] = [arrival]
         if self._stream is not None:

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class AsyncModelCalls:
-    """The models of a server: which there are, and which it serves. timeout: seconds; default the client's."""
+    """The calls about a server's models. timeout: seconds; default the client's."""
 
     _models: ModelsAsyncStub
     _timeout: float | None
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Every version of every model, served or not, by name and version."""
+        """Returns each version of each model, served or not, sorted by name and version."""
         request = models_pb2.ModelsListRequest()
         response = await unary(self._models.List, request, self._timeout if timeout is None else timeout)
         return tuple(map(_answers.model_info, response.models))
 
     async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
-        """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
+        """Returns one version of a model; 0 means the newest that is served. Raises NotFoundError."""
         request = _admin_requests.model_request(name, version)
         response = await unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)

@@ -1,7 +1,7 @@
-"""A session's connection over asyncio gRPC: one stream after another, for as long as the session can be resumed.
+"""A session's or batch's connection for asyncio: one stream after another, as long as it can be resumed.
 
-A call's deadline, or its task's cancellation, ends that call alone. The session stays lost until a later call resumes
-it.
+A call that reaches its deadline, or whose task is cancelled, ends only itself. The session stays lost until a later
+call resumes it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists only for type checkers
 
 P = TypeVar("P", bound=Resumable)
 T = TypeVar("T")
 
 ABANDON_S = 1.0
-"""How long a cancelled task waits for the server to tell where its session is."""
+"""How long a cancelled task waits for the server to report the session's position."""
 
 
 class AsyncReconnectingStream(Generic[P]):
-    """Concurrent exchanges of one event loop take turns; ConcurrentUseError in another loop."""
+    """Concurrent exchanges of one event loop take turns. Another event loop gets ConcurrentUseError."""
 
     def __init__(self, stub: InferenceAsyncStub, protocol: P, name: str = "session") -> None:
-        """name: of what the stream carries, for errors."""
+        """name: what the stream carries, for errors."""
         self._stub = stub
         self._protocol = protocol
         self._name = name
@@ -53,7 +53,7 @@ class AsyncReconnectingStream(Generic[P]):
     async def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
         """Runs an exchange and returns its result: see `ReconnectingStream.run`.
 
-        Cancellation of the task drops the exchange, and cancels its feed or score at the server.
+        If the task is cancelled, the exchange is dropped, and its feed or score is cancelled at the server.
         """
         self._loop.check()
         try:
@@ -68,7 +68,7 @@ class AsyncReconnectingStream(Generic[P]):
             raise deadline.exceeded() from None
 
     async def cancel(self: AsyncReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
-        """Cancels what is in flight, also for a call that another task is in: see `ReconnectingStream.cancel`."""
+        """Cancels what is in flight, including another task's call: see `ReconnectingStream.cancel`."""
         self._loop.check()
         request = self._protocol.interrupt()
         if request is not None:
@@ -82,7 +82,7 @@ class AsyncReconnectingStream(Generic[P]):
         rewind: Callable[[], Awaitable[object]],
         deadline: Deadline,
     ) -> None:
-        """Rewinds the session, with nothing in flight: see `ReconnectingStream.rewind`."""
+        """Rewinds the session, after cancelling what is in flight: see `ReconnectingStream.rewind`."""
         self._loop.check()
         try:
             async with asyncio.timeout(deadline.remaining()), self._turn:
@@ -96,19 +96,19 @@ class AsyncReconnectingStream(Generic[P]):
             self._stream.post(request)
 
     async def end(self, deadline: Deadline) -> None:
-        """See `AsyncStream.end`. In a forked process the stream is left to the process that made it."""
+        """See `AsyncStream.end`. Does nothing in a forked process: the stream belongs to the parent."""
         if self._loop.is_here:
             await self._stream.end(deadline)
 
     async def _abandon(self) -> None:
-        """Cancels the feed, or the score, of a cancelled task, and waits for a moment to learn how far it came.
+        """Cancels the feed or score of a cancelled task, and waits up to `ABANDON_S` to learn the session's position.
 
-        Without an answer the next exchange learns it, and raises PositionMismatchError when the feed moved the session.
+        Without an answer, the next exchange learns it, and raises PositionMismatchError if the feed moved the session.
         """
         protocol = self._protocol
         if not isinstance(protocol, SessionProtocol) or not protocol.is_working or self._lost_by is not None:
             return
-        with suppress(asyncio.CancelledError, TimeoutError, CarouselError):  # the first is raised by the caller
+        with suppress(asyncio.CancelledError, TimeoutError, CarouselError):  # the caller raises the CancelledError
             async with asyncio.timeout(ABANDON_S):
                 await self._run(protocol.synchronize(), Deadline(None))
 
@@ -147,9 +147,9 @@ class AsyncReconnectingStream(Generic[P]):
             self._backoff.pause(time.monotonic())
 
     async def _answer(self, request: pb.StreamRequest | None, is_closing: bool) -> pb.StreamResponse:
-        """Sends a request, if there is one, and returns the next response, resuming the session as often as needed."""
+        """Sends a request, if there is one. Returns the next response. Resumes the session as often as needed."""
         recovery = self._protocol.recovery
-        assert recovery is not None  # noqa: S101  # the caller has looked
+        assert recovery is not None  # noqa: S101  # `_run` has checked it
         if request is not None and self._lost_by is None:
             self._stream.post(request)
         while True:
@@ -184,7 +184,7 @@ class AsyncReconnectingStream(Generic[P]):
         if self._protocol.recovery is None or not self._protocol.recovery.is_open:
             await self._stream.end(Deadline(0))
             raise self._protocol.lost(error)
-        self._lost_by = error  # before the wait, which may be cancelled
+        self._lost_by = error  # set before the wait, which may be cancelled
         self._backoff.begin(time.monotonic())
         await self._stream.end(Deadline(0))
 
@@ -206,7 +206,7 @@ class AsyncReconnectingStream(Generic[P]):
         try:
             delay_s = self._backoff.next(error, time.monotonic())
         except CarouselError:
-            self._backoff.reset()  # a later call has the whole time again
+            self._backoff.reset()  # a later call gets the full time again
             raise copy.copy(error) from None
         await asyncio.sleep(delay_s)
 
@@ -228,7 +228,7 @@ class AsyncReconnectingStream(Generic[P]):
             self._lost_by = self._repeat = None
             self._num_resumes += 1
         finally:
-            if self._lost_by is not None:  # a cancelled caller leaves the session for the next call to resume
+            if self._lost_by is not None:  # also after cancellation: then the next call resumes the session
                 await self._stream.end(Deadline(0))
 
     async def _resume(self) -> list[pb.StreamRequest]:

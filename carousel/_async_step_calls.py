@@ -14,11 +14,11 @@ from carousel._requests import Tokens
 from carousel.steps import SessionStep, StepOptions
 
 if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists only for type checkers
 
 
 class AsyncStepCalls:
-    """Sessions by calls of one request and one answer."""
+    """The call that uses a session without a stream."""
 
     _inference: InferenceAsyncStub
     _timeout: float | None
@@ -32,7 +32,7 @@ class AsyncStepCalls:
         timeout: float | None = None,
         **options: Unpack[StepOptions],
     ) -> SessionStep:
-        """One call of a session, without a stream: see `Client.step`."""
+        """Opens, feeds or closes a session in one call, without a stream: see `Client.step`."""
         message = _step.request(session_id, tokens, **options)
         own, metadata = self._timeout if timeout is None else timeout, session_metadata(message.session_id)
         resume_timeout = _arguments.seconds(resume_timeout, "resume_timeout")

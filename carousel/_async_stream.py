@@ -1,4 +1,4 @@
-"""A session's stream over asyncio gRPC: runs exchanges."""
+"""One gRPC stream of a session or batch, for asyncio: runs exchanges."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ T = TypeVar("T")
 class AsyncStream:
     """One gRPC stream. Concurrent exchanges take turns.
 
-    gRPC cancels the stream when a task that reads from it or writes to it is cancelled, so there are two tasks that no
-    caller's cancellation reaches: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the
-    stream ends, for any reason, ours puts the error into the inbox as the last item and stops gRPC's, and both end.
+    gRPC cancels a stream when a task that reads or writes it is cancelled. So a stream has two tasks that a caller's
+    cancellation does not reach: gRPC's task sends requests from the outbox, and the reader task puts responses into the
+    inbox. When the stream ends, for any reason, the reader puts the error into the inbox as the last item, stops gRPC's
+    task and ends.
     """
 
     def __init__(self, stub: InferenceAsyncStub, owner: StreamOwner) -> None:
@@ -41,8 +42,8 @@ class AsyncStream:
     async def run(self, exchange: Exchange[T], deadline: Deadline) -> T:
         """Runs an exchange and returns its result.
 
-        Raises what the exchange raises; DeadlineExceededError when the deadline passes, dropping the exchange; and the
-        error that ended the stream. Cancellation drops the exchange too.
+        Raises what the exchange raises; DeadlineExceededError when the deadline passes; and the error that ended the
+        stream. The exchange is dropped at the deadline and when the task is cancelled.
         """
         try:
             async with asyncio.timeout(deadline.remaining()), self._turn:
@@ -65,11 +66,11 @@ class AsyncStream:
         self._outbox.put_nowait(request)
 
     async def receive(self) -> StreamResponse | CarouselError:
-        """Returns the next response, or once the error that ended the stream."""
+        """Returns the next response; as the last item, the error that ended the stream."""
         return await self._inbox.get()
 
     async def end(self, deadline: Deadline) -> None:
-        """Ends the sending half, waits for the server to end the stream, and cancels the stream at the deadline."""
+        """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline."""
         self._outbox.put_nowait(None)
         try:
             await asyncio.wait((self._reader,), timeout=deadline.remaining())

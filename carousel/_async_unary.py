@@ -21,10 +21,10 @@ Response = TypeVar("Response")
 async def unary(
     method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
     request: Request,
-    timeout: float | None,  # noqa: ASYNC109  # gRPC's own, which the server hears of
+    timeout: float | None,  # noqa: ASYNC109  # gRPC's own, which it sends to the server
     metadata: Metadata = (),
 ) -> Response:
-    """Raises the error that the call fails with."""
+    """Runs a call. Raises a CarouselError when it fails."""
     try:
         return await method(request, timeout=_arguments.timeout(timeout), metadata=metadata)
     except grpc.RpcError as error:
@@ -36,7 +36,7 @@ async def unary(
 
 
 def is_cancelled() -> bool:
-    """Whether it is this task that was cancelled, and not the call, by the client's closing."""
+    """Whether this task was cancelled. If not, the client was closed, and that cancelled the call."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -48,7 +48,7 @@ async def retried(
     resume_timeout: float,
     metadata: Metadata = (),
 ) -> Response:
-    """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
+    """Runs a call that is safe to repeat. Retries it when the connection is lost or the server shuts down."""
     backoff = CallBackoff(resume_timeout)
     while True:
         try:

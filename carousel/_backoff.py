@@ -1,4 +1,4 @@
-"""Decides how long the client waits between attempts, and when it gives up. Pure: times are passed in."""
+"""Decides how long the client waits between attempts, and when it stops. Pure: the time is passed in."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ _REFUSALS = (
 _LEAVING_REASONS = ("SHUTTING_DOWN", "SESSION_MOVED", "GO_AWAY")
 _LEAVING_CLOSE_REASONS = ("shutdown", "moved")
 CONNECTION_LOST = "CONNECTION_LOST"
-"""The reason of an error about a connection that broke while a call was under way."""
+"""The reason of errors about a connection that broke during a call."""
 CLIENT_CLOSED = "CLIENT_CLOSED"
-"""The reason of an error about a client that its own program closed."""
+"""The reason of errors about a client that the program closed."""
 
 
 class Backoff:
     """Limits one recovery, from the first loss until a request makes progress.
 
-    Delays grow twofold, up to a limit, and are shortened at random by up to half. Time between calls of the program,
-    when nobody waits for the session, does not count.
+    Each delay is twice the one before, up to a limit, and then reduced at random by up to half. Time between the
+    program's calls, when no call waits for the session, does not count.
     """
 
     def __init__(self, timeout_s: float) -> None:
-        """timeout_s: how long one recovery may take."""
+        """timeout_s: the most time that one recovery may take."""
         self.timeout_s = _arguments.seconds(timeout_s, "resume_timeout")
         self._spent_s = 0.0
         self._since_s: float | None = None
         self._delay_s = 0.0
 
     def begin(self, now_s: float) -> None:
-        """A connection was lost, or a call takes up a recovery that an earlier one left. Idempotent."""
+        """Records that a connection was lost, or that a call continues an earlier recovery. Idempotent."""
         if self._since_s is None:
             self._since_s = now_s
 
     def pause(self, now_s: float) -> None:
-        """The program's call ended before the recovery did."""
+        """Records that the program's call ended before the recovery did."""
         self._spent_s, self._since_s = self._elapsed_s(now_s), None
 
     def reset(self) -> None:
-        """A request made progress: the recovery is over."""
+        """Records that a request made progress: the recovery has ended."""
         self._spent_s, self._since_s, self._delay_s = 0.0, None, 0.0
 
     def left_s(self, now_s: float) -> float:
-        """Seconds that the recovery may still take, 0 or more."""
+        """Seconds that the recovery has left, 0 or more."""
         return max(0.0, self.timeout_s - self._elapsed_s(now_s))
 
     def next(self, error: CarouselError, now_s: float) -> float:
@@ -74,15 +74,15 @@ class Backoff:
 
 
 class Attempts:
-    """The attempts of one recovery of a session: whether another can help."""
+    """Counts the attempts of one session's recovery, and decides whether another attempt can help."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Attempts that were made."""
+        """Number of attempts made."""
         self._refusals: set[grpc.StatusCode] = set()
 
     def can_help(self, error: CarouselError) -> bool:
-        """Whether the session may come back after `error`. A refusal that repeats on a fresh connection is final."""
+        """Whether a resume may succeed after `error`. A refusal that repeats on a fresh connection is final."""
         if is_retried(error):
             return True
         if not is_refusal(error) or error.code in self._refusals:
@@ -93,19 +93,19 @@ class Attempts:
 
 
 class CallBackoff:
-    """The same for a call that has a session of its own, and is repeated from its start."""
+    """The backoff of a call that has its own session and is repeated from its start."""
 
     def __init__(self, timeout_s: float) -> None:
-        """timeout_s: how long one recovery may take."""
+        """timeout_s: the most time that one recovery may take."""
         self._backoff = Backoff(timeout_s)
         self._is_retrying = False
         self._position = 0
 
     def next(self, error: CarouselError, position: int, now_s: float, remaining_s: float | None) -> float:
-        """Returns the seconds to wait before the call is made again.
+        """Returns the seconds to wait before the call is repeated.
 
-        position: after the tokens that have arrived. remaining_s: of the call's own timeout. Raises `error` when
-        another attempt cannot help. A server that was never reached is not tried again: its address may be wrong.
+        position: after the tokens that have arrived. remaining_s: what is left of the call's own timeout. Raises
+        `error` when a retry cannot help. A server that was never reached is not retried: the address may be wrong.
         """
         if position > self._position:
             self._backoff.reset()
@@ -125,9 +125,9 @@ class CallBackoff:
 
 
 def is_leaving(error: CarouselError) -> bool:
-    """Whether an error says that the server shuts down, or that another server has the session.
+    """Whether an error means that the server shuts down, or that another server has the session.
 
-    Servers of version 0.1 answer calls with CANCELLED when they shut down; the metadata says why.
+    Servers of version 0.1 answer calls with CANCELLED when they shut down; the metadata has the reason.
     """
     return error.reason in _LEAVING_REASONS or error.metadata.get("close_reason") in _LEAVING_CLOSE_REASONS
 
@@ -135,12 +135,13 @@ def is_leaving(error: CarouselError) -> bool:
 def is_retried(error: CarouselError) -> bool:
     """Whether a failed attempt to resume a session may succeed later.
 
-    A server that is full says when to try again; one that refuses a message for its size does not, nor does gRPC.
+    With RESOURCE_EXHAUSTED, a full server sends a retry delay. A server that refuses a message for its size, or gRPC
+    itself, sends none.
     """
     is_full = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_delay is not None
     return error.code in _RETRIED or is_full
 
 
 def is_refusal(error: CarouselError) -> bool:
-    """Whether the end of a stream may be the answer to one of its requests, and not to its session."""
+    """Whether the end of a stream may be the answer to one of its requests, and not concern the whole session."""
     return error.code in _REFUSALS and error.reason != CLIENT_CLOSED

@@ -1,12 +1,13 @@
-"""Many sessions' half of their exchanges with a server, on one stream. Pure: no I/O, no clock, no threads.
+"""The client's part of many sessions' exchanges with a server, on one stream. Pure: no I/O, no clock, no threads.
 
-As in `_protocol`, an exchange waits for an answer. Requests may also be sent ahead, and their answers awaited later, in
-any order. The rules:
+As in `_protocol`, an exchange waits for an answer. Here, requests may also be sent first and their answers awaited
+later, in any order. The rules:
 
-1. Sessions have places, 0 and up, in the order of their opening, and handles that the server gave.
-2. A session's position is the one that its next step batch begins at, those in flight counted. So a step batch always
-   names its sessions' positions, and one that is sent again is applied once.
-3. A row that is refused tells where its session is. Step batches in flight behind it are refused for that session too.
+1. Each session has a place, 0 and up, in the order of opening, and a handle that the server assigned.
+2. A session's position is the start of its next step batch, after those in flight. A step batch always has the
+   positions of its sessions, so one that is sent again is applied once.
+3. The answer to a refused row has the session's position. Later step batches in flight are refused for that session
+   too.
 4. `_batch_recovery` records all responses, and resumes the sessions on another stream.
 """
 
@@ -40,16 +41,16 @@ class BatchProtocol:
     route = 0
 
     def __init__(self, policy: SessionPolicy, resume_timeout: float) -> None:
-        """resume_timeout: seconds that one recovery may take."""
+        """resume_timeout: the most seconds that one recovery may take."""
         self.recovery = BatchRecovery(resume_timeout, can_resume=policy.on_disconnect != "free")
         self._policy = policy
         self._ended_by: CarouselError | None = None
         self.num_closed = 0
-        """Sessions that the program closed, one by one."""
+        """Number of sessions that the program closed with `close_session`."""
 
     @property
     def num_in_flight(self) -> int:
-        """Step batches that were sent, and whose answers were not taken yet."""
+        """Number of step batches that were sent and whose answers the program has not read."""
         return len(self.recovery.steps)
 
     def opening(
@@ -62,17 +63,17 @@ class BatchProtocol:
         variant: str,
         constants: Constants | None = None,
     ) -> tuple[pb.Open, str]:
-        """Makes the message that opens a session, and returns it with the id that was asked for."""
+        """Makes the message that opens a session. Returns it with `session_id`."""
         message = _requests.open_message(
             model, source=source, version=version, variant=variant, policy=self._policy, constants=constants
         )
         return message, session_id
 
     def open(self, request: pb.Open, session_id: str) -> pb.StreamRequest:
-        """Makes the request to send; see `opened`."""
+        """Makes the request to send. `opened` waits for its answer."""
         self.check_open()
         is_own = self.recovery.can_resume and not session_id
-        name = secrets.token_urlsafe(9) if is_own else session_id  # to be resumed, it is known from the start
+        name = secrets.token_urlsafe(9) if is_own else session_id  # a resume needs an id known before the answer
         return self.recovery.open(Member(name, request, self.recovery.timeout_s, has_own_id=is_own))
 
     def opened(self, request_id: int) -> Exchange[int]:
@@ -87,7 +88,8 @@ class BatchProtocol:
         return len(self.recovery.members) - 1
 
     def step_batch(self, message: pb.StepBatch, places: Sequence[int]) -> pb.StreamRequest:
-        """Makes the request to send; see `stepped`. message: with the handles and the positions of those places."""
+        """Makes the request to send. `stepped` waits for its answer. message: with the sessions' handles and
+        positions."""
         self.check_open()
         request = self.recovery.number(pb.StreamRequest(step_batch=message))
         step = BatchStep(request, tuple(places))
@@ -98,7 +100,7 @@ class BatchProtocol:
         return request
 
     def stepped(self) -> Exchange[StepBatchResult]:
-        """Waits for the answer to the oldest step batch in flight. Raises LookupError without any."""
+        """Waits for the answer to the oldest step batch in flight. Raises LookupError if there is none."""
         self.check_open()
         steps, members = self.recovery.steps, self.recovery.members
         if not steps:
@@ -107,7 +109,7 @@ class BatchProtocol:
         while not step.is_done:
             yield None
         del steps[number]
-        if step.refusal is not None:  # no session has moved
+        if step.refusal is not None:  # no session has consumed anything
             for place, count in zip(step.places, step.counts, strict=True):
                 members[place].position -= count
             raise copy.copy(step.refusal)
@@ -151,12 +153,12 @@ class BatchProtocol:
         self.lost(FailedPreconditionError("the batch was closed", reason="BATCH_CLOSED"))
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the batch ended for good. Returns the error to raise."""
+        """Records that the batch has ended for good. Returns the error to raise."""
         self._ended_by = self._ended_by or error
         return copy.copy(self._ended_by)
 
     def interrupt(self) -> pb.StreamRequest | None:
-        """None: the steps of a batch are not cancelled."""
+        """Returns None: steps of a batch cannot be cancelled."""
         return None
 
     def check_open(self) -> None:
@@ -166,7 +168,7 @@ class BatchProtocol:
 
 
 class Poster(Protocol):
-    """A stream that sends without waiting."""
+    """A stream that can send a request without waiting for its answer."""
 
     def post(self, request: pb.StreamRequest) -> None:
         """Sends a request whose answer another exchange waits for."""
@@ -176,7 +178,7 @@ P = TypeVar("P", bound=Poster)
 
 
 class BatchProperties(Unpicklable, Generic[P]):
-    """The parts of blocking and asyncio batches that do not wait."""
+    """The methods of blocking and asyncio batches that do not wait."""
 
     _protocol: BatchProtocol
     _stream: P
@@ -187,7 +189,7 @@ class BatchProperties(Unpicklable, Generic[P]):
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The position of each session, by place, the steps in flight counted."""
+        """The position of each session, by place, after the steps in flight."""
         return tuple(member.position for member in self._protocol.recovery.members)
 
     @property
@@ -206,7 +208,7 @@ class BatchProperties(Unpicklable, Generic[P]):
         outputs: bool = True,
         end: bool | Sequence[bool] = False,
     ) -> None:
-        """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
+        """Sends a step and does not wait for its answer: see `step` and `receive`. Several steps may be in flight."""
         with self._turn:
             self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs, end=end)
 
@@ -252,7 +254,7 @@ class BatchProperties(Unpicklable, Generic[P]):
             raise LookupError("other steps are in flight: `receive` their answers first")
 
     def _send_openings(self, openings: Sequence[tuple[pb.Open, str]]) -> list[int]:
-        """Returns the requests' numbers."""
+        """Sends the openings. Returns the request numbers."""
         requests = [self._protocol.open(message, session_id) for message, session_id in openings]
         for request in requests:
             self._post(request)
@@ -264,7 +266,7 @@ class BatchProperties(Unpicklable, Generic[P]):
 
 
 def _member(members: Sequence[Member], place: int) -> Member:
-    """The session at a place. Raises IndexError for a place that none has, such as one counted from the end."""
+    """Returns the session at a place. Raises IndexError if there is none; negative places are not allowed."""
     if not 0 <= place < len(members):
         raise IndexError(f"place = {place} has no session: this batch has opened {len(members)}, counted from 0")
     return members[place]

@@ -1,4 +1,4 @@
-"""The sessions of a batch, and what they have consumed. Pure."""
+"""The sessions of a batch, and the tokens that they consumed. Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
 
 _MAX_WAITING = 256
-"""Tokens of a session, on average, that wait to be given to its history."""
+"""Consumed tokens a session, on average, after which the journal is written to the histories."""
 
 
 class Member:
     """One session of a batch.
 
-    position: where its next step begins, those in flight counted. restored: where it was when it was resumed last.
-    is_away: the server has handed it over. ended_by: why it is over. is_closed: the program has closed it.
+    position: where its next step begins, after the steps in flight. restored: its position at the last resume. is_away:
+    the server has handed it over to another server. ended_by: why it ended. is_closed: the program has closed it.
     """
 
     def __init__(self, session_id: str, opening: pb.Open, timeout_s: float, *, has_own_id: bool) -> None:
-        """has_own_id: the id was made by this client."""
+        """has_own_id: whether this client made the id, not the program."""
         self.id = session_id
         self.opening = opening
         self.has_own_id = has_own_id
@@ -38,7 +38,7 @@ class Member:
         self._is_strict = False
 
     def opened(self, response: pb.StreamResponse) -> None:
-        """It is open."""
+        """Records the answer to the opening."""
         self.id, self.handle = response.session_id, response.opened.handle
         self.position = self.restored = response.position
         self.inputs, self.outputs = ports(response.opened.inputs), ports(response.opened.outputs)
@@ -47,21 +47,21 @@ class Member:
         self.recovery.opened(response)
 
     def release(self) -> None:
-        """Forgets what it would be resumed with: it is over."""
+        """Drops what a resume would need, because the session has ended."""
         self.opening = pb.Open()
         self.recovery = Recovery(None, self.recovery.timeout_s)
 
     def consumed(self, position: int, tokens: list[object]) -> None:
-        """Records tokens that were answered. Those of a strict session are stored."""
+        """Records tokens of answered steps. In a strict session, the server has stored them."""
         self.recovery.consumed(position, tokens)  # type: ignore[arg-type]  # all are of one kind
         if self._is_strict:
             self.recovery.stored(position + len(tokens))
 
 
 class Journal:
-    """Answered rows whose tokens the histories of their sessions do not have yet: many are cheaper to write at once.
+    """Answered rows whose tokens are not in the sessions' histories yet. Writing many at once is cheaper.
 
-    members: by place; the owner's list.
+    members: by place; the batch's own list.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -71,17 +71,17 @@ class Journal:
 
     @property
     def is_due(self) -> bool:
-        """Whether so many wait that they should be written."""
+        """Whether so many tokens wait that the journal should be written."""
         return self._num_tokens >= _MAX_WAITING * len(self._members)
 
     def add(self, step: BatchStep, rows: Sequence[int]) -> None:
-        """Takes rows that have their last answer."""
+        """Adds rows that have their last answer."""
         self._rows.append((step, rows))
         counts = step.message.counts
         self._num_tokens += sum(counts) if counts else len(rows)
 
     def write(self) -> None:
-        """Writes the histories."""
+        """Writes all waiting tokens to the histories."""
         rows_of, self._rows, self._num_tokens = self._rows, [], 0
         runs: dict[int, tuple[int, list[object]]] = {}
         for step, rows in rows_of:

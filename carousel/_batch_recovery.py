@@ -1,15 +1,15 @@
 """Keeps what a client needs to resume the sessions of a batch after a lost connection. Pure: no I/O, no clock.
 
-Each session has a `Recovery`, as a session with a stream of its own has, whose rules hold. What is new:
+Each session has a `Recovery`, like a session with its own stream, and its rules hold. The additional rules:
 
-1. A step batch is in flight until each of its rows has its last answer. After a lost connection the rows without one
-   are sent again, in order, with the handles that their sessions have on the new stream.
-2. The server keeps the answer of a step batch for its stream alone. So a stream is left only when everything that was
-   sent on it is answered, and a step batch that the store did not take is sent again on the same stream.
+1. A step batch is in flight until each of its rows has its last answer. After a lost connection, the rows without an
+   answer are sent again, in order, with the handles that their sessions have on the new stream.
+2. The server keeps the answer of a step batch only for the stream that sent it. So the client leaves a stream only when
+   all its requests are answered. A step batch that the store could not save is sent again on the same stream.
 3. A row that was applied, and whose answer was lost with its stream, is found by its position. It counts as consumed.
-4. A session that is over fails alone, and keeps a handle that no server gives: its rows are refused.
-5. Answers do not say how far sessions are stored. Their tokens are given to the histories together, now and then, and
-   a session whose history has become long is asked, by a resumption on the stream that it has.
+4. A session that has ended fails alone. It gets a handle that no server assigns, so the server refuses its rows.
+5. Answers to steps do not report checkpoints. From time to time, all consumed tokens are written to the histories
+   together. A session with a long history is asked for its checkpoint, with a resume on the stream that it has.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from carousel.values import CloseReason
 
 _NUM_HANDLES = 2**32
 _MAX_KEPT = 1024
-"""Tokens of a session after which it is asked how far it is stored."""
+"""Number of kept tokens after which the client asks how far the session is stored."""
 
 
 class BatchRecovery:
-    """Of one batch. backlog: responses that come before any from the stream. can_resume: else it ends with its stream.
+    """What one batch needs to be resumed. can_resume: False when the batch ends with its stream.
 
-    members: by place. steps: in flight, by request. answers: to openings, by request. is_leaving: nothing more is sent
-    on the present stream.
+    backlog: responses that come before any from the stream. members: by place. steps: in flight, by request. answers:
+    answers to openings, by request. is_leaving: nothing more is sent on the current stream.
     """
 
     def __init__(self, timeout_s: float, *, can_resume: bool) -> None:
@@ -67,13 +67,13 @@ class BatchRecovery:
         return self.can_resume and bool(self._by_id)
 
     def number(self, request: pb.StreamRequest, session_id: str = "") -> pb.StreamRequest:
-        """Gives a request its number."""
+        """Gives a request its number and its session."""
         self._last_number += 1
         request.request_id, request.session_id = self._last_number, session_id
         return request
 
     def may_send(self, request: pb.StreamRequest) -> bool:
-        """Whether a new request is to be sent now. If not, the next stream gets it."""
+        """Whether a new request is to be sent now. If not, it is sent on the next stream."""
         if not self.is_leaving:
             self._outstanding[request.request_id] = request
         return not self.is_leaving
@@ -85,7 +85,7 @@ class BatchRecovery:
         return request
 
     def opened(self, number: int) -> tuple[Member, pb.StreamResponse]:
-        """Takes the answer to an opening."""
+        """Removes an answered opening. Returns its session and the answer."""
         return self._openings.pop(number), self.answers.pop(number)
 
     def close(self) -> Iterator[pb.StreamRequest]:
@@ -102,12 +102,12 @@ class BatchRecovery:
         return request
 
     def release(self, member: Member) -> None:
-        """Forgets what a session that is over has consumed."""
+        """Drops the history of a session that has ended."""
         self._journal.write()
         member.release()
 
     def questions(self) -> Iterator[pb.StreamRequest]:
-        """Yields the requests that ask how far sessions are stored, when that is due."""
+        """Yields the requests that ask how far sessions are stored, if it is time to ask."""
         if not self._journal.is_due:
             return
         self._journal.write()
@@ -116,10 +116,10 @@ class BatchRecovery:
                 yield self.number(pb.StreamRequest(open=pb.Open(resume=pb.Resume())), member.id)
 
     def received(self, response: pb.StreamResponse) -> bool:
-        """Records a response. Returns whether a request made progress by it.
+        """Records a response. Returns whether a request made progress.
 
         Raises LostError when the sessions must be resumed on another stream, and RepeatError for a step batch that the
-        store did not take.
+        store could not save.
         """
         number, kind = response.request_id, response.WhichOneof("response")
         request = self._outstanding.pop(number, None)
@@ -141,8 +141,8 @@ class BatchRecovery:
         return request is not None
 
     def stream_ended(self, error: CarouselError) -> None:
-        """Records how the stream ended: it fails openings under an id that the program chose, as who has that id now is
-        not known, and a request that is at fault."""
+        """Records how the stream ended. Fails the request at fault, and each opening under an id that the program
+        chose, because another session may now have that id."""
         failed = [number for number, member in self._openings.items() if not member.has_own_id]
         culprit = self._refusals.culprit(error, list(self._outstanding.values()))
         if culprit is not None:
@@ -158,9 +158,9 @@ class BatchRecovery:
         self._outstanding.clear()
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
-        """Resumes the sessions on a new stream, side by side. Returns the requests that follow. post: sends.
+        """Resumes all sessions at the same time on a new stream. Returns the requests to send after that. post: sends.
 
-        A session whose resumption is refused for good is over. Raises the error of one that may be resumed later.
+        Ends a session whose resume is refused for good. Raises the error of a session that may be resumed later.
         """
         self._outstanding.clear()
         self.is_leaving = False
@@ -193,11 +193,11 @@ class BatchRecovery:
                 self.answers[openings[name]] = pb.StreamResponse(error=_answers.error_message(result))
         if later is not None or self.is_leaving:
             raise later or UnavailableError("a session was handed over while others were resumed", reason="GO_AWAY")
-        self.backlog.append(pb.StreamResponse())  # whoever waits may have an answer by now
+        self.backlog.append(pb.StreamResponse())  # wakes waiting exchanges, which may have an answer by now
         return self._requests_again()
 
     def _requests_again(self) -> list[pb.StreamRequest]:
-        """Makes the requests that follow on a new stream."""
+        """Makes the unanswered requests, to send them again on a new stream."""
         requests = [
             pb.StreamRequest(request_id=number, session_id=member.id, open=member.opening)
             for number, member in self._openings.items()
@@ -219,7 +219,7 @@ class BatchRecovery:
         return requests
 
     def _heard(self, response: pb.StreamResponse, *, is_asked: bool) -> None:
-        """Records a response that comes while sessions are resumed. is_asked: its session waits for one."""
+        """Records a response during a resume. is_asked: whether an exchange waits for it."""
         member = self._by_id.get(response.session_id)
         if member is not None and response.HasField("opened"):
             member.handle, member.restored = response.opened.handle, response.position
@@ -227,7 +227,7 @@ class BatchRecovery:
             self._noticed(member, response)
 
     def _resumed(self, member: Member, result: object) -> None:
-        """Records how the resumption of a session ended."""
+        """Records the result of a session's resume, a response or an error."""
         member.is_away = False
         if isinstance(result, CarouselError) and not is_retried(result):
             self._end(member, result)
@@ -273,7 +273,7 @@ class BatchRecovery:
             self._journal.add(step, rows)
 
     def _refuse(self, step: BatchStep, error: CarouselError) -> None:
-        """A step batch was refused as a whole, or what was sent again of it."""
+        """Fails all remaining rows of a step batch that the server refused as a whole."""
         if len(step.rows) == len(step.places):
             step.refusal = error
         for row in list(step.rows):
@@ -295,7 +295,7 @@ class BatchRecovery:
         self._end(member, session_closed(member.id, CloseReason.CLIENT, response.position))
 
     def _noticed(self, member: Member, response: pb.StreamResponse) -> None:
-        """Records what the server tells of a session: how far it is stored, or that it is over or elsewhere."""
+        """Records a notice about a session: how far it is stored, or that it has ended or moved to another server."""
         try:
             member.recovery.received(response)
         except LostError:
@@ -307,11 +307,11 @@ class BatchRecovery:
             self._end(member, session_closed(member.id, reason, response.position))
 
     def _is_left(self, member: Member, error: error_pb2.Error) -> bool:
-        """Whether a refusal says no more than that the session is to be resumed."""
+        """Whether a refusal means only that the session must be resumed."""
         is_elsewhere = error.reason != "STORE_UNAVAILABLE" and member.recovery.is_elsewhere(error)
         return self.can_resume and (member.is_away or is_elsewhere)
 
     def _end(self, member: Member, error: CarouselError) -> None:
-        """A session is over. Its handle is one that no server gives: an old one may be another session's."""
+        """Ends a session. Gives it a handle that no server assigns: its old handle may be given to another session."""
         self._num_over += 1
         member.ended_by, member.handle = error, _NUM_HANDLES - self._num_over

@@ -1,4 +1,4 @@
-"""One step batch, from its sending until the program takes its answer. Pure: messages go in, columns come out."""
+"""One step batch, from its sending until the program reads its answer. Pure: messages in, columns out."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _RAGGED = ("token_ids", "log_probabilities")
 
 @dataclass(frozen=True, slots=True)
 class StepBatchResult:
-    """The answer to a step of many sessions: columns of N, in the order of `places`, 0 where a session was refused.
+    """The answer to a step of N sessions: columns of N entries, in the order of `places`; 0 for a refused session.
 
-    positions: after the step; of refused sessions, where they stand. token_ids: the most likely next ones; with top_k
-    so many for each session, most likely first; empty when logits or nothing was requested. log_probabilities: of each
-    of token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
-    sessions were refused, by place. values: of a model that gives values, as many for each session as it gives.
-    outputs: the named parts of `values`, of a model that has those, one session's after the other's.
+    positions: after the step; for refused sessions, their current position. token_ids: the most likely next token; with
+    top_k, the k most likely of each session, most likely first; empty if logits or no outputs were requested.
+    log_probabilities: of token_ids, with top_k. logits: with logits, [N * V]. values: for a model that outputs values,
+    all values of each session, one session after the other. outputs: the named parts of `values`, one session after the
+    other, for a model that has named parts. errors: why sessions were refused, by place.
 
-    Of a transducer, `token_ids` and `log_probabilities` are of the tokens that each session has emitted: as many as
-    `counts` says, one session's after the other's. num_limited: as `StepOutput.num_limited`.
+    For a transducer, `token_ids` and `log_probabilities` are the tokens that each session emitted, one session after
+    the other; `counts` has their number for each session. num_limited: see `StepOutput.num_limited`.
     """
 
     places: tuple[int, ...]
@@ -46,17 +46,17 @@ class StepBatchResult:
 
 
 class Resumed(Protocol):
-    """A session on a new stream. restored: the position that it had there first."""
+    """A session on a new stream. restored: its first position there."""
 
     handle: int
     restored: int
 
 
 class BatchStep:
-    """A row is a session's part in it.
+    """One step batch. A row is one session's part of it.
 
-    request: as it was sent last. rows: those that have no last answer yet. errors: of rows that were refused.
-    refusal: of the whole step batch. is_resent: whether rows were sent again on another stream.
+    request: as it was sent last. rows: those without their last answer. errors: of refused rows. refusal: of the whole
+    step batch. is_resent: whether rows were sent again on another stream.
     """
 
     __slots__ = ("_answer", "errors", "is_resent", "message", "places", "refusal", "request", "rows")
@@ -93,7 +93,7 @@ class BatchStep:
         return [found[begin:end] for begin, end in pairwise(ends)]
 
     def feeds(self) -> list[tuple[int, pb.StreamRequest]]:
-        """The rows that have no last answer, as feeds of their sessions, each with its place."""
+        """The rows without their last answer, as feeds of their sessions, each with its place."""
         tokens, number = self.tokens(), self.request.request_id
         return [
             (self.places[row], pb.StreamRequest(request_id=number, feed=self._feed(row, tokens[row])))
@@ -101,9 +101,9 @@ class BatchStep:
         ]
 
     def resend(self, sessions: Mapping[int, Resumed]) -> pb.StreamRequest:
-        """Makes the request for the rows that have no last answer. sessions: by row.
+        """Makes the request for the rows without their last answer. sessions: by row.
 
-        A session that was stored in the midst of its row gets the rest of it.
+        If a session was stored after some of its row's tokens, the request has only the rest of the row.
         """
         message, everything, counts = pb.StepBatch(outputs=self.message.outputs), self.tokens(), []
         vectors: list[bytes] = []
@@ -116,9 +116,9 @@ class BatchStep:
             message.positions.append(start)
             counts.append(len(tokens))
             if self.message.HasField("features"):
-                vectors += tokens  # type: ignore[arg-type]  # they are vectors
+                vectors += tokens  # type: ignore[arg-type]  # these are vectors
             else:
-                message.token_ids.extend(tokens)  # type: ignore[arg-type]  # likewise
+                message.token_ids.extend(tokens)  # type: ignore[arg-type]  # these are ids
         if vectors:
             message.features.CopyFrom(joined(vectors))
         if any(count != 1 for count in counts):
@@ -128,7 +128,7 @@ class BatchStep:
         return self.request
 
     def receive(self, part: pb.BatchStepped) -> None:
-        """Takes in the answer for `rows`, without its errors."""
+        """Adds the answer for `rows`, except its errors."""
         if self._answer is None and len(self.rows) == len(self.places):
             self._answer = part
             return
@@ -146,13 +146,13 @@ class BatchStep:
                 column[row * width : (row + 1) * width] = found[at * width : (at + 1) * width]
 
     def fail(self, row: int, error: CarouselError, position: int) -> None:
-        """Gives a row its error. position: where its session stands."""
+        """Ends a row with an error. position: the session's current position."""
         self.errors[row] = error
         self._whole().positions[row] = position
         self.rows = [other for other in self.rows if other != row]
 
     def lose_outputs(self, row: int) -> None:
-        """Ends a row that was applied, and whose answer was lost with its stream: an error, if it asked for outputs."""
+        """Ends a row that was applied, and whose answer was lost. Adds an error if the step requested outputs."""
         end = self.end(row)
         self._whole().positions[row] = end
         if self.message.outputs.kind != pb.OUTPUT_KIND_NONE:
@@ -164,11 +164,11 @@ class BatchStep:
             )
 
     def position(self, row: int) -> int:
-        """Where the session of a row stands after it."""
+        """The position of a row's session after the row."""
         return int(self._whole().positions[row])
 
     def result(self, outputs: Sequence[Port] = ()) -> StepBatchResult:
-        """What the program gets. outputs: the named parts of the model's values."""
+        """Makes the result for the program. outputs: the named parts of the model's values."""
         answer = self._whole()
         return StepBatchResult(
             self.places,
@@ -187,8 +187,8 @@ class BatchStep:
     def _feed(self, row: int, tokens: Consumed) -> pb.Feed:
         position = self.message.positions[row]
         if self.message.HasField("features"):
-            return pb.Feed(position=position, features=joined(tokens))  # type: ignore[arg-type]  # they are vectors
-        return pb.Feed(position=position, token_ids=tokens)  # type: ignore[arg-type]  # they are ids
+            return pb.Feed(position=position, features=joined(tokens))  # type: ignore[arg-type]  # these are vectors
+        return pb.Feed(position=position, token_ids=tokens)  # type: ignore[arg-type]  # these are ids
 
     def _whole(self) -> pb.BatchStepped:
         if self._answer is None:
@@ -197,7 +197,7 @@ class BatchStep:
 
 
 def _take_ragged(whole: pb.BatchStepped, part: pb.BatchStepped, rows: Sequence[int], num_rows: int) -> None:
-    """Takes in columns of which each row has a number of its own. rows: the places of the part's rows in the whole."""
+    """Adds columns whose rows have different lengths. rows: the part's rows, as row numbers of the whole."""
     before = list(accumulate(whole.counts or [0] * num_rows, initial=0))
     after = list(accumulate(part.counts, initial=0))
     place_of = {row: at for at, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""Options of channels and calls, for both clients."""
+"""Options of channels and metadata of calls, for both clients."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
-"""The largest response accepted by default."""
+"""Default for the largest response that the client accepts."""
 
 
 def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[str, Any]]:
-    """Carousel's options, then the caller's, which win."""
+    """Returns Carousel's options, followed by the caller's, which override them."""
     return [
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error says so
+        ("grpc.max_send_message_length", -1),  # no limit here: the server's limit has a clearer error
         *options,
     ]
 
 
 def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | None) -> grpc.ChannelCredentials | None:
-    """The credentials of a channel; None for plain text.
+    """Returns the credentials of a channel; None for plain text.
 
-    A token goes over TLS, or in plain text to this machine only: such a channel does not connect to another host.
+    A token is sent over TLS, or in plain text to this machine only: such a channel does not connect to another host.
     """
     if token is None:
         return credentials
@@ -40,15 +40,16 @@ def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | No
 
 
 def watch_metadata(session_id: str) -> Metadata:
-    """`session_metadata` of a session that may be another's, `principal/id`: its owner sends the id alone."""
+    """Returns `session_metadata` for a session id that may have the form `principal/id`: the header has the id
+    alone."""
     return session_metadata(session_id.rpartition("/")[2])
 
 
 def session_metadata(session_id: str, route: int = 0) -> Metadata:
-    """The header by which a proxy sends all calls of a session to one replica; none without an id. route: above 0 for
-    another replica, maybe, than the one that the id leads to.
+    """Returns the header by which a proxy sends all calls of a session to one replica; nothing without an id. route: if
+    above 0, the proxy may choose another replica than the id alone would.
 
-    An id that no header can hold is left out: the server refuses it with a clearer error than grpc's.
+    An id that no header can hold is left out, so that the server refuses it with a clearer error than gRPC's.
     """
     if session_id.isascii() and session_id.isprintable() and session_id:
         return (("x-session-id", f"{session_id}~{route}" if route else session_id),)

@@ -1,7 +1,7 @@
-"""Why a connection could not be made, where the details of gRPC's error tell it, and what to try. Pure.
+"""Finds in gRPC's error details why a connection could not be made, and what to try. Pure.
 
-gRPC reports the same error when a server requires TLS and when it refuses the client's certificate: the socket was
-closed. It does not know whether the client uses TLS: a caller that does can give better advice by `Cause`.
+gRPC reports the same error, a closed socket, when the server requires TLS and when it refuses the client's certificate.
+gRPC does not know whether the client uses TLS. A caller that knows can give better advice, based on `Cause`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NOT_CONNECTED = "failed to connect to all addresses"
 
 
 class Cause(Enum):
-    """Why a connection could not be made: what gRPC's details match, what happened, and what to try in Python."""
+    """Why a connection could not be made: a pattern for gRPC's details, what happened, and what to try in Python."""
 
     PLAIN_TEXT_SERVER = (
         "WRONG_VERSION_NUMBER",
@@ -58,9 +58,9 @@ class Cause(Enum):
 
 
 def cause_of(details: str) -> Cause | None:
-    """The likely cause; None when the details do not tell, or when the call had a connection.
+    """Returns the likely cause. None when the details do not show it, or when the call had a connection.
 
-    details: of the gRPC error, or a text that has them.
+    details: those of the gRPC error, or a text that contains them.
     """
     if _NOT_CONNECTED not in details:
         return None
@@ -68,5 +68,5 @@ def cause_of(details: str) -> Cause | None:
 
 
 def explained(details: str, cause: Cause) -> str:
-    """One sentence for a user of the Python client, with gRPC's details behind it."""
+    """Returns a sentence for users of the Python client, followed by gRPC's details."""
     return f"{cause.happened}: {cause.advice} ({details})"

@@ -1,4 +1,4 @@
-"""Session constants to messages. Without NumPy."""
+"""Makes messages of session constants. Without NumPy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from carousel._ports import LARGEST_WHOLE
 from carousel.v1 import inference_pb2 as pb
 
 Constants: TypeAlias = Mapping[str, Any]
-"""What a session keeps, by name: each a number, nested sequences of numbers, or an array such as NumPy's."""
+"""A session's constants by name; each is a number, nested sequences of numbers, or an array such as NumPy's."""
 
 
 def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constants | None, field: str) -> None:
-    """Puts them into a request. Raises InvalidArgumentError for what is no number."""
+    """Adds constants to a request. Raises InvalidArgumentError for values that are not numbers."""
     if constants is not None and not isinstance(constants, Mapping):
         raise invalid(f"{field} must be a dict of values by name, not {constants!r:.60}", field)
     for name, value in (constants or {}).items():
@@ -40,8 +40,8 @@ def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constant
 
 
 def _collect(value: Any, shape: list[int], numbers: array[float], depth: int) -> None:
-    """Appends all numbers of nested sequences, and the sizes that they have at each depth to `shape`. Raises ValueError
-    for sizes that differ, TypeError for what is no number."""
+    """Appends the numbers of nested sequences to `numbers`, and the length at each depth to `shape`. Raises ValueError
+    for lengths that differ, TypeError for values that are not numbers."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if depth == len(shape) and not numbers:
             shape.append(len(value))
@@ -54,4 +54,4 @@ def _collect(value: Any, shape: list[int], numbers: array[float], depth: int) ->
         raise ValueError(value)
     numbers.append(value)
     if math.isinf(numbers[-1]) and not math.isinf(value):
-        raise ValueError(value)  # more than 32-bit floats have
+        raise ValueError(value)  # too large for a 32-bit float

@@ -1,4 +1,4 @@
-"""How to generate, to a message."""
+"""Makes the message of decoding options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from carousel._tokens import split, uint
 from carousel.v1 import inference_pb2 as pb
 
 _SEED_BITS = 53
-"""Of a seed that is drawn: JSON and JavaScript keep whole numbers of so many bits."""
+"""Bits of a seed that the client draws: JSON and JavaScript represent whole numbers of up to 53 bits exactly."""
 
 
 def decoding_message(
@@ -27,9 +27,9 @@ def decoding_message(
     length_penalty: float | None = None,
     num_best: int | None = None,
 ) -> pb.Decoding:
-    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling.
+    """Takes `values.DecodingOptions`. Each of temperature, top_k, top_p and seed selects sampling.
 
-    Sampling without a seed gets a random one, so that the message can be sent again and draws the same tokens.
+    Sampling without a seed gets a random seed, so that the message draws the same tokens when it is sent again.
     """
     message = pb.Decoding(log_probabilities=log_probabilities)
     if max_tokens is not None:
@@ -37,7 +37,7 @@ def decoding_message(
     if any(option is not None for option in (temperature, top_k, top_p, seed)):
         drawn = secrets.randbits(_SEED_BITS) if seed is None else seed
         message.sampling.seed = uint(drawn, 64, "decoding.sampling.seed")
-        message.sampling.SetInParent()  # also with the seed 0
+        message.sampling.SetInParent()  # marks sampling as present, even if the seed is 0
     if temperature is not None:
         message.sampling.temperature = temperature
     if top_k is not None:

@@ -1,4 +1,4 @@
-"""Defines an exchange with a server: one request and its answer. See `_protocol`. And what disturbs one."""
+"""Defines an exchange with a server, one request and its answer (see `_protocol`), and the errors that interrupt it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Exchange: TypeAlias = Generator[pb.StreamRequest | None, pb.StreamResponse, T]
 
 
 class LostError(Exception):
-    """The stream is of no more use, but its sessions may be resumed on another.
+    """The stream cannot be used any more, but its sessions may be resumed on another.
 
-    error: what to raise when they cannot be.
+    error: raised if they cannot.
     """
 
     def __init__(self, error: CarouselError) -> None:
@@ -24,9 +24,9 @@ class LostError(Exception):
 
 
 class RepeatError(Exception):
-    """A request must be sent again later, on the same stream.
+    """A request must be sent again later on the same stream.
 
-    error: what to raise when there is no time for that.
+    error: raised if there is no time left for that.
     """
 
     def __init__(self, request: pb.StreamRequest, error: CarouselError) -> None:

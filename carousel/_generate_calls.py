@@ -26,7 +26,7 @@ from carousel.values import DecodingOptions, TargetScore
 
 
 class GenerateCalls(Unpicklable):
-    """Sequences, each in one call that has a session of its own."""
+    """Generations and scores, each in one call with its own session."""
 
     _inference: InferenceStub
     _timeout: float | None
@@ -44,15 +44,21 @@ class GenerateCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> Generation:
-        """One whole generation, in a session that lives as long as the call. It starts at once.
+        """Runs one generation, in a session that ends with the call. It starts at once.
 
-        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
-        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. constants: see
-        `session`. decoding: see `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or
-        when the server shuts down, until new tokens arrive. The same version of the model generates the tokens again,
-        and those that have arrived already are dropped. timeout: seconds for the whole generation.
+        source: text, token names, token ids or feature vectors; for models with an encoder.
+        version: 0 for the newest.
+        variant: how the model is computed, such as `int8`; empty for `fp32`.
+        prompt: target tokens to consume first.
+        constants: see `session`.
+        decoding: see `DecodingOptions`.
+        resume_timeout: how many seconds to retry after a lost connection, or when the server shuts down, until new
+        tokens
+            arrive. A retry generates all tokens again with the same version of the model, and the client drops those
+            that had arrived before.
+        timeout: seconds for the whole generation; default the client's.
 
-        A model that gives values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
+        A model that outputs values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
         InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
         """
         request = _requests.generate_request(
@@ -111,10 +117,10 @@ class GenerateCalls(Unpicklable):
         constants: Constants | None = None,
         timeout: float | None = None,
     ) -> list[Vector]:
-        """Returns the next values of a model that gives values, in a session that lives as long as the call.
+        """Returns the next values of a model that outputs values, in a session that ends with the call.
 
-        horizon: steps. source, version, variant, constants, timeout: as in `generate`; its source is vectors. features:
-        vectors for its steps to consume first. Raises what the iterator of `generate` raises.
+        horizon: steps. source: vectors, for models with an encoder. features: vectors for the steps to consume first.
+        version, variant, constants, timeout: as in `generate`. Raises the errors of the iterator of `generate`.
         """
         generation = self.generate(
             model,
@@ -142,11 +148,11 @@ class GenerateCalls(Unpicklable):
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are, in a session that lives as long as the call.
+        """Returns how likely each target is, in a session that ends with the call.
 
-        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt, constants: as in
-        `generate`. with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost
-        connection. timeout: seconds; default the client's.
+        targets: a list of sequences; each is text, token names or token ids. source, version, variant, prompt,
+        constants: as in `generate`. with_end: also score the end token after each target. resume_timeout: how many
+        seconds to retry after a lost connection. timeout: seconds; default the client's.
 
         Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
         """

@@ -1,4 +1,4 @@
-"""The tokens of a generation that have arrived. Pure: messages go in, tokens come out."""
+"""The tokens of a generation that have arrived. Pure: messages in, tokens out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from carousel.values import FinishReason, Hypothesis, Token
 
 
 class GenerationState:
-    """Tokens that have arrived and were not taken yet, and the generation's end.
+    """The tokens that have arrived and that the program has not read, and the generation's end.
 
-    request_id: of the request that started it on a session's stream; 0 before that, and for one-call generations.
-    position: after the tokens that have arrived. is_ended: no more tokens will arrive. version: of the model; known
-    for one-call generations only, once their first response has arrived. seed: of the sampling; None without any. text:
-    of the words that have arrived; when the generation has ended, unfinished_text is the end of it.
+    request_id: the request that started the generation on a session's stream; 0 before that, and for one-call
+    generations. position: after the tokens that have arrived. is_ended: no more tokens will arrive. version: the
+    model's; known only for one-call generations, after their first response. seed: for sampling; None without sampling.
+    text: the words that have arrived. unfinished_text: the end of `text` when the generation has ended inside a word.
     """
 
     def __init__(self, decoding: pb.Decoding) -> None:
@@ -35,11 +35,11 @@ class GenerationState:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `take` can return a token, or the end."""
+        """Whether `take` can return a token or the end without waiting."""
         return bool(self._tokens) or self.is_ended
 
     def take(self) -> Token | Vector | None:
-        """Returns the next token, or the next vector of a model that gives values; None when there is none now.
+        """Returns the next token, or the next vector of a model that outputs values; None if there is none now.
 
         Raises the error that ended the generation, once.
         """
@@ -51,7 +51,7 @@ class GenerationState:
         return None
 
     def receive(self, generated: pb.Generated, position: int) -> None:
-        """Adds tokens that arrived, except those that arrived before: their position tells which."""
+        """Adds tokens that arrived. Skips those that had arrived before, by their position."""
         if self.is_ended:
             return
         found: Sequence[Token | Vector] = _answers.tokens(generated.tokens)
@@ -68,22 +68,22 @@ class GenerationState:
         self.is_ended = self.finish_reason is not None
 
     def receive_response(self, response: pb.GenerateResponse) -> None:
-        """Adds a response of the one-call generation."""
+        """Adds a response of a one-call generation."""
         self.version = response.version
         self.receive(response.generated, response.position)
 
     def stop(self) -> None:
-        """Records the end of the call: an error, unless the generation's end has arrived."""
+        """Records that the call ended. That is an error, unless the generation's end has arrived."""
         self.fail(UnavailableError("the server ended the call before the generation's end"))
 
     def fail(self, error: CarouselError) -> None:
-        """Ends it with an error, which is raised once the earlier tokens are taken."""
+        """Ends the generation with an error. `take` raises it after the earlier tokens."""
         if not self.is_ended:
             self.is_ended = True
             self._error = error
 
     def leave(self) -> None:
-        """Ends it and drops the tokens that were not taken."""
+        """Ends the generation and drops the tokens that were not read."""
         self.is_ended = True
         self._tokens.clear()
         self._error = None

@@ -2,12 +2,12 @@
 
 Rules:
 
-1. The history follows the program: what was consumed at a position replaces everything that was kept from there on.
-   So after a rewind it holds the tokens that came after the rewind, and none from before.
-2. Tokens of a generation may arrive twice, because a request is sent again after a lost connection. They must be equal
-   the second time.
-3. A mark belongs to the end of a feed. It is set again by a replay, and it is dropped with the tokens before it.
-4. Only the positions from `start` to `end` are kept. Nothing outside them is ever replayed.
+1. What the program feeds at a position replaces everything that was kept from that position on. So after a rewind the
+   history has the tokens fed after the rewind, and not the earlier ones.
+2. Tokens of a generation may arrive twice, because a request is sent again after a lost connection. The second time,
+   they must be equal.
+3. A mark belongs to the end of a feed. A replay sets it again. It is dropped together with the tokens before it.
+4. Only the tokens from position `start` to `end` are kept. Nothing outside is ever replayed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
 Consumed: TypeAlias = Sequence[str] | Sequence[int] | Sequence[bytes]
-"""Tokens by name or by id, or vectors as they are on the wire."""
+"""Token names, token ids, or vectors in wire format."""
 
 _MAX_MERGED = 256
-"""Generated tokens come a few at a time. So many are kept, and replayed, as one feed."""
+"""Generated tokens arrive a few at a time. Up to this many are kept, and replayed, as one feed."""
 
 
 class _Piece:
-    """Tokens from `start` on that are replayed as one feed. is_marked: whether a mark is set at their end."""
+    """Tokens from `start` on that are replayed as one feed. is_marked: whether a mark is set after the last one."""
 
     __slots__ = ("is_marked", "start", "tokens")
 
@@ -44,7 +44,7 @@ class _Piece:
         return self.start + len(self.tokens)
 
     def feed(self, begin: int, end: int) -> pb.Feed:
-        """The part from `begin` to `end`, as far as this piece has it."""
+        """Makes the feed for this piece's part of the positions `begin` to `end`."""
         begin = max(begin, self.start)
         tokens = self.tokens[begin - self.start : end - self.start]
         message = pb.Feed(
@@ -53,16 +53,16 @@ class _Piece:
             mark=self.is_marked and self.end <= end,
         )
         if isinstance(tokens[0], bytes):
-            message.features.CopyFrom(joined(tokens))  # type: ignore[arg-type]  # all are of the first's kind
+            message.features.CopyFrom(joined(tokens))  # type: ignore[arg-type]  # all have the type of the first
         elif isinstance(tokens[0], str):
-            message.tokens.extend(tokens)  # type: ignore[arg-type]  # likewise
+            message.tokens.extend(tokens)  # type: ignore[arg-type]  # all have the type of the first
         else:
-            message.token_ids.extend(tokens)  # type: ignore[arg-type]  # likewise
+            message.token_ids.extend(tokens)  # type: ignore[arg-type]  # all have the type of the first
         return message
 
 
 class History:
-    """What a session has consumed from `start` to `end`. is_kept: False keeps the positions alone."""
+    """What a session consumed from `start` to `end`. is_kept: if False, only the positions are kept."""
 
     def __init__(self, start: int = 0, *, is_kept: bool = True) -> None:
         self.start = self.end = start
@@ -80,9 +80,9 @@ class History:
         self._append(tokens, is_marked=mark, may_merge=False)
 
     def extend(self, position: int, tokens: Consumed) -> None:
-        """Records tokens of a generation. Those that are kept already must be the same.
+        """Records generated tokens. Those that are already kept must be equal.
 
-        Raises CarouselError with code DATA_LOSS when they are not.
+        Raises CarouselError with code DATA_LOSS if they are not.
         """
         if position > self.end:
             self.restart(position)
@@ -98,7 +98,7 @@ class History:
         self._append(tokens[num_known:], is_marked=False, may_merge=True)
 
     def truncate(self, position: int) -> None:
-        """Forgets everything from `position` on: the session went back there."""
+        """Drops everything from `position` on, because the session went back there."""
         if position >= self.end:
             return
         if position < self.start:
@@ -113,12 +113,12 @@ class History:
         self.end = position
 
     def restart(self, position: int) -> None:
-        """Forgets everything: it is not known what the session consumed before `position`."""
+        """Drops everything: the client does not know what the session consumed before `position`."""
         self.start = self.end = position
         self._pieces.clear()
 
     def forget(self, position: int) -> None:
-        """Drops pieces that end at or before `position`, where the session is stored."""
+        """Drops pieces that end at or before `position`, up to which the session is stored."""
         num_stored = 0
         while num_stored < len(self._pieces) and self._pieces[num_stored].end <= position:
             num_stored += 1
@@ -127,7 +127,7 @@ class History:
             self.start = self._pieces[0].start if self._pieces else self.end
 
     def between(self, begin: int, end: int) -> Iterator[pb.Feed]:
-        """Yields feeds that take a session from `begin` to `end`. Raises LookupError when those are not kept."""
+        """Yields feeds that take a session from `begin` to `end`. Raises LookupError if these tokens are not kept."""
         if begin < self.start or end > self.end:
             raise LookupError(f"positions {begin} to {end} are needed, {self.start} to {self.end} are kept")
         return (piece.feed(begin, end) for piece in list(self._pieces) if piece.end > begin and piece.start < end)
@@ -152,7 +152,7 @@ class History:
         self.end += len(tokens)
 
     def _kept(self, begin: int, end: int) -> Iterator[tuple[int, object]]:
-        """The tokens that are kept of some positions, each with its own."""
+        """Yields the kept tokens from `begin` to `end`, each with its position."""
         for piece in reversed(self._pieces):
             if piece.end <= begin:
                 return

@@ -1,4 +1,4 @@
-"""Where an object may be used: in the process that made it, until it is closed. And that it is not pickled."""
+"""Limits an object's use to the process that made it, until it is closed. Makes objects unpicklable."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Stub = TypeVar("Stub")
 
 
 class Home:
-    """Belongs to one object. is_closed: the program has closed it. Threads may share it."""
+    """The process in which one object was made. is_closed: whether the program closed the object. Thread-safe."""
 
     def __init__(self, name: str) -> None:
-        """name: of the object, for errors."""
+        """name: the object's, for errors."""
         self.is_closed = False
         self._name = name
         self._pid = os.getpid()
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the process that made the object, and not one that was forked from it."""
+        """Whether this process made the object, and was not forked from the one that did."""
         return os.getpid() == self._pid
 
     def check(self) -> None:
-        """Raises FailedPreconditionError in a forked process, and when the object is closed."""
+        """Raises FailedPreconditionError in a forked process, and after the object was closed."""
         if not self.is_here:
             raise FailedPreconditionError(
                 f"this {self._name} was made in process {self._pid}, and its connection is of no use in this one, which"
@@ -38,7 +38,7 @@ class Home:
             raise FailedPreconditionError(f"the {self._name} was closed: make another", reason=CLIENT_CLOSED)
 
     def guarded(self, stub: Stub) -> Stub:
-        """Has each call of a stub check first. Returns the stub."""
+        """Replaces each call of a stub by one that first runs `check`. Returns the stub."""
         for name, call in vars(stub).items():
             setattr(stub, name, self._guarded(call))
         return stub
@@ -52,7 +52,7 @@ class Home:
 
 
 class Unpicklable:
-    """Refuses to be pickled or copied, as it holds a connection."""
+    """Base class of objects that cannot be pickled or copied, because they hold a connection."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Raises TypeError."""

@@ -1,4 +1,4 @@
-"""What is iterated over once, and ends at the server when it is left: generations and watches, and those of asyncio."""
+"""Base classes of iterators that end a call at the server when the program leaves them: generations and watches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Iteration(Unpicklable, Generic[T]):
-    """One item after the other. Leaving the loop early, or the `with`, closes it."""
+    """Yields items one by one. Leaving the loop early, or the `with` block, closes it."""
 
     def __iter__(self) -> Iterator[T]:
         try:
@@ -38,15 +38,15 @@ class Iteration(Unpicklable, Generic[T]):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends it. Raises nothing."""
+        """Ends the iteration at the server. Raises nothing."""
 
     @abstractmethod
     def _next(self) -> T | None:
-        """Waits for an item; None at the end."""
+        """Waits for the next item. Returns None at the end."""
 
 
 class AsyncIteration(Unpicklable, Generic[T]):
-    """See `Iteration`."""
+    """`Iteration` for asyncio."""
 
     async def __aiter__(self) -> AsyncIterator[T]:
         try:
@@ -71,8 +71,8 @@ class AsyncIteration(Unpicklable, Generic[T]):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Ends it. Raises nothing."""
+        """Ends the iteration at the server. Raises nothing."""
 
     @abstractmethod
     async def _next(self) -> T | None:
-        """Waits for an item; None at the end."""
+        """Waits for the next item. Returns None at the end."""

@@ -1,11 +1,12 @@
-"""Generations side by side on one stream, each in a session of its own. Pure: no I/O, no clock, no threads.
+"""Many generations at the same time on one stream, each in its own session. Pure: no I/O, no clock, no threads.
 
-1. A source becomes two requests that are sent together, open and generate: the server carries out the requests of one
-   session in order. The session is closed when its sequence is complete, as closing it earlier would cancel that.
-2. Results leave in the order of the sources, each whole.
-3. A source that is refused has its error as its result; the others go on. One that a full server refuses is sent again.
-4. A lost stream ends its sessions. What has no result is sent again on another stream, from its beginning: with the
-   same seed the server chooses the same tokens.
+1. Each source becomes two requests that are sent together, open and generate: the server runs the requests of one
+   session in order. The session is closed after its sequence is complete; an earlier close would cancel the generation.
+2. Results are returned in the order of the sources, and each only when it is complete.
+3. If a source is refused, its result is the error, and the others continue. A source refused by a full server is sent
+   again.
+4. A lost stream ends its sessions. Sources without a result are sent again on another stream, from the beginning: with
+   the same seed the server chooses the same tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from carousel.values import GeneratedSequence, Token
 
 
 class _Entry:
-    """One source. session_id: of its session on this stream. state: of its generation. result: what the program gets;
-    None before the end. refused_by: why a full server did not open its session; it waits to be sent again."""
+    """One source. session_id: its session on this stream. state: its generation. result: for the program; None until it
+    is complete. refused_by: the error with which a full server refused it; None when it need not be sent again."""
 
     def __init__(self, source: Source | None, decoding: pb.Decoding) -> None:
         self.source = source
@@ -37,33 +38,33 @@ class _Entry:
 
 
 class ManyGenerations:
-    """Implements `StreamOwner`. One thread, or task, at a time."""
+    """Implements `StreamOwner`. One thread or task at a time may use it."""
 
     id = ""
     route = 0
 
     def __init__(self, opening: pb.Open, decoding: pb.Decoding) -> None:
-        """opening: of every session, without a source."""
+        """opening: the opening of every session, without a source."""
         self._opening = opening
         self._decoding = decoding
         self._entries: deque[_Entry] = deque()
         self._by_request: dict[int, _Entry] = {}
         self._last_request_id = 0
         self.num_done = 0
-        """Results so far, those that were taken and those that were not."""
+        """Results so far, including those that the program has read."""
 
     @property
     def num_entries(self) -> int:
-        """Sources whose results were not taken yet."""
+        """Number of sources whose results the program has not read."""
         return len(self._entries)
 
     @property
     def num_in_flight(self) -> int:
-        """Sources that were sent on this stream and have no result yet."""
+        """Number of sources that were sent on this stream and have no result yet."""
         return len(set(map(id, self._by_request.values())))
 
     def add(self, source: Source | None) -> list[pb.StreamRequest]:
-        """Returns the requests for another source; none for a source that cannot be sent, whose result is the error."""
+        """Returns the requests for another source. None for a source that cannot be sent: its result is the error."""
         entry = _Entry(source, self._decoding)
         self._entries.append(entry)
         try:
@@ -73,8 +74,8 @@ class ManyGenerations:
             return []
 
     def receive(self, response: pb.StreamResponse) -> list[pb.StreamRequest]:
-        """Records a response, and returns the requests that follow from it. Raises UnavailableError when the server is
-        leaving: another stream is needed."""
+        """Records a response. Returns the requests to send because of it. Raises UnavailableError when the server shuts
+        down, and another stream is needed."""
         kind = response.WhichOneof("response")
         if kind == "go_away":
             raise UnavailableError("the server is leaving", reason="GO_AWAY")
@@ -83,7 +84,7 @@ class ManyGenerations:
             entry = next((one for one in self._by_request.values() if one.session_id == response.session_id), None)
         if entry is None:
             return []
-        if kind == "closed":  # by the server, or by an admin
+        if kind == "closed":  # by the server or by an admin call
             reason = _answers.close_reason(response.closed.reason)
             self._end(entry, session_closed(response.session_id, reason, response.position))
         elif kind == "error":
@@ -101,23 +102,23 @@ class ManyGenerations:
         return []
 
     def take(self) -> Iterator[GeneratedSequence]:
-        """Returns the results that are due, in the order of the sources."""
+        """Yields the complete results, in the order of the sources, up to the first that is not complete."""
         while self._entries and (result := self._entries[0].result) is not None:
             self._entries.popleft()
             yield result
 
     @property
     def refused_by(self) -> CarouselError | None:
-        """Why a source waits to be sent again; None when none does."""
+        """The error of the first source that must be sent again; None if there is none."""
         return next((entry.refused_by for entry in self._entries if entry.refused_by is not None), None)
 
     def repeat(self) -> list[pb.StreamRequest]:
-        """Returns the requests of the sources that a full server has refused."""
+        """Returns the requests for the sources that a full server refused."""
         refused = [entry for entry in self._entries if entry.refused_by is not None]
         return [request for entry in refused for request in self._requests(entry)]
 
     def restart(self) -> list[pb.StreamRequest]:
-        """Returns the requests of all sources without a result, for another stream."""
+        """Returns the requests for all sources without a result, to send them on another stream."""
         self._by_request.clear()
         self._last_request_id = 0
         unfinished = [entry for entry in self._entries if entry.result is None]
@@ -155,7 +156,7 @@ class ManyGenerations:
         if error is not None:
             entry.result = GeneratedSequence(entry.source, error=error)
         else:
-            items = list(iter(entry.state.take, None))  # all tokens, or all vectors, which are tuples
+            items = list(iter(entry.state.take, None))  # all are tokens, or all are vectors, which are tuples
             entry.result = GeneratedSequence(
                 entry.source,
                 tokens=tuple(item for item in items if isinstance(item, Token)),

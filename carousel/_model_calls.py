@@ -10,39 +10,39 @@ from carousel.values import ModelInfo
 
 
 class ModelCalls:
-    """The models of a server: which there are, and which it serves. timeout: seconds; default the client's."""
+    """The calls about a server's models. timeout: seconds; default the client's."""
 
     _models: ModelsStub
     _timeout: float | None
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Every version of every model, served or not, by name and version."""
+        """Returns each version of each model, served or not, sorted by name and version."""
         request = models_pb2.ModelsListRequest()
         response = unary(self._models.List, request, self._timeout if timeout is None else timeout)
         return tuple(map(_answers.model_info, response.models))
 
     def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
-        """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
+        """Returns one version of a model; 0 means the newest that is served. Raises NotFoundError."""
         request = _admin_requests.model_request(name, version)
         response = unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)
 
     def load_models(self, name: str = "", version: int = 0, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Makes the server load versions that are in its repository and not served.
+        """Makes the server load versions that are in its repository and not yet served.
 
-        name: empty for all models. version: 0 for all versions. Returns the versions that were looked at, by name and
-        version: those that are served now, and those that cannot be, whose `problem` says why. Of many they come
-        without their vocabularies. Raises NotFoundError for what the repository does not have, and
-        PermissionDeniedError.
+        name: empty for all models. version: 0 for all versions. Returns the versions that the server checked, sorted
+        by name and version: those that are served now, and those that cannot be loaded, whose `problem` says why. When
+        there are many, they have no vocabularies. Raises NotFoundError for a name or version that is not in the
+        repository, and PermissionDeniedError.
         """
         request = _admin_requests.load_request(name, version)
         response = unary(self._models.Load, request, self._timeout if timeout is None else timeout)
         return tuple(map(_answers.model_info, response.models))
 
     def unload_model(self, name: str, version: int, *, timeout: float | None = None) -> int:
-        """Makes the server stop serving a version. Sessions that are open stay with it until they end.
+        """Makes the server stop serving a version. Its open sessions continue until they end.
 
-        version: 1 or more. Returns how many sessions are still with it. Raises NotFoundError, InvalidArgumentError,
+        version: 1 or more. Returns how many sessions are still open. Raises NotFoundError, InvalidArgumentError,
         PermissionDeniedError.
         """
         request = _admin_requests.unload_request(name, version)

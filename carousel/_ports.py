@@ -1,4 +1,4 @@
-"""The named parts of vectors: put together to be sent, and taken apart when they are answered. Without NumPy."""
+"""Joins the named parts of input vectors, and splits output vectors into their parts. Without NumPy."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
 
 LARGEST_WHOLE = 2**24
-"""The largest whole number up to which 32-bit floats have all."""
+"""The largest whole number up to which 32-bit floats represent each whole number exactly."""
 Parts: TypeAlias = Mapping[str, Any]
-"""The parts of vectors by name, each [steps, ...], or of one step [...]: nested sequences of numbers, arrays such as
+"""The parts of vectors by name, each [steps, ...] or, for one step, [...]: nested sequences of numbers, arrays such as
 NumPy's, or single numbers."""
 
 
 def ports(messages: Iterable[pb.Port]) -> tuple[Port, ...]:
-    """In their order."""
+    """Makes ports, in the order of the messages."""
     return tuple(Port(one.name, one.dtype, tuple(one.shape), one.is_end) for one in messages)
 
 
 def session_constant(message: models_pb2.SessionConstant) -> SessionConstant:
-    """What openings may give."""
+    """Makes the description of a value that openings may give."""
     (port,), numbers = ports([message.port]), list(message.choices)
     choices = [tuple(numbers[begin : begin + port.size]) for begin in range(0, len(numbers), port.size)]
     return SessionConstant(port, tuple(message.default_value), tuple(choices))
 
 
 def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | Sequence[bool] = False) -> Features:
-    """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them; a
-    sequence says it of each step, where each is another session's. Raises InvalidArgumentError that names the part."""
+    """Joins named parts to vectors [steps, features]. is_last: whether the last step is the session's last; a sequence
+    has a flag for each step, if each is for another session. Raises InvalidArgumentError that names the part."""
     if not inputs:
         raise invalid(f"{field} has names, but the model's inputs have none: give vectors", field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
@@ -65,7 +65,8 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
 
 
 def taken_apart(values: Sequence[float], outputs: Sequence[Port]) -> dict[str, tuple[float, ...]]:
-    """The numbers of each part by name, of one step or of several after each other; empty for a model without names."""
+    """The numbers of each part by name, for one or more steps, one step after the other; empty for a model without
+    names."""
     width = sum(port.size for port in outputs)
     found: dict[str, tuple[float, ...]] = {}
     begin = 0
@@ -109,7 +110,7 @@ def _flat(value: Any) -> Iterator[Any]:
         for one in value:
             yield from _flat(one)
     else:
-        yield value  # array('f') refuses what is no number
+        yield value  # array('f') refuses values that are not numbers
 
 
 def _malformed(value: object, port: Port, field: str, what: str = "numbers") -> InvalidArgumentError:

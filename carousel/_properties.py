@@ -15,7 +15,7 @@ class SessionProperties(Unpicklable):
 
     @property
     def id(self) -> str:
-        """The session's id: the one asked for, or one that was made for it."""
+        """The session's id: the one that the program chose, or one that the client or the server made."""
         return self._protocol.id
 
     @property
@@ -45,27 +45,28 @@ class SessionProperties(Unpicklable):
 
     @property
     def feature_size(self) -> int:
-        """How many numbers a step reads, of a model that reads vectors; 0 for one that reads tokens."""
+        """How many numbers a step reads, for a model that reads vectors; 0 for one that reads tokens."""
         return self._protocol.feature_size
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """The named parts of the vectors that the model reads, in their order; empty when they have none."""
+        """The named parts of the vectors that the model reads, in order; empty if it has none."""
         return self._protocol.inputs
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """The named parts of the values that the model gives, in their order; empty when they have none."""
+        """The named parts of the values that the model outputs, in order; empty if it has none."""
         return self._protocol.outputs
 
     @property
     def first(self) -> StepOutput | None:
-        """What may come first, at position 0; None unless the opening asked for it."""
+        """The prediction at position 0; None unless the opening requested it."""
         return self._protocol.first
 
     @property
     def closed(self) -> bool:
-        """Whether the session is known to be closed or lost. The next call reads a notice that is on its way."""
+        """Whether the client knows that the session is closed or lost. The next call reads a notice still on its
+        way."""
         return self._protocol.is_closed
 
 
@@ -78,44 +79,44 @@ class GenerationProperties:
     def position(self) -> int:
         """The session's position after the tokens that have arrived.
 
-        It may be ahead of the tokens taken here: those that wait to be taken count too.
+        It may be ahead of the tokens that the program has read, because arrived tokens may wait to be read.
         """
         return self._state.position
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the generation ended; None before its end has arrived, and when it was closed early."""
+        """Why the generation ended; None until its end has arrived, and if it was closed early."""
         return self._state.finish_reason
 
     @property
     def text(self) -> str:
-        """The text that has arrived, of a model of subwords; empty of others.
+        """The text that has arrived, for a model of subwords; empty for others.
 
-        Words come whole, each with a space before it, but for the first of the sequence; when the generation has ended,
-        `unfinished_text` is the end of it. It may be ahead of the tokens taken here.
+        It has complete words, each after a space except the sequence's first. After the end of the generation, its end
+        is `unfinished_text`. It may be ahead of the tokens that the program has read.
         """
         return self._state.text
 
     @property
     def unfinished_text(self) -> str:
-        """The word that was not complete when the generation ended, as far as it is spelt.
+        """The part of a word that was not complete when the generation ended.
 
-        The text of the session's next generation begins with it again, as soon as it is complete.
+        The text of the session's next generation begins with that word, once it is complete.
         """
         return self._state.unfinished_text
 
     @property
     def seed(self) -> int | None:
-        """The seed of the sampling: the one that was given, or one that the client has drawn, 0 to 2**53 - 1.
+        """The sampling seed: the given one, 0 to 2**64 - 1, or one that the client drew, 0 to 2**53 - 1.
 
-        Another generation with this seed, from the same position over the same tokens, draws the same. None when
-        nothing is drawn: the most likely token is taken, or a beam search runs.
+        Another generation with this seed, from the same position after the same tokens, draws the same tokens. None
+        without sampling: with beam search, or when each token is the most likely one.
         """
         return self._state.seed
 
     @property
     def hypotheses(self) -> tuple[Hypothesis, ...]:
-        """The sequences that a beam search found, the best first: its tokens are those of the generation.
+        """The sequences that a beam search found, best first. The tokens of the first are those of the generation.
 
         Empty before the end, and without `beam_size`.
         """

@@ -1,20 +1,20 @@
-"""One session's half of its exchanges with a server. Pure: no I/O, no clock, no threads.
+"""The client's part of one session's exchanges with a server. Pure: no I/O, no clock, no threads.
 
-Each verb is an *exchange*: a generator that yields the request to send (or None, to send nothing), is resumed with the
-next response that arrives on the session's stream, whichever request that answers, and returns the verb's result. A
-caller that waits no longer drops the generator. The rules:
+Each verb (feed, score, ...) is an *exchange*: a generator that yields the request to send, or None to send nothing. The
+caller resumes it with the next response on the session's stream, whichever request that response answers. It returns
+the verb's result. A caller that stops waiting drops the generator. The rules:
 
 1. Requests are numbered from 1. A response numbered 0 is a notice.
-2. The position moves only when the caller learns of it: by the answer to an exchange that still runs. So a feed that is
-   sent again, because its answer did not come in time, has the same position again, and the server answers it again
-   without applying it.
-3. Another request in place of such a feed first cancels the feed. When the feed had moved the session, that request
-   fails with POSITION_MISMATCH, once, and nothing is sent.
-4. A refusal changes nothing, with two exceptions: a cancelled request and a mismatch tell where the session is.
-5. The late answer to an exchange that was dropped is dropped too.
-6. A generation left unfinished is cancelled, and the cancellation answered, before anything else is sent: only then is
-   the position known. When the wait for that is dropped, the next verb takes it up.
-7. When the session was closed or its stream was lost for good, nothing is sent, and each verb raises the cause.
+2. The position changes only when the caller learns of it, from the answer to an exchange that still runs. So a feed
+   whose answer did not come in time is sent again with the same position. The server answers it again and does not
+   apply it twice.
+3. Any other request first cancels an unanswered feed. If that feed had moved the session, the request fails once with
+   POSITION_MISMATCH, and nothing is sent.
+4. A refused request changes nothing, with two exceptions: a cancelled request and a mismatch report the position.
+5. The late answer to a dropped exchange is discarded.
+6. Before anything else is sent, an unfinished generation is cancelled, and the cancellation is answered: only then is
+   the position known. If the caller stops waiting for that answer, the next verb waits for it.
+7. After the session was closed, or its stream was lost for good, nothing is sent, and each verb raises the cause.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason, Port, Step, StepOutput, TargetScore, Token
 
 _UNUSABLE_HERE = ("SNAPSHOT_FORMAT", "SNAPSHOT_KEY", "SNAPSHOT_MODEL")
-"""Why one server cannot resume a session that others can: its version, its key or its models are others."""
+"""Reasons for which one server cannot resume a session, but another may: its version, key or models differ."""
 _MAX_ROUTES = 6
 
 
@@ -65,10 +65,10 @@ class SessionProtocol:
         self.first: StepOutput | None = None
         self._last_request_id = 0
         self._generation: GenerationState | None = None
-        self._cancel_id = 0  # of the Cancel that is not answered yet
-        self._feed: pb.StreamRequest | None = None  # the feed that is not answered yet
-        self._score_id = 0  # of the score that is not answered yet
-        self._mismatch: PositionMismatchError | None = None  # for the next verb: see rule 3
+        self._cancel_id = 0  # the unanswered Cancel; 0 when there is none
+        self._feed: pb.StreamRequest | None = None  # the unanswered feed
+        self._score_id = 0  # the unanswered score; 0 when there is none
+        self._mismatch: PositionMismatchError | None = None  # the next verb raises it: see rule 3
         self._ended_by: CarouselError | None = None
 
     @property
@@ -78,7 +78,7 @@ class SessionProtocol:
 
     @property
     def is_working(self) -> bool:
-        """Whether the server has a feed, or a score, that is not answered yet."""
+        """Whether a feed or a score is not answered yet."""
         return self._feed is not None or self._score_id != 0
 
     def open(self, request: pb.Open) -> Exchange[None]:
@@ -94,7 +94,7 @@ class SessionProtocol:
         self.feature_size = opened.feature_size
         self.first = _answers.step_output(opened.output, self.outputs) if opened.HasField("output") else None
 
-    def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # it needs none
+    def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # post is for batches only
         """Resumes the session on a new stream. Returns the requests to send again on it. See `Recovery.resume`."""
         assert self.recovery is not None  # noqa: S101  # a session that ends with its stream is never resumed
         try:
@@ -105,24 +105,24 @@ class SessionProtocol:
             raise LostError(UnavailableError(str(error), reason=error.reason)) from error
 
     def reroute(self, error: CarouselError) -> bool:
-        """Whether another server may be able to resume the session, which this one is not: a proxy is asked for another
-        by the next stream."""
+        """Whether another server may be able to resume the session, although this one cannot. If so, the next stream
+        asks the proxy for another server."""
         if error.reason not in _UNUSABLE_HERE or self.route >= _MAX_ROUTES:
             return False
         self.route += 1
         return True
 
     def synchronize(self) -> Exchange[None]:
-        """Cancels whatever is in flight, and learns the session's position."""
+        """Cancels all requests in flight, and updates the session's position."""
         self._check_open()
         yield from self._cancel()
         self._mismatch = None
 
     def interrupt(self) -> pb.StreamRequest | None:
-        """Makes the request that cancels the feed, the score or the generation in flight; None when there is none.
+        """Makes the request that cancels the feed, score or generation in flight. Returns None when there is none.
 
-        The running exchange ends with the error of code CANCELLED that answers it, and tells the position. The next
-        one takes the answer to the Cancel up: see rule 6.
+        The running exchange ends with the cancelled request's own answer: an error of code CANCELLED, which has the
+        position. The next exchange waits for the answer to the Cancel: see rule 6.
         """
         if self._cancel_id or not (self.is_working or self._generation is not None):
             return None
@@ -134,13 +134,13 @@ class SessionProtocol:
             self.recovery.rewinding(position)
 
     def rewound(self, position: int) -> None:
-        """Records that the session was rewound, with nothing in flight."""
+        """Records that the session was rewound while no request was in flight."""
         self.position = position
         if self.recovery is not None:
             self.recovery.rewound(position)
 
     def feed(self, request: pb.Feed) -> Exchange[Step]:
-        """Feeds the session from its present position."""
+        """Feeds the session from its current position."""
         request.position = self.position
         yield from self._settle(request)
         request.position = self.position
@@ -150,7 +150,7 @@ class SessionProtocol:
         return _answers.step(response.fed, response.position, self.outputs)
 
     def score(self, request: pb.Score) -> Exchange[tuple[TargetScore, ...]]:
-        """Scores from the session's present position, which does not change."""
+        """Scores targets from the session's current position, which does not change."""
         yield from self._settle()
         request.position = self.position
         message = self._number(pb.StreamRequest(score=request))
@@ -159,7 +159,7 @@ class SessionProtocol:
         return _answers.target_scores(response.scored.scores)
 
     def pull(self, generation: GenerationState, decoding: pb.Decoding) -> Exchange[None]:
-        """Waits until the generation has a token, or its end. The first pull starts it."""
+        """Waits until the generation has a token or has ended. The first pull starts the generation."""
         self._check_open()
         request = None
         if not generation.request_id:
@@ -173,19 +173,19 @@ class SessionProtocol:
             request = None
 
     def leave(self, generation: GenerationState) -> Exchange[None]:
-        """Ends a generation whose remaining tokens are not wanted."""
+        """Ends a generation and drops its remaining tokens."""
         generation.leave()
         if generation is self._generation:
             yield from self._settle()
 
     def close(self) -> Exchange[None]:
-        """Closes the session. Does nothing when it is closed."""
+        """Closes the session. Does nothing when it is already closed."""
         if self._ended_by is None:
             response = yield from self._ask(pb.StreamRequest(close=pb.Close()))
             self._ended_by = session_closed(self.id, CloseReason.CLIENT, response.position)
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the session ended for good. Returns the error to raise."""
+        """Records that the session has ended for good. Returns the error to raise."""
         self._ended_by = self._ended_by or error
         return copy.copy(self._ended_by)
 
@@ -195,7 +195,7 @@ class SessionProtocol:
         return (yield from self._answer(self._number(request)))
 
     def _answer(self, request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
-        """Sends a numbered request and returns its answer, and moves to its position. Raises the refusal."""
+        """Sends a numbered request, updates the position and returns the answer. Raises the server's refusal."""
         response = yield request
         while response.request_id != request.request_id:
             self._absorb(response)
@@ -207,9 +207,9 @@ class SessionProtocol:
         return response
 
     def _settle(self, feed: pb.Feed | None = None) -> Exchange[None]:
-        """Ends what an earlier exchange left in flight, so that the position is known.
+        """Cancels requests that an earlier exchange left in flight, so that the position is known.
 
-        feed: the request that follows, when it is a feed. One that repeats the feed in flight does not cancel it.
+        feed: the next request, if it is a feed. If it repeats the feed in flight, that feed is not cancelled.
         """
         self._check_open()
         is_repeated = self._feed is not None and self._feed.feed == feed
@@ -226,7 +226,7 @@ class SessionProtocol:
             request = None
 
     def _absorb(self, response: pb.StreamResponse) -> None:
-        """Records a response that the present exchange does not wait for.
+        """Records a response that the current exchange does not wait for.
 
         Raises SessionClosedError for the notice that the session was closed.
         """
@@ -250,14 +250,14 @@ class SessionProtocol:
                 self._generation = None
 
     def _done(self, response: pb.StreamResponse) -> None:
-        """Records that the feed or the score is answered, if this is its answer."""
+        """Clears the unanswered feed or score if this is its answer."""
         if self._feed is not None and response.request_id == self._feed.request_id:
             self._feed = None
         if response.request_id == self._score_id:
             self._score_id = 0
 
     def _cancelled(self, response: pb.StreamResponse | None) -> None:
-        """Records the answer to a Cancel; None: it was refused."""
+        """Records the answer to a Cancel; None when the Cancel was refused."""
         self._cancel_id = 0
         generation, self._generation = self._generation, None
         was_at = self.position
@@ -287,7 +287,8 @@ class SessionProtocol:
         return request
 
     def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
-        """Numbers a request that is pending until it is answered. Raises ResourceExhaustedError for one too large."""
+        """Numbers a request and records it as pending. Raises ResourceExhaustedError for a request that is too
+        large."""
         request = self._numbered(request)
         if self.recovery is not None:
             size, limit = request.ByteSize(), self.recovery.max_request_bytes

@@ -1,6 +1,6 @@
-"""A session's connection over blocking gRPC: one stream after another, for as long as the session can be resumed.
+"""A session's or batch's connection for blocking callers: one stream after another, as long as it can be resumed.
 
-A call's deadline ends that call alone. The session stays lost until a later call resumes it.
+A call that reaches its deadline ends only itself. The session stays lost until a later call resumes it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ P = TypeVar("P", bound=Resumable)
 T = TypeVar("T")
 
 LEAST_ATTEMPT_S = 1.0
-"""How long an attempt to resume may take, even when the recovery has less time left."""
+"""The least time for one attempt to resume, even when the recovery has less time left."""
 MAX_REWINDS = 20
-"""How often a rewind is tried when connections are lost under it."""
+"""How often a rewind is attempted when the connection is lost during it."""
 
 
 class ReconnectingStream(Generic[P]):
-    """Used by one thread at a time; ConcurrentUseError for a second."""
+    """One thread at a time may use it: a second thread gets ConcurrentUseError."""
 
     def __init__(self, stub: InferenceStub, protocol: P, name: str = "session") -> None:
-        """name: of what the stream carries, for errors."""
+        """name: what the stream carries, for errors."""
         self._stub = stub
         self._protocol = protocol
         self._name = name
@@ -46,23 +46,23 @@ class ReconnectingStream(Generic[P]):
         self._num_resumes = 0
 
     def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
-        """Runs an exchange and returns its result, on another stream when one is lost.
+        """Runs an exchange and returns its result. Uses another stream when one is lost.
 
-        is_closing: makes a single attempt to resume a lost session. Raises what the exchange raises;
-        DeadlineExceededError when the deadline passes, dropping the exchange; UnavailableError and the like when the
-        session was not resumed within the recovery's time; the error that ended the session for good.
+        is_closing: attempt to resume a lost session only once. Raises what the exchange raises; DeadlineExceededError
+        when the deadline passes, after which the exchange is dropped; UnavailableError or a similar error when the
+        session was not resumed in the recovery's time; and the error that ended the session for good.
         """
         with self._turn:
             return self._run(exchange, deadline, is_closing)
 
     def cancel(self: ReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
-        """Cancels what is in flight, also for a call that another thread is in, and which then raises
-        RequestCancelledError. Returns the session's position, which is then known.
+        """Cancels what is in flight, including another thread's call, which then raises RequestCancelledError. Returns
+        the session's position.
 
         Raises what `run` raises.
         """
         with self._turn.awaiting():
-            self._stream.wake()  # a thread that reconnects looks by itself
+            self._stream.wake()  # a thread that reconnects checks `is_awaited` without this
             with self._turn.after_others(deadline):
                 self._run(self._protocol.synchronize(), deadline)
                 return self._protocol.position
@@ -70,10 +70,10 @@ class ReconnectingStream(Generic[P]):
     def rewind(
         self: ReconnectingStream[SessionProtocol], position: int, rewind: Callable[[], object], deadline: Deadline
     ) -> None:
-        """Rewinds the session, with nothing in flight. rewind: the call that asks the server for it.
+        """Rewinds the session, after cancelling what is in flight. rewind: the call that asks the server for it.
 
-        Raises what `rewind` raises, unless the connection was lost meanwhile: then the session is resumed, its marks
-        are set again, and `rewind` is called again.
+        Raises what `rewind` raises, unless the connection was lost meanwhile. In that case the session is resumed, its
+        marks are set again, and `rewind` is called again.
         """
         with self._turn:
             for attempt in range(MAX_REWINDS):
@@ -92,17 +92,18 @@ class ReconnectingStream(Generic[P]):
                     return
 
     def post(self, request: pb.StreamRequest) -> None:
-        """Sends a request whose answer another exchange waits for. While the stream is lost, resuming sends it."""
+        """Sends a request whose answer another exchange waits for. While the stream is lost, the resume will send
+        it."""
         if self._lost_by is None:
             self._stream.post(request)
 
     def end(self, deadline: Deadline) -> None:
-        """See `Stream.end`. In a forked process the stream is left to the process that made it."""
+        """See `Stream.end`. Does nothing in a forked process: the stream belongs to the parent."""
         if self._turn.is_here:
             self._stream.end(deadline)
 
     def _interrupt(self) -> None:
-        """Cancels what the running exchange waits for, if another thread has asked for it."""
+        """Cancels what the running exchange waits for, if another thread waits in `cancel`."""
         request = self._protocol.interrupt() if self._turn.is_awaited else None
         if request is not None:
             self.post(request)
@@ -121,9 +122,9 @@ class ReconnectingStream(Generic[P]):
             self._backoff.pause(time.monotonic())
 
     def _answer(self, request: pb.StreamRequest | None, deadline: Deadline, is_closing: bool) -> pb.StreamResponse:
-        """Sends a request, if there is one, and returns the next response, resuming the session as often as needed."""
+        """Sends a request, if there is one. Returns the next response. Resumes the session as often as needed."""
         recovery = self._protocol.recovery
-        assert recovery is not None  # noqa: S101  # the caller has looked
+        assert recovery is not None  # noqa: S101  # `_run` has checked it
         if request is not None and self._lost_by is None:
             self._stream.post(request)
         while True:
@@ -182,7 +183,7 @@ class ReconnectingStream(Generic[P]):
         try:
             delay_s = self._backoff.next(error, time.monotonic())
         except CarouselError:
-            self._backoff.reset()  # a later call has the whole time again
+            self._backoff.reset()  # a later call gets the full time again
             raise copy.copy(error) from None
         remaining_s = deadline.remaining()
         time.sleep(delay_s if remaining_s is None else min(delay_s, remaining_s))

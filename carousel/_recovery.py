@@ -2,18 +2,18 @@
 
 Rules:
 
-1. A request without its last answer is pending. It is sent again on the next stream, as it was; the server applies it
+1. A request without its last answer is pending. It is sent again unchanged on the next stream; the server applies it
    once.
-2. What the session consumed since its last checkpoint is kept, and replayed when the session was restored from behind
-   that, marks included. A session that was never stored is opened again, with the version and the variant that it had,
-   and everything is replayed.
+2. The client keeps the tokens that the session consumed since its last checkpoint, and the marks. When the server
+   restores the session at an earlier position, the client replays them. When the session was never stored, the client
+   opens it again with the same version and variant, and replays everything.
 3. Tokens that arrive a second time are dropped by their position: see `GenerationState`.
-4. A session that another caller moved is never replayed to: the client's history is not the session's. The pending
+4. Nothing is replayed to a session that another caller moved: this client's history is not the session's. The pending
    requests fail with POSITION_MISMATCH instead.
-5. When a fresh connection ends twice for the same refusal, and no request made progress, the oldest pending request is
-   at fault. It fails with that refusal, and the session goes on without it.
-6. A generation that was cancelled, while the connection was lost, first catches up with what its client has received.
-   So the session never stands before tokens that the program has seen.
+5. When two fresh connections in a row end with the same refusal, and no request made progress, the oldest pending
+   request is at fault. It fails with that refusal, and the session continues without it.
+6. A generation that is cancelled while the connection is lost first catches up with the tokens that the client has
+   received. So the session's position is never behind tokens that the program has seen.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from carousel.v1 import inference_pb2 as pb
 
 
 class Recovery:
-    """Belongs to one session.
+    """What one session needs to be resumed.
 
     backlog: responses that the session's next exchange gets before any from the stream.
     """
 
     def __init__(self, opening: pb.Open | None, timeout_s: float) -> None:
-        """opening: None for a session that somebody else opened. timeout_s: how long one recovery may take."""
+        """opening: None for a session that another program opened. timeout_s: the most that one recovery may take."""
         self.timeout_s = _arguments.seconds(timeout_s, "resume_timeout")
         self.backlog: deque[pb.StreamResponse] = deque()
         self._opening = opening
@@ -54,7 +54,7 @@ class Recovery:
         self._is_leaving = False
         self._checkpoint: int | None = None
         self._rewinding: int | None = None
-        self._moved_to: int | None = None  # by another caller, and no checkpoint was reported since
+        self._moved_to: int | None = None  # the position to which another caller moved it; None after a checkpoint
         self._refusals = Refusals()
 
     @property
@@ -74,20 +74,20 @@ class Recovery:
 
     @property
     def end(self) -> int:
-        """The position up to which it is known what the session consumed."""
+        """The position up to which the client knows what the session consumed."""
         return self._history.end
 
     @property
     def num_kept(self) -> int:
-        """Tokens that are kept to be replayed."""
+        """How many tokens are kept for replay."""
         return self._history.end - self._history.start
 
     def sent(self, request: pb.StreamRequest) -> None:
-        """Records a request."""
+        """Records a request as pending."""
         self._pending[request.request_id] = request
 
     def waits_for(self, feeds: list[pb.StreamRequest]) -> None:
-        """Replaces the pending requests by those of step batches in flight, if each begins where the last one ends."""
+        """Replaces the pending requests by the feeds of step batches in flight that follow each other without a gap."""
         self._pending, end = {}, self._history.end
         for request in feeds:
             if request.feed.position == end:
@@ -104,10 +104,10 @@ class Recovery:
         self._history.forget(position)
 
     def received(self, response: pb.StreamResponse) -> bool:
-        """Records a response. Returns whether a request made progress by it.
+        """Records a response. Returns whether a request made progress.
 
         Raises LostError when the session must be resumed on another stream, and CarouselError when the server
-        contradicts what it generated before.
+        generates other tokens than it did before.
         """
         kind = response.WhichOneof("response")
         request = self._pending.get(response.request_id)
@@ -115,7 +115,7 @@ class Recovery:
             self._is_leaving = True
             if self.outlives_server:
                 raise LostError(UnavailableError("the server is shutting down", reason="GO_AWAY"))
-            return False  # the session ends with its server: it is used for as long as it is there
+            return False  # the session ends with its server, so the client uses it as long as it lasts
         if kind == "error" and request is not None and self._is_open and self.is_elsewhere(response.error):
             raise LostError(_answers.error(response.error))
         if kind == "closed" and self._is_movable(response):
@@ -133,23 +133,23 @@ class Recovery:
         return has_progress
 
     def stream_ended(self, error: CarouselError) -> None:
-        """Records how the stream ended. When a pending request is at fault, its error is put into the backlog."""
+        """Records how the stream ended. If a pending request is at fault, puts its error into the backlog."""
         culprit = self._refusals.culprit(error, self.pending)
         if culprit is not None:
             self._fail(culprit, _answers.error_message(error))
 
     def resume(self, number: Number, position: int) -> Exchange[list[pb.StreamRequest]]:
-        """Resumes the session on a new stream. Returns the pending requests, to be sent after it.
+        """Resumes the session on a new stream. Returns the pending requests, which must be sent after it.
 
-        position: of the session, as the program knows it. Raises the error that the server refuses the resume with,
-        and CarouselError with code DATA_LOSS when the tokens that must be replayed are not kept.
+        position: the session's position, as the program knows it. Raises the error with which the server refuses the
+        resume, and CarouselError with code DATA_LOSS when the client does not have the tokens to replay.
         """
         self._is_leaving = False
         has_all = self._is_stored and self._checkpoint is None and not self._history.start
         response = yield from find(number, self._opening if has_all else None)
         self._learn(response)
         restored = response.position
-        if restored == self._rewinding:  # it was rewound, or restored from where the mark is, which is the same state
+        if restored == self._rewinding:  # rewound, or restored from a checkpoint at the mark: the state is the same
             self._history.truncate(restored)
             self._checkpoint = None if self._checkpoint is None else min(self._checkpoint, restored)
         if self._checkpoint is not None and restored < self._checkpoint:
@@ -186,14 +186,14 @@ class Recovery:
             self._opening = opening
 
     def rewinding(self, position: int | None) -> None:
-        """Records that this session's own client asks the server to rewind it; None: the server has answered.
+        """Records that this client asks the server to rewind the session; None: the server has answered.
 
-        Until then the session may be found at either position.
+        Until the server answers, a resume may find the session at either position.
         """
         self._rewinding = position
 
     def rewound(self, position: int) -> None:
-        """Records that this session's own client rewound it, and that the server has stored it so."""
+        """Records that this client rewound the session, and that the server has stored the rewound state."""
         self._history.truncate(position)
         self._moved_to = self._rewinding = None
         if self._is_stored:
@@ -201,16 +201,16 @@ class Recovery:
 
     @property
     def outlives_server(self) -> bool:
-        """Whether the session can be resumed when its server has ended."""
+        """Whether the session can be resumed after its server has ended."""
         return self._is_open and (self._is_stored or self._is_kept)
 
     def is_elsewhere(self, error: error_pb2.Error) -> bool:
-        """Whether the session is to be looked for again, or the request to be sent again later."""
+        """Whether the session must be looked for on another stream, or the request sent again later."""
         if is_transient(error):
             return self.outlives_server or error.reason != "SHUTTING_DOWN"
         return (
             self.outlives_server
-            and self._is_leaving  # servers of version 0.1 answer so when they shut down
+            and self._is_leaving  # servers of version 0.1 answer with CANCELLED when they shut down
             and error.code == grpc.StatusCode.CANCELLED.value[0]
             and not any(request.HasField("cancel") for request in self._pending.values())
         )
@@ -224,7 +224,7 @@ class Recovery:
         )
 
     def _generated(self, response: pb.StreamResponse) -> bool:
-        """Records generated tokens. Returns whether there were new ones."""
+        """Records generated tokens. Returns whether some were new, or the generation has ended."""
         tokens: Consumed = [token.id for token in response.generated.tokens]
         if response.generated.HasField("values"):
             tokens = pieces(response.generated.values)
@@ -241,7 +241,7 @@ class Recovery:
             tokens, start = consumed_by(request.feed), request.feed.position
             if kind == "fed":
                 self._history.write(start, tokens, mark=request.feed.mark)
-            elif start < position <= start + len(tokens):  # it was cancelled half-way
+            elif start < position <= start + len(tokens):  # the feed was cancelled after some of its tokens
                 self._history.write(start, tokens[: position - start])
         elif response.error.reason == "POSITION_MISMATCH" and response.error.metadata.get("position", "").isdecimal():
             self.stands_at(int(response.error.metadata["position"]))
@@ -249,7 +249,8 @@ class Recovery:
             self.stands_at(position)
 
     def stands_at(self, position: int) -> None:
-        """Records where the session is. Elsewhere than this client's requests took it, another caller moved it."""
+        """Records the session's position. If no request of this client leads to it, another caller moved the
+        session."""
         ends = (one.feed.position + len(consumed_by(one.feed)) for one in self.pending if one.HasField("feed"))
         if position == self._history.end or position in ends:
             return
@@ -283,7 +284,7 @@ class Recovery:
             ) from error
 
     def _catch_up(self, generate: pb.StreamRequest) -> Exchange[None]:
-        """Lets a generation that was cancelled reach what its client has received. See rule 6."""
+        """Lets a cancelled generation reach the tokens that the client has received. See rule 6."""
         end = self._history.end
         request: pb.StreamRequest | None = generate
         while generate.request_id in self._pending:
@@ -295,7 +296,7 @@ class Recovery:
                 return
 
     def _moved_behind_checkpoint(self, position: int) -> None:
-        """Fails the pending requests: another caller rewound the session, or the store lost what it had."""
+        """Fails the pending requests: another caller rewound the session, or the store lost its checkpoint."""
         error = behind_checkpoint(position, self._checkpoint)
         self._history.restart(position)
         self._checkpoint = position
@@ -309,7 +310,7 @@ class Recovery:
             raise history_lost(f"{moved}, and it was restored at {restored}: what it consumed is not known.")
 
     def _first_position(self, position: int) -> int:
-        """Where the session must be for the first of the pending requests."""
+        """The position that the session must have for the first pending request."""
         for request in self.pending:
             kind = request.WhichOneof("request")
             if kind in ("feed", "generate", "score"):

@@ -1,4 +1,4 @@
-"""Decides whether a stream ended because of one of its requests, and which. Pure."""
+"""Decides whether a stream ended because of one of its requests, and which one. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LARGEST_MESSAGE_BYTES = 2**31 - 1  # protobuf's own limit
 
 
 class Refusals:
-    """Of one session. max_request_bytes: the largest request that the server is known to accept."""
+    """The refusals of one session or batch. max_request_bytes: the largest request that the server may accept."""
 
     def __init__(self) -> None:
         self.max_request_bytes = _LARGEST_MESSAGE_BYTES
         self._last: grpc.StatusCode | None = None
 
     def culprit(self, error: CarouselError, pending: Sequence[pb.StreamRequest]) -> pb.StreamRequest | None:
-        """The pending request at fault: the one that is too large, or the oldest when the same refusal repeats.
+        """Returns the pending request at fault: the one that is too large, or the oldest if the same refusal repeats.
 
-        error: how the stream ended.
+        error: the error that ended the stream.
         """
         found = self._oversized(error, pending)
         if found is None and is_refusal(error) and error.code is self._last and pending:
@@ -34,11 +34,11 @@ class Refusals:
         return found
 
     def reset(self) -> None:
-        """A request made progress."""
+        """Records that a request made progress."""
         self._last = None
 
     def _oversized(self, error: CarouselError, pending: Sequence[pb.StreamRequest]) -> pb.StreamRequest | None:
-        """The request that the server's gRPC refused for its size. Records the server's limit."""
+        """Returns the request that the server's gRPC refused for its size. Records the server's limit."""
         found = _TOO_LARGE.search(error.message)
         if found is None:
             return None

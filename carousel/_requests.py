@@ -1,6 +1,6 @@
-"""Arguments to messages.
+"""Makes request messages from arguments.
 
-The server checks values. Only a value that no message can hold is refused here, with the name of its field.
+The server checks values. This module refuses only values that no message can hold, with the name of the field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
 
 Source: TypeAlias = str | Sequence[str] | Sequence[int] | Features
-"""A sequence: text, or tokens by name, or tokens by id; or vectors of features, of models that read those."""
+"""A sequence: text, token names, token ids, or feature vectors for models that read those."""
 
 Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
@@ -26,11 +26,11 @@ Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 _ACTIONS = ("free", "hold", "keep")
 _DURABILITIES = ("none", "checkpoint", "strict")
 _MAX_HOLD_S = 3.15576e11
-"""The longest duration that a message has."""
+"""The longest duration that a message can hold, in seconds."""
 
 
 class SessionPolicy(NamedTuple):
-    """What becomes of a session after its stream ends: see `Client.session`."""
+    """What the server does with a session after its stream ends: see `Client.session`."""
 
     on_disconnect: str
     hold_s: float | None
@@ -51,7 +51,7 @@ def open_message(
     policy: SessionPolicy | None = None,
     constants: Constants | None = None,
 ) -> pb.Open:
-    """first: asks what may come first; implied by top_k, logits and trace."""
+    """first: request the prediction at position 0; implied by top_k, logits and trace."""
     message = pb.Open(
         model=text(model, "open.model"),
         version=uint(version, 32, "open.version"),
@@ -75,7 +75,7 @@ def vectors(
     *,
     is_last: bool | Sequence[bool] = False,
 ) -> Features | None:
-    """The vectors that are given, as a whole or by the names of their parts. is_last: see `joined`. Raises
+    """Returns the feature vectors. Joins them if they are given as named parts. is_last: see `joined`. Raises
     InvalidArgumentError."""
     if isinstance(features, Mapping):
         return joined(features, inputs, field, is_last=is_last)
@@ -96,7 +96,7 @@ def feed_message(
     mark: bool = False,
     trace: bool = False,
 ) -> pb.Feed:
-    """Without the position, which is the protocol's to fill in. feature_size: the numbers that a step reads."""
+    """Leaves the position for the protocol to fill in. feature_size: how many numbers a step reads."""
     spec = _outputs_message(
         "feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, trace=trace
     )
@@ -121,7 +121,7 @@ def generate_request(
     decoding: pb.Decoding,
     constants: Constants | None = None,
 ) -> pb.GenerateRequest:
-    """The request of the one-call generation."""
+    """Makes the request of `Client.generate`."""
     message = pb.GenerateRequest(
         model=text(model, "model"),
         version=uint(version, 32, "version"),
@@ -134,7 +134,7 @@ def generate_request(
 
 
 def score_message(targets: Sequence[Source], *, with_end: bool) -> pb.Score:
-    """Without the position, which is the protocol's to fill in."""
+    """Leaves the position for the protocol to fill in."""
     messages = [sequence_message(target, f"score.targets[{at}]") for at, target in enumerate(_listed(targets))]
     return pb.Score(targets=messages, with_end=flag(with_end, "score.with_end"))
 
@@ -150,7 +150,7 @@ def score_request(
     with_end: bool,
     constants: Constants | None = None,
 ) -> pb.ScoreRequest:
-    """The request of the one-call score."""
+    """Makes the request of `Client.score`."""
     message = pb.ScoreRequest(
         model=text(model, "model"),
         version=uint(version, 32, "version"),
@@ -174,9 +174,9 @@ def step_batch_message(
     logits: bool,
     outputs: bool,
 ) -> pb.StepBatch:
-    """One token, or a sequence of tokens, or one vector for each handle. feature_size: the numbers of a vector.
+    """Takes for each handle one token, a sequence of tokens, or one vector. feature_size: the numbers of a vector.
 
-    Raises InvalidArgumentError when their number differs from that of the handles.
+    Raises InvalidArgumentError when there are not as many of them as handles.
     """
     if (tokens is None) == (features is None):
         raise TypeError("give either tokens or features")
@@ -205,13 +205,13 @@ def step_batch_message(
             message.token_ids.extend(token for one in each for token in one)
         else:
             message.token_ids.extend(tokens)  # type: ignore[arg-type]
-    except ValueError as error:  # it does not fit 32 bits
+    except ValueError as error:  # a token id does not fit 32 bits
         raise invalid(f"step_batch.token_ids: {error}", "step_batch.token_ids") from None
     return message
 
 
 def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
-    """Raises InvalidArgumentError for a word that names no policy."""
+    """Raises InvalidArgumentError for an unknown policy name."""
     action = one_of(policy.on_disconnect, _ACTIONS, "on_disconnect", field="open.on_disconnect")
     message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{action}".upper())
     if policy.hold_s is not None:
@@ -239,7 +239,7 @@ def _listed(targets: Sequence[Source]) -> Sequence[Source]:
 
 
 def sequence_message(sequence: Source, field: str) -> pb.Sequence:
-    """A string is text; a table of numbers is features; anything else is tokens by name or by id."""
+    """Makes a message: a string is text, rows of numbers are features, anything else is token names or ids."""
     if isinstance(sequence, str):
         return pb.Sequence(text=sequence)
     if is_features(sequence):
@@ -264,7 +264,7 @@ def _outputs_message(
 ) -> pb.OutputSpec:
     if (top_k is not None) + flag(logits, "logits") + (not flag(outputs, "outputs")) > 1:
         raise TypeError("give only one of top_k, logits=True and outputs=False")
-    message = pb.OutputSpec(  # by default the next token, or the values
+    message = pb.OutputSpec(  # the default kind is the next token, or the values
         every_position=flag(every_position, f"{field}.every_position"), trace=flag(trace, f"{field}.trace")
     )
     if top_k is not None:

@@ -1,4 +1,4 @@
-"""What a reconnecting stream needs to know of whoever owns it: a session, or a batch of sessions."""
+"""What a stream needs from its owner, a session or a batch of sessions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from carousel.v1 import inference_pb2 as pb
 
 
 class StreamOwner(Protocol):
-    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone; route:
-    see `session_metadata`."""
+    """The part of a session or batch that its stream calls. id: the session's; empty for a batch. route: see
+    `session_metadata`."""
 
     id: str
     route: int
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the stream ended for good. Returns the error to raise."""
+        """Records that the stream has ended for good. Returns the error to raise."""
 
     def interrupt(self) -> pb.StreamRequest | None:
-        """Makes the request that cancels what the running exchange waits for; None when nothing can be cancelled."""
+        """Makes the request that cancels what the running exchange waits for; None if nothing can be cancelled."""
 
 
 class StreamRecovery(Protocol):
-    """What is kept to resume after a lost connection: see `_recovery.Recovery`."""
+    """What is kept for a resume after a lost connection: see `_recovery.Recovery`."""
 
     backlog: deque[pb.StreamResponse]
     timeout_s: float
@@ -36,7 +36,7 @@ class StreamRecovery(Protocol):
         """Whether there is a session to resume."""
 
     def received(self, response: pb.StreamResponse) -> bool:
-        """Records a response. Returns whether a request made progress by it.
+        """Records a response. Returns whether a request made progress.
 
         Raises LostError when another stream is needed, RepeatError when a request must be sent again on this one.
         """
@@ -46,11 +46,11 @@ class StreamRecovery(Protocol):
 
 
 class Resumable(StreamOwner, Protocol):
-    """The owner of a stream."""
+    """The owner of a stream that can be resumed."""
 
     @property
     def recovery(self) -> StreamRecovery | None:
-        """None: the owner ends with its stream."""
+        """None if the owner ends with its stream."""
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
-        """Resumes on a new stream. Returns the requests to send again on it. post: sends on the new stream."""
+        """Resumes on a new stream. Returns the requests to send again there. post: sends a request on it."""

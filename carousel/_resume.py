@@ -1,4 +1,4 @@
-"""The requests by which a session is found and restored on a new stream. Pure."""
+"""The exchanges that find and restore sessions on a new stream. Pure."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _LOST_WITH_SERVER = ("lost", "shutdown")
 def find(number: Number, opening: pb.Open | None) -> Exchange[pb.StreamResponse]:
     """Resumes a session. Returns the answer.
 
-    opening: opens it again when its server ended before it was ever stored; None where the session cannot be replayed
-    from its start. Raises the error that the server refuses with.
+    opening: opens the session again if its server ended before the session was ever stored; None if the client cannot
+    replay the session from its start. Raises the error with which the server refuses.
     """
     response = yield from _ask(number(pb.StreamRequest(open=pb.Open(resume=pb.Resume()))))
     if not response.HasField("error"):
@@ -54,17 +54,17 @@ def find(number: Number, opening: pb.Open | None) -> Exchange[pb.StreamResponse]
 
 
 def replay(number: Number, feed: pb.Feed) -> Exchange[pb.StreamResponse]:
-    """Feeds a restored session what it had consumed before. Returns the answer. Raises what refuses it."""
+    """Feeds a restored session what it had consumed before. Returns the answer. Raises the server's refusal."""
     return (yield from _checked(number(pb.StreamRequest(feed=feed))))
 
 
 def history_lost(message: str) -> CarouselError:
-    """The error of a session that cannot be replayed. message: why."""
+    """The error for a session that cannot be replayed. message: the reason."""
     return CarouselError(f"{message} Open a new session", code=grpc.StatusCode.DATA_LOSS, reason="HISTORY_LOST")
 
 
 def behind_checkpoint(position: int, checkpoint: int | None) -> error_pb2.Error:
-    """The error of requests for a session that is found behind where it was stored."""
+    """The error for the requests of a session whose position is behind its checkpoint."""
     return error_pb2.Error(
         code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
         message=f"the session is at position {position}, behind its checkpoint at {checkpoint}: another caller rewound"
@@ -75,9 +75,9 @@ def behind_checkpoint(position: int, checkpoint: int | None) -> error_pb2.Error:
 
 
 def together(post: Post, exchanges: Mapping[str, Exchange[object]], heard: Heard) -> Exchange[dict[str, object]]:
-    """Runs exchanges of many sessions side by side, each with the responses of its session. post: sends a request.
+    """Runs exchanges of many sessions at the same time, each with its session's responses. post: sends a request.
 
-    Returns their results, or their errors, by session. Raises UnavailableError when the server leaves.
+    Returns the result or the error of each session. Raises UnavailableError when the server shuts down.
     """
     results: dict[str, object] = {}
 
@@ -106,7 +106,7 @@ def together(post: Post, exchanges: Mapping[str, Exchange[object]], heard: Heard
 
 
 def is_transient(error: error_pb2.Error) -> bool:
-    """Whether the session is to be looked for again, or the request to be sent again later."""
+    """Whether the session must be looked for again, or the request sent again later."""
     return error.reason in _TRANSIENT or error.metadata.get("close_reason") == CloseReason.MOVED
 
 
@@ -119,8 +119,8 @@ def _checked(request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
 
 
 def _check_transient(error: error_pb2.Error) -> None:
-    """Raises UnavailableError for an error that another attempt may not meet."""
-    is_gone = error.code == grpc.StatusCode.NOT_FOUND.value[0]  # and its metadata says how, not what to do
+    """Raises UnavailableError for an error that may not occur in another attempt."""
+    is_gone = error.code == grpc.StatusCode.NOT_FOUND.value[0]  # its close reason says how the session ended
     if is_transient(error) or (is_leaving(_answers.error(error)) and not is_gone):
         raise UnavailableError(error.message, reason=error.reason)
 

@@ -1,4 +1,4 @@
-"""The errors that the client makes itself of what it knows of a session."""
+"""Errors that the client itself raises from what it knows of a session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORDS = {
 
 
 def session_closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
-    """The error of a session that was closed at a position."""
+    """The error for a session that was closed."""
     return SessionClosedError(
         f"session {session_id!r} was closed ({reason}) at position {position}: {_WORDS[reason]}",
         reason="SESSION_CLOSED",
@@ -30,7 +30,7 @@ def session_closed(session_id: str, reason: CloseReason, position: int) -> Sessi
 
 
 def moved(expected: int, position: int) -> PositionMismatchError:
-    """The error of a session that a feed moved whose answer was not awaited."""
+    """The error for a session that was moved by a feed whose answer the program did not wait for."""
     return PositionMismatchError(
         f"position = {expected}, but the session is at {position}: an earlier feed, whose answer was not awaited,"
         " moved it",

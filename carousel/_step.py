@@ -1,4 +1,4 @@
-"""The messages of `Client.step`. Pure."""
+"""Makes the messages of `Client.step`. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OF_OPENING = ("source", "version", "variant", "constants", "first", "on_disconn
 
 
 def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOptions]) -> pb.StepRequest:
-    """The request. An opening without an id gets one, so that it can be sent again. Raises InvalidArgumentError for
-    what no message can hold, and TypeError for options that do not go together."""
+    """Makes the request. An opening without an id gets one, so that the request can be sent again. Raises
+    InvalidArgumentError for values that no message can hold, and TypeError for options that cannot be combined."""
     model = text(options.get("model", ""), "open.model")
     if not model and (without := [name for name in _OF_OPENING if options.get(name)]):
         raise TypeError(f"{', '.join(without)}: give a model, too, which opens the session")
@@ -77,12 +77,12 @@ def _is_given(option: object) -> bool:
 
 
 def is_repeatable(message: pb.StepRequest) -> bool:
-    """Whether a request may be sent again: it is applied once then."""
+    """Whether a request may be sent again, because the server then applies it once."""
     return not message.HasField("feed") or message.feed.HasField("position")
 
 
 def value(message: pb.StepResponse) -> SessionStep:
-    """The answer."""
+    """Makes the result of a response."""
     opened, outputs = message.opened, ports(message.opened.outputs)
     step = _answers.step(message.fed, message.position, outputs)
     return SessionStep(

@@ -14,7 +14,7 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
 class StepCalls:
-    """Sessions by calls of one request and one answer."""
+    """The call that uses a session without a stream."""
 
     _inference: InferenceStub
     _timeout: float | None
@@ -28,18 +28,19 @@ class StepCalls:
         timeout: float | None = None,
         **options: Unpack[StepOptions],
     ) -> SessionStep:
-        """One call of a session, without a stream: opens it or goes on with it, feeds it and closes it, each as far as
-        it is asked. Between the calls the server holds it, as `on_disconnect` said when it was opened.
+        """Opens, resumes, feeds or closes a session in one call, without a stream. Between calls the server keeps the
+        session, as `on_disconnect` said at the opening.
 
-        session_id: of a session that no stream has; empty, with a model, to have one made. tokens: as in
-        `Session.feed`; None feeds nothing. options: see `StepOptions`. A call that feeds nothing, or whose feed has a
-        `position`, is sent again when its connection is lost or its server shuts down, for up to `resume_timeout`
-        seconds; it is applied once. You may send it again yourself, too. timeout: seconds; default the client's.
+        session_id: a session without a stream; empty, together with a model, to open a new one. tokens: as in
+        `Session.feed`; None feeds nothing. options: see `StepOptions`. timeout: seconds; default the client's.
+        resume_timeout: how many seconds to retry after a lost connection, or when the server shuts down. The client
+        retries a call that feeds nothing, or whose feed has a `position`: the server applies it once. You may repeat
+        such a call too.
 
-        Raises NotFoundError for a session that is not there, whose metadata tells how it ended; FailedPreconditionError
-        for one that a stream has; PositionMismatchError, which tells where the session is; AlreadyExistsError for one
-        of another model; and what `Client.session` and `Session.feed` raise. Threads may call it at once: calls of one
-        session are carried out one after the other.
+        Raises NotFoundError for a session that does not exist, whose metadata says how it ended;
+        FailedPreconditionError for a session with a stream; PositionMismatchError, which has the session's position;
+        AlreadyExistsError if the session has another model; and the errors of `Client.session` and `Session.feed`.
+        Several threads may call it at the same time: the server runs the calls of one session one after the other.
         """
         message = _step.request(session_id, tokens, **options)
         own, metadata = self._timeout if timeout is None else timeout, session_metadata(message.session_id)

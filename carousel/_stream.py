@@ -1,4 +1,4 @@
-"""A session's stream over blocking gRPC: runs exchanges."""
+"""One gRPC stream of a session or batch, for blocking callers: runs exchanges."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ T = TypeVar("T")
 
 
 class Stream:
-    """One gRPC stream. Used by one thread at a time.
+    """One gRPC stream. One thread at a time may use it.
 
-    gRPC can neither wait for a response for a limited time nor send without a thread of its own, so there are two
-    daemon threads: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the stream ends, for
-    any reason, ours puts the error into the inbox as the last item and stops gRPC's, and both end.
+    Blocking gRPC has no timeout for receiving a response and needs a thread for sending. So a stream has two daemon
+    threads: gRPC's thread sends requests from the outbox, and the reader thread puts responses into the inbox. When the
+    stream ends, for any reason, the reader puts the error into the inbox as the last item, stops gRPC's thread and
+    ends.
     """
 
     def __init__(self, stub: InferenceStub, owner: StreamOwner) -> None:
@@ -40,8 +41,8 @@ class Stream:
     def run(self, exchange: Exchange[T], deadline: Deadline, woken: Callable[[], None]) -> T:
         """Runs an exchange and returns its result. woken: called after each `wake`.
 
-        Raises what the exchange raises; DeadlineExceededError when the deadline passes, dropping the exchange; and the
-        error that ended the stream.
+        Raises what the exchange raises; DeadlineExceededError when the deadline passes, after which the exchange is
+        dropped; and the error that ended the stream.
         """
         try:
             request = next(exchange)
@@ -62,18 +63,18 @@ class Stream:
         self._outbox.put(request)
 
     def end(self, deadline: Deadline) -> None:
-        """Ends the sending half, waits for the server to end the stream, and cancels the stream at the deadline."""
+        """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline."""
         self._outbox.put(None)
         self._reader.join(deadline.remaining())
         self._call.cancel()
         self._reader.join()
 
     def wake(self) -> None:
-        """Has `receive` return None once. Any thread may call it."""
+        """Makes `receive` return None once. Any thread may call it."""
         self._inbox.put(None)
 
     def receive(self, deadline: Deadline) -> StreamResponse | CarouselError | None:
-        """Returns the next response, or once the error that ended the stream, or None: see `wake`.
+        """Returns the next response; None after a `wake`; or, as the last item, the error that ended the stream.
 
         Raises DeadlineExceededError.
         """

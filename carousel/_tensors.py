@@ -1,4 +1,4 @@
-"""Converts vectors of features to messages and back, without NumPy: from buffers, or from sequences of numbers."""
+"""Converts feature vectors to messages and back, without NumPy. Accepts buffers and sequences of numbers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 
 Vector: TypeAlias = tuple[float, ...]
-"""The values of one step, of a model that gives values."""
+"""The values of one step, for a model that outputs values."""
 
 _FLOAT_SIZE = 4
 
 
 class Array(Protocol):
-    """An array of numbers of one axis or two, such as NumPy's: anything with a shape and a buffer."""
+    """An array of numbers with one or two axes, such as NumPy's: any object with a shape and a buffer."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its axes: [steps, features], or [numbers]."""
+        """The sizes of its axes: [steps, features] or [numbers]."""
 
 
 Features: TypeAlias = Sequence[Sequence[float]] | Sequence[float] | Array
-"""Vectors of features, one a step: [steps, features], or their numbers one after the other: [numbers]."""
+"""Feature vectors, one a step: [steps, features], or [numbers], the numbers of all steps in one sequence."""
 
 
 def is_features(value: object) -> bool:
-    """Whether a value is vectors rather than tokens: numbers with a point are, and whole numbers are ids."""
+    """Whether a value holds feature vectors, not tokens: floats are features, whole numbers are token ids."""
     if isinstance(value, str | bytes):
         return False
     if hasattr(value, "shape"):
@@ -39,10 +39,10 @@ def is_features(value: object) -> bool:
 
 
 def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
-    """The tensor [steps, features] of what a step, or several, of a session read.
+    """Makes the tensor [steps, features] for one or more steps of a session.
 
-    size: the numbers that a step reads; 0 where that is not known: numbers of one axis are then those of one step.
-    Raises InvalidArgumentError for another form, and for numbers of one axis that do not fill the last step.
+    size: how many numbers a step reads; 0 if not known: then a value with one axis is one step. Raises
+    InvalidArgumentError for another shape, and when the numbers do not fill the last step.
     """
     message = tensor_message(features, field)
     if len(message.shape) == 1:
@@ -62,7 +62,7 @@ def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
 
 
 def tensor_message(features: Features, field: str) -> pb.Tensor:
-    """A tensor [steps, features], or [numbers], of 32-bit floats. Raises InvalidArgumentError for another form."""
+    """Makes a tensor [steps, features] or [numbers] of 32-bit floats. Raises InvalidArgumentError for another shape."""
     if hasattr(features, "shape"):
         return _of_array(features, field)
     if isinstance(features, bytes | bytearray):
@@ -91,19 +91,19 @@ def vectors(message: pb.Tensor) -> list[Vector]:
 
 
 def pieces(message: pb.Tensor) -> list[bytes]:
-    """The vectors of a tensor as they are on the wire."""
+    """The vectors of a tensor, each as bytes in wire format."""
     size = _FLOAT_SIZE * (message.shape[1] if len(message.shape) > 1 else 1)
     return [message.data[begin : begin + size] for begin in range(0, len(message.data), size)]
 
 
 def joined(parts: Sequence[bytes]) -> pb.Tensor:
-    """The tensor of such vectors."""
+    """Makes a tensor of vectors in wire format: the inverse of `pieces`."""
     return pb.Tensor(shape=[len(parts), len(parts[0]) // _FLOAT_SIZE], data=b"".join(parts))
 
 
 def _of_array(features: Array, field: str) -> pb.Tensor:
     try:
-        view = memoryview(features)  # type: ignore[arg-type]  # the protocol of buffers has no type before Python 3.12
+        view = memoryview(features)  # type: ignore[arg-type]  # Python has no buffer type before 3.12
     except (TypeError, ValueError, BufferError):
         raise _malformed(field, f"an array of numbers with a buffer, such as NumPy's, not {features!r:.60}") from None
     if view.ndim not in (1, 2):
@@ -111,14 +111,14 @@ def _of_array(features: Array, field: str) -> pb.Tensor:
     if view.format in ("f", "<f") and view.c_contiguous and sys.byteorder == "little":
         return pb.Tensor(shape=view.shape, data=view.tobytes())
     try:
-        rows: Any = view.tolist()  # nested, of as many axes
-    except NotImplementedError:  # Python's buffers know no half floats, and no text
+        rows: Any = view.tolist()  # nested lists, one level for each axis
+    except NotImplementedError:  # memoryview cannot read half floats or text
         raise _malformed(field, f"numbers of 32 or 64 bits, not {features!r:.60}") from None
     return tensor_message(rows, field) if rows else pb.Tensor(shape=view.shape)
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is one number, and not a row of them: an array's own number has a shape, of no axis."""
+    """Whether a value is one number, not a row. An array's scalar has a shape, but no axes."""
     shape: tuple[int, ...] | None = getattr(value, "shape", None)
     return not hasattr(value, "__iter__") if shape is None else not shape
 
@@ -126,7 +126,7 @@ def _is_number(value: object) -> bool:
 def _is_of_floats(value: Any) -> bool:
     try:
         return memoryview(value).format.lstrip("<>=@") in ("e", "f", "d")
-    except (TypeError, BufferError):  # it has no buffer
+    except (TypeError, BufferError):  # no buffer
         return False
 
 

@@ -1,4 +1,4 @@
-"""Tokens and counts as messages have them. Every refusal names the field."""
+"""Converts tokens and counts to the form that messages have. Each error names the field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from carousel._arguments import invalid
 
 
 def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
-    """Names or ids: one of the two lists is empty."""
+    """Returns names and ids; one of the two lists is empty. Raises TypeError for a mix of both."""
     if not is_ordered(tokens):
         raise _malformed(names_field, ids_field, "names (str) or ids (int), one after the other", tokens)
     tokens = list(tokens)
@@ -22,12 +22,12 @@ def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[l
 
 
 def is_ordered(value: object) -> bool:
-    """Whether a value may be tokens one after the other."""
+    """Whether a value is an ordered collection, which may hold tokens."""
     return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping | Set)
 
 
 def uint(value: object, bits: int, field: str) -> int:
-    """A number of so many bits. Takes whatever Python takes as an index, so that an array's own integers will do."""
+    """Returns an unsigned integer of so many bits. Accepts every type with `__index__`, such as NumPy's integers."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

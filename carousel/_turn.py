@@ -1,4 +1,4 @@
-"""Guards an object that one thread, or one event loop, at a time may use, in the process that made it."""
+"""Guards an object that may be used by one thread or one event loop at a time, and only in the process that made it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from carousel.errors import ConcurrentUseError
 
 
 class Turn:
-    """Held during a call, as a context manager. A second thread gets an error at once, and the first goes on.
+    """A lock that a call holds, as a context manager. A second thread gets ConcurrentUseError at once.
 
-    FailedPreconditionError in a forked process.
+    Raises FailedPreconditionError in a forked process.
     """
 
     def __init__(self, name: str) -> None:
-        """name: of the object, for errors."""
+        """name: the object's, for errors."""
         self._name = name
         self._home = Home(name)
         self._lock = threading.Lock()
@@ -28,7 +28,7 @@ class Turn:
 
     def __enter__(self) -> None:
         self._home.check()
-        if not self._lock.acquire(blocking=self.is_awaited):  # a thread that waits to cancel has it for a moment
+        if not self._lock.acquire(blocking=self.is_awaited):  # a canceling thread holds the lock only briefly
             raise ConcurrentUseError(
                 f"another call of this {self._name} has not returned yet: one thread at a time may use it. Use a"
                 f" {self._name} per thread, or AsyncClient",
@@ -50,7 +50,7 @@ class Turn:
 
     @contextmanager
     def awaiting(self) -> Iterator[None]:
-        """Meanwhile `is_awaited`, so that the call in progress ends soon, and the next one waits instead of failing."""
+        """Sets `is_awaited`: the call in progress then ends soon, and a next call waits and does not fail."""
         self._home.check()
         self._waiting.append(None)
         try:
@@ -60,7 +60,7 @@ class Turn:
 
     @contextmanager
     def after_others(self, deadline: Deadline) -> Iterator[None]:
-        """Holds the turn once the call in progress has returned. Raises DeadlineExceededError."""
+        """Waits until the call in progress has returned, then holds the turn. Raises DeadlineExceededError."""
         remaining = deadline.remaining()
         if not self._lock.acquire(timeout=-1 if remaining is None else remaining):
             raise deadline.exceeded()
@@ -74,7 +74,7 @@ class LoopCheck:
     """Remembers the event loop that an object belongs to."""
 
     def __init__(self, name: str) -> None:
-        """name: of the object, for the error."""
+        """name: the object's, for the error."""
         self._name = name
         self._home = Home(name)
         self._loop = asyncio.get_running_loop()
@@ -85,8 +85,7 @@ class LoopCheck:
         return self._home.is_here
 
     def check(self) -> None:
-        """Raises ConcurrentUseError in another event loop than the object's, FailedPreconditionError in a forked
-        process."""
+        """Raises ConcurrentUseError in another event loop, and FailedPreconditionError in a forked process."""
         self._home.check()
         if asyncio.get_running_loop() is not self._loop:
             raise ConcurrentUseError(

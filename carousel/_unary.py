@@ -23,7 +23,7 @@ def unary(
     timeout: float | None,
     metadata: Metadata = (),
 ) -> Response:
-    """Raises the error that the call fails with."""
+    """Runs a call. Raises a CarouselError when it fails."""
     try:
         return method(request, timeout=_arguments.timeout(timeout), metadata=metadata)
     except grpc.RpcError as error:
@@ -37,7 +37,7 @@ def retried(
     resume_timeout: float,
     metadata: Metadata = (),
 ) -> Response:
-    """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
+    """Runs a call that is safe to repeat. Retries it when the connection is lost or the server shuts down."""
     backoff = CallBackoff(resume_timeout)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The events of a watch, from their messages. Pure."""
+"""Makes the events of a watch from messages. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from carousel.watching import WatchBegun, WatchChanged, WatchClosed, WatchEvent,
 
 
 class WatchEvents:
-    """Of one watch."""
+    """Makes the events of one watch. It remembers the model's outputs from the first event."""
 
     def __init__(self) -> None:
         self._outputs: tuple[Port, ...] = ()
 
     def event(self, message: pb.WatchResponse) -> WatchEvent:
-        """What a message tells."""
+        """Makes the event of a message."""
         name, at = message.session_id, message.position
         match message.WhichOneof("event"):
             case "watching":

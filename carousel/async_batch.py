@@ -1,4 +1,4 @@
-"""The asyncio batch of sessions: `carousel.batch` with awaits."""
+"""The asyncio batch of sessions: `carousel.batch` with asynchronous calls."""
 
 # ruff: noqa: ASYNC109 - the same `timeout` as in the blocking client; it also covers the wait for a turn
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]]):
-    """Many sessions of one model that step together, a message for all of them. Made by `AsyncClient.batch`.
+    """Many sessions of one model that step together, with one message for all. Made by `AsyncClient.batch`.
 
-    Sessions have places, 0 and up, in the order of their opening. Close it, or use `async with`: its sessions end with
-    it. For one task at a time, but for `receive`, which may wait in another. It outlives its stream, and fails, as
-    `SessionBatch` does.
+    Each session has a place, 0 and up, in the order of opening. Close the batch, or use `async with`: its sessions end
+    with it. One task at a time may use it, except that `receive` may wait in another task. It resumes its sessions, and
+    reports failures, as `SessionBatch` does.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         resume_timeout: float,
         timeout: float | None,
     ) -> None:
-        """timeout: seconds for calls that set none; None for no limit."""
+        """timeout: default in seconds for all calls; None for no limit."""
         self._model = model
         self._version = version
         self._variant = variant
@@ -67,8 +67,7 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         constants: Constants | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Opens a session. Returns its place. source, session_id, constants: as in
-        `Client.session`. Raises what that raises."""
+        """Opens a session and returns its place. source, session_id, constants, and errors: as in `Client.session`."""
         return (await self._open_all([(source, session_id)], constants, timeout))[0]
 
     async def open_many(
@@ -89,13 +88,13 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         end: bool | Sequence[bool] = False,
         timeout: float | None = None,
     ) -> StepBatchResult:
-        """Makes sessions consume tokens and returns what comes next in each: see `SessionBatch.step`."""
+        """Makes sessions consume tokens. Returns the model's prediction for each: see `SessionBatch.step`."""
         self._check_none_in_flight()
         self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs, end=end)
         return await self.receive(timeout)
 
     async def receive(self, timeout: float | None = None) -> StepBatchResult:
-        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
+        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError when there is none."""
         return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     async def close_session(self, place: int, *, timeout: float | None = None) -> None:
@@ -105,9 +104,9 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         )
 
     async def close(self, timeout: float | None = None) -> None:
-        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
+        """Closes the sessions and the stream, and drops the steps in flight. Does nothing when it is already closed.
 
-        timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing.
+        timeout: seconds to wait for the server; default the batch's, or 5 if there is none. Raises nothing.
         """
         deadline = closing_deadline(self._or_default(timeout))
         try:

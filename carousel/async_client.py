@@ -1,4 +1,4 @@
-"""The asyncio client: `carousel.client` with awaits."""
+"""The asyncio client: `carousel.client` with asynchronous calls."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from carousel.v1.sessions_pb2_grpc import SessionsStub
 
 
 class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
-    """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
+    """A connection to one server. It connects at the first call. Tasks of the event loop that made it may share it.
 
-    Close it, or use `async with`. It belongs to the process that makes it: see `Client`.
+    Close it, or use `async with`. It can be used only in the process that made it: see `Client`.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection. Calls under way in other tasks raise RequestCancelledError, later ones
+        """Closes the connection. Calls in progress in other tasks raise RequestCancelledError, later calls
         FailedPreconditionError: see `Client.close`."""
-        if self._home.is_here:  # a forked process leaves the connection to the one that made it
+        if self._home.is_here:  # in a forked process, the connection still belongs to the parent
             self._home.is_closed = True
             await self._channel.close()
 
@@ -92,7 +92,7 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> SessionOpening:
-        """Opens a session, on a stream of its own, when it is awaited or entered: see `Client.session`."""
+        """Opens a session, on its own stream, when the result is awaited or entered: see `Client.session`."""
         policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
             model,
@@ -110,14 +110,14 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         if recovery is not None:
             session_id = session_id or secrets.token_urlsafe(
                 9
-            )  # to be resumed, the session needs an id that is known from the start
+            )  # to resume the session, the client must know its id before the server answers
         protocol = SessionProtocol(session_id, recovery)
         return SessionOpening(
             self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
         )
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> SessionOpening:
-        """Resumes a session that was opened elsewhere: see `Client.resume`."""
+        """Resumes an existing session: see `Client.resume`."""
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
         return SessionOpening(

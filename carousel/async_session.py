@@ -1,4 +1,4 @@
-"""The asyncio session and generation: `carousel.session` with awaits."""
+"""The asyncio session and generation: `carousel.session` with asynchronous calls."""
 
 # ruff: noqa: ASYNC109 - the same `timeout` as in the blocking client; it also covers the wait for a turn
 
@@ -32,32 +32,33 @@ if TYPE_CHECKING:
 
 
 class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
-    """Tokens as the server chooses them, one by one. Made by `AsyncClient.generate` and `AsyncSession.generate`.
+    """Yields tokens one by one, as the server chooses them. Made by `AsyncClient.generate` and `AsyncSession.generate`.
 
-    A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `aclose`,
-    ends the generation at the server. asyncio finishes a loop that was left with `break` a moment later, so use `async
-    with` or `aclose` to end it, and to have the session's position right, at once. Raises the error that ended it
-    early: see `carousel.errors`. For one task at a time.
+    A model that outputs values yields one `ValueToken` a step. A generation can be iterated once. Leaving the loop
+    early, or `aclose`, ends the generation at the server. After a `break`, asyncio closes the iterator a moment later:
+    to end the generation and know the session's position at once, use `async with` or `aclose`. Raises the error that
+    ended it
+    early: see `carousel.errors`. One task at a time may use it.
     """
 
     def __init__(
         self, state: GenerationState, pull: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]
     ) -> None:
-        """pull: waits until the state is ready. leave: ends the generation at the server, and raises nothing."""
+        """pull: waits until the state is ready. leave: ends the generation at the server; it must not raise."""
         self._state = state
         self._pull = pull
         self._leave = leave
 
     async def aclose(self) -> None:
-        """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
+        """Ends the generation at the server, if it still runs, and drops the tokens that were not read.
 
-        A session's position is right again when this returns. Raises nothing: the session's next call raises its
-        error.
+        After this call, the session's position is known. Raises nothing: if the session failed, its next call raises
+        the error.
         """
         await self._leave()
 
     async def vectors(self) -> list[Vector]:
-        """Waits for the end. Returns the values of every step: see `Generation.vectors`."""
+        """Waits for the end of the generation. Returns the values of each step: see `Generation.vectors`."""
         found: list[Vector] = []
         async with self:
             while (vector := await self._take()) is not None:
@@ -75,16 +76,18 @@ class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
 
 
 class AsyncSession(SessionProperties):
-    """A sequence that the server keeps the state of. Made by `AsyncClient.session`; close it, or use `async with`.
+    """A sequence whose state the server keeps between calls. Made by `AsyncClient.session`; close it, or use
+    `async with`.
 
-    Tasks of one event loop may share it: their calls take turns. ConcurrentUseError in another event loop. It cannot be
-    pickled, or used in a forked process: see `Client`.
+    Tasks of one event loop may share it: their calls take turns. Another event loop gets ConcurrentUseError. A session
+    cannot be pickled or used in a forked process: see `Client`.
     """
 
     def __init__(
         self, stub: InferenceAsyncStub, protocol: SessionProtocol, timeout: float | None, sessions: AsyncSessions
     ) -> None:
-        """Not open yet: see `SessionOpening`. timeout: seconds for calls that set none; None for no limit."""
+        """Does not open the session: see `SessionOpening`. timeout: default in seconds for all calls; None for no
+        limit."""
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
@@ -113,12 +116,12 @@ class AsyncSession(SessionProperties):
         end: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and returns what comes next: see `Session.feed`.
+        """Makes the session consume tokens or vectors. Returns the model's prediction: see `Session.feed`.
 
-        A feed whose task is cancelled, by `asyncio.wait_for` too, is cancelled at the server: `position` tells how far
-        it came, and the rest may be fed from there. When the server does not tell within a second, the next call learns
-        it, and raises PositionMismatchError, once, if the feed had moved the session. A feed that ran out of its own
-        `timeout` stays in flight: sending it again is safe.
+        If the task is cancelled, also by `asyncio.wait_for`, the feed is cancelled at the server: `position` then says
+        how much was consumed, and the rest may be fed from there. If the server does not answer within a second, the
+        next call learns the position, and raises PositionMismatchError once if the feed had moved the session. A feed
+        that reached its own `timeout` stays in flight: sending it again is safe.
         """
         message = _requests.feed_message(
             tokens,
@@ -151,13 +154,13 @@ class AsyncSession(SessionProperties):
         return AsyncGeneration(state, pull, leave)
 
     async def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
-        """Lets a model that gives values continue by itself: see `Session.forecast`."""
+        """Lets a model that outputs values continue from the session's position: see `Session.forecast`."""
         return await self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     async def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
     ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are from the session's position: see `Session.score`."""
+        """Returns how likely each target is from the session's position: see `Session.score`."""
         message = _requests.score_message(targets, with_end=with_end)
         return await self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
 
@@ -167,7 +170,7 @@ class AsyncSession(SessionProperties):
         await self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
 
     async def cancel(self, *, timeout: float | None = None) -> int:
-        """Cancels what is in flight, also the call that another task is in: see `Session.cancel`.
+        """Cancels what is in flight, including another task's call: see `Session.cancel`.
 
         Calls of other tasks that wait for their turn are not cancelled.
         """
@@ -202,9 +205,9 @@ class AsyncSession(SessionProperties):
 
 
 class SessionOpening(Unpicklable):
-    """What `AsyncClient.session` returns: `await` it for an open session, or enter it with `async with`.
+    """What `AsyncClient.session` returns: `await` it to get an open session, or enter it with `async with`.
 
-    It opens one session. Awaited or entered again it gives the same.
+    It opens one session. Awaiting or entering it again returns the same session.
     """
 
     def __init__(

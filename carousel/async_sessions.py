@@ -1,4 +1,4 @@
-"""The asyncio client's calls about sessions, whoever opened them."""
+"""The asyncio client's calls about existing sessions, including those of other clients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class AsyncSessions(Unpicklable):
-    """The live sessions of a server, whoever opened them: `AsyncClient.sessions`. See `Sessions`."""
+    """The live sessions of a server, including those of other clients: `AsyncClient.sessions`. See `Sessions`."""
 
     def __init__(self, stub: SessionsAsyncStub, timeout: float | None) -> None:
         self._stub = stub
         self._timeout = timeout
 
     async def list(self, model: str | None = None, *, page_size: int = 0) -> AsyncIterator[SessionInfo]:
-        """All sessions, or those of one model, in the order in which they were opened: see `Sessions.list`."""
+        """Yields all sessions, or those of one model, in the order in which they were opened: see `Sessions.list`."""
         request: sessions_pb2.SessionsListRequest | None = _admin_requests.sessions_request(model, page_size)
         while request is not None:
             response = await unary(self._stub.List, request, self._timeout)
@@ -33,13 +33,14 @@ class AsyncSessions(Unpicklable):
             request = _admin_requests.next_page(request, response)
 
     async def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, whose metadata says why a session ended, if the server remembers."""
+        """Returns one session. Raises NotFoundError; its metadata says why a session ended, if the server still
+        knows."""
         request = sessions_pb2.SessionsGetRequest(session_id=session_id)
         response = await unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     async def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it, and notifies its client. Returns its last position.
+        """Closes a session of any client, and notifies that client. Returns the session's last position.
 
         Raises NotFoundError.
         """
@@ -53,13 +54,13 @@ class AsyncSessions(Unpicklable):
         return (await unary(self._stub.CloseAll, request, self._timeout)).closed_count
 
     async def snapshot(self, session_id: str) -> bytes:
-        """A session as bytes: see `Sessions.snapshot`."""
+        """Returns a session as signed bytes: see `Sessions.snapshot`."""
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
         response = await unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id))
         return response.snapshot
 
     async def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
-        """Makes a session of a snapshot: see `Sessions.restore`."""
+        """Makes a session from a snapshot: see `Sessions.restore`."""
         request = _admin_requests.restore_request(snapshot, session_id, version)
         response = await unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
@@ -77,18 +78,18 @@ class AsyncSessions(Unpicklable):
         return _answers.session_info(response.session)
 
     async def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
-        """The state tensors of a session: see `Sessions.get_state`."""
+        """Returns a session's state tensors: see `Sessions.get_state`."""
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
 
     async def emitted(self, session_id: str) -> Emitted:
-        """What a session of a transducer has emitted so far; nothing of another model. Raises NotFoundError."""
+        """Returns the tokens that a transducer's session has emitted; none for other models. Raises NotFoundError."""
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id)
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return Emitted(_answers.tokens(response.emitted), response.num_emitted)
 
     async def set_state(self, session_id: str, *tensors: StateTensor) -> None:
-        """Writes state tensors of a session: see `Sessions.set_state`."""
+        """Replaces state tensors of a session: see `Sessions.set_state`."""
         request = _admin_requests.state_request(session_id, tensors)
         await unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class AsyncWatch(AsyncIteration[WatchEvent]):
-    """What happens to one session, event by event. Made by `AsyncClient.watch`.
+    """Yields the events of one session. Made by `AsyncClient.watch`.
 
-    Iterate over it once; leaving the loop early, or `aclose`, ends the watch. asyncio finishes a loop that was left
-    with `break` a moment later, so use `async with` or `aclose` to end it at once. Raises the error that ended it
-    before the session did: see `Client.watch`. For one task at a time.
+    A watch can be iterated once. Leaving the loop early, or `aclose`, ends it. After a `break`, asyncio closes the
+    iterator a moment later: to end the watch at once, use `async with` or `aclose`. Raises the error that ended the
+    watch before the session ended: see `Client.watch`. One task at a time may use it.
     """
 
     def __init__(self, call: Any) -> None:
-        """call: a `grpc.aio.UnaryStreamCall`, which has begun."""
+        """call: a `grpc.aio.UnaryStreamCall` that has started."""
         self._call = call
         self._messages = aiter(call)
         self._events = WatchEvents()
@@ -43,7 +43,7 @@ class AsyncWatch(AsyncIteration[WatchEvent]):
             self._call.cancel()
 
     async def _next(self) -> WatchEvent | None:
-        """None at the end."""
+        """Returns None at the end."""
         self._home.check()
         try:
             message = await anext(self._messages, None)
@@ -61,12 +61,12 @@ class AsyncWatch(AsyncIteration[WatchEvent]):
 
 
 class AsyncWatchCalls:
-    """Sessions as they are seen by whoever does not feed them."""
+    """The call for programs that observe a session and do not feed it."""
 
     _inference: InferenceAsyncStub
 
     def watch(self, session_id: str, *, timeout: float | None = None) -> AsyncWatch:
-        """Watches a session, whoever feeds it: see `Client.watch`."""
+        """Watches a session of any client: see `Client.watch`."""
         request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
         within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)
         return AsyncWatch(self._inference.Watch(request, timeout=within, metadata=metadata))

@@ -21,15 +21,15 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
 class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
-    """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
+    """Many sessions of one model that step together, with one message for all: for gateways. Made by `Client.batch`.
 
-    Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
-    Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
+    Each session has a place, 0 and up, in the order of opening. Close the batch, or use `with`: its sessions end with
+    it. Calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
 
-    When its stream is lost, or its server leaves, the sessions are resumed on another stream and the steps that have no
-    answer are sent again, unless `on_disconnect` is `free`. A session that cannot be resumed is over: each later step
-    reports the reason in `StepBatchResult.errors`, and the other sessions are stepped. After the batch is over each
-    call raises the error that ended it; after `close`, FailedPreconditionError.
+    When the stream is lost, or the server shuts down, the client resumes the sessions on another stream and sends the
+    unanswered steps again, unless `on_disconnect` is `free`. A session that cannot be resumed has ended: each later
+    step reports the reason in `StepBatchResult.errors` and steps the other sessions. After the whole batch has ended,
+    each call raises the error that ended it; after `close`, FailedPreconditionError.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         resume_timeout: float,
         timeout: float | None,
     ) -> None:
-        """timeout: seconds for calls that set none; None for no limit."""
+        """timeout: default in seconds for all calls; None for no limit."""
         self._model = model
         self._version = version
         self._variant = variant
@@ -68,20 +68,19 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         constants: Constants | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Opens a session. Returns its place. source, session_id, constants: as in
-        `Client.session`. Raises what that raises.
+        """Opens a session and returns its place. source, session_id, constants, and errors: as in `Client.session`.
 
-        An opening whose stream is lost is made again, unless the program chose the id.
+        If the stream is lost before the answer, the opening is sent again, unless the program chose the id.
         """
         return self._open_all([(source, session_id)], constants, timeout)[0]
 
     def open_many(
         self, sources: Sequence[Source | None], *, constants: Constants | None = None, timeout: float | None = None
     ) -> list[int]:
-        """Opens a session for each source, None for a model without an encoder. Returns their places. constants: of
-        all of them.
+        """Opens a session for each source and returns their places. A source is None for a model without an encoder.
+        constants: for all of them.
 
-        Raises what `Client.session` raises, for the first that is refused; those before it are open.
+        Raises the errors of `Client.session` for the first one that is refused; the sessions before it are open.
         """
         return self._open_all([(source, "") for source in sources], constants, timeout)
 
@@ -97,22 +96,25 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         end: bool | Sequence[bool] = False,
         timeout: float | None = None,
     ) -> StepBatchResult:
-        """Makes sessions consume tokens and returns what comes next in each, in one round trip.
+        """Makes sessions consume tokens, in one round trip. Returns the model's prediction for each.
 
-        tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
-        vector for each, or a dict of their named parts, as in `Session.feed`, or the numbers of all of them, one after
-        the other. places: which sessions; default all but those that `close_session` has closed. top_k, logits,
-        outputs: as in `Session.feed`. end: as in `Session.feed`, of all of these sessions, or one flag for each.
-        timeout: seconds; default the client's.
+        tokens: for each session, one token id or a sequence of them.
+        features: for models that read vectors, in place of tokens: one vector for each session, a dict of named parts
+        as
+            in `Session.feed`, or the numbers of all vectors in one sequence.
+        places: which sessions; default all, except those that `close_session` has closed.
+        top_k, logits, outputs: as in `Session.feed`.
+        end: as in `Session.feed`, for all these sessions, or one flag for each.
+        timeout: seconds; default the batch's.
 
-        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
-        reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It
-        goes on from its position.
+        `StepBatchResult.errors` has the sessions that were refused; the others are stepped. An OutOfRangeError with
+        reason OUTPUTS_LOST means: the session consumed the tokens, but the connection was lost before the answer came.
+        The session continues from its position.
 
-        Raises InvalidArgumentError when the step itself is wrong, IndexError for an unknown place;
-        DeadlineExceededError when no answer came in time,
-        and UnavailableError when the sessions were not resumed within `resume_timeout`: the step is in flight, and
-        `receive` waits for it again; LookupError when other steps are in flight.
+        Raises InvalidArgumentError when the step itself is wrong; IndexError for an unknown place; LookupError when
+        other steps are in flight; DeadlineExceededError when no answer came in time, and UnavailableError when the
+        sessions were not resumed within `resume_timeout`. After these two the step is still in flight, and `receive`
+        waits for it again.
         """
         with self._turn:
             self._check_none_in_flight()
@@ -120,26 +122,26 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
             return self._receive(timeout)
 
     def receive(self, timeout: float | None = None) -> StepBatchResult:
-        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
+        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError when there is none."""
         with self._turn:
             return self._receive(timeout)
 
     def close_session(self, place: int, *, timeout: float | None = None) -> None:
-        """Closes one session, and leaves the others open. Its place stays empty. Closing it again does nothing.
+        """Closes one session. The others stay open, and its place stays empty. Does nothing when it is already closed.
 
-        place: as `open` returned it. timeout: seconds; default the client's. Raises IndexError for an unknown place,
+        place: as `open` returned it. timeout: seconds; default the batch's. Raises IndexError for an unknown place,
         LookupError while a step of the session is in flight, DeadlineExceededError and UnavailableError when the server
-        does not answer: the session is closed when it does.
+        does not answer; the session is closed when the answer arrives.
         """
         exchange = self._protocol.close_session(place, self._stream.post)
         with self._turn:
             self._stream.run(exchange, Deadline(self._or_default(timeout)))
 
     def close(self, timeout: float | None = None) -> None:
-        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
+        """Closes the sessions and the stream, and drops the steps in flight. Does nothing when it is already closed.
 
-        timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
-        another thread is in a call of the batch, and else nothing: see `Session.close`.
+        timeout: seconds to wait for the server; default the batch's, or 5 if there is none. Raises ConcurrentUseError
+        while another thread is in a call of the batch, and nothing else: see `Session.close`.
         """
         with self._turn:
             deadline = closing_deadline(self._or_default(timeout))

@@ -31,10 +31,10 @@ from carousel.watch import WatchCalls
 
 
 class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
-    """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`.
+    """A connection to one server. It connects at the first call. Threads may share it. Close it, or use `with`.
 
-    It belongs to the process that makes it: pickled or copied it raises TypeError, used in a process that was forked
-    from its own, FailedPreconditionError.
+    It can be used only in the process that made it: pickling or copying it raises TypeError, and calls in a forked
+    process raise FailedPreconditionError.
     """
 
     def __init__(
@@ -47,12 +47,14 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """target: such as `localhost:50051`. timeout: seconds for every call that sets none; None for no limit.
+        """Does not connect yet.
 
-        credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`; plain text without. token:
-        identifies the caller to the server; without TLS it is sent to servers on this machine only.
-        max_message_bytes: the largest response accepted. channel_options: gRPC's own, such as
-        `("grpc.keepalive_time_ms", 20_000)`; they override ours.
+        target: such as `localhost:50051`.
+        timeout: default in seconds for every call; None for no limit.
+        credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`. None for plain text.
+        token: identifies the caller to the server. Without TLS it is sent only to servers on this machine.
+        max_message_bytes: the largest response that the client accepts.
+        channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
         """
         options = all_options(channel_options, max_message_bytes)
         secured = all_credentials(credentials, token)
@@ -73,9 +75,9 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Calls under way in other threads raise RequestCancelledError, later ones
-        FailedPreconditionError. Closing it again does nothing; neither does closing it in a forked process."""
-        if self._home.is_here:  # a forked process leaves the connection to the one that made it
+        """Closes the connection. Calls in progress in other threads raise RequestCancelledError, later calls
+        FailedPreconditionError. Does nothing when it is already closed, or in a forked process."""
+        if self._home.is_here:  # in a forked process, the connection still belongs to the parent
             self._home.is_closed = True
             self._channel.close()
 
@@ -99,24 +101,29 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> Session:
-        """Opens a session, on a stream of its own.
+        """Opens a session, on its own stream.
 
-        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
-        computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
-        made. constants: what the session keeps, by name, such as `{"language": 3}`: those that `ModelInfo.constants`
-        lists, and each that has no default. first: also return what may come first, as `Session.first`; top_k, logits
-        and trace say how, and imply it. timeout: seconds for the opening and for every call of the session that sets
-        none; default the client's.
-        on_disconnect: what the server does with the session when its stream is lost: `hold` keeps it in memory, `keep`
-        in the store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the client
-        resumes the session on another stream, or on another server that has the same store, by itself. Its calls wait
-        meanwhile, for up to `resume_timeout` seconds from the first loss until a request makes progress. durability:
-        `checkpoint` stores the session at intervals, and the client replays what came after; `strict` stores everything
-        before it is answered; `none` leaves the session in memory, so it ends with its server. Default: `checkpoint`,
-        or `none` with `free`. unattended: a generation continues while no stream has the session.
+        source: text, token names, token ids or feature vectors; for models with an encoder.
+        version: 0 for the newest.
+        variant: how the model is computed, such as `int8`; empty for `fp32`.
+        session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to let the client or the server choose one.
+        constants: values that stay the same for the whole session, by name, such as `{"language": 3}`. Give each one in
+            `ModelInfo.constants` that has no default.
+        first: also return the prediction before anything is fed, as `Session.first`. top_k, logits and trace have the
+            meaning that they have in `Session.feed`, and imply `first`.
+        on_disconnect: what the server does when the session's stream is lost. `hold` keeps the session in memory and
+            `keep` in the store, for `hold_s` seconds; `free` closes it. Except with `free`, the client resumes the
+            session by itself, on another stream or on another server with the same store.
+        hold_s: seconds; default the server's.
+        durability: `checkpoint` stores the session at intervals, and after a loss the client replays what came later.
+            `strict` stores each change before it is answered. `none` keeps the session in memory only, so it ends with
+            its server. Default: `checkpoint`, or `none` with on_disconnect `free`.
+        unattended: a generation continues while the session has no stream.
+        resume_timeout: how many seconds calls wait for a resume, from the loss until a request makes progress.
+        timeout: seconds for the opening, and the default for the session's calls; default the client's.
 
-        Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
-        when the server is full, DeadlineExceededError, UnavailableError.
+        Raises NotFoundError, InvalidArgumentError, AlreadyExistsError when the session id is in use,
+        ResourceExhaustedError when the server is full, DeadlineExceededError, UnavailableError.
         """
         request = _requests.open_message(
             model,
@@ -132,16 +139,17 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:
-            # to be resumed, the session needs an id that is known from the start
+            # to resume the session, the client must know its id before the server answers
             session_id = session_id or secrets.token_urlsafe(9)
         protocol = SessionProtocol(session_id, recovery)
         return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> Session:
-        """Resumes a session that was opened elsewhere: held, stored, restored from a snapshot, a fork, or on another
-        stream, which loses it. `Session.position` tells where it stands. resume_timeout, timeout: as in `session`.
-        Raises NotFoundError, whose metadata tells how a session ended; FailedPreconditionError when this server cannot
-        resume it; UnavailableError.
+        """Resumes an existing session: held, stored, restored from a snapshot, forked, or open on another stream. The
+        other stream loses the session. `Session.position` is the session's position.
+
+        resume_timeout, timeout: as in `session`. Raises NotFoundError, whose metadata says how a session ended;
+        FailedPreconditionError when this server cannot resume it; UnavailableError.
         """
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
@@ -159,10 +167,12 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> SessionBatch:
-        """Makes a batch: many sessions of one model on one stream that step together, for gateways. None is open yet.
+        """Makes a batch: many sessions of one model that step together on one stream, for gateways. It has no sessions
+        yet.
 
-        version, variant, on_disconnect, hold_s, durability, resume_timeout: as in `session`, of each of its sessions;
-        with `free` the batch ends with its stream. timeout: seconds for its calls that set none; default the client's.
+        version, variant, on_disconnect, hold_s, durability, resume_timeout: as in `session`, for each of its sessions.
+        With on_disconnect `free`, the batch ends with its stream. timeout: default in seconds for its calls; default
+        the client's.
         """
         return SessionBatch(
             self._inference,

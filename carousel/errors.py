@@ -1,24 +1,24 @@
-"""What calls raise. The classes mirror the gRPC codes that the server answers with.
+"""The errors that calls raise. Each class stands for one gRPC status code of the server.
 
     CarouselError                       any other code
     ├── InvalidArgumentError            a field has a value that is not allowed
-    ├── OutOfRangeError                 a value is past the end of the range
+    ├── OutOfRangeError                 a value is outside its range
     ├── UnauthenticatedError            the server does not know the caller: see `token`
     ├── PermissionDeniedError           the caller is not allowed to do this
     ├── NotFoundError                   no such model, version or session
     ├── AlreadyExistsError              the session id is in use
-    ├── FailedPreconditionError         not in the session's present state
+    ├── FailedPreconditionError         not possible in the session's current state
     │   ├── PositionMismatchError       the session is at another position
-    │   ├── SessionClosedError          the session was closed; raised by the client itself
-    │   └── ConcurrentUseError          another thread uses the session; raised by the client itself
-    ├── ResourceExhaustedError          the server is full, or a message too large; see `retry_delay`
-    ├── RequestCancelledError           the request was cancelled before it was done
+    │   ├── SessionClosedError          the session was closed; raised by the client, without asking the server
+    │   └── ConcurrentUseError          another thread uses the session; raised by the client
+    ├── ResourceExhaustedError          the server is full, or a message is too large; see `retry_delay`
+    ├── RequestCancelledError           the request was cancelled before it was complete
     ├── DeadlineExceededError           no answer in time
     ├── UnavailableError                the server cannot be reached, or the connection was lost
-    ├── InternalError                   a fault of the server
+    ├── InternalError                   an error in the server
     └── UnimplementedError              the server does not know the call
 
-A wrong type of argument is a TypeError, raised before anything is sent.
+An argument of a wrong type raises TypeError before anything is sent.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from carousel.values import CloseReason
 
 
 class CarouselError(Exception):
-    """Root of the tree. May be pickled.
+    """Base class of all errors. It can be pickled.
 
-    code: the canonical gRPC code. reason: a stable UPPER_SNAKE_CASE name of the cause, empty when the server gave
-    none. message: for people. field: the request field at fault, such as `feed.token_ids[3]`, or empty. metadata:
-    details of the cause by name. retry_delay: how long to wait before trying again; None when a retry does not help.
-    request_id: of the call, by which the server's access log and traces have it; empty when no server answered.
+    code: the gRPC status code. reason: a stable UPPER_SNAKE_CASE name of the cause; empty if the server gave none.
+    message: text for people. field: the request field that is wrong, such as `feed.token_ids[3]`, or empty. metadata:
+    details by name. retry_delay: how long to wait before a retry; None when a retry does not help. request_id: the
+    call's id in the server's access log and traces; empty when no server answered.
     """
 
     code = StatusCode.UNKNOWN
@@ -74,19 +74,19 @@ class InvalidArgumentError(CarouselError):
 
 
 class OutOfRangeError(CarouselError):
-    """A value is past the end of the range."""
+    """A value is outside its range."""
 
     code = StatusCode.OUT_OF_RANGE
 
 
 class UnauthenticatedError(CarouselError):
-    """The server does not know the caller: it requires a token, or a certificate."""
+    """The server does not know the caller: it requires a token or a client certificate."""
 
     code = StatusCode.UNAUTHENTICATED
 
 
 class PermissionDeniedError(CarouselError):
-    """The server knows the caller, who is not allowed to do this."""
+    """The server knows the caller, but the caller is not allowed to do this."""
 
     code = StatusCode.PERMISSION_DENIED
 
@@ -104,17 +104,17 @@ class AlreadyExistsError(CarouselError):
 
 
 class FailedPreconditionError(CarouselError):
-    """The request is not possible in the session's present state."""
+    """The request is not possible in the session's current state."""
 
     code = StatusCode.FAILED_PRECONDITION
 
 
 class PositionMismatchError(FailedPreconditionError):
-    """The session is at another position than the request expected. `Session.position` now has the server's."""
+    """The session is not at the position that the request expected. `Session.position` now has the right position."""
 
     @property
     def expected_position(self) -> int:
-        """The session's position at the server."""
+        """The session's position on the server."""
         return int(self.metadata["position"])
 
 
@@ -133,23 +133,23 @@ class SessionClosedError(FailedPreconditionError):
 
 
 class ConcurrentUseError(FailedPreconditionError):
-    """Another thread is in a call of this object, or it belongs to another event loop. The call did nothing."""
+    """Another thread is in a call of this object, or the object belongs to another event loop. The call did nothing."""
 
 
 class ResourceExhaustedError(CarouselError):
-    """The server is full, or a message is too large. With a `retry_delay`, a retry after it may succeed."""
+    """The server is full, or a message is too large. If there is a `retry_delay`, a retry after it may succeed."""
 
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
 class RequestCancelledError(CarouselError):
-    """The request was cancelled before it was done. `Session.position` tells how far it came."""
+    """The request was cancelled before it was complete. `Session.position` is the session's position after it."""
 
     code = StatusCode.CANCELLED
 
 
 class DeadlineExceededError(CarouselError):
-    """No answer came in time. The server may have carried the request out; sending the same feed again is safe."""
+    """No answer came in time. The server may still have run the request. Sending the same feed again is safe."""
 
     code = StatusCode.DEADLINE_EXCEEDED
 
@@ -161,7 +161,7 @@ class UnavailableError(CarouselError):
 
 
 class InternalError(CarouselError):
-    """A fault of the server."""
+    """An error in the server."""
 
     code = StatusCode.INTERNAL
 

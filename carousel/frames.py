@@ -1,4 +1,4 @@
-"""Steps from samples that come in any number: what does not fill a step is kept until the rest has come."""
+"""Cuts samples that arrive in any number into steps. Keeps the samples that do not fill a step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from carousel._tensors import Array
 
 _SAMPLE_SIZE = 2
-"""Bytes of a sample of 16 bits."""
+"""Bytes of a 16-bit sample."""
 _SCALE = 2.0**-15
-"""Of samples of 16 bits to numbers from -1 up to 1."""
+"""Scales 16-bit samples to numbers from -1 up to, but not including, 1."""
 
 
 class Frames:
@@ -25,11 +25,11 @@ class Frames:
         if steps := frames.flush():
             session.feed(features=steps)
 
-    A step is an `array.array` of 32-bit floats. Not safe for use by several threads: have one for each session.
+    A step is an `array.array` of 32-bit floats. Not thread-safe: use one for each session.
     """
 
     def __init__(self, size: int) -> None:
-        """size: the numbers of a step, 1 or more: `Session.feature_size`. Raises ValueError for another."""
+        """size: how many numbers a step reads, 1 or more: `Session.feature_size`. Raises ValueError below 1."""
         if size < 1:
             raise ValueError(f"size = {size} must be 1 or more: it is how many numbers a step reads")
         self.size = size
@@ -37,29 +37,29 @@ class Frames:
         self._half = b""
 
     def __len__(self) -> int:
-        """How many samples are kept: fewer than a step has."""
+        """How many samples are kept; always fewer than a step needs."""
         return len(self._kept)
 
     @property
     def missing(self) -> int:
-        """How many samples the step lacks that has begun; 0 when none has."""
+        """How many samples are missing to fill the current step; 0 if no samples are kept."""
         return -len(self._kept) % self.size
 
     def add(self, samples: Iterable[float] | Array) -> list[array[float]]:
-        """Takes samples, and returns the steps that are whole, in order; often none.
+        """Adds samples. Returns the complete steps, in order; often none.
 
-        samples: a list or another iterable of numbers, an `array.array`, or an array of one axis such as NumPy's. They
-        are taken as they are: integers are not scaled. For PCM there is `add_pcm`. Raises TypeError for what is no
-        number, and for bytes, and ValueError for more axes, having taken nothing.
+        samples: an iterable of numbers, an `array.array`, or an array with one axis, such as NumPy's. Integers are not
+        scaled: for PCM, use `add_pcm`. Raises TypeError for bytes and for values that are not numbers, ValueError for
+        more axes. After an error, nothing was added.
         """
         self._kept += _numbers(samples)
         return self._whole()
 
     def add_pcm(self, data: bytes | bytearray | memoryview | Any) -> list[array[float]]:
-        """Takes PCM, and returns the steps that are whole.
+        """Adds PCM. Returns the complete steps.
 
-        data: bytes, or another buffer, of signed integers of 16 bits, little-endian, of one channel. They are scaled to
-        numbers from -1 up to 1. Half a sample at the end is kept.
+        data: bytes, or another buffer, of 16-bit signed integers, little-endian, one channel. They are scaled to
+        numbers from -1 up to, but not including, 1. Half a sample at the end is kept.
         """
         given = self._half + bytes(memoryview(data).cast("B"))
         whole = len(given) - len(given) % _SAMPLE_SIZE
@@ -71,13 +71,14 @@ class Frames:
         return self._whole()
 
     def rest(self) -> array[float]:
-        """The samples that are kept. They stay."""
+        """Returns a copy of the kept samples."""
         return self._kept[:]
 
     def flush(self, fill: float = 0.0) -> list[array[float]]:
-        """The step that has begun, filled up, or none. Nothing is kept then: what is added next begins a step.
+        """Fills up the current step and returns it, or nothing if no samples are kept. The next `add` starts a new
+        step.
 
-        fill: the number in place of each sample that is missing.
+        fill: the number for each missing sample.
         """
         self._half = b""
         self._kept += array("f", [fill]) * self.missing

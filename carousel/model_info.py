@@ -1,4 +1,4 @@
-"""What a server tells of a model. Frozen, and independent of the wire."""
+"""What the server reports about a model. Frozen, and does not depend on protobuf."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ModelStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A named part of the vectors that a model reads or gives. dtype: its type in the model, as NumPy names it; shape:
-    its axes, none for a single number. is_end: whether it is 1 in the last vector that a session is fed, and else 0."""
+    """A named part of the vectors that a model reads or outputs. dtype: its type in the model, by NumPy's name. shape:
+    its axes; empty for a single number. is_end: whether it must be 1 in a session's last vector and 0 in all others."""
 
     name: str
     dtype: str
@@ -33,9 +33,8 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class SessionConstant:
-    """What a session is given when it is opened, and keeps. port: its name, type and axes. default: its numbers,
-    row-major, where the opening does not give them; empty: each opening must. choices: the only values that it may
-    have; empty: any."""
+    """A value that is set when a session is opened, and does not change. port: its name, type and shape. default: its
+    numbers, row-major; empty if each opening must give the value. choices: the only allowed values; empty for any."""
 
     port: Port
     default: tuple[float, ...]
@@ -44,8 +43,8 @@ class SessionConstant:
 
 @dataclass(frozen=True, slots=True)
 class Transducer:
-    """How a model that reads frames emits tokens. blank_id: the token that ends an encoded frame, and is never emitted;
-    max_symbols: the most tokens of an encoded frame; num_frames: encoded frames of a step."""
+    """How a model that reads frames emits tokens. blank_id: the token that ends an encoded frame; it is never emitted.
+    max_symbols: the most tokens in one encoded frame. num_frames: encoded frames a step."""
 
     blank_id: int
     max_symbols: int
@@ -56,17 +55,18 @@ class Transducer:
 class ModelInfo:
     """A version of a model.
 
-    problem: why it is not served, empty when it is. source_vocabulary, target_vocabulary: names by id; the former is
-    empty without an encoder. max_source_length: in tokens, 0 without an encoder. max_tokens: generated at most when a
-    request sets no limit. state_size_bytes: held for each session. manifest_digest: SHA-256 in hexadecimal. variants:
-    names of the ways to compute it, `fp32` and perhaps others such as `int8`. input_vocabulary: of the tokens that
-    steps read, empty when it is the target's, or when they read vectors. tokenizer: how text becomes those tokens,
-    `characters` or `whitespace`. feature_size, source_feature_size: numbers in each vector that steps, and the encoder,
-    read; 0 when they read tokens. value_size: values that a step gives, 0 when it gives logits. can_generate: whether
-    it can go on by itself. trace: what can be seen inside a step, by name. max_batch_rows: sessions that it steps
-    together, 0 for any number. inputs, outputs: the named parts of the vectors that steps read and give.
-    constants: what a session may be given when it is opened. transducer: how it emits tokens; None: it does not.
-    sample_rate: samples a second, where what a step reads is sound; 0: it is something else, or nobody said.
+    problem: why it is not served; empty if it is. source_vocabulary, target_vocabulary: token names by id; the former
+    is empty without an encoder. max_source_length: in tokens; 0 without an encoder. max_tokens: the most tokens of a
+    generation that sets no limit. state_size_bytes: for each session. manifest_digest: SHA-256 in hexadecimal.
+    variants: ways to compute the model: `fp32`, and possibly others such as `int8`. input_vocabulary: of the tokens
+    that steps read; empty if it is the target vocabulary, or if steps read vectors. tokenizer: how text becomes those
+    tokens, `characters` or `whitespace`. feature_size, source_feature_size: how many numbers are in each vector that
+    steps and the encoder read; 0 if they read tokens. value_size: how many values a step outputs; 0 if it outputs
+    logits.
+    can_generate: whether the server can generate with it. trace: names of the values inside a step that can be
+    returned. max_batch_rows: the most sessions in one batch; 0 for any number. inputs, outputs: the named parts of the
+    vectors that steps read and output. constants: values that an opening may give. transducer: how it emits tokens;
+    None for other models. sample_rate: samples a second, for models that read sound; 0 if that is not known.
     """
 
     model: str
@@ -98,10 +98,10 @@ class ModelInfo:
 
     @property
     def fed(self) -> tuple[Port, ...]:
-        """The inputs that a client gives: all but what says that the session ends."""
+        """The inputs that a client gives: all except the flag for the session's end."""
         return tuple(port for port in self.inputs if not port.is_end)
 
     @property
     def fed_size(self) -> int:
-        """Numbers that a client gives in each step; 0 when steps read tokens."""
+        """How many numbers a client gives in each step; 0 if steps read tokens."""
         return self.feature_size - sum(port.size for port in self.inputs if port.is_end)

@@ -27,21 +27,21 @@ from carousel.values import DecodingOptions, Step, TargetScore, Token, ValueToke
 
 
 class Generation(GenerationProperties, Iteration[Token]):
-    """Tokens as the server chooses them, one by one. Made by `Client.generate` and `Session.generate`.
+    """Yields tokens one by one, as the server chooses them. Made by `Client.generate` and `Session.generate`.
 
-    A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `close`,
-    ends the generation at the server. Raises the error that ended it early: see `carousel.errors`. One thread at a time
-    may use it; ConcurrentUseError for a second.
+    A model that outputs values yields one `ValueToken` a step. A generation can be iterated once. Leaving the loop
+    early, or `close`, ends the generation at the server. Raises the error that ended it early: see `carousel.errors`.
+    One thread at a time may use it: a second thread gets ConcurrentUseError.
     """
 
     def __init__(self, state: GenerationState, pull: Callable[[], None], leave: Callable[[], None]) -> None:
-        """pull: waits until the state is ready. leave: ends the generation at the server, and raises nothing."""
+        """pull: waits until the state is ready. leave: ends the generation at the server; it must not raise."""
         self._state = state
         self._pull = pull
         self._leave = leave
 
     def vectors(self) -> list[Vector]:
-        """Waits for the end. Returns the values of every step, of a model that gives values.
+        """Waits for the end of the generation. Returns the values of each step, for a model that outputs values.
 
         Raises TypeError for a model that generates tokens.
         """
@@ -52,10 +52,10 @@ class Generation(GenerationProperties, Iteration[Token]):
             return found
 
     def close(self) -> None:
-        """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
+        """Ends the generation at the server, if it still runs, and drops the tokens that were not read.
 
-        A session's position is right again when this returns. Raises nothing: the session's next call raises its
-        error.
+        After this call, the session's position is known. Raises nothing: if the session failed, its next call raises
+        the error.
         """
         self._leave()
 
@@ -70,11 +70,11 @@ class Generation(GenerationProperties, Iteration[Token]):
 
 
 class Session(SessionProperties):
-    """A sequence that the server keeps the state of. Made by `Client.session`; close it, or use `with`.
+    """A sequence whose state the server keeps between calls. Made by `Client.session`; close it, or use `with`.
 
-    Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError at once, and the first
-    goes on; only `cancel` may be called meanwhile. Use a session per thread, or `AsyncClient`. It cannot be pickled, or
-    used in a forked process: see `Client`.
+    Calls block. One thread at a time may use a session: a second thread gets ConcurrentUseError at once, and the first
+    thread's call continues. Only `cancel` may be called from any thread. Use one session per thread, or `AsyncClient`.
+    A session cannot be pickled or used in a forked process: see `Client`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Session(SessionProperties):
         timeout: float | None,
         sessions: Sessions,
     ) -> None:
-        """timeout: seconds for calls that set none, this opening included; None for no limit."""
+        """timeout: default in seconds for all calls, and for this opening; None for no limit."""
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
@@ -126,29 +126,33 @@ class Session(SessionProperties):
         end: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and returns what comes next.
+        """Makes the session consume tokens, or feature vectors. Returns the model's prediction of what comes next.
 
-        tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
-        nested sequences of numbers, or an array such as NumPy's; or their numbers one after the other, [numbers], of
-        one step or of several; of a model whose inputs have names, a dict of those (see `inputs`), each [steps, ...]
-        or, of one step, [...]. `carousel.Frames` makes steps of samples that come in any number. By default the most
-        likely next token is returned, or the values of a model that gives those. top_k: the k most likely, with
-        log-probabilities. logits: the logits of the whole vocabulary. outputs=False: nothing but the position.
-        every_position: an output after each token, not after the last alone. mark: keep the session's state after this
-        feed, for `rewind`. trace: also return the gates and states inside the steps, of models that have a trace. end:
-        this is the last that the session is fed, of models that read that, with features by name. timeout: seconds;
-        default the client's.
+        tokens: names or ids, or one of them.
+        features: for models that read vectors, in place of tokens: [steps, features] as nested sequences of numbers or
+            as an array, such as NumPy's; or [numbers], the numbers of one or more steps in one sequence. For a model
+            with named inputs (see `inputs`), a dict of those names, each [steps, ...] or, for one step, [...].
+            `carousel.Frames` cuts samples that arrive in any number into steps.
+        top_k: return the k most likely tokens with log-probabilities. Default: the most likely token, or the values of
+        a
+            model that outputs values.
+        logits: return the logits of the whole vocabulary.
+        outputs: False returns only the position.
+        every_position: return an output after each token, not only after the last.
+        mark: keep the session's state after this feed, for `rewind`.
+        trace: also return the gates and states inside the steps, for models with a trace.
+        end: this feed is the session's last; for models that read this flag, with features by name.
+        timeout: seconds; default the session's.
 
-        Raises InvalidArgumentError for a token outside the vocabulary or none at all, and for numbers that do not fill
-        the last step, having changed nothing.
-        ResourceExhaustedError for a feed that is too large for the server. DeadlineExceededError when no answer came in
-        time: then send the same feed again, which is applied once. Another call in its place cancels it, and raises
-        PositionMismatchError, once, when the feed had moved the session; `position` is then right.
-        UnavailableError when the session was not resumed within `resume_timeout`; a later call tries again.
-        SessionClosedError and NotFoundError when the session is gone.
+        Raises InvalidArgumentError for a token outside the vocabulary, no tokens, or numbers that do not fill the last
+        step; the session is unchanged. ResourceExhaustedError when the feed is too large for the server.
+        DeadlineExceededError when no answer came in time: send the same feed again, the server applies it once. Any
+        other call cancels that feed, and raises PositionMismatchError once if the feed had moved the session; then
+        `position` is right. UnavailableError when the session was not resumed within `resume_timeout`; a later call
+        tries again. SessionClosedError and NotFoundError when the session no longer exists.
         """
 
-        def exchange() -> Exchange[Step]:  # made in its turn, so that `cancel` waits for a large message
+        def exchange() -> Exchange[Step]:  # builds the message inside the turn, so `cancel` waits for a large one
             message = _requests.feed_message(
                 tokens,
                 features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
@@ -165,10 +169,10 @@ class Session(SessionProperties):
         return self._stream.run(exchange(), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> Generation:
-        """Lets the server choose the next tokens, from the session's position. It starts with the first `next`.
+        """Lets the server choose the next tokens, from the session's position. It starts at the first `next`.
 
         decoding: see `DecodingOptions`. timeout: seconds for the whole generation, from its start; default the
-        client's. The session's next call ends a generation that is not at its end.
+        session's. The session's next call ends an unfinished generation.
         """
         message = decoding_message(**decoding)
         state = GenerationState(message)
@@ -186,54 +190,54 @@ class Session(SessionProperties):
         return Generation(state, pull, leave)
 
     def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
-        """Lets a model that gives values continue from the session's position, which moves by `horizon`.
+        """Lets a model that outputs values continue from the session's position, which moves by `horizon`.
 
-        horizon: steps, 1 to the server's limit. timeout: seconds for the whole forecast; default the client's.
-        Returns `horizon` vectors. Raises InvalidArgumentError for a model that cannot forecast, and what `feed` raises.
+        horizon: steps, 1 to the server's limit. timeout: seconds for the whole forecast; default the session's. Returns
+        `horizon` vectors. Raises InvalidArgumentError for a model that cannot forecast, and the errors of `feed`.
         """
         return self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
     ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are from the session's position, which does not change.
+        """Returns how likely each target is from the session's position, which does not change.
 
-        targets: a list of sequences, each text, or names, or ids. with_end: each with the end token after it. timeout:
-        seconds; default the client's.
+        targets: a list of sequences; each is text, token names or token ids. with_end: also score the end token after
+        each target. timeout: seconds; default the session's.
 
-        Raises InvalidArgumentError for a token outside the vocabulary, no target, or more than the server takes at
-        once, ResourceExhaustedError when the server has too many in progress, and what `feed` raises.
+        Raises InvalidArgumentError for a token outside the vocabulary, no targets, or more targets than the server
+        accepts at once; ResourceExhaustedError when the server has too many in progress; and the errors of `feed`.
         """
 
-        def exchange() -> Exchange[tuple[TargetScore, ...]]:  # as that of a feed
+        def exchange() -> Exchange[tuple[TargetScore, ...]]:  # builds the message inside the turn, as in `feed`
             return (yield from self._protocol.score(_requests.score_message(targets, with_end=with_end)))
 
         return self._stream.run(exchange(), Deadline(self._or_default(timeout)))
 
     def rewind(self, position: int, *, timeout: float | None = None) -> None:
-        """Sets the session back to a mark. A generation that is not at its end is ended first.
+        """Sets the session back to a mark. Ends an unfinished generation first.
 
-        timeout: seconds; default the client's. Raises FailedPreconditionError when there is no mark at that position,
-        and what `feed` raises.
+        timeout: seconds; default the session's. Raises FailedPreconditionError when there is no mark at that position,
+        and the errors of `feed`.
         """
         deadline = Deadline(self._or_default(timeout))
         self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
 
     def cancel(self, *, timeout: float | None = None) -> int:
-        """Cancels what is in flight: the call that another thread is in, which raises RequestCancelledError, or what an
-        earlier call left, a generation or a feed that ran out of time. A feed may have been consumed in part.
+        """Cancels what is in flight: another thread's call, which raises RequestCancelledError, or what an earlier call
+        left behind: a generation, or a feed that ran out of time. Such a feed may be consumed in part.
 
-        timeout: seconds; default the client's. Any thread may call it. Returns the session's position, which is then
-        known: the session can be used from there.
+        timeout: seconds; default the session's. Any thread may call it. Returns the session's position; the session
+        can be used from there.
         """
         return self._stream.cancel(Deadline(self._or_default(timeout)))
 
     def close(self, timeout: float | None = None) -> None:
-        """Closes the session and its stream. Closing it again does nothing.
+        """Closes the session and its stream. Does nothing when it is already closed.
 
-        timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
-        another thread is in a call of the session, and else nothing: a server that does not answer closes the session,
-        or holds it as was agreed, when the stream ends.
+        timeout: seconds to wait for the server; default the session's, or 5 if there is none. Raises ConcurrentUseError
+        while another thread is in a call of the session, and nothing else. If the server does not answer, it handles
+        the end of the stream as `on_disconnect` says.
         """
         deadline = closing_deadline(self._or_default(timeout))
         try:
@@ -252,12 +256,12 @@ class Session(SessionProperties):
 
 
 def token_of(item: Token | Vector) -> Token:
-    """What an iteration yields."""
+    """The token of an item; a vector becomes a `ValueToken`."""
     return item if isinstance(item, Token) else ValueToken(item)
 
 
 def vector_of(item: Token | Vector) -> Vector:
-    """The values of a step. Raises TypeError for a token."""
+    """The values of an item. Raises TypeError for a token."""
     if isinstance(item, Token):
         raise TypeError("the model generates tokens, not values: iterate over the generation")
     return item

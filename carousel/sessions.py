@@ -1,4 +1,4 @@
-"""The blocking client's calls about sessions, whoever opened them."""
+"""The blocking client's calls about existing sessions, including those of other clients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from carousel.values import Emitted, SessionInfo, StateTensor
 
 
 class Sessions(Unpicklable):
-    """The live sessions of a server, whoever opened them: `Client.sessions`. Threads may share it."""
+    """The live sessions of a server, including those of other clients: `Client.sessions`. Threads may share it."""
 
     def __init__(self, stub: SessionsStub, timeout: float | None) -> None:
         self._stub = stub
         self._timeout = timeout
 
     def list(self, model: str | None = None, *, page_size: int = 0) -> Iterator[SessionInfo]:
-        """All sessions, or those of one model, in the order in which they were opened.
+        """Yields all sessions, or those of one model, in the order in which they were opened.
 
-        Pages are fetched as they are needed. page_size: 1 to 1,000; 0 for the server's default.
+        Fetches a page when it is needed. page_size: 1 to 1,000; 0 for the server's default.
         """
         request: sessions_pb2.SessionsListRequest | None = _admin_requests.sessions_request(model, page_size)
         while request is not None:
@@ -32,13 +32,14 @@ class Sessions(Unpicklable):
             request = _admin_requests.next_page(request, response)
 
     def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, whose metadata says why a session ended, if the server remembers."""
+        """Returns one session. Raises NotFoundError; its metadata says why a session ended, if the server still
+        knows."""
         request = sessions_pb2.SessionsGetRequest(session_id=session_id)
         response = unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it, and notifies its client. Returns its last position.
+        """Closes a session of any client, and notifies that client. Returns the session's last position.
 
         Raises NotFoundError.
         """
@@ -46,8 +47,8 @@ class Sessions(Unpicklable):
         return unary(self._stub.Close, request, self._timeout, session_metadata(session_id)).position
 
     def close_all(self, principal: str = "") -> int:
-        """Closes all sessions of a principal, yours when none is named: those of the server that answers, and all that
-        are stored. Notifies their clients. Returns how many were closed. Only an admin may name another principal.
+        """Closes all sessions of a principal that this server has, and all its stored sessions. Notifies their clients.
+        Returns how many were closed. principal: empty for your own; only an admin may name another one.
 
         Raises PermissionDeniedError; UnavailableError when some could not be closed: call it again.
         """
@@ -55,33 +56,35 @@ class Sessions(Unpicklable):
         return unary(self._stub.CloseAll, request, self._timeout).closed_count
 
     def snapshot(self, session_id: str) -> bytes:
-        """A session as bytes, signed by the server, for `restore`: its state, its source, and its generation.
+        """Returns a session as signed bytes, for `restore`: its state, its source, and its generation.
 
-        The session goes on undisturbed on the server that has it. Another server takes it over first, and its client
-        resumes it there. Raises NotFoundError.
+        The session continues undisturbed if the server that answers has it. Otherwise that server first takes the
+        session over, and the session's client resumes there. Raises NotFoundError.
         """
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
         return unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id)).snapshot
 
     def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key; use it with
-        `Client.resume`. session_id: empty for that of the session it was taken of. version: another version of the
-        model to use, whose state has the same names, types and shapes.
+        """Makes a session from a snapshot, on any server that has the same bundle and the same key. Use the session
+        with `Client.resume`.
 
-        The copy waits to be resumed as if its stream had ended: for the `hold_s` of its `on_disconnect`; one that would
-        end with its stream waits for the server's `hold_s`, a minute by default.
+        session_id: empty for the id in the snapshot. version: use another version of the model, whose state has the
+        same names, types and shapes.
 
-        Raises InvalidArgumentError, FailedPreconditionError when the model is not served as it was, AlreadyExistsError,
-        and CarouselError of code DATA_LOSS, PERMISSION_DENIED or UNIMPLEMENTED for bytes that were changed, signed with
-        another key, or are a later server's.
+        The new session is detached: it waits for a resume for the `hold_s` of its `on_disconnect`, or for the server's
+        `hold_s`, a minute by default, if its `on_disconnect` is `free`.
+
+        Raises InvalidArgumentError; FailedPreconditionError when the server does not serve that bundle;
+        AlreadyExistsError; and CarouselError with code DATA_LOSS for changed bytes, PERMISSION_DENIED for another key,
+        or UNIMPLEMENTED for a snapshot of a later server.
         """
         request = _admin_requests.restore_request(snapshot, session_id, version)
         response = unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     def fork(self, session_id: str, fork_session_id: str = "") -> SessionInfo:
-        """Makes a copy of a session, without its generation; use it with `Client.resume`, before the copy's time is
-        over: see `restore`. fork_session_id: empty to have one made.
+        """Makes a copy of a session, without its generation. Use it with `Client.resume`, before its time to wait is
+        over: see `restore`. fork_session_id: empty to let the server choose one.
 
         Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError.
         """
@@ -90,8 +93,8 @@ class Sessions(Unpicklable):
         return _answers.session_info(response.session)
 
     def rewind(self, session_id: str, position: int) -> SessionInfo:
-        """Sets a session back to a mark. Use `Session.rewind` for a session of this program: another client's history
-        of the session does not apply afterwards, and its next call fails.
+        """Sets a session back to a mark. For a session of this program, use `Session.rewind`. If another client uses
+        the session, its history is then wrong, and its next call fails.
 
         Raises NotFoundError; FailedPreconditionError when the session has no mark there, or is busy.
         """
@@ -100,19 +103,19 @@ class Sessions(Unpicklable):
         return _answers.session_info(response.session)
 
     def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
-        """The state tensors of a session, all when no name is given. Raises NotFoundError, InvalidArgumentError."""
+        """Returns a session's state tensors: the named ones, or all. Raises NotFoundError, InvalidArgumentError."""
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
         response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
 
     def emitted(self, session_id: str) -> Emitted:
-        """What a session of a transducer has emitted so far; nothing of another model. Raises NotFoundError."""
+        """Returns the tokens that a transducer's session has emitted; none for other models. Raises NotFoundError."""
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id)
         response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return Emitted(_answers.tokens(response.emitted), response.num_emitted)
 
     def set_state(self, session_id: str, *tensors: StateTensor) -> None:
-        """Writes state tensors of a session, each as the model's are; the others stay, and so does its position. Raises
-        NotFoundError, InvalidArgumentError, FailedPreconditionError when it is busy."""
+        """Replaces state tensors of a session. The type and shape of each must be the model's. Other tensors and the
+        position do not change. Raises NotFoundError, InvalidArgumentError, FailedPreconditionError when it is busy."""
         request = _admin_requests.state_request(session_id, tensors)
         unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

@@ -1,4 +1,4 @@
-"""What `Client.step` takes and returns."""
+"""The arguments and results of `Client.step`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from carousel.values import CloseReason, Step, StepOutput, Token
 
 
 class RestoredFrom(StrEnum):
-    """Where a session was found. UNSPECIFIED: nowhere, it is new."""
+    """Where the server found a session. UNSPECIFIED: nowhere, the session is new."""
 
     UNSPECIFIED = "unspecified"
     MEMORY = "memory"
@@ -22,12 +22,12 @@ class RestoredFrom(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionStep(Step):
-    """The answer to `Client.step`: as that to a feed, without outputs where nothing was fed, and what is known of the
+    """The answer to `Client.step`: the answer to the feed, without outputs if nothing was fed, and a description of the
     session.
 
-    restored_from: where it was found. source: as the model read it, and first: what may come first; both of a call that
-    has opened the session. checkpoint_position: how far it is stored, None: it is not. closed: why it is closed now,
-    None: it is not.
+    restored_from: where the server found it. source: as the model read it. first: the prediction at position 0. Both
+    are set only by a call that opened the session. checkpoint_position: the stored position; None if nothing is stored.
+    closed: why the session is now closed; None if it is open.
     """
 
     session_id: str = ""
@@ -45,15 +45,16 @@ class SessionStep(Step):
 class StepOptions(TypedDict, total=False):
     """What `Client.step` does with the session.
 
-    model: open the session if there is none of that id. source, version, variant, constants, first, on_disconnect,
-    hold_s, durability: of that opening, as in `Client.session`. With `on_disconnect="free"` the session is closed at
-    the end of each call.
+    model: open the session if no session has that id. source, version, variant, constants, first, on_disconnect,
+    hold_s,
+    durability: for that opening, as in `Client.session`. With `on_disconnect="free"` the session is closed at the end
+    of each call.
 
-    features: to feed instead of tokens, as a whole and not by the names of their parts. position: where the session
-    must be before the feed, so that the call can be sent again. top_k, logits, trace: of the feed, and of `first` where
-    nothing is fed. outputs, every_position, mark: of the feed, as in `Session.feed`.
+    features: feed these vectors in place of tokens; not as named parts. position: the position that the session must
+    have before the feed; it makes the call safe to send again. top_k, logits, trace: for the feed, or for `first` if
+    nothing is fed. outputs, every_position, mark: for the feed, as in `Session.feed`.
 
-    close: close the session when it was fed.
+    close: close the session after the feed.
     """
 
     model: str

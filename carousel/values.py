@@ -1,4 +1,4 @@
-"""The values that calls return. They are frozen, and independent of the wire."""
+"""The values that calls return. They are frozen, and do not depend on protobuf."""
 
 from __future__ import annotations
 
@@ -79,15 +79,15 @@ class Token:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Empty. Of a `ValueToken`, which a generation yields of a model that gives values, the step's values."""
+        """Empty. Only a `ValueToken`, which a model that outputs values yields, has values."""
         return ()
 
 
 class ValueToken(Token):
-    """What a generation yields of a model that gives values: one step's values, with the face of a token.
+    """One step's values, for a model that outputs values. Generations yield it where others yield a token.
 
-    It equals, and can be unpacked and indexed like, the tuple of its values. id is 0 and text is the values in words,
-    because such a model has no vocabulary. `Generation.vectors` returns plain tuples.
+    It is equal to the tuple of its values, and can be unpacked and indexed like it. id is 0 and text has the values as
+    text, because such a model has no vocabulary. `Generation.vectors` returns plain tuples.
     """
 
     __slots__ = ("_values",)
@@ -130,15 +130,15 @@ class ValueToken(Token):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What the model says comes next.
+    """The model's prediction after one step.
 
-    position: how many tokens were consumed before. tokens: the most likely next ones, most likely first; empty when
-    logits were requested. logits: [V] by token id, empty unless requested. values: of a model that gives values. trace:
-    gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested. outputs: the named
-    parts of `values`, row-major, of a model that has those.
+    position: the number of tokens consumed before. tokens: the most likely next ones, most likely first; empty if
+    logits were requested. logits: [V] by token id; empty unless requested. values: for a model that outputs values.
+    trace: gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested. outputs: the
+    named parts of `values`, row-major, for a model that has named parts.
 
-    Of a transducer, `tokens` are those that the step to `position` has emitted, in order. num_limited: at how many of
-    its encoded frames there were as many as may be, so that more might have come.
+    For a transducer, `tokens` are those emitted by the step to `position`, in order. num_limited: the number of encoded
+    frames at which the limit of tokens per frame was reached, so that tokens may be missing.
     """
 
     position: int
@@ -154,9 +154,9 @@ class StepOutput:
 class Step:
     """The answer to a feed.
 
-    position: the session's position after it. outputs: one, or with `every_position` one for each token fed, or none
-    with `outputs=False`; of a transducer one for each vector with which it emitted tokens. replayed: the
-    feed had been applied before, and this repeats its answer.
+    position: the session's position after it. outputs: one; with `every_position` one for each token fed; with
+    `outputs=False` none; for a transducer one for each vector at which it emitted tokens. replayed: the server had
+    applied this feed before, and repeats its answer.
     """
 
     position: int
@@ -165,17 +165,17 @@ class Step:
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """The candidates for the next token after the last one fed, most likely first; empty if none were requested."""
+        """The candidates for the token after the last one fed, most likely first; empty if none were requested."""
         return self.outputs[-1].tokens if self.outputs else ()
 
     @property
     def emitted(self) -> tuple[Token, ...]:
-        """The tokens of all outputs: what a transducer has emitted with all that was fed."""
+        """The tokens of all outputs: what a transducer emitted during this feed."""
         return tuple(token for output in self.outputs for token in output.tokens)
 
     @property
     def token(self) -> Token:
-        """The most likely next token. Raises LookupError when the feed requested logits, or nothing."""
+        """The most likely next token. Raises LookupError when the feed requested logits or no outputs."""
         if not self.tokens:
             raise LookupError(
                 "the answer has no tokens, because the feed had logits=True or outputs=False: read `logits`"
@@ -189,7 +189,7 @@ class Step:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The values after the last step fed, of a model that gives values; empty for other models."""
+        """The values after the last step fed, for a model that outputs values; empty for other models."""
         return self.outputs[-1].values if self.outputs else ()
 
     @property
@@ -202,9 +202,9 @@ class Step:
 class Hypothesis:
     """A sequence that a beam search found.
 
-    tokens: each with its log-probability, without the one that ended it. score: what it is ranked by, log_probability
-    over its length to the power of the length penalty. log_probability: the sum of its tokens', the one that ended it
-    with them. finish_reason: why it ended. text: of models of subwords.
+    tokens: with their log-probabilities, without the token that ended the sequence. log_probability: the sum over the
+    tokens and the one that ended it. score: the rank: log_probability divided by length ** length_penalty.
+    finish_reason: why it ended. text: for models of subwords.
     """
 
     tokens: tuple[Token, ...]
@@ -216,10 +216,10 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """What `generate_many` gives for a source, which is as it was given.
+    """The result of `generate_many` for one source. source: as the program gave it.
 
-    tokens, text, finish_reason, hypotheses: as a generation has them; values: [steps] vectors, of a model that gives
-    values. error: why there is nothing of that, None when there is.
+    tokens, text, finish_reason, hypotheses: as in a generation. values: [steps] vectors, for a model that outputs
+    values. error: why there is no result; None when there is one.
     """
 
     source: object
@@ -233,8 +233,8 @@ class GeneratedSequence:
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """How likely a target is. log_probability: natural logarithm, the sum of log_probabilities: of each of its tokens
-    given those before it, and with `with_end` of the end token after them."""
+    """How likely a target is. log_probabilities: natural logarithm for each token, given the tokens before it, and with
+    `with_end` for the end token after them. log_probability: their sum."""
 
     log_probability: float
     log_probabilities: tuple[float, ...]
@@ -242,10 +242,11 @@ class TargetScore:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A live session as its server sees it. Times are in UTC.
+    """A live session, as its server describes it. Times are in UTC.
 
-    durability: what of it is stored. checkpoint_position: how far, None: it is not. attached: whether a stream has it.
-    spilled: whether its state is in the store alone, to make room. marks: where it can be set back to, oldest first.
+    durability: `none`, `checkpoint` or `strict`. checkpoint_position: the stored position; None if nothing is stored.
+    attached: whether it has a stream. spilled: whether its state is only in the store, to free a slot. marks: the
+    positions to which it can be rewound, oldest first.
     """
 
     session_id: str
@@ -265,9 +266,9 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
-    """A tensor of a session's state: one of the names in the bundle's manifest, such as `hidden`.
+    """A tensor of a session's state. name: as in the bundle's manifest, such as `hidden`.
 
-    dtype: such as `float32`. shape: without the axis of the batch. data: row-major, little-endian: with NumPy,
+    dtype: such as `float32`. shape: without the batch axis. data: row-major, little-endian; with NumPy,
     `np.frombuffer(data, dtype).reshape(shape)`.
     """
 
@@ -279,30 +280,30 @@ class StateTensor:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """What a session of a transducer has emitted so far. tokens: the last ones, the newest last, as many as the model
-    keeps. count: how many in all."""
+    """The tokens that a transducer's session has emitted so far. tokens: the last ones, oldest first, as many as the
+    model keeps. count: how many it has emitted in total."""
 
     tokens: tuple[Token, ...]
     count: int
 
 
 class DecodingOptions(TypedDict, total=False):
-    """How a generation chooses tokens. Without any sampling option the most likely one is taken each time.
+    """How a generation chooses tokens. Without sampling options, it takes the most likely token at each step.
 
-    max_tokens: at most so many, 1 or more (default: the model's limit). log_probabilities: give each token its own.
-    repetition_penalty: makes tokens already given less likely, above 0 and at most 100 (default 1: none). min_tokens:
-    at least so many before the generation may end (default 0). stop: tokens, by name or by id, that end it as the end
-    token does.
+    max_tokens: the most tokens, 1 or more (default: the model's limit). log_probabilities: return that of each token.
+    repetition_penalty: makes earlier tokens less likely, above 0 and at most 100 (default 1: no effect). min_tokens:
+    the fewest tokens before the generation may end (default 0). stop: tokens, by name or id, that end the generation as
+    the end token does.
 
-    Any of temperature, top_k, top_p and seed selects sampling. temperature: divides the logits, above 0 and at most 100
-    (default 1). top_k: draw from the k most likely, 1 or more (default: all). top_p: draw from the most likely that
-    together have this probability, above 0 and at most 1 (default 1). seed: the same seed at the same position over the
-    same logits draws the same token, 0 to 2**64 - 1 (default: the client draws one; `Generation.seed` has it).
+    Each of temperature, top_k, top_p and seed selects sampling. temperature: divides the logits, above 0 and at most
+    100 (default 1). top_k: sample from the k most likely tokens, 1 or more (default: all). top_p: sample from the most
+    likely tokens with this total probability, above 0 and at most 1 (default 1). seed: 0 to 2**64 - 1; the same seed,
+    position and logits give the same token (default: the client draws one, see `Generation.seed`).
 
-    beam_size: search for the likeliest sequences instead, following so many at once, 1 or more; goes with no sampling
-    option and no repetition_penalty. The tokens then come together, at the end. length_penalty: a sequence's score is
-    the sum of its log-probabilities over its length to this power, -10 to 10 (default 1). num_best: how many sequences
-    to return as `hypotheses`, 1 to beam_size (default 1).
+    beam_size: run a beam search with so many beams, 1 or more; not with sampling options or repetition_penalty. All
+    tokens then arrive together, at the end. length_penalty: a sequence's score is the sum of its log-probabilities
+    divided by length ** length_penalty, -10 to 10 (default 1). num_best: how many sequences to return as `hypotheses`,
+    1 to beam_size (default 1).
     """
 
     max_tokens: int | None

@@ -17,15 +17,15 @@ from carousel.watching import WatchEvent
 
 
 class Watch(Iteration[WatchEvent]):
-    """What happens to one session, event by event. Made by `Client.watch`.
+    """Yields the events of one session. Made by `Client.watch`.
 
-    Iterate over it once; leaving the loop early, or `close`, ends the watch. Raises the error that ended it before the
-    session did: see `Client.watch`. One thread at a time may iterate; ConcurrentUseError for a second. Any may
-    close it.
+    A watch can be iterated once. Leaving the loop early, or `close`, ends it. Raises the error that ended the watch
+    before the session ended: see `Client.watch`. One thread at a time may iterate: a second thread gets
+    ConcurrentUseError. Any thread may close it.
     """
 
     def __init__(self, call: Any) -> None:
-        """call: a `grpc.UnaryStreamCall`, which has begun."""
+        """call: a `grpc.UnaryStreamCall` that has started."""
         self._call = call
         self._events = WatchEvents()
         self._turn = Turn("watch")
@@ -38,7 +38,7 @@ class Watch(Iteration[WatchEvent]):
             self._call.cancel()
 
     def _next(self) -> WatchEvent | None:
-        """None at the end."""
+        """Returns None at the end."""
         with self._turn:
             try:
                 message = next(self._call, None)
@@ -50,22 +50,22 @@ class Watch(Iteration[WatchEvent]):
 
 
 class WatchCalls:
-    """Sessions as they are seen by whoever does not feed them."""
+    """The call for programs that observe a session and do not feed it."""
 
     _inference: InferenceStub
 
     def watch(self, session_id: str, *, timeout: float | None = None) -> Watch:
-        """Watches a session, whoever feeds it: its tokens, its outputs, and what becomes of it. The watch begins at
-        once, and the first event tells from where; it ends after a `WatchClosed`. Watching takes the session from
-        nobody, and does not keep it alive.
+        """Watches a session of any client: its tokens, its outputs, and changes of its state. The watch starts at once.
+        The first event has the session's position; the last one is a `WatchClosed`. Watching does not detach the
+        session's stream, and does not keep the session alive.
 
-        timeout: seconds, for all of it; None, the default, for no limit, whatever the client's own is.
+        timeout: seconds for the whole watch; default None for no limit, also if the client has a timeout.
 
-        The iterator raises NotFoundError for a session that this server does not have: one that is with another, or in
-        the store alone, is not fetched; ResourceExhaustedError when 16 watch it already, and, with the reason
-        WATCHER_DROPPED, when its events are not read as fast as they come: watch it again then (who reads nothing for
-        two more seconds may get RequestCancelledError in its place); UnavailableError when
-        the server shuts down or the connection is lost; DeadlineExceededError.
+        The iterator raises NotFoundError if this server does not have the session in memory (it does not fetch one from
+        another server or from the store); ResourceExhaustedError if 16 programs watch it already, or, with reason
+        WATCHER_DROPPED, if the program reads events more slowly than they occur: then watch again. A program that reads
+        nothing for two more seconds may get RequestCancelledError instead. UnavailableError when the server shuts down
+        or the connection is lost; DeadlineExceededError.
         """
         request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
         within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)

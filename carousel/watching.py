@@ -1,4 +1,4 @@
-"""What `Client.watch` tells of a session."""
+"""The events of `Client.watch`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from carousel.values import CloseReason, FinishReason, Hypothesis, Port, Step, T
 
 
 class SessionChange(StrEnum):
-    """What becomes of a session without a token.
+    """A change of a session other than new tokens.
 
-    ATTACHED: a stream has gone on with it. DETACHED: its stream has ended, and it is held. SET_BACK: by a rewind, or by
-    another state. CANCELLED: its work in flight. SPILLED, UNSPILLED: its state is in the store alone, to make room, and
-    back from there.
+    ATTACHED: a stream resumed it. DETACHED: its stream has ended, and the server keeps it. SET_BACK: it was rewound, or
+    its state was replaced. CANCELLED: its work in flight was cancelled. SPILLED: its state is now only in the store, to
+    free a slot. UNSPILLED: its state is in memory again.
     """
 
     UNSPECIFIED = "unspecified"
@@ -28,8 +28,8 @@ class SessionChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """One thing that happened to a session. position: after it, 0 or more. One of this class itself is of a kind that
-    this client does not know."""
+    """One event of a session. position: after the event, 0 or more. An event of this class itself has a type that this
+    client does not know."""
 
     session_id: str
     position: int
@@ -37,10 +37,10 @@ class WatchEvent:
 
 @dataclass(frozen=True, slots=True)
 class WatchBegun(WatchEvent):
-    """The first event: what the session is.
+    """The first event: the description of the session.
 
-    durability: what of it is stored. inputs, outputs: the named parts of the vectors that its model reads and gives.
-    feature_size: numbers that a step reads, 0 for a model that reads tokens.
+    durability: `none`, `checkpoint` or `strict`. inputs, outputs: the named parts of the vectors that its model reads
+    and outputs. feature_size: how many numbers a step reads; 0 for a model that reads tokens.
     """
 
     model: str
@@ -56,8 +56,8 @@ class WatchBegun(WatchEvent):
 class WatchFed(WatchEvent):
     """The session has consumed tokens, or the vectors `features`.
 
-    step: what whoever fed it got, with the trace where that was asked for; None while more of a long feed is to come,
-    and without outputs where the feed was cut off.
+    step: the answer that the feeding client received, with the trace if it requested one. None while more chunks of a
+    long feed follow. It has no outputs if the feed was cancelled.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -67,9 +67,9 @@ class WatchFed(WatchEvent):
 
 @dataclass(frozen=True, slots=True)
 class WatchGenerated(WatchEvent):
-    """The server has chosen tokens, or the vectors `values` of a model that gives those.
+    """The server has generated tokens, or the vectors `values` for a model that outputs values.
 
-    finish_reason: why the generation ended; None while it goes on. hypotheses: of a beam search, the best first.
+    finish_reason: why the generation ended; None while it continues. hypotheses: of a beam search, the best first.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -80,13 +80,13 @@ class WatchGenerated(WatchEvent):
 
 @dataclass(frozen=True, slots=True)
 class WatchChanged(WatchEvent):
-    """Something else has become of the session."""
+    """The session changed in another way than by tokens."""
 
     change: SessionChange
 
 
 @dataclass(frozen=True, slots=True)
 class WatchClosed(WatchEvent):
-    """The last event: the session has ended, or has left its server."""
+    """The last event: the session has ended, or has moved to another server."""
 
     reason: CloseReason
