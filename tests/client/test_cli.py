@@ -34,7 +34,8 @@ def test_models_are_listed(shell: Shell) -> None:
     assert "g2p-en" in shell.out("models")
     models = [json.loads(line) for line in shell.out("models", "--json").splitlines()]
     assert [(model["model"], model["version"], model["status"]) for model in models] == [
-        (name, 1, "serving") for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en")
+        (name, 1, "serving")
+        for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "translate-en-de")
     ]
 
 

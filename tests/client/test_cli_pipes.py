@@ -47,7 +47,8 @@ def test_a_table_on_a_pipe_has_a_line_for_each_row(shell: Shell) -> None:
     out = subprocess.run(command, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=True)
     header, *rows = out.stdout.splitlines()
     assert [row.split()[:3] for row in rows] == [
-        [name, "1", "serving"] for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en")
+        [name, "1", "serving"]
+        for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "translate-en-de")
     ]
     at = header.index("ABOUT")
     assert all(row[at - 2 : at] == "  " and row[at] != " " for row in rows)

@@ -48,7 +48,8 @@ BAD_OPENS = {
         {"open": pb.Open(model="nope")},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "open.model = 'nope' does not exist (available: co2-forecast, g2p-en, morse, pychar-en, stress-en)",
+        "open.model = 'nope' does not exist (available: co2-forecast, g2p-en, morse, pychar-en, stress-en, "
+        "translate-en-de)",
         "open.model",
     ),
     "unknown version": Refusal(
