@@ -28,7 +28,7 @@ Sources = Iterable[Source | None] | AsyncIterable[Source | None]
 
 
 class AsyncManyCalls(Unpicklable):
-    """The call that runs many generations on one stream."""
+    """Many generations on one stream."""
 
     _inference: InferenceAsyncStub
     _timeout: float | None
@@ -48,19 +48,20 @@ class AsyncManyCalls(Unpicklable):
     ) -> AsyncGenerator[GeneratedSequence]:
         """Generates a sequence for each source: see `Client.generate_many`.
 
-        sources: an iterable that does not block, or an asynchronous one. A separate task reads it. To close the
-        sessions at once, close the iterator with `aclose`.
+        sources: an iterable, which must not block, or an asynchronous one. A task of its own reads them. Close the
+        iterator with `aclose` to close the sessions at once.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
-        protocol = ManyGenerations(opening, decoding_message(**decoding))
+        protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
+        decoding_message(**decoding)  # raises for options that no message can hold
         limit = self._timeout if timeout is None else timeout
         run = _Run(partial(AsyncStream, self._inference, protocol), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
 class _Run:
-    """One call of `generate_many`: connects the sources, the protocol, and one stream after another."""
+    """One call: joins the sources, the protocol and one stream after another."""
 
     def __init__(
         self,
@@ -74,12 +75,12 @@ class _Run:
         self._timeout = timeout
         self._stream: AsyncStream | None = None
         self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
-        """The task that waits for the stream's next response."""
+        """Waits for the next response of the stream."""
         self._lost = CallBackoff(resume_timeout)
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
         self._num_done = 0
-        """Number of complete sequences at the last `_settle`."""
+        """Sequences that were complete when the program was here last."""
         self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
 
     async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
@@ -95,8 +96,8 @@ class _Run:
                     room.release()
                     yield result
                 if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
-                    await self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
-                    await reading  # raises the error of the sources, if there was one
+                    await self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
+                    await reading  # raises what the sources raised
                     return
                 await self._settle(was_idle=was_idle)
                 await self._wait(reading)
@@ -107,30 +108,32 @@ class _Run:
 
     async def _read(self, sources: Sources, room: asyncio.Semaphore) -> None:
         if isinstance(sources, AsyncIterable):
+            await room.acquire()
             async for source in sources:
-                await room.acquire()
                 self._arrived.put_nowait((source,))
+                await room.acquire()
         else:
+            await room.acquire()
             for source in sources:
-                await room.acquire()
                 self._arrived.put_nowait((source,))
+                await room.acquire()
 
     async def _settle(self, *, was_idle: bool) -> None:
-        """Sends sources again that a full server refused, once it may have room. Renews the deadline after progress."""
-        has_progress = self._protocol.num_done > self._num_done
+        """Sends sources that waited, once the server may have room, and sets the time to wait until."""
+        num_more = self._protocol.num_done - self._num_done
         self._num_done = self._protocol.num_done
-        if has_progress:
+        if num_more:
             self._full.reset()
-        refused_by = self._protocol.refused_by
-        if refused_by is not None and (has_progress or not self._protocol.num_in_flight):
-            self._full.begin(time.monotonic())
-            await asyncio.sleep(self._full.next(refused_by, time.monotonic()))
-            self._post(self._protocol.repeat())
-        if has_progress or was_idle:
+        if self._protocol.num_waiting and (num_more or not self._protocol.num_in_flight):
+            if (refused_by := self._protocol.refused_by) is not None:
+                self._full.begin(time.monotonic())
+                await asyncio.sleep(self._full.next(refused_by, time.monotonic()))
+            self._post(self._protocol.proceed(num_more + 1))
+        if num_more or was_idle:
             self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
 
     async def _wait(self, reading: asyncio.Task[None]) -> None:
-        """Waits for a response, for another source, or for the end of the sources."""
+        """Waits for a response, or until another source has arrived, or there are no more."""
         arrival = asyncio.create_task(self._arrived.get())
         waited: list[asyncio.Task[object]] = [arrival]
         if self._stream is not None:
@@ -157,10 +160,12 @@ class _Run:
             self._post(self._protocol.receive(received))
         except CarouselError as error:
             await self._end(Deadline(0))
-            if self._protocol.num_entries:
+            if not self._protocol.num_entries:
+                return
+            if not self._protocol.is_too_large(error):
                 now_s, remaining_s = time.monotonic(), self._deadline.remaining()
                 await asyncio.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
-                self._post(self._protocol.restart())
+            self._post(self._protocol.restart())
 
     def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
         for request in requests:

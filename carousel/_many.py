@@ -1,19 +1,25 @@
-"""Many generations at the same time on one stream, each in its own session. Pure: no I/O, no clock, no threads.
+"""Generations side by side on one stream, each in a session of its own. Pure: no I/O, no clock, no threads.
 
-1. Each source becomes two requests that are sent together, open and generate: the server runs the requests of one
-   session in order. The session is closed after its sequence is complete; an earlier close would cancel the generation.
-2. Results are returned in the order of the sources, and each only when it is complete.
-3. If a source is refused, its result is the error, and the others continue. A source refused by a full server is sent
-   again.
-4. A lost stream ends its sessions. Sources without a result are sent again on another stream, from the beginning: with
-   the same seed the server chooses the same tokens.
+1. A source becomes two requests that are sent together, open and generate: the server carries out the requests of one
+   session in order. The session is closed when its sequence is complete, as closing it earlier would cancel that, or
+   when its generation is refused.
+2. Results leave in the order of the sources, each whole.
+3. A source that is refused has its error as its result; the others go on. One that a full server refuses waits, and
+   those that come after it wait too: sources are sent as others are complete, one more each time, until none waits.
+4. A lost stream ends its sessions. What has no result is sent again on another stream, from its beginning: with the
+   same seed the same version of the model chooses the same tokens.
+5. A request that is too large ends the stream, and the server does not say which it was. All sources without a result
+   are then sent one at a time, until one ends the stream alone: that one is refused.
 """
 
 from __future__ import annotations
 
+import bisect
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import grpc
 
 from carousel import _answers
 from carousel._backoff import is_retried
@@ -26,103 +32,151 @@ from carousel.values import GeneratedSequence, Token
 
 
 class _Entry:
-    """One source. session_id: its session on this stream. state: its generation. result: for the program; None until it
-    is complete. refused_by: the error with which a full server refused it; None when it need not be sent again."""
+    """One source.
 
-    def __init__(self, source: Source | None, decoding: pb.Decoding) -> None:
+    number: its place among the sources. opening, generate: its requests. session_id: of its session on this stream,
+    which the request opening_id opens. is_suspect: it may be too large. state: of its generation. result: what the
+    program gets; None before the end.
+    """
+
+    def __init__(self, number: int, source: Source | None, opening: pb.Open, decoding: pb.Decoding) -> None:
+        self.number = number
         self.source = source
+        self.opening = pb.Open()
+        self.opening.CopyFrom(opening)
+        self.generate = pb.Generate(decoding=decoding)
         self.session_id = ""
+        self.opening_id = 0
+        self.is_suspect = False
         self.state = GenerationState(decoding)
         self.result: GeneratedSequence | None = None
-        self.refused_by: CarouselError | None = None
 
 
 class ManyGenerations:
-    """Implements `StreamOwner`. One thread or task at a time may use it."""
+    """Implements `StreamOwner`. One thread, or task, at a time."""
 
     id = ""
     route = 0
 
-    def __init__(self, opening: pb.Open, decoding: pb.Decoding) -> None:
-        """opening: the opening of every session, without a source."""
+    def __init__(self, opening: pb.Open, decoding: Callable[[], pb.Decoding]) -> None:
+        """opening: of every session, without a source. decoding: makes that of a source, with a seed of its own unless
+        the program gave one."""
         self._opening = opening
         self._decoding = decoding
         self._entries: deque[_Entry] = deque()
-        self._by_request: dict[int, _Entry] = {}
+        self._in_flight: dict[str, _Entry] = {}
+        """By session id."""
+        self._waiting: list[_Entry] = []
+        """To be sent, in the order of the sources."""
+        self._num_sources = 0
         self._last_request_id = 0
         self.num_done = 0
-        """Results so far, including those that the program has read."""
+        """Results so far, those that were taken and those that were not."""
+        self.refused_by: CarouselError | None = None
+        """Why sources wait: what a full server answered. None when none waits for that."""
 
     @property
     def num_entries(self) -> int:
-        """Number of sources whose results the program has not read."""
+        """Sources whose results were not taken yet."""
         return len(self._entries)
 
     @property
     def num_in_flight(self) -> int:
-        """Number of sources that were sent on this stream and have no result yet."""
-        return len(set(map(id, self._by_request.values())))
+        """Sources that were sent on this stream and have no result yet."""
+        return len(self._in_flight)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sources that `proceed` would send, now or later."""
+        return len(self._waiting)
 
     def add(self, source: Source | None) -> list[pb.StreamRequest]:
-        """Returns the requests for another source. None for a source that cannot be sent: its result is the error."""
-        entry = _Entry(source, self._decoding)
+        """Returns the requests for another source; none for one that waits behind others, or that cannot be sent: the
+        result of that is the error."""
+        entry = _Entry(self._num_sources, source, self._opening, self._decoding())
+        self._num_sources += 1
         self._entries.append(entry)
         try:
-            return self._requests(entry)
+            if source is not None:
+                entry.opening.source.CopyFrom(sequence_message(source, "open.source"))
         except (CarouselError, TypeError) as error:
             self._end(entry, error)
             return []
+        is_behind = bool(self._waiting) or self._has_suspect
+        self._waiting.append(entry)
+        return [] if is_behind else self.proceed(1)
 
     def receive(self, response: pb.StreamResponse) -> list[pb.StreamRequest]:
-        """Records a response. Returns the requests to send because of it. Raises UnavailableError when the server shuts
-        down, and another stream is needed."""
+        """Records a response, and returns the requests that follow from it. Raises UnavailableError when the server is
+        leaving: another stream is needed."""
         kind = response.WhichOneof("response")
         if kind == "go_away":
             raise UnavailableError("the server is leaving", reason="GO_AWAY")
-        entry = self._by_request.get(response.request_id)
-        if kind == "closed" and not response.request_id:
-            entry = next((one for one in self._by_request.values() if one.session_id == response.session_id), None)
-        if entry is None:
+        entry = self._in_flight.get(response.session_id)
+        if entry is None:  # its result is known: an answer to `close`, or to a request behind one that was refused
             return []
-        if kind == "closed":  # by the server or by an admin call
+        if kind == "opened":
+            entry.opening.version = response.opened.version  # also on another stream
+        elif kind == "closed":  # by the server, or by an admin
             reason = _answers.close_reason(response.closed.reason)
             self._end(entry, session_closed(response.session_id, reason, response.position))
         elif kind == "error":
             error = _answers.error(response.error)
             if is_retried(error):
-                self._forget(entry)
-                entry.refused_by = error
+                del self._in_flight[entry.session_id]
+                bisect.insort(self._waiting, entry, key=lambda one: one.number)
+                self.refused_by = error
             else:
                 self._end(entry, error)
+            if response.request_id != entry.opening_id:  # the session is open, or will be: refusals may come earlier
+                return [self._closing(entry)]
         elif kind == "generated":
             entry.state.receive(response.generated, response.position)
             if entry.state.is_ended:
                 self._end(entry, None)
-                return [self._numbered(pb.StreamRequest(close=pb.Close()), entry)]
+                return [self._closing(entry)]
         return []
 
     def take(self) -> Iterator[GeneratedSequence]:
-        """Yields the complete results, in the order of the sources, up to the first that is not complete."""
+        """Returns the results that are due, in the order of the sources."""
         while self._entries and (result := self._entries[0].result) is not None:
             self._entries.popleft()
             yield result
 
-    @property
-    def refused_by(self) -> CarouselError | None:
-        """The error of the first source that must be sent again; None if there is none."""
-        return next((entry.refused_by for entry in self._entries if entry.refused_by is not None), None)
+    def proceed(self, at_most: int) -> list[pb.StreamRequest]:
+        """Returns the requests of sources that waited. at_most: how many, where the server was full."""
+        requests: list[pb.StreamRequest] = []
+        num_sent = 0
+        while self._waiting:
+            if self._has_suspect or (self._waiting[0].is_suspect and self._in_flight):
+                break
+            if self.refused_by is not None and num_sent == at_most:
+                break
+            requests += self._requests(self._waiting.pop(0))
+            num_sent += 1
+        if not self._waiting:
+            self.refused_by = None
+        return requests
 
-    def repeat(self) -> list[pb.StreamRequest]:
-        """Returns the requests for the sources that a full server refused."""
-        refused = [entry for entry in self._entries if entry.refused_by is not None]
-        return [request for entry in refused for request in self._requests(entry)]
+    def is_too_large(self, error: CarouselError) -> bool:
+        """Whether the stream ended because one of its requests was too large: `restart` helps, without delay. Where one
+        source alone was in flight, it has its result."""
+        if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.reason or error.retry_delay is not None:
+            return False  # gRPC gives no reason, the server does
+        suspects = list(self._in_flight.values())
+        if len(suspects) == 1:
+            self._end(suspects[0], error)
+        for entry in suspects:
+            entry.is_suspect = True
+        return True
 
     def restart(self) -> list[pb.StreamRequest]:
-        """Returns the requests for all sources without a result, to send them on another stream."""
-        self._by_request.clear()
+        """Returns the requests of sources without a result, for another stream."""
+        self._in_flight.clear()
         self._last_request_id = 0
-        unfinished = [entry for entry in self._entries if entry.result is None]
-        return [request for entry in unfinished for request in self._requests(entry)]
+        self._waiting = [entry for entry in self._entries if entry.result is None]
+        self.refused_by = None
+        return self.proceed(len(self._waiting))
 
     def lost(self, error: CarouselError) -> CarouselError:
         """See `StreamOwner`."""
@@ -132,19 +186,21 @@ class ManyGenerations:
         """See `StreamOwner`."""
         return None
 
+    @property
+    def _has_suspect(self) -> bool:
+        """Whether the source in flight is to stay alone."""
+        return len(self._in_flight) == 1 and next(iter(self._in_flight.values())).is_suspect
+
     def _requests(self, entry: _Entry) -> list[pb.StreamRequest]:
-        opening = pb.Open()
-        opening.CopyFrom(self._opening)
-        if entry.source is not None:
-            opening.source.CopyFrom(sequence_message(entry.source, "open.source"))
-        entry.state, entry.refused_by = GenerationState(self._decoding), None
+        entry.state = GenerationState(entry.generate.decoding)
         entry.session_id = secrets.token_urlsafe(9)
-        requests = [
-            self._numbered(pb.StreamRequest(open=opening), entry),
-            self._numbered(pb.StreamRequest(generate=pb.Generate(decoding=self._decoding)), entry),
-        ]
-        self._by_request |= {request.request_id: entry for request in requests}
-        return requests
+        self._in_flight[entry.session_id] = entry
+        opening = self._numbered(pb.StreamRequest(open=entry.opening), entry)
+        entry.opening_id = opening.request_id
+        return [opening, self._numbered(pb.StreamRequest(generate=entry.generate), entry)]
+
+    def _closing(self, entry: _Entry) -> pb.StreamRequest:
+        return self._numbered(pb.StreamRequest(close=pb.Close()), entry)
 
     def _numbered(self, request: pb.StreamRequest, entry: _Entry) -> pb.StreamRequest:
         self._last_request_id += 1
@@ -152,11 +208,11 @@ class ManyGenerations:
         return request
 
     def _end(self, entry: _Entry, error: Exception | None) -> None:
-        self._forget(entry)
+        self._in_flight.pop(entry.session_id, None)
         if error is not None:
             entry.result = GeneratedSequence(entry.source, error=error)
         else:
-            items = list(iter(entry.state.take, None))  # all are tokens, or all are vectors, which are tuples
+            items = list(iter(entry.state.take, None))  # all tokens, or all vectors, which are tuples
             entry.result = GeneratedSequence(
                 entry.source,
                 tokens=tuple(item for item in items if isinstance(item, Token)),
@@ -166,6 +222,3 @@ class ManyGenerations:
                 hypotheses=entry.state.hypotheses,
             )
         self.num_done += 1
-
-    def _forget(self, entry: _Entry) -> None:
-        self._by_request = {number: other for number, other in self._by_request.items() if other is not entry}

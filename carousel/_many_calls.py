@@ -25,7 +25,7 @@ from carousel.values import DecodingOptions, GeneratedSequence
 
 
 class ManyCalls(Unpicklable):
-    """The call that runs many generations on one stream."""
+    """Many generations on one stream."""
 
     _inference: InferenceStub
     _timeout: float | None
@@ -43,35 +43,33 @@ class ManyCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> Generator[GeneratedSequence]:
-        """Generates a sequence for each source, all on one stream. Yields the results in the order of the sources.
+        """Generates a sequence for each source, all on one stream, and yields them in the order of the sources.
 
-        sources: an iterable, which may be endless. A separate thread reads it, at most `concurrency` ahead of the
-        yielded
-            results, so a slow iterable delays no result.
-        version, variant, constants, decoding: as in `generate`.
-        concurrency: the most sessions at a time, 1 or more.
-        resume_timeout: how many seconds to retry after a lost connection, or while the server is full, until another
-            sequence is complete.
-        timeout: the most seconds to wait for the next sequence.
+        sources: any number, also without end. A thread of its own reads them, at most `concurrency` ahead of what was
+        yielded, so that a slow iterable delays no result. version, variant, constants, decoding: as in `generate`;
+        without a seed each source is sampled with one of its own. concurrency: sessions at once, 1 or more.
+        resume_timeout: seconds to try again after a lost connection, or while the server is full, until another
+        sequence is complete. timeout: seconds to wait for a sequence.
 
-        If a source is refused, `GeneratedSequence.error` has the error, and the others continue. The iterator raises
-        UnavailableError or a similar error when the server cannot be reached, DeadlineExceededError, and the errors
-        that `sources` raises. Closing the iterator closes the sessions.
+        A source that is refused has its error in `GeneratedSequence.error`, and the others go on. The iterator raises
+        UnavailableError and the like when the server cannot be reached, DeadlineExceededError, and what `sources`
+        raises. Closing it closes the sessions.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
-        protocol = ManyGenerations(opening, decoding_message(**decoding))
+        protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
+        decoding_message(**decoding)  # raises for options that no message can hold
         limit = self._timeout if timeout is None else timeout
         run = _Run(partial(Stream, self._inference, protocol), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
 class _Reader:
-    """Reads sources in its own thread, and calls `tell` after each."""
+    """Reads sources in a thread of its own, and tells after each."""
 
     def __init__(self, sources: Iterable[Source | None], num_ahead: int, tell: Callable[[], None]) -> None:
         self.arrived: queue.SimpleQueue[tuple[Source | None] | Exception | None] = queue.SimpleQueue()
-        """Each source in a tuple; then None, or the error that the iterable raised."""
+        """Each source in a tuple, then None, or the error that reading them raised."""
         self.room = threading.Semaphore(num_ahead)
         self.is_stopped = False
         self._sources = sources
@@ -81,20 +79,21 @@ class _Reader:
     def _read(self) -> None:
         end: Exception | None = None
         try:
+            self.room.acquire()
             for source in self._sources:
+                self.arrived.put((source,))
+                self._tell()
                 self.room.acquire()
                 if self.is_stopped:
                     return
-                self.arrived.put((source,))
-                self._tell()
-        except Exception as error:  # `results` raises it to the program
+        except Exception as error:  # raised where the results are read
             end = error
         self.arrived.put(end)
         self._tell()
 
 
 class _Run:
-    """One call of `generate_many`: connects the reader, the protocol, and one stream after another."""
+    """One call: joins the reader, the protocol and one stream after another."""
 
     def __init__(
         self, connect: Callable[[], Stream], protocol: ManyGenerations, resume_timeout: float, timeout: float | None
@@ -107,7 +106,7 @@ class _Run:
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
         self._num_done = 0
-        """Number of complete sequences at the last `_settle`."""
+        """Sequences that were complete when the program was here last."""
 
     def results(self, sources: Iterable[Source | None], concurrency: int) -> Generator[GeneratedSequence]:
         """See `ManyCalls.generate_many`."""
@@ -129,7 +128,7 @@ class _Run:
                     self._settle(was_idle=was_idle)
                     self._receive()
                 elif is_over:
-                    self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
+                    self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
                     if end is not None:
                         raise end
                     return
@@ -144,22 +143,22 @@ class _Run:
             stream.wake()
 
     def _settle(self, *, was_idle: bool) -> None:
-        """Sends sources again that a full server refused, once it may have room. Renews the deadline after progress."""
-        has_progress = self._protocol.num_done > self._num_done
+        """Sends sources that waited, once the server may have room, and sets the time to wait until."""
+        num_more = self._protocol.num_done - self._num_done
         self._num_done = self._protocol.num_done
-        if has_progress:
+        if num_more:
             self._full.reset()
-        refused_by = self._protocol.refused_by
-        if refused_by is not None and (has_progress or not self._protocol.num_in_flight):
-            self._full.begin(time.monotonic())
-            time.sleep(self._full.next(refused_by, time.monotonic()))
-            self._post(self._protocol.repeat())
-        if has_progress or was_idle:
+        if self._protocol.num_waiting and (num_more or not self._protocol.num_in_flight):
+            if (refused_by := self._protocol.refused_by) is not None:
+                self._full.begin(time.monotonic())
+                time.sleep(self._full.next(refused_by, time.monotonic()))
+            self._post(self._protocol.proceed(num_more + 1))
+        if num_more or was_idle:
             self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
 
     def _receive(self) -> None:
         """Waits for a response, or until the reader has another source."""
-        assert self._stream is not None  # noqa: S101  # there are entries, so `_post` has connected
+        assert self._stream is not None  # noqa: S101  # the caller has looked
         received = self._stream.receive(self._deadline)
         try:
             if isinstance(received, CarouselError):
@@ -168,10 +167,12 @@ class _Run:
                 self._post(self._protocol.receive(received))
         except CarouselError as error:
             self._end(Deadline(0))
-            if self._protocol.num_entries:
+            if not self._protocol.num_entries:
+                return
+            if not self._protocol.is_too_large(error):
                 now_s, remaining_s = time.monotonic(), self._deadline.remaining()
                 time.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
-                self._post(self._protocol.restart())
+            self._post(self._protocol.restart())
 
     def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
         for request in requests:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from carousel import InvalidArgumentError, SessionClosedError, UnavailableError
+from carousel import CarouselError, InvalidArgumentError, ResourceExhaustedError, SessionClosedError, UnavailableError
 from carousel._many import ManyGenerations
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
@@ -14,8 +16,11 @@ FULL = error_pb2.Error(code=8, message="full", reason="TOO_MANY_SESSIONS", retry
 REFUSED = error_pb2.Error(code=3, message="open.source is wrong", reason="INVALID_FIELD", field="open.source")
 
 
-def protocol() -> ManyGenerations:
-    return ManyGenerations(pb.Open(model="toy", version=3), pb.Decoding(max_tokens=9))
+TOO_LARGE = ResourceExhaustedError("SERVER: Received message larger than max (6000039 vs. 4194304)")
+
+
+def protocol(version: int = 3) -> ManyGenerations:
+    return ManyGenerations(pb.Open(model="toy", version=version), lambda: pb.Decoding(max_tokens=9))
 
 
 def generated(request: pb.StreamRequest, *texts: str, is_last: bool = True, before: int = 0) -> pb.StreamResponse:
@@ -32,6 +37,10 @@ def generated(request: pb.StreamRequest, *texts: str, is_last: bool = True, befo
 
 def failed(request: pb.StreamRequest, error: error_pb2.Error) -> pb.StreamResponse:
     return pb.StreamResponse(request_id=request.request_id, session_id=request.session_id, error=error)
+
+
+def sources(requests: Sequence[pb.StreamRequest]) -> list[str]:
+    return [request.open.source.text for request in requests if request.HasField("open")]
 
 
 def test_a_source_is_opened_and_generated_at_once_and_closed_when_it_is_complete() -> None:
@@ -89,10 +98,10 @@ def test_what_a_full_server_refuses_is_sent_again_when_asked_for() -> None:
     assert many.refused_by is not None
     assert many.num_in_flight == 1
     many.receive(generated(other, "B"))
-    again, generate = many.repeat()
+    again, generate = many.proceed(2)
     assert again.open.source.text == "a"
     assert many.refused_by is None
-    assert many.repeat() == []
+    assert many.proceed(2) == []
     many.receive(generated(generate, "A"))
     assert [result.source for result in many.take()] == ["a", "b"]
 
@@ -107,6 +116,90 @@ def test_what_a_lost_stream_took_is_sent_again_from_its_beginning() -> None:
     assert opening.session_id not in {first.session_id, second.session_id}
     many.receive(generated(generate, "A", "A"))
     assert [len(result.tokens) for result in many.take()] == [2, 1]
+
+
+def test_a_session_whose_generation_is_refused_is_closed() -> None:
+    many = protocol()
+    (opening, generate), (other, _) = many.add("a"), many.add("b")
+    (closing,) = many.receive(failed(generate, REFUSED))  # which may come before the session is open
+    assert closing.HasField("close")
+    assert closing.session_id == opening.session_id
+    assert many.receive(failed(other, REFUSED)) == []  # it has no session
+    assert [type(result.error) for result in many.take()] == [InvalidArgumentError] * 2
+
+
+def test_what_is_sent_again_is_for_the_version_that_began_it() -> None:
+    many = protocol(version=0)
+    (opening, _), _ = many.add("a"), many.add("b")
+    many.receive(
+        pb.StreamResponse(
+            request_id=opening.request_id, session_id=opening.session_id, opened=pb.Opened(model="toy", version=7)
+        )
+    )
+    assert [request.open.version for request in many.restart() if request.HasField("open")] == [7, 0]
+    assert many.add("c")[0].open.version == 0
+
+
+def test_each_source_has_a_decoding_of_its_own() -> None:
+    seeds = iter(range(9))
+    many = ManyGenerations(pb.Open(model="toy"), lambda: pb.Decoding(sampling=pb.Sampling(seed=next(seeds))))
+    (_, first), (_, second) = many.add("a"), many.add("b")
+    assert [one.generate.decoding.sampling.seed for one in (first, second)] == [0, 1]
+    assert [one.generate.decoding.sampling.seed for one in many.restart() if one.HasField("generate")] == [0, 1]
+
+
+def test_behind_a_source_that_waits_for_a_full_server_others_wait() -> None:
+    """They are sent as others are complete, one more each time, in their order."""
+    many = protocol()
+    (_, first), (second, _), (third, _) = many.add("a"), many.add("b"), many.add("c")
+    many.receive(failed(third, FULL))
+    many.receive(failed(second, FULL))
+    assert many.add("d") == []
+    many.receive(generated(first, "A"))
+    again = many.proceed(2)
+    assert sources(again) == ["b", "c"]
+    assert many.refused_by is not None
+    assert many.num_waiting == 1
+    assert sources(many.proceed(2)) == ["d"]
+    assert many.refused_by is None
+    many.receive(failed(again[2], FULL))
+    assert sources(many.restart()) == ["b", "c", "d"]
+
+
+def test_a_source_that_is_too_large_for_a_message_is_found_and_the_others_go_on() -> None:
+    many = protocol()
+    for source in ("a", "large", "b"):
+        many.add(source)
+    assert many.is_too_large(TOO_LARGE)
+    opening, generate = many.restart()
+    assert opening.open.source.text == "a"
+    assert many.add("c") == []
+    many.receive(generated(generate, "A"))
+    opening, _ = many.proceed(2)
+    assert opening.open.source.text == "large"
+    assert many.is_too_large(TOO_LARGE)
+    opening, generate = many.restart()
+    assert opening.open.source.text == "b"
+    many.receive(generated(generate, "B"))
+    opening, generate = many.proceed(2)
+    assert opening.open.source.text == "c"
+    many.receive(generated(generate, "C"))
+    assert [(result.source, result.error) for result in many.take()] == [
+        ("a", None),
+        ("large", TOO_LARGE),
+        ("b", None),
+        ("c", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("gone"), ResourceExhaustedError("many calls", reason="TOO_MANY_CALLS")]
+)
+def test_a_stream_that_ends_for_another_reason_blames_no_source(error: CarouselError) -> None:
+    many = protocol()
+    many.add("a")
+    assert not many.is_too_large(error)
+    assert sources(many.restart()) == ["a"]
 
 
 def test_a_leaving_server_and_a_closed_session_are_noticed() -> None:

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from carousel import AsyncClient, Client, GeneratedSequence, UnavailableError
+from carousel import (
+    AsyncClient,
+    Client,
+    GeneratedSequence,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from examples.local_service import LocalService, local_service
 from examples.ports import free_port
 from tests.conftest import SHIPPED
@@ -71,9 +78,48 @@ def test_sources_without_end_are_read_a_little_ahead_and_leaving_closes_all(ship
     with Client(shipped_service.target) as client:
         results = client.generate_many(MODEL, sources(), concurrency=4)
         assert [result.source for result in itertools.islice(results, 10)] == WORDS[:10]
-        assert num_read <= 10 + 4 + 1
+        assert num_read <= 10 + 4
         results.close()
         assert not [info for info in client.sessions.list() if info.model == MODEL]
+
+
+async def test_leaving_an_asynchronous_iterator_closes_all(shipped_service: LocalService) -> None:
+    async with AsyncClient(shipped_service.target) as client:
+        results = client.generate_many(MODEL, itertools.cycle(WORDS), concurrency=4)
+        assert told(await anext(results))
+        await results.aclose()
+        assert not [info async for info in client.sessions.list() if info.model == MODEL]
+
+
+async def test_refused_generations_leave_no_sessions(shipped_service: LocalService) -> None:
+    refused: dict[str, Any] = {"max_tokens": 10**6, "concurrency": 2}
+    with Client(shipped_service.target) as client:
+        for number, result in enumerate(client.generate_many(MODEL, WORDS, **refused), 1):
+            assert isinstance(result.error, InvalidArgumentError)
+            if number == len(WORDS):
+                assert len([info for info in client.sessions.list() if info.model == MODEL]) <= 2
+
+
+async def test_a_source_that_no_message_may_hold_is_refused_alone(shipped_service: LocalService) -> None:
+    sources = ["gate", "a" * 5_000_000, "state", "gate"]
+    with Client(shipped_service.target) as client:
+        found = list(client.generate_many(MODEL, sources))
+    async with AsyncClient(shipped_service.target) as other:
+        also = [result async for result in other.generate_many(MODEL, sources)]
+    for results in (found, also):
+        assert [result.source for result in results] == sources
+        assert [type(result.error) for result in results] == [
+            type(None),
+            ResourceExhaustedError,
+            type(None),
+            type(None),
+        ]
+
+
+def test_without_a_seed_each_source_is_sampled_anew(shipped_service: LocalService) -> None:
+    with Client(shipped_service.target) as client:
+        found = {tuple(told(result)) for result in client.generate_many(MODEL, ["carousel"] * 8, temperature=3.0)}
+    assert len(found) > 1
 
 
 def test_a_source_is_answered_while_the_next_is_waited_for(shipped_service: LocalService) -> None:
