@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +56,7 @@ def translate(
     given = {"max_tokens": max_tokens, "beam_size": beam_size, "length_penalty": length_penalty}
     decoding: DecodingOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     connection: Connection = context.obj
-    lines = _Lines(input_file)
+    lines = _Lines(input_file, as_json=as_json)
     code = 0
     with connection.client() as client:
         info = client.model(model, version)
@@ -63,28 +65,37 @@ def translate(
         for result in client.generate_many(
             info.model, lines.sources(), version=version, variant=variant, concurrency=concurrency, **decoding
         ):
-            number = lines.print_empty_ones(as_json=as_json)
             error = result.error
             if error is not None:
                 cause = connection.explained(error) if isinstance(error, CarouselError) else error
-                failed = LineError(named(input_file), number, cause)
+                failed = LineError(named(input_file), lines.number, cause)
                 if not (keep_going and failures.exit_code(failed) in (failures.REFUSED, failures.WRONG)):
                     raise failed from None
                 failures.tell(failed)
                 code = code or failures.exit_code(failed)
-            _print(info, result, number, as_json=as_json)
-        lines.print_empty_ones(as_json=as_json)
+            lines.print(result, info)
     if code:
         raise typer.Exit(code)
 
 
 class _Lines:
-    """The lines of a file, read as they come, and which of them are empty."""
+    """The lines of a file, read as they come in one thread, and the lines of the output, printed in their order.
 
-    def __init__(self, path: Path) -> None:
+    An empty line is printed where it is read if all before it are printed, so that it is answered without the next.
+    """
+
+    def __init__(self, path: Path, *, as_json: bool) -> None:
         self._path = path
+        self._as_json = as_json
         self._unprinted: deque[tuple[int, bool]] = deque()
-        """The number of each line that was read and not printed, and whether it is empty."""
+        """The number of each line that was read and not printed, and whether it is empty. The first one is not."""
+        self._lock = threading.Lock()
+        """Held while a line is printed."""
+
+    @property
+    def number(self) -> int:
+        """Of the line that is printed next, from 1."""
+        return self._unprinted[0][0]
 
     def sources(self) -> Iterator[str]:
         """Yields the lines that are not empty. Raises InputError."""
@@ -96,31 +107,36 @@ class _Lines:
             ) as file:
                 for number, data in enumerate(file, 1):
                     line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                    self._unprinted.append((number, not line.strip()))
+                    with self._lock:
+                        self._unprinted.append((number, not line.strip()))
+                        self._print_empty_ones()
                     if line.strip():
                         yield line
         except UnicodeDecodeError as error:
-            raise InputError(f"{named(self._path)} is not UTF-8 text: {error.reason}") from None
+            raise InputError(f"{named(self._path)} is no text in UTF-8: {error.reason}") from None
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from None
 
-    def print_empty_ones(self, *, as_json: bool) -> int:
-        """Prints the empty lines that are next, and returns the number of the line after them; 0 without any."""
-        while self._unprinted:
-            number, is_empty = self._unprinted.popleft()
-            if not is_empty:
-                return number
-            if not as_json:
-                typer.echo()
-        return 0
+    def print(self, result: GeneratedSequence, info: ModelInfo) -> None:
+        """Prints the next line, which is empty for a source that was refused, and the empty ones after it."""
+        tokens = [token.text for token in result.tokens]
+        between = "" if info.tokenizer == "characters" else " "
+        text = result.text if info.tokenizer == "subword" else between.join(tokens)
+        with self._lock:
+            number, _ = self._unprinted.popleft()
+            if not self._as_json:
+                typer.echo(text.replace("\n", " "))  # a line stays one, whatever a model makes of it
+            elif result.error is None:
+                found: dict[str, Any] = {"source": result.source, "line": number, "text": text, "tokens": tokens}
+                print_json(found | {"finish_reason": result.finish_reason})
+            sys.stdout.flush()
+            self._print_empty_ones()
 
-
-def _print(info: ModelInfo, result: GeneratedSequence, number: int, *, as_json: bool) -> None:
-    tokens = [token.text for token in result.tokens]
-    text = result.text if info.tokenizer == "subword" else ("" if info.tokenizer == "characters" else " ").join(tokens)
-    if not as_json:
-        typer.echo(text)
-        sys.stdout.flush()
-    elif result.error is None:
-        found: dict[str, Any] = {"source": result.source, "line": number, "text": text, "tokens": tokens}
-        print_json(found | {"finish_reason": result.finish_reason})
+    def _print_empty_ones(self) -> None:
+        while self._unprinted and self._unprinted[0][1]:
+            self._unprinted.popleft()
+            if not self._as_json:
+                # not by `sys.stdout`: a thread that waits to write to it keeps the process from ending
+                os.write(sys.stdout.fileno(), b"\n")

@@ -62,7 +62,7 @@ def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shel
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        for word, phonemes in (("gate", b"G EY T\n"), ("state", b"S T EY T\n")):
+        for word, phonemes in (("", b"\n"), ("gate", b"G EY T\n"), ("", b"\n"), ("state", b"S T EY T\n")):
             process.stdin.write(f"{word}\n".encode())
             process.stdin.flush()
             assert process.stdout.readline() == phonemes

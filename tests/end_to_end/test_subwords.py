@@ -11,8 +11,9 @@ pytest.importorskip("torch")
 
 from sentencepiece import SentencePieceProcessor
 
-from carousel import Client, Generation, Session
+from carousel import Client, DecodingOptions, Generation, Session
 from examples.local_service import LocalService, local_service
+from tests.client.cli_shell import Shell
 from tests.subwords import model
 from tests.translator import write_translator
 
@@ -108,6 +109,29 @@ def test_the_hypotheses_of_a_search_have_texts(service: LocalService) -> None:
         more = session.generate(max_tokens=5, beam_size=2)
         ids += [token.id for token in more]
         assert before + more.text == processor.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "decoding", [{"beam_size": 3, "max_tokens": 20}, {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": 20}]
+)
+def test_many_generations_have_the_texts_of_single_ones(service: LocalService, decoding: DecodingOptions) -> None:
+    sources = [SOURCE, "a mouse", "the doors of old houses", SOURCE]
+    with Client(service.target) as client:
+        expected = [told(client.generate(MODEL, source, **decoding)) for source in sources]
+        results = list(client.generate_many(MODEL, sources, **decoding))
+    assert [([token.id for token in result.tokens], result.text) for result in results] == expected
+
+
+def test_the_command_prints_texts_line_by_line(service: LocalService) -> None:
+    with Client(service.target) as client:
+        best = client.generate(MODEL, SOURCE, max_tokens=12, beam_size=3, num_best=2)
+        texts = [told(best)[1], *(hypothesis.text for hypothesis in best.hypotheses)]
+    text, *of_hypotheses = (one.replace("\n", " ") for one in texts)
+    options = ("--max-tokens", "12", "--beam-size", "3")
+    shell = Shell(service.target)
+    assert shell.out("translate", MODEL, *options, typed=f"{SOURCE}\n\n{SOURCE}\n") == f"{text}\n\n{text}\n"
+    found = shell.out("generate", MODEL, SOURCE, *options, "--num-best", "2")
+    assert [line.split(maxsplit=1)[1] for line in found.splitlines()] == [one.strip() for one in of_hypotheses]
 
 
 def test_a_session_set_back_inside_a_word_tells_it_again(service: LocalService) -> None:
