@@ -86,6 +86,9 @@ def generate(
         "num_best": num_best,
     }
     decoding = {name: value for name, value in options.items() if value is not None}
+    for name in ("length_penalty", "num_best"):
+        if name in decoding and beam_size is None:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} goes with --beam-size")
     connection: Connection = context.obj
     sources: list[tuple[int, str | None]] = [(0, source)] if input_file is None else [*lines(input_file)]
     with connection.client() as client:

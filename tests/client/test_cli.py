@@ -58,6 +58,9 @@ def test_generate_searches(shell: Shell) -> None:
     assert lines[0].split()[1:] == ["EH", "L", "AH", "F", "AH", "N", "T"]
     scores = [one["score"] for one in shell.json("generate", "g2p-en", "elephant", "--beam-size", "4")["hypotheses"]]
     assert scores == sorted(scores, reverse=True)
+    for option in ("--length-penalty", "--num-best"):
+        refused = shell.run("generate", "g2p-en", "gate", option, "1", code=2)
+        assert f"{option} goes with --beam-size" in refused.stderr.decode()
 
 
 def test_a_session_by_hand(shell: Shell) -> None:
