@@ -1,1 +1,1 @@
-"""Programs to run and to learn from."""
+"""Example programs, to run and to learn from."""

@@ -1,4 +1,4 @@
-"""An Envoy in a child process, in front of replicas on this machine, by deploy/envoy/envoy.yaml."""
+"""Runs an Envoy in a child process, in front of replicas on this machine, configured by deploy/envoy/envoy.yaml."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ASSIGNMENT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignmen
 
 
 class LocalEnvoy:
-    """A running Envoy. target: for clients."""
+    """A running Envoy. target: its address for clients."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes], fleet: Path) -> None:
         self.target = f"127.0.0.1:{port}"
@@ -28,18 +28,18 @@ class LocalEnvoy:
         self._fleet = fleet
 
     def route_to(self, ports: Sequence[int]) -> None:
-        """The replicas from here on; it may take a moment until they are known and found healthy."""
+        """Sets the replicas. Envoy may need a moment to load them and to find them healthy."""
         _write(self._fleet, ports)
 
 
 @contextmanager
 def local_envoy(ports: Sequence[int], folder: Path, *, pages: str | None = None) -> Iterator[LocalEnvoy]:
-    """Starts Envoy on a free port of the loopback interface and stops it at the end. ports: of the replicas; pages: a
-    regular expression of the origins of web pages that may call, None: as deployed.
+    """Starts Envoy on a free port of the loopback interface and stops it at the end. ports: the replicas'. pages: a
+    regular expression for the origins of web pages that may call; None for the deployed one.
 
-    Of the configuration that is deployed three things are others: where it listens, that it has no administration
-    port, and that it finds replicas by a file in `folder` and not by DNS. Raises FileNotFoundError without Envoy,
-    RuntimeError when it does not start.
+    The configuration differs from the deployed one in three ways: the port, no administration port, and replicas from a
+    file in `folder`, not from DNS. Raises FileNotFoundError if Envoy is not installed, RuntimeError if it does not
+    start.
     """
     program = shutil.which("envoy")
     if program is None:
@@ -73,28 +73,28 @@ def _config(port: int, fleet: Path, pages: str | None) -> dict[str, Any]:
 
 
 def manager_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration with one listener, what it says of connections."""
+    """Returns the connection manager of a configuration with one listener."""
     (listener,) = config["static_resources"]["listeners"]
     found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
     return found
 
 
 def cors_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration with one listener, what it says of web pages."""
+    """Returns the CORS rules of a configuration with one listener."""
     (host,) = manager_of(config)["route_config"]["virtual_hosts"]
     found: dict[str, Any] = host["typed_per_filter_config"]["envoy.filters.http.cors"]
     return found
 
 
 def pages_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What matches, in the configuration that is deployed, the origins of web pages that may call."""
+    """Returns the rule of the deployed configuration that matches the origins of web pages that may call."""
     (pages,) = cors_of(config)["allow_origin_string_match"]
-    found: dict[str, Any] = pages  # the file names it twice, and it is one here
+    found: dict[str, Any] = pages  # a YAML anchor: both of its uses in the file are this one object
     return found
 
 
 def _write(fleet: Path, ports: Sequence[int]) -> None:
-    """Replaces the file at once: Envoy looks at files that are moved into place."""
+    """Replaces the file atomically: Envoy watches for files that are moved into place."""
     endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
     assignment = {"@type": _ASSIGNMENT, "cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}
     beside = fleet.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""A service in a child process, for as long as a `with` block runs: for demos, tests and trying things out."""
+"""Runs a service in a child process, for the duration of a `with` block: for demos, tests and experiments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMMAND = (sys.executable, "-m", "service")
 
 @dataclass(frozen=True, slots=True)
 class LocalService:
-    """A running service. target: for clients; metrics_url: for Prometheus; log: its log lines so far, as JSON text."""
+    """A running service. target: its address for clients. metrics_url: for Prometheus."""
 
     target: str
     metrics_url: str
@@ -44,15 +44,15 @@ class LocalService:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes: the one that was started, and, on the wire `envoy`, Envoy's."""
+        """The ids of its processes: the one that was started, and, on the wire `envoy`, Envoy's."""
         return [self.process.pid, *children(self.process.pid)]
 
     def kill(self) -> None:
-        """Kills the process that was started, and returns when all of its processes have ended."""
+        """Kills the process that was started. Returns when all its processes have ended."""
         pids = self.pids
         self.process.kill()
         self.process.wait()
-        while any(map(is_running, pids)):  # Envoy's end follows
+        while any(map(is_running, pids)):  # Envoy ends a moment later
             time.sleep(0.005)
 
 
@@ -62,10 +62,10 @@ def local_service(
 ) -> Iterator[LocalService]:
     """Starts `python -m service`, or another `command`, on free ports of the loopback interface; stops it at the end.
 
-    models: the folder; None: those that come with the server. flags: by name without dashes in front, such as
-    `{"max-sessions": 4}`; True and False turn a switch on and off. Unless they say otherwise nothing is stored beyond
-    the process. It has started when it logs so or, where its `log-level` leaves that out, when it tells its health.
-    Raises RuntimeError with the log when it does not start.
+    models: the folder; None for the models that come with the server. flags: by name without leading dashes, such as
+    `{"max-sessions": 4}`; True and False turn a switch on and off. By default nothing is stored outside the process.
+    The service counts as started when it logs so or, if its `log-level` drops that line, when it answers a health
+    check. Raises RuntimeError with the log if it does not start.
     """
     served: dict[str, object] = {"example": True} if models is None else {"models": models}
     usual = {"port": 0, "metrics-port": 0, "log-format": "json", "log-level": "info", "store": "memory"}
@@ -97,7 +97,7 @@ def _flag(name: str, value: object) -> list[str]:
 
 
 def _known_ports(given: Mapping[str, object]) -> dict[str, object]:
-    """Ports in the place of those that only the log would tell; with TLS one more, where health is asked for."""
+    """Chooses free ports, when no log line will report them; with TLS also one for health checks."""
     asked = {name: given.get(name) for name in ("port", "metrics-port", "health-port")}
     if "tls-cert-file" in given and asked["health-port"] is None:
         asked["health-port"] = 0
@@ -107,7 +107,7 @@ def _known_ports(given: Mapping[str, object]) -> dict[str, object]:
 def _wait_until_started(
     process: subprocess.Popen[bytes], log: Path, given: Mapping[str, object] | None
 ) -> tuple[object, object]:
-    """Its port, and that of its metrics. given: the flags, when the log does not tell that it has started."""
+    """Returns its port and its metrics port. given: the flags, if the log does not report the start."""
     for _ in range(1200):
         if given is None:
             for line in _read_log(log):
@@ -124,7 +124,7 @@ def _wait_until_started(
 
 
 def _tells_health(port: object) -> bool:
-    """Whether it answers, be it that it has no model to serve."""
+    """Whether it answers health checks, even if it has no model to serve."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)

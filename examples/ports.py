@@ -1,4 +1,4 @@
-"""Ports of the loopback interface, for processes that are started beside ours."""
+"""Finds free ports of the loopback interface for child processes, and waits for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
-    """Returns when something listens there. Raises RuntimeError when the process ends before, or after 30 s."""
+    """Waits until a process listens on the port. Raises RuntimeError if `process` ends before, or after 30 s."""
     for _ in range(1200):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

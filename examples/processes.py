@@ -1,4 +1,4 @@
-"""Other processes, as Linux's /proc has them."""
+"""Information about other processes, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and not yet waited for. Empty where there is no /proc."""
+    """Returns the ids of a process's children, except those it has waited for. Empty without /proc."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         return [int(child) for task in tasks for child in (task / "children").read_text().split()]
@@ -16,7 +16,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there, and is no zombie. False where there is no /proc."""
+    """Whether a process exists and is not a zombie. False without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -24,10 +24,10 @@ def is_running(pid: int) -> bool:
 
 
 def num_descriptors(pid: int) -> int:
-    """How many files, sockets and pipes a process has open. Raises OSError."""
+    """Returns how many files, sockets and pipes a process has open. Raises OSError."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory that a process has now. Raises OSError."""
+    """Returns the resident memory of a process. Raises OSError."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,11 @@
-"""Is a deployment alive, and exact? What `scripts/compose-check` asks; for any that serves `g2p-en`.
+"""Checks that a deployment answers, and that its results are bit-identical. For any deployment that serves `g2p-en`.
 
 python -m examples.smoke 127.0.0.1:50051                          a word, and a session
-python -m examples.smoke --json 127.0.0.1:50050                   a model, asked for as a browser does
-python -m examples.smoke --across 127.0.0.1:50050                 sessions for 8 s, whatever happens to servers
-python -m examples.smoke --scraped http://127.0.0.1:9090 3        Prometheus scrapes so many servers
+python -m examples.smoke --json 127.0.0.1:50050                   a model's description, over HTTP as in a browser
+python -m examples.smoke --across 127.0.0.1:50050                 sessions for 8 s, while servers may restart
+python -m examples.smoke --scraped http://127.0.0.1:9090 3        whether Prometheus scrapes 3 servers
+
+`scripts/compose-check` runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _NUM_SESSIONS = 16
 
 
 def alive(target: str) -> str:
-    """Generates a word, and feeds a session the same."""
+    """Generates a word, feeds a session the same tokens, and compares. Raises AssertionError."""
     with Client(target, timeout=30.0) as client:
         tokens = [token.text for token in client.generate(_MODEL, _WORD)]
         with client.session(_MODEL, source=_WORD) as session:
@@ -38,7 +40,7 @@ def alive(target: str) -> str:
 
 
 def json_spoken(target: str) -> str:
-    """Asks for the model by HTTP/1.1, in JSON."""
+    """Requests the model's description over HTTP/1.1, in JSON. Raises AssertionError."""
     url, body = f"http://{target}/carousel.v1.Models/Get", json.dumps({"model": _MODEL}).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -49,9 +51,10 @@ def json_spoken(target: str) -> str:
 
 
 def across(target: str, is_over: Callable[[], bool] | None = None) -> str:
-    """Feeds sessions token by token, then others the same in one message: the last logits must have the same bits.
+    """Feeds sessions token by token, then other sessions the same tokens in one message. The last logits must be
+    bit-identical. Raises AssertionError.
 
-    is_over: asked before each token whether the sessions have had enough; without it after 8 s.
+    is_over: called before each token; the sessions end when it returns True. Without it they end after 8 s.
     """
     until = time.monotonic() + _SECONDS
 
@@ -81,7 +84,7 @@ def across(target: str, is_over: Callable[[], bool] | None = None) -> str:
 
 
 def scraped(prometheus: str, count: int) -> str:
-    """Asks Prometheus how many servers it scrapes, and what they have done."""
+    """Asks Prometheus how many servers it scrapes, and how many tokens they have processed. Raises AssertionError."""
 
     def ask(query: str) -> float:
         url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
@@ -96,7 +99,7 @@ def scraped(prometheus: str, count: int) -> str:
 
 
 def main() -> int:
-    """The process's exit code."""
+    """Runs the check of the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Is a deployment alive, and exact?")
     parser.add_argument("target")
     parser.add_argument("count", type=int, nargs="?", default=1)

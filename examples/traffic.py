@@ -1,9 +1,9 @@
-"""Traffic of all sorts for a server that serves `g2p-en`, so that its dashboards have something to show.
+"""Sends many kinds of requests to a server that serves `g2p-en`, so that its dashboards have data.
 
     python -m examples.traffic 127.0.0.1:50051 --seconds 60
 
-Words are spelled out in one call, and token by token by sessions; sessions are left and gone on with, beams and targets
-searched and scored, snapshots taken, and now and then something is asked that is refused.
+It spells words in one call, and token by token in sessions; it leaves and resumes sessions, runs beam searches, scores
+targets, takes snapshots, and sometimes sends requests that the server refuses.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _TOKENS = ("K", "EH", "R", "AH", "S", "EH", "L", "IY", "AH", "N")
 
 
 async def spell(client: AsyncClient, chance: random.Random) -> None:
-    """A word in one call."""
+    """Generates a word in one call."""
     async for _ in client.generate(_MODEL, chance.choice(_WORDS)):
         pass
 
 
 async def feed(client: AsyncClient, chance: random.Random) -> None:
-    """A session, token by token; some ask for beams and scores in between."""
+    """Feeds a session token by token. Some sessions then score targets, run a beam search or take a snapshot."""
     async with client.session(_MODEL, source=chance.choice(_WORDS), durability="checkpoint") as session:
         for _ in range(chance.randrange(5, 60)):
             await session.feed([chance.choice(_TOKENS)], top_k=3)
@@ -50,7 +50,7 @@ async def feed(client: AsyncClient, chance: random.Random) -> None:
 
 
 async def leave(target: str, client: AsyncClient, chance: random.Random) -> None:
-    """A session that is left and gone on with, and fed twice the same."""
+    """Feeds a session, closes its client, and resumes the session with another client."""
     name = f"left-{chance.getrandbits(32)}"
     async with AsyncClient(target) as gone:
         session = await gone.session(_MODEL, source="carousel", session_id=name, on_disconnect="keep")
@@ -60,7 +60,7 @@ async def leave(target: str, client: AsyncClient, chance: random.Random) -> None
 
 
 async def send_again(target: str) -> None:
-    """A feed that is sent again, as after a lost answer."""
+    """Sends the same feed twice, as a client does when an answer was lost."""
     async with grpc.aio.insecure_channel(target) as channel:
         call = inference_pb2_grpc.InferenceStub(channel).Stream()
         opening = pb.Open(
@@ -76,7 +76,7 @@ async def send_again(target: str) -> None:
 
 
 async def err(client: AsyncClient, chance: random.Random) -> None:
-    """Something that is refused."""
+    """Sends requests that the server refuses."""
     with contextlib.suppress(CarouselError):
         async with client.session(_MODEL, source="gate") as session:
             await session.feed(["no such token"])
@@ -85,7 +85,7 @@ async def err(client: AsyncClient, chance: random.Random) -> None:
 
 
 async def run(target: str, seconds: float, num_workers: int = 16) -> int:
-    """Goes on for so many seconds. Returns how many things were done."""
+    """Sends requests for so many seconds. Returns how many actions were completed."""
     until, count = time.monotonic() + seconds, 0
 
     async def work(client: AsyncClient, number: int) -> None:
@@ -105,7 +105,7 @@ async def run(target: str, seconds: float, num_workers: int = 16) -> int:
             try:
                 await chance.choice(ways)(client, chance)
             except CarouselError as error:
-                if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # which is for this to show, too
+                if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # dashboards should show refusals, too
                     raise
             count += 1
 
@@ -115,7 +115,7 @@ async def run(target: str, seconds: float, num_workers: int = 16) -> int:
 
 
 def main() -> int:
-    """The process's exit code."""
+    """Runs the traffic. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Traffic of all sorts for a server that serves g2p-en.")
     parser.add_argument("target")
     parser.add_argument("--seconds", type=float, default=60.0)

@@ -1,4 +1,4 @@
-"""The demo's second act: a sentence is translated, word by word as it streams, and the attention behind it is drawn."""
+"""The second part of the demo: streams the translation of a sentence, word by word, and draws its attention."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from carousel.cli.attention import Attention, drawn, shades_in
 MODEL = "translate-en-de"
 SENTENCE = "The selected file could not be opened because the disk is full."
 WIDTH = 100
-"""Columns of the picture."""
+"""The width of the picture in columns."""
 
 
 def translate(client: Client) -> None:
-    """Translates the sentence and draws what the model looked at, where the server has the model."""
+    """Translates the sentence and draws the attention. Prints a note if the server does not have the model."""
     model = next((one for one in client.models() if one.model == MODEL), None)
     if model is None:
         print(f"\nThe server has no {MODEL}: the translation of a sentence is left out.")
@@ -49,17 +49,17 @@ def stream(client: Client) -> list[str]:
 
 
 def look(client: Client, model: ModelInfo, tokens: list[str], name: str) -> Attention:
-    """The attention of a session that is fed the tokens, over words. name: of its trace."""
+    """Returns the attention over words of a session that is fed the tokens. name: the attention's name in the trace."""
     with client.session(model.model, SENTENCE, version=model.version, first=True, trace=True) as session:
         outputs = [] if session.first is None else [session.first]
-        if len(tokens) > 1:  # the trace of a token's choice is in the output before it
+        if len(tokens) > 1:  # the trace for the choice of a token is in the output before it
             outputs += session.feed(tokens[:-1], every_position=True, trace=True).outputs
         source = [token.text for token in session.source]
     return Attention(source, tokens, [output.trace[name] for output in outputs]).of_words()
 
 
 def _print_more(text: str, printed: str, began: float, arrivals: list[float]) -> str:
-    """Prints what a text is longer by than what was printed, and notes the time. Returns the text."""
+    """Prints the new part of a text, and records the time. Returns the text."""
     more = text.removeprefix(printed)
     if more:
         arrivals.append(time.perf_counter() - began)

@@ -1,1 +1,1 @@
-"""The command `carousel`. Needs the extra `cli`, but for `--version`."""
+"""The command `carousel`. It needs the extra `cli`, except for `--version`."""

@@ -1,4 +1,4 @@
-"""The entry point: all commands, in the groups in which `--help` shows them. Exit codes: see `failures`."""
+"""The command `carousel`: all its commands, in the groups that `--help` shows. Exit codes: see `failures`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _connect(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What is said before the name of a command."""
+    """Takes the options that stand before the name of a command."""
     help_if_alone(context)
 
 
@@ -80,7 +80,7 @@ app.callback()(connected(_connect, is_first=True))
 
 
 def main() -> None:
-    """Runs the command line, and exits."""
+    """Runs the command line and exits."""
     sys.exit(failures.ended(lambda: app(standalone_mode=False, prog_name="carousel")))
 
 

@@ -1,11 +1,13 @@
-"""Draws attention as text: what the model read across, what it gave down, darker where a weight is larger. Pure.
+"""Draws attention as text: the source across, the target down, darker where a weight is larger. Pure.
 
-1. A cell is as wide as the label above it. Its shade is the weight, rounded to the nearest quarter.
-2. Labels that are wider together than the lines may be are drawn in parts, one below the other, with all rows each.
-3. Pieces of words are put together into words: weights are summed over the pieces of a word that was read, and averaged
-   over those of a word that was given. A row's sum stays 1. Marks are words, so that they do not blur those beside.
+1. A cell is as wide as the label above it. Its shade is the weight, rounded to the nearest of the shades.
+2. If the labels together are wider than a line may be, the picture is drawn in parts, one below the other. Each part
+   has all rows.
+3. Pieces are combined to words: weights are summed over the pieces of a source word, and averaged over the pieces of a
+   target word. The sum of a row stays 1. Punctuation marks are separate words, so that they do not blur their
+   neighbours.
 
-Needs nothing of the extra `cli`.
+Does not need the extra `cli`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BLOCKS, ASCII = " ░▒▓█", " .:*#"
-"""Shades, from a weight of 0 to one of 1."""
+"""Shades for weights from 0 to 1."""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece begins words with."""
+"""The character with which SentencePiece begins words."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _CONTROL = re.compile(r"</?\w+>")
 _LONGEST_LABEL = 24
@@ -29,15 +31,15 @@ _GAP = 1
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Where a model looked before it gave each token. source: [S] labels of what it read; target: [T] labels of what it
-    gave; weights: [T, S], 0 to 1, in a row 1 together."""
+    """The attention of a model before each token. source: [S] labels of what it read. target: [T] labels of the tokens
+    that it chose. weights: [T, S], 0 to 1; the sum of a row is 1."""
 
     source: Sequence[str]
     target: Sequence[str]
     weights: Sequence[Sequence[float]]
 
     def of_words(self) -> Attention:
-        """The same over words, of source and target that are pieces, as SentencePiece writes them."""
+        """Returns the attention over words, for source and target in SentencePiece pieces."""
         read, given = _words(self.source), _words(self.target)
         rows = [[sum(row[at] for at in word) for word in read] for row in self.weights]
         return Attention(
@@ -48,7 +50,7 @@ class Attention:
 
 
 def shades_in(encoding: str | None) -> str:
-    """The shades that a text in an encoding can have: `BLOCKS`, or else `ASCII`."""
+    """Returns the shades that a text in this encoding can have: `BLOCKS`, or else `ASCII`."""
     try:
         BLOCKS.encode(encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
@@ -57,8 +59,8 @@ def shades_in(encoding: str | None) -> str:
 
 
 def drawn(attention: Attention, *, width: int, shades: str = BLOCKS) -> list[str]:
-    """The lines of the picture, the last one saying what the shades are. width: columns of a line, at most, where a
-    label is not wider."""
+    """Returns the lines of the picture; the last one explains the shades. width: the most columns of a line, unless one
+    label needs more."""
     rows = [_cut(label) for label in attention.target]
     columns = [_cut(label) for label in attention.source]
     cells = [max(_LEAST_CELL, _width(label)) for label in columns]
@@ -75,7 +77,7 @@ def drawn(attention: Attention, *, width: int, shades: str = BLOCKS) -> list[str
 
 
 def _words(pieces: Sequence[str]) -> list[list[int]]:
-    """The places of the pieces of each word. Marks before and after a word, and control pieces, are words."""
+    """Returns, for each word, the places of its pieces. Marks around a word, and control pieces, are separate words."""
     words: list[list[int]] = []
     for at, piece in enumerate(pieces):
         if not words or piece.startswith(_SPACE) or _is_control(piece) or _is_control(pieces[at - 1]):
@@ -101,7 +103,7 @@ def _is_mark(piece: str) -> bool:
 
 
 def _spelled(pieces: Sequence[str]) -> str:
-    """The text of the pieces of a word. Bytes that make no character are shown as a replacement character."""
+    """Returns the text of a word's pieces. Bytes that are not valid UTF-8 become a replacement character."""
     parts = []
     for piece in pieces:
         byte = _BYTE.fullmatch(piece)
@@ -110,7 +112,7 @@ def _spelled(pieces: Sequence[str]) -> str:
 
 
 def _parts(cells: Sequence[int], width: int) -> Iterator[list[int]]:
-    """The columns that are side by side."""
+    """Yields the columns of each part of the picture."""
     part: list[int] = []
     taken = 0
     for at, cell in enumerate(cells):
@@ -133,7 +135,7 @@ def _shade(weight: float, shades: str) -> str:
 
 
 def _cut(label: str) -> str:
-    """A label that changes nothing in a terminal, and is not too wide."""
+    """Returns a label without unprintable characters, shortened to the widest allowed."""
     shown = "".join(one if one.isprintable() else "?" for one in label[: _LONGEST_LABEL + 1])
     if _width(shown) <= _LONGEST_LABEL:
         return shown
@@ -147,7 +149,7 @@ def _padded(label: str, width: int) -> str:
 
 
 def _width(label: str) -> int:
-    """The columns that a terminal gives a label."""
+    """The width of a label in terminal columns."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "FW" else 1 for one in label
     )

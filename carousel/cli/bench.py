@@ -1,4 +1,4 @@
-"""`carousel bench`: what a server gives to sessions that ask as fast as they are answered."""
+"""`carousel bench`: measures a server with sessions that feed again as soon as they are answered."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def bench(
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
-    """Feeds sessions random tokens, or vectors, each again as soon as it is answered, and tells how many and how fast.
+    """Feeds random tokens or vectors to sessions, each again as soon as it is answered, and prints counts and
+    latencies.
 
-    This client is Python, and takes a core of its own long before a server is at its end: run several at once.
+    This client is written in Python, and uses a whole core long before the server is busy: run several at once.
     """
     connection: Connection = context.obj
     latencies, elapsed_s = asyncio.run(
@@ -125,7 +126,7 @@ async def _feed(session: AsyncSession, info: ModelInfo, chance: random.Random, c
 
 
 def random_step(chance: random.Random, info: ModelInfo) -> list[float]:
-    """What a step reads: real numbers, or 0 and 1 where the model reads integers. No step is the session's last."""
+    """Returns random input for a step: real numbers, or 0 and 1 for integer inputs. No step is the session's last."""
     if not info.inputs:
         return _vector(chance, info.feature_size)
     numbers: list[float] = []
@@ -140,7 +141,7 @@ def random_step(chance: random.Random, info: ModelInfo) -> list[float]:
 
 
 def _source(info: ModelInfo, seed: int) -> Source | None:
-    """A source of eight random tokens, or vectors, for models that read one."""
+    """Returns a source of eight random tokens or vectors, for models with an encoder."""
     chance = random.Random(seed)
     if info.source_feature_size:
         return [_vector(chance, info.source_feature_size) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""The server that a command calls, the caller's credentials, and the options that say so, of every command."""
+"""The connection of every command: its options, the client that they make, and its error texts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _CAUSES = (
     re.compile(r".*(?:to remote host: |last error: [A-Z]+: \S+: |lookup failed for [^ ]*: )(.+?)\]?$", re.DOTALL),
     re.compile(r".*(Tls handshake failed) .*OPENSSL_internal:(\w+)", re.DOTALL),
 )
-"""What gRPC has to say of a connection that was not made, without the addresses that it tried."""
+"""Match the cause in gRPC's texts about a failed connection, without the addresses that it tried."""
 _OF_CLIENT_CERTIFICATE = (Cause.CLOSED, Cause.CLIENT_CERTIFICATE)
-"""What a server that requires a client certificate answers over TLS."""
+"""What gRPC reports over TLS when the server requires a client certificate."""
 _ADVICE = {
     Cause.PLAIN_TEXT_SERVER: "leave out --tls, --ca, --cert and --key, or give the port with TLS (-t HOST:PORT)",
     Cause.DATES: Cause.DATES.advice,
@@ -39,14 +39,14 @@ _ADVICE = {
     Cause.NO_HTTP_2: "give a port of a Carousel server (-t HOST:PORT), or, if this one requires TLS, --tls or --ca",
     Cause.CLOSED: "if it requires a client certificate, give one (--cert, --key)",
 }
-"""Which options to try."""
+"""Which options to try, for each cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What the options of a command, or of the whole command line, say; None where they say nothing.
+    """The connection options of a command or of the whole command line; None where an option is not given.
 
-    ca: of the server's certificate; cert and key: our own.
+    ca: of the server's certificate. cert, key: the caller's own.
     """
 
     target: str | None = None
@@ -58,14 +58,14 @@ class Connection:
     timeout: float | None = None
 
     def over(self, other: Connection) -> Connection:
-        """These options, and those of `other` where these say nothing."""
+        """Returns these options, completed by those of `other`."""
         own = (getattr(self, one.name) for one in fields(self))
         others = (getattr(other, one.name) for one in fields(self))
         return Connection(*(a if a is not None else b for a, b in zip(own, others, strict=True)))
 
     @property
     def address(self) -> str:
-        """Where the server is, as gRPC reads it."""
+        """The server's address, in gRPC's form."""
         return _TARGET if self.target is None else self.target
 
     @property
@@ -74,16 +74,16 @@ class Connection:
         return _TIMEOUT_S if self.timeout is None else self.timeout
 
     def client(self) -> Client:
-        """A client; close it. Raises typer.BadParameter for options that do not go together, OSError for a file that
-        cannot be read, and InputError for one that is no good."""
+        """Makes a client; the caller must close it. Raises typer.BadParameter for options that cannot be combined,
+        OSError for a file that cannot be read, and InputError for a file with wrong content."""
         return Client(self.address, **self._options())
 
     def async_client(self) -> AsyncClient:
-        """An asyncio client; close it. Raises what `client` does."""
+        """Makes an asyncio client; the caller must close it. Raises the errors of `client`."""
         return AsyncClient(self.address, **self._options())
 
     def explained(self, error: CarouselError) -> CarouselError:
-        """An error of a call in one sentence, where gRPC has written it in several."""
+        """Returns an error with a one-sentence text if gRPC's own text has several."""
         if isinstance(error, UnavailableError) and not error.reason:
             cause = cause_of(error.message)
             if cause is not None:
@@ -107,7 +107,7 @@ class Connection:
         return bool(self.tls or self.ca or self.cert)
 
     def _advice(self, cause: Cause) -> str:
-        """Which options to try."""
+        """Returns which options to try."""
         if cause is Cause.CLOSED and not self._has_tls:
             return "if it requires TLS, give --tls, or --ca with the PEM file of its authority"
         if cause in _OF_CLIENT_CERTIFICATE and self.cert:
@@ -127,7 +127,7 @@ class Connection:
         return {"credentials": credentials, "token": self.token, "timeout": self.timeout_s}
 
     def _check_files(self) -> None:
-        """Raises InputError for files with which gRPC would try to connect, and say no more than that it cannot."""
+        """Raises InputError for wrong files. gRPC would only report that it cannot connect."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             if self.ca is not None:
@@ -143,10 +143,10 @@ class Connection:
 
 
 def connected(command: Callable[..., Any], *, is_first: bool = False) -> Callable[..., Any]:
-    """A command, or a group of them, with the options of the connection; `context.obj` is the Connection.
+    """Adds the connection options to a command or group. `context.obj` becomes the Connection.
 
-    What is said behind a command's name comes before what is said in front of it. is_first: of the whole command line:
-    the environment's variables are read, too.
+    Options after a command's name override those before it. is_first: for the whole command line: also read the
+    environment variables.
     """
     own = inspect.signature(command, eval_str=True)
     added = _options(is_first=is_first)
@@ -167,13 +167,13 @@ def connected(command: Callable[..., Any], *, is_first: bool = False) -> Callabl
             raise typer.Exit(CLOSED_OUTPUT) from None
 
     parameters = [*own.parameters.values(), *added]
-    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads this attribute
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
 
 
 def _options(*, is_first: bool) -> list[inspect.Parameter]:
-    """The options as parameters of a command."""
+    """The connection options, as parameters of a command."""
 
     def option(name: str, kind: Any, help_: str, *names: str, **settings: Any) -> inspect.Parameter:
         variable: str | None = settings.pop("envvar", None)

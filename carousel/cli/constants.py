@@ -1,4 +1,4 @@
-"""`--constant`: what a session is given when it is opened, from the command line."""
+"""`--constant`: values from the command line that a session gets at its opening."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Given: TypeAlias = Annotated[
 
 
 def constants_of(info: ModelInfo, given: Sequence[str] | None) -> dict[str, Any]:
-    """What is given, by name, in the axes that the model has. Raises typer.BadParameter for what is no constant of the
-    model, or has other numbers."""
+    """Returns the given constants by name, in the model's shapes. Raises typer.BadParameter for a name that the model
+    does not have, and for a wrong number of numbers."""
     ports = {one.port.name: one.port for one in info.constants}
     found: dict[str, Any] = {}
     for text in given or ():

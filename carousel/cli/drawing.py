@@ -1,4 +1,4 @@
-"""Draws heat maps of gates, states and attention, over tokens."""
+"""Draws heat maps of gates, states and attention over tokens."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from carousel.cli.reading import visible
 _GATE = re.compile(r"^(?P<layer>.+)\.(?P<name>[^.]+)$")
 _MAX_LABELS = 48
 _MAX_LABEL = 2
-"""Characters of a label that stands upright."""
+"""The most characters of a label that is not rotated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The data of a drawing. steps: the input of each step; told: the model's output after each; source: the sequence
-    that attention reads; traces: [steps, units] or [steps, source] each, by name."""
+    """The data of a drawing. steps: the input of each step. told: the model's prediction after each. source: the
+    sequence that attention reads. traces: by name, each [steps, units] or [steps, source]."""
 
     model: str
     steps: Sequence[str]
@@ -35,7 +35,7 @@ class Look:
 
     @property
     def layers(self) -> dict[str, list[tuple[str, str]]]:
-        """The traces of each layer: their kind and their name; attention is a layer of its own."""
+        """The traces of each layer, as pairs of kind and name. Attention is its own layer."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name in self.traces:
             match = _GATE.match(name)
@@ -44,7 +44,7 @@ class Look:
 
 
 def draw(look: Look, path: Path) -> None:
-    """Writes a PNG, or for `.html` a page with everything in it. Raises OSError."""
+    """Writes a PNG, or for `.html` one self-contained page. Raises OSError."""
     figures = [_draw_layer(look, layer, traces) for layer, traces in look.layers.items()]
     if path.suffix.lower() in (".html", ".htm"):
         path.write_text(_page(look, figures), encoding="utf-8")
@@ -77,7 +77,7 @@ def _draw_layer(look: Look, layer: str, traces: Sequence[tuple[str, str]]) -> Fi
 
 
 def _draw_units(axis: Axes, look: Look, what: str, values: NDArray[np.float32]) -> None:
-    """A gate between 0 and 1, anything else around 0."""
+    """Draws units over steps. Gates are scaled from 0 to 1, other values symmetrically around 0."""
     is_gate = what.endswith("_gate")
     limit = 1.0 if is_gate else max(float(np.abs(values).max(initial=0.0)), 1e-6)
     image = axis.imshow(
@@ -116,12 +116,12 @@ def _are_long(labels: Sequence[str]) -> bool:
 
 
 def _label_of(token: str) -> str:
-    """A token as a label, with matplotlib's mathematics disabled."""
+    """Returns a token as a label, escaped so that matplotlib does not read mathematics in it."""
     return visible(token).replace("$", r"\$")
 
 
 def _stack(figures: Sequence[Figure], path: Path) -> None:
-    """The figures below each other, as one PNG."""
+    """Writes the figures below each other, as one PNG."""
     images = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -138,7 +138,7 @@ def _stack(figures: Sequence[Figure], path: Path) -> None:
 
 
 def _page(look: Look, figures: Sequence[Figure]) -> str:
-    """A page that needs nothing else: the steps as a table, the figures as SVG in it."""
+    """Returns a self-contained page: the steps as a table, and the figures as inline SVG."""
     drawn = []
     for figure in figures:
         buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""Starts the command, or says how to install what it needs. Answers `--version` without the extra `cli`."""
+"""Starts the command line, or says how to install what it needs. `--version` works without the extra `cli`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line, and exits."""
+    """Runs the command line and exits."""
     if sys.argv[1:] == ["--version"]:
         print(f"carousel {__version__}")
         return

@@ -1,7 +1,8 @@
-"""What a failed command says on standard error, and its exit code.
+"""Error texts of failed commands on standard error, and exit codes.
 
-0 done; 1 the server refused or failed; 2 the command line, or a file, is wrong; 3 the server cannot be reached, or not
-in time; 4 no such model or session; 5 not allowed; 130 interrupted; 141 nobody reads the output any more.
+0 success; 1 the server refused or failed; 2 the command line, or a file, is wrong; 3 the server cannot be reached or
+did not answer in time; 4 no such model or session; 5 not allowed; 130 interrupted; 141 the reader of the output is
+gone.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _CODES: tuple[tuple[type[CarouselError], int], ...] = (
     (PermissionDeniedError, 5),
 )
 _LONGEST = 40
-"""Letters of a text that an error shows."""
+"""The most letters of a text in an error."""
 
 
 class LineError(Exception):
-    """A line of an input failed. name: of the file; line: its number, from 1; cause: what was wrong with it."""
+    """A line of the input failed. name: the file's. line: its number, from 1. cause: the error."""
 
     def __init__(self, name: str, line: int, cause: Exception) -> None:
         super().__init__(f"{name}, line {line}: {cause}")
@@ -47,7 +48,7 @@ class LineError(Exception):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a command that fails so."""
+    """Returns the exit code for an error."""
     if isinstance(error, LineError):
         return exit_code(error.cause)
     if isinstance(error, CarouselError):
@@ -56,7 +57,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def tell(error: Exception) -> None:
-    """Says what is wrong: in a sentence, or with --json as an object on one line."""
+    """Prints an error: a sentence, or with --json an object on one line."""
     cause = error.cause if isinstance(error, LineError) else error
     text = _text(error)
     if "--json" in sys.argv:
@@ -82,7 +83,7 @@ def tell(error: Exception) -> None:
 
 
 def ended(command: Callable[[], int | None]) -> int:
-    """Runs a command line to its end, says what went wrong, and returns the exit code."""
+    """Runs a command line to its end, prints its error if it fails, and returns the exit code."""
     try:
         if code := command():
             return code
@@ -99,7 +100,7 @@ def ended(command: Callable[[], int | None]) -> int:
 
 
 def leave_output() -> None:
-    """Drops the rest of the output: what reads it is gone."""
+    """Drops the rest of the output, because its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

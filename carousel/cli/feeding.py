@@ -1,4 +1,4 @@
-"""`carousel stream` with a file: everything that it has is fed to a session, and each step's output printed."""
+"""`carousel stream` with a file: feeds all its data to a session, and prints each step's output."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
 
 _MAX_STEPS = 32
-"""Steps of one feed, so that outputs come while the next ones are fed."""
+"""The most steps in one feed: outputs are printed while the next steps are fed."""
 _MAX_NUMBERS = 2**18
-"""Numbers of one feed, or of its outputs, unless one step has more: so that messages stay far below their limits."""
+"""The most numbers in one feed or its outputs, unless one step has more: keeps messages far below their limits."""
 
 _TOKEN = re.compile(r"feed\.tokens\[(\d+)\]$")
-"""The field of a token that is refused."""
+"""Matches the field of a refused token."""
 
 
 class Options(NamedTuple):
-    """What is read, and how. kind: None: by the file's name; rate: that a WAV file must have; pad: whether zeros fill
-    the last step; None: unless the session is kept; is_kept: whether the session may be fed more later; top: candidates
-    to show."""
+    """What to read, and how. kind: None to choose by the file's name. rate: the rate that a WAV file must have. pad:
+    whether to fill the last step with zeros; None for yes, unless the session is kept. is_kept: whether the session may
+    be fed more later. top: number of candidates to show."""
 
     file: Path
     kind: samples.Format | None
@@ -46,7 +46,7 @@ class Options(NamedTuple):
 
 
 class Feeding:
-    """What a file, or standard input, gives to a session."""
+    """Feeds a file, or standard input, to a session."""
 
     def __init__(self, info: ModelInfo, options: Options, blocks: Iterator[Any]) -> None:
         self._info = info
@@ -55,8 +55,8 @@ class Feeding:
         self._fault: CutOffError | None = None
 
     def run(self, session: Session) -> None:
-        """Feeds everything, as it comes, and prints an output for each step. Raises CarouselError, and InputError: also
-        where nothing was fed, and, once all is fed, for a file that was cut off."""
+        """Feeds all data as it arrives, and prints an output for each step. Raises CarouselError. Raises InputError,
+        also if the file has no step, and, after everything is fed, if the file was cut off."""
         info = self._info
         if info.outputs and not self._options.as_json:
             note("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]))
@@ -108,7 +108,7 @@ class Feeding:
             note(f"{what}: it is left out")
 
     def _named(self, steps: list[array[float]]) -> dict[str, list[array[float]]]:
-        """The parts of steps by name: the client fills in whether the session ends."""
+        """Returns the named parts of steps, without the end flag, which the client fills in."""
         found: dict[str, list[array[float]]] = {}
         begin = 0
         for port in self._info.fed:
@@ -137,7 +137,7 @@ class Feeding:
 
 
 def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """Each part, and whether it is the last: it is known when the next one has come."""
+    """Yields each part, and whether it is the last. Each part is held until the next one has arrived."""
     before: Any = None
     for part in parts:
         if before is not None:
@@ -149,7 +149,7 @@ def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
 
 @contextmanager
 def feeding(info: ModelInfo, options: Options) -> Iterator[Feeding]:
-    """What an open file gives. Raises InputError where its beginning shows that the model cannot read it."""
+    """Opens a file for `Feeding`. Raises InputError if its beginning shows that the model cannot read it."""
     if info.feature_size:
         with samples.numbers(options.file, info, options.kind, options.rate) as numbers:
             yield Feeding(info, options, numbers)

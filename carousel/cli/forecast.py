@@ -1,4 +1,4 @@
-"""`carousel forecast`: the next values of a model of numbers."""
+"""`carousel forecast`: prints the next values of a model of numbers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def forecast(
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tells what follows a history of numbers: a line a step, its numbers between commas.
+    """Prints what follows a history of numbers: a line a step, its numbers separated by commas.
 
-    An encoder reads the history as its source; a model without one is fed it. With --json an object a step: step (from
-    1), values.
+    An encoder reads the history as its source; a model without an encoder is fed the history. With --json an object a
+    step: step (from 1), values.
     """
     if (history is None) == (input_file is None):
         raise typer.BadParameter("give HISTORY or --input")
@@ -69,7 +69,7 @@ def values_after(
     variant: str,
     constants: dict[str, Any],
 ) -> list[tuple[float, ...]]:
-    """The values of the next steps. history: the source of a model with an encoder, else what is fed; then: what is fed
+    """Returns the values of the next steps. history: the source for a model with an encoder, otherwise fed. then: fed
     after a source. Raises CarouselError."""
     return client.forecast(
         info.model,

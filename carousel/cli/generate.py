@@ -63,11 +63,11 @@ def generate(
     num_best: Annotated[int | None, typer.Option(min=1, help="How many of them to print.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Generates a sequence, or one for each line of a file; tokens are printed as they come.
+    """Generates a sequence, or one for each line of a file; prints tokens as they arrive.
 
-    A line of --input that is refused is named, and ends the command; with --keep-going its line of the output is
-    empty, and the exit code is that of the first one. With --json an object a sequence: source, line (of --input),
-    tokens, finish_reason, and hypotheses of a search; of a model of numbers values, a list a step.
+    A refused line of --input is reported and ends the command; with --keep-going its output line is empty, the command
+    continues, and the exit code is that of the first refused line. With --json an object a sequence: source, line (of
+    --input), tokens, finish_reason, and hypotheses for --beam-size; for a model of numbers values, a list a step.
     """
     if source is not None and input_file is not None:
         raise typer.BadParameter("give SOURCE or --input, not both")
@@ -121,7 +121,7 @@ def _explained(connection: Connection, error: CarouselError | typer.BadParameter
 
 
 class _Asked(NamedTuple):
-    """What is asked of each source."""
+    """What to generate for each source."""
 
     client: Client
     info: ModelInfo
@@ -132,7 +132,7 @@ class _Asked(NamedTuple):
     as_json: bool
 
     def check(self, *, has_source: bool) -> None:
-        """Raises typer.BadParameter for what the model does not take."""
+        """Raises typer.BadParameter for options that the model does not support."""
         if has_source and self.prompt and not self.info.has_encoder:
             raise typer.BadParameter(f"{self.info.model} has no encoder: give SOURCE, or --input, or --prompt")
         unused = [name for name in self.decoding if name != "max_tokens"]
@@ -141,7 +141,7 @@ class _Asked(NamedTuple):
             raise typer.BadParameter(f"{self.info.model} outputs values, not tokens", param_hint=flag)
 
     def run(self, text: str | None, line: int) -> None:
-        """Generates what follows one source, and prints it. line: of the file; 0: there is none."""
+        """Generates a sequence for one source and prints it. line: its line number in the file; 0 without a file."""
         found: dict[str, Any] = {"source": text} | ({"line": line} if line else {})
         source, prompt = (text, self.prompt) if self.info.has_encoder else (None, text or self.prompt)
         tokens: list[str] = []
@@ -170,7 +170,7 @@ class _Asked(NamedTuple):
 
     def _tokens(self, source: str | None, prompt: str | None, found: dict[str, Any], tokens: list[str]) -> None:
         between = "" if self.info.tokenizer == "characters" else " "
-        decoding: DecodingOptions = self.decoding  # type: ignore[assignment]  # typed by the options
+        decoding: DecodingOptions = self.decoding  # type: ignore[assignment]  # the command's options have these types
         generation = self.client.generate(
             self.info.model,
             source_of(self.info, source),

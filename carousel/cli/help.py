@@ -1,4 +1,4 @@
-"""What `--help` prints: plain text in sections, wrapped between words, so that no name is cut on a narrow terminal."""
+"""Formats `--help`: plain text in sections. Lines wrap only between words, so a narrow terminal cuts no name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from carousel.cli.failures import WRONG
 
 
 class Command(TyperCommand):
-    """A command, whose options stand below the names of their groups."""
+    """A command that lists its options in sections."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Called by typer."""
+        """Writes the sections. typer calls it."""
         _write(formatter, _options(self, ctx))
 
 
 class Group(TyperGroup):
-    """A group of commands, which stand below the names of their own groups."""
+    """A group that lists its commands in sections."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Called by typer."""
+        """Writes the sections. typer calls it."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.commands[name]
@@ -33,14 +33,14 @@ class Group(TyperGroup):
 
 
 def help_if_alone(context: typer.Context) -> None:
-    """Prints the help of a group of commands that is given without a command. Raises typer.Exit."""
+    """Prints the help of a group if no command is given. Raises typer.Exit then."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(WRONG)
 
 
 def _options(command: TyperCommand | TyperGroup, context: Any) -> dict[str, list[tuple[str, str]]]:
-    """The arguments and options by their sections: each with what it takes, and its help."""
+    """Returns the arguments and options by section, each with its syntax and its help."""
     found: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)

@@ -1,4 +1,4 @@
-"""`carousel inspect`: a look inside the gates."""
+"""`carousel inspect`: shows gates, states and attention inside each step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _START = "start"
 _SUFFIXES = (".png", ".html", ".htm")
 _LONGEST_LINE = 100
-"""Columns of what is printed where there is no terminal."""
+"""The width in columns of the printed attention if there is no terminal."""
 
 
 def inspect(
@@ -56,9 +56,9 @@ def inspect(
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draws what each step does inside: every gate, the states, and where attention looks, as heat maps over tokens.
+    """Draws what each step does inside: gates, states and attention, as heat maps over tokens.
 
-    `--to -` draws the attention alone, as text. With --json the numbers are printed instead: steps, told, source, and
+    `--to -` prints only the attention, as text. With --json the numbers are printed instead: steps, told, source, and
     traces by name, a row a step.
     """
     if (text is None) == (features is None):
@@ -85,13 +85,13 @@ def inspect(
     if is_text:
         _print_attention(look, info)
         return
-    from carousel.cli.drawing import draw  # noqa: PLC0415  # matplotlib takes its time
+    from carousel.cli.drawing import draw  # noqa: PLC0415  # importing matplotlib is slow
 
     draw(look, path)
     note(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces")
 
 
-def _look(  # what is asked for
+def _look(  # the values of the command's options
     client: Client,
     info: ModelInfo,
     text: str | None,
@@ -100,7 +100,7 @@ def _look(  # what is asked for
     steps: int,
     given: dict[str, Any],
 ) -> Look:
-    """Feeds a session of its own, and gathers its outputs."""
+    """Feeds a session and gathers its outputs."""
     source = None
     if info.has_encoder:
         source = text if features is None else features
@@ -130,7 +130,7 @@ def _look(  # what is asked for
 def _tokens(
     client: Client, info: ModelInfo, text: str, feed: str | None, steps: int, given: dict[str, Any]
 ) -> list[str]:
-    """The tokens to feed, by name."""
+    """Returns the tokens to feed, by name."""
     fed = feed if info.has_encoder else text
     if fed is not None:
         return tokens_of(info, fed)
@@ -151,9 +151,9 @@ def _feed(session: Session, info: ModelInfo, tokens: Sequence[str]) -> tuple[Ste
 
 
 def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], source: list[str]) -> Look:
-    import numpy as np  # noqa: PLC0415  # comes with matplotlib
+    import numpy as np  # noqa: PLC0415  # installed with matplotlib
 
-    from carousel.cli.drawing import Look  # noqa: PLC0415  # likewise
+    from carousel.cli.drawing import Look  # noqa: PLC0415  # importing matplotlib is slow
 
     told = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
     traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
@@ -161,7 +161,7 @@ def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], so
 
 
 def _print_attention(look: Look, info: ModelInfo) -> None:
-    """Prints where each attention looked before each token, or each word of subwords."""
+    """Prints where each attention looked before each token; for subwords, before each word."""
     for name, weights in look.traces.items():
         if not _is_attention(name):
             continue

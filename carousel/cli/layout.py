@@ -1,9 +1,9 @@
-"""Lays rows out as lines of text. Pure: the caller says how wide they may be.
+"""Lays out rows as lines of text. Pure: the caller gives the width.
 
-1. Without a width each row is one line, as long as it needs to be: `grep`, `cut` and `awk` find whole names.
-2. A table that is wider than the terminal wraps its cells, between words alone.
-3. A table whose words are wider than the terminal is a list: a line for each cell, with the name of its column.
-4. No word is ever split: one that is wider than the terminal is written whole.
+1. Without a width, each row is one line of any length, so that `grep`, `cut` and `awk` find whole names.
+2. A table that is wider than the terminal wraps its cells, only between words.
+3. A table whose words are wider than the terminal becomes a list: one line for each cell, after the name of its column.
+4. No word is ever split: a word that is wider than the terminal is written whole.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from rich.cells import cell_len
 
 _GAP = "  "
 _EMPTY = "-"
-"""An empty cell of a column that has a name: no field of a line is missing."""
+"""Text of an empty cell in a named column, so that no field of a line is missing."""
 _LEAST_TEXT = 8
-"""Columns of a terminal that the text beside the names of a list has at least."""
+"""The least width of the text beside the names in a list."""
 
 
 def lines_of(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int | None) -> list[str]:
-    """The lines of a table, the header first; of a list, without one.
+    """Returns the lines of a table, the header first, or of a list, without a header.
 
-    columns: their names; those that end with `#` have numbers, which are aligned to the right. width: the columns of
-    the terminal; None: there is no terminal.
+    columns: their names; a name that ends with `#` has numbers, which are aligned right. width: the columns of the
+    terminal; None without a terminal.
     """
     names = [column.rstrip("#") for column in columns]
     are_numbers = [column.endswith("#") for column in columns]
@@ -45,7 +45,7 @@ def lines_of(columns: Sequence[str], rows: Sequence[Sequence[object]], width: in
 
 
 def printable(text: str) -> str:
-    """A text on one line, that changes nothing in a terminal: what cannot be printed is escaped."""
+    """Returns a text on one line that is safe for a terminal: characters that cannot be printed are escaped."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
@@ -72,7 +72,7 @@ def _wrapped_row(row: Sequence[str], widths: Sequence[int], are_numbers: Sequenc
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The words of a text, as many in each line as fit."""
+    """Wraps a text between words."""
     lines: list[str] = []
     for word in text.split():
         if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
@@ -83,7 +83,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _list(names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """The rows one below the other, an empty line between two."""
+    """Lays out rows as a list, with an empty line between two rows."""
     margin = max(map(cell_len, names)) + len(_GAP)
     room = max(_LEAST_TEXT, width - margin)
     lines: list[str] = []

@@ -13,11 +13,11 @@ from carousel.cli.printing import AsJson, note, print_json, print_table
 from carousel.values import ModelInfo, ModelStatus, Port
 
 _MAX_PARTS = 4
-"""How many named parts a cell of the table names."""
+"""The most named parts in a cell of the table."""
 
 
 def list_models(context: typer.Context, as_json: AsJson = False) -> None:
-    """Lists the versions of models that the server has, and why one is not served."""
+    """Lists the versions of the server's models, and why one is not served."""
     connection: Connection = context.obj
     with connection.client() as client:
         _show(client.models(), as_json=as_json, empty="the server has no models")
@@ -29,9 +29,9 @@ def load(
     version: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Has the server load versions that its repository has and that are not served, and lists them.
+    """Makes the server load new versions from its repository, and lists them.
 
-    Ends with exit code 1 if one of them cannot be served. Sessions that are open stay with their version.
+    The exit code is 1 if one of them cannot be served. Open sessions keep their version.
     """
     connection: Connection = context.obj
     with connection.client() as client:
@@ -47,9 +47,9 @@ def unload(
     version: Annotated[int, typer.Option(min=1, help="The version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Has the server stop serving a version. Sessions that are open stay with it until they end.
+    """Makes the server stop serving a version. Its open sessions continue until they end.
 
-    With --json one object: model, version, num_sessions (those that are still with it).
+    With --json one object: model, version, num_sessions (still open).
     """
     connection: Connection = context.obj
     with connection.client() as client:
@@ -89,7 +89,7 @@ def _show(models: Iterable[ModelInfo], *, as_json: bool, empty: str) -> None:
 
 
 def _parts(ports: Sequence[Port]) -> str:
-    """The named inputs or outputs of a model: `obs [4], count int64`. Empty where vectors have no named parts."""
+    """Returns the named inputs or outputs of a model, as `obs [4], count int64`; empty without names."""
     told = [
         " ".join(
             [one.name, *([one.dtype] if one.dtype != "float32" else []), *([str(list(one.shape))] * bool(one.shape))]
@@ -101,5 +101,5 @@ def _parts(ports: Sequence[Port]) -> str:
 
 
 def _kind(size: int) -> str:
-    """The input or output of a model: vectors of so many numbers, or tokens."""
+    """Returns the input or output of a model: its count of numbers, or tokens."""
     return f"{size} number{'s' if size > 1 else ''}" if size else "tokens"

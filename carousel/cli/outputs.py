@@ -1,4 +1,4 @@
-"""What comes next, shown to people, and as the object that `--json` prints."""
+"""Shows the model's prediction to people, and makes the object that `--json` prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from carousel.values import ModelInfo, StepOutput
 
 _LONGEST_BAR = 40
 _LONGEST_LINE = 80
-"""Where there is no terminal."""
+"""The width in columns if there is no terminal."""
 
 
 def show(output: StepOutput, info: ModelInfo) -> None:
@@ -32,7 +32,7 @@ def show(output: StepOutput, info: ModelInfo) -> None:
 
 
 def object_of(output: StepOutput) -> dict[str, object]:
-    """The position, and tokens, outputs by name, or values."""
+    """Returns the position, and tokens, outputs by name, or values."""
     found: dict[str, object] = {"position": output.position}
     if output.tokens:
         found["tokens"] = output.tokens
@@ -44,5 +44,5 @@ def object_of(output: StepOutput) -> dict[str, object]:
 
 
 def spelled(*outputs: StepOutput) -> str:
-    """The tokens of outputs as text. What SentencePiece begins words with is a space."""
+    """Returns the tokens of outputs as text. SentencePiece's word-start mark becomes a space."""
     return "".join(token.text.replace("\u2581", " ") for output in outputs for token in output.tokens)

@@ -1,4 +1,4 @@
-"""Results for people, as tables, and for programs, as JSON. Progress, notes and errors go to standard error."""
+"""Prints results as tables for people, and as JSON for programs. Progress, notes and errors go to standard error."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ AsJson = Annotated[
 
 
 def print_json(value: Any) -> None:
-    """Prints one value on one line: see `json_line`."""
+    """Prints one value as JSON on one line: see `json_line`."""
     typer.echo(json_line(value))
 
 
 def json_line(value: Any) -> str:
-    """One value as JSON without line ends: dataclasses as objects, times as ISO 8601; numbers that JSON has not as the
-    strings NaN, Infinity and -Infinity, as in the JSON of the wire."""
+    """Returns a value as JSON without line ends: dataclasses as objects, times in ISO 8601. Numbers that JSON lacks
+    become the strings NaN, Infinity and -Infinity, as in the wire's JSON."""
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table, or a note that there is nothing: see `layout.lines_of`."""
+    """Prints a table, or a note if there are no rows: see `layout.lines_of`."""
     found = list(rows)
     if not found:
         note(empty)
@@ -49,23 +49,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal on standard output; None: it is no terminal."""
+    """The width of the terminal in columns; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def note(text: str, style: str = "") -> None:
-    """A line on standard error, as it is."""
+    """Prints a line on standard error, without markup."""
     _err.print(text, style=style, markup=False)
 
 
 def error(text: str) -> None:
-    """A line on standard error that says what is wrong."""
+    """Prints an error line on standard error."""
     _err.print("error: ", style="bold red", end="")
     note(text)
 
 
 def progress() -> Progress:
-    """A bar on standard error, drawn only on a terminal, and gone when it is done."""
+    """Returns a progress bar on standard error. It is drawn only on a terminal, and removed at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal)
 

@@ -1,4 +1,4 @@
-"""Converts typed text to tokens, and typed numbers to vectors."""
+"""Converts text to tokens, and text or files with numbers to vectors."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from carousel.values import ModelInfo
 
 
 class InputError(Exception):
-    """A file, or standard input, cannot be read, or has not what the model reads. The text is one sentence."""
+    """A file or standard input cannot be read, or does not fit the model. The text is one sentence."""
 
 
 class CutOffError(InputError):
-    """A file ends before the end that its header declares. It is raised after all that the file has."""
+    """A file ends earlier than its header declares. Raised after all its data was read."""
 
 
 def vectors(text: str) -> list[list[float]]:
-    """Steps between spaces, the numbers of each between commas. Raises ValueError for anything else."""
+    """Reads steps separated by spaces, their numbers by commas. Raises ValueError for anything else."""
     return [[float(number) for number in word.split(",")] for word in text.split()]
 
 
 def shown(vector: Sequence[float]) -> str:
-    """A vector as `vectors` reads it."""
+    """Writes a vector as `vectors` reads it."""
     return ",".join(f"{value:g}" for value in vector)
 
 
 def visible(token: str) -> str:
-    """A token with its white space made visible."""
+    """Returns a token with visible white space."""
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "·"
 
 
 def vectors_of(info: ModelInfo, text: str, hint: str) -> list[list[float]]:
-    """The vectors of a text. hint: where it was given. Raises typer.BadParameter for anything else."""
+    """Returns the vectors of a text. hint: the option or argument that had it. Raises typer.BadParameter."""
     try:
         return vectors(text)
     except ValueError as error:
@@ -48,18 +48,18 @@ def vectors_of(info: ModelInfo, text: str, hint: str) -> list[list[float]]:
 
 
 def source_of(info: ModelInfo, text: str | None) -> Source | None:
-    """A source as its model reads it. Raises typer.BadParameter where numbers are expected."""
+    """Returns a source in the model's form. Raises typer.BadParameter if numbers are expected and missing."""
     return text if text is None or not info.source_feature_size else vectors_of(info, text, "SOURCE")
 
 
 def tokens_of(info: ModelInfo, text: str) -> list[str]:
-    """A text's tokens, as the model splits it."""
+    """Returns a text's tokens, as the model splits it."""
     return list(text) if info.tokenizer == "characters" else text.split()
 
 
 def table(path: Path | None) -> list[list[float]] | None:
-    """The vectors of a CSV file, a step a line, or of an array of NumPy's, [steps, numbers], whose name ends in .npy.
-    Raises InputError, which names the line that is wrong."""
+    """Returns the vectors of a CSV file, one step a line, or of a NumPy array [steps, numbers] whose name ends in .npy.
+    Raises InputError that names the wrong line."""
     if path is None:
         return None
     if path.suffix.lower() == ".npy":
@@ -74,7 +74,7 @@ def table(path: Path | None) -> list[list[float]] | None:
 
 
 def lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text that are not empty, and their numbers, from 1. Raises InputError."""
+    """Returns the lines of a text that are not empty, with their numbers, from 1. Raises InputError."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file, or for `-` standard input. Raises InputError."""
+    """Reads a file, or standard input for `-`. Raises InputError."""
     if str(path) == "-":
         return sys.stdin.buffer.read()
     try:
@@ -93,7 +93,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def named(path: Path) -> str:
-    """How a file is called in errors."""
+    """The name of a file in errors."""
     return "standard input" if str(path) == "-" else str(path)
 
 

@@ -1,7 +1,7 @@
-"""What a model reads, from a file or from standard input: samples as numbers, or the tokens of a text.
+"""Reads a model's input from a file or standard input: samples as numbers, or the tokens of a text.
 
-Everything comes in blocks, of what is there when it is read: a pipe is not waited for longer than for its next bytes.
-Blocks of numbers are those of steps one after the other, cut anywhere.
+Data comes in blocks of what is available at each read, so a pipe's data is passed on as soon as it arrives. Blocks of
+numbers have the steps one after the other, and may end inside a step.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from carousel.values import ModelInfo
 Numbers: TypeAlias = "array[float]"
 
 _BLOCK = 65_536
-"""The most bytes of a block. A pipe of Linux holds as many."""
+"""The most bytes in a block. It is also the size of a Linux pipe."""
 _FLOAT_SIZE = 4
 _PIECE = re.compile(r"\n|\S+")
-"""A token between white space, or the end of a line."""
+"""Matches a token between white space, or a line end."""
 _NPY = b"\x93NUMPY"
 
 
 class Format(StrEnum):
-    """How samples are written: WAV with PCM; raw, little-endian, 16-bit integers or 32-bit floats, of one channel;
-    numbers as text; an array of NumPy's."""
+    """The format of samples. wav: PCM. s16, f32: raw 16-bit integers or 32-bit floats, little-endian, one channel. csv:
+    numbers as text. npy: a NumPy array."""
 
     WAV = "wav"
     S16 = "s16"
@@ -46,11 +46,12 @@ class Format(StrEnum):
 
 @contextmanager
 def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) -> Iterator[Iterator[Numbers]]:
-    """The numbers of steps, in blocks.
+    """Yields the numbers of steps, in blocks.
 
-    path: `-` is standard input; kind: None: by the name of the file; rate: samples a second that a WAV file must have.
+    path: `-` for standard input. kind: None to choose by the file's name. rate: samples a second that a WAV file must
+    have.
 
-    Raises InputError for what cannot be read, at once where its beginning says so.
+    Raises InputError for data that cannot be read; at once if the beginning of the file shows it.
     """
     name = named(path)
     with _opened(path) as file:
@@ -67,8 +68,8 @@ def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) 
 
 @contextmanager
 def tokens(path: Path, info: ModelInfo) -> Iterator[Iterator[list[tuple[int, str]]]]:
-    """The tokens of a text, in blocks: its characters, or what is between white space, as the model splits it; each
-    with the number of its line, from 1."""
+    """Yields the tokens of a text, in blocks, each with the number of its line, from 1. A token is a character or a
+    word between white space, as the model splits text."""
     with _opened(path) as file:
         yield _tokens(file, named(path), is_of_characters=info.tokenizer == "characters")
 
@@ -98,13 +99,13 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _blocks(file: IO[bytes], width: int, name: str, limit: int | None = None) -> Iterator[bytes]:
-    """Blocks of whole samples. width: the bytes of one; limit: of all of them, as the header declares.
+    """Yields blocks of whole samples. width: bytes of one sample. limit: bytes of all samples, as the header declares.
 
-    Raises CutOffError, after the last block, for a file that has fewer.
+    Raises CutOffError, after the last block, if the file has fewer.
     """
     rest, declared = b"", limit
     while limit is None or limit > 0:
-        data = file.read1(_BLOCK if limit is None else min(_BLOCK, limit))  # type: ignore[attr-defined]  # both have it
+        data = file.read1(_BLOCK if limit is None else min(_BLOCK, limit))  # type: ignore[attr-defined]  # all have it
         if not data:
             break
         limit = None if limit is None else limit - len(data)
@@ -150,7 +151,7 @@ def _f32(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
 
 
 def _raw(file: IO[bytes], name: str, width: int) -> Iterator[bytes]:
-    """Raises InputError for a WAV file: its header would be taken for samples."""
+    """Raises InputError for a WAV file, because its header would be read as samples."""
     is_first = True
     for block in _blocks(file, width, name):
         if is_first and block[:4] == b"RIFF" and block[8:12] == b"WAVE":
@@ -207,7 +208,7 @@ _READERS: dict[Format, Callable[[IO[bytes], str, ModelInfo, int | None], Iterato
 
 
 def _texts(file: IO[bytes], name: str) -> Iterator[str]:
-    """A text in blocks, its line ends as \\n. Raises InputError for what is no UTF-8."""
+    """Yields a text in blocks, with \\n as line ends. Raises InputError if it is not UTF-8."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     try:
         for block in _blocks(file, 1, name):

@@ -17,7 +17,7 @@ from carousel.cli.reading import lines, named, source_of, tokens_of, visible
 from carousel.errors import InvalidArgumentError
 
 _TARGET = re.compile(r"targets\[(\d+)\]")
-"""The field of a target that is refused."""
+"""Matches the field of a refused target."""
 
 
 def score(
@@ -38,7 +38,7 @@ def score(
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tells how likely sequences are: the logarithm of their probability, and of each token after those before it.
+    """Prints how likely sequences are: the logarithm of the probability of each sequence and of each of its tokens.
 
     With --json an object a sequence: target, tokens, log_probability, log_probabilities (one for each token, and with
     --end one for the end token).
@@ -52,7 +52,7 @@ def score(
         info = client.model(model, version)
         if info.value_size:
             raise typer.BadParameter(f"{model} gives numbers: only tokens are scored", param_hint="MODEL")
-        # the server cuts texts into subwords
+        # texts for subword models are split by the server
         split: list[Source] = [one if info.tokenizer == "subword" else tokens_of(info, one) for one in given]
         try:
             found = client.score(

@@ -1,4 +1,4 @@
-"""`carousel sessions`, and the commands for one session that somebody else may be using."""
+"""`carousel sessions`, and commands for one session that another program may be using."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_sessions(
     model: Annotated[str | None, typer.Option(help="Of this model alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the sessions that are yours; an admin's are all."""
+    """Lists your sessions; for an admin, all sessions."""
     connection: Connection = context.obj
     with connection.client() as client:
         found = client.sessions.list(model)
@@ -49,9 +49,9 @@ def snapshot(
     to: Annotated[Path, typer.Option("--to", "-o", allow_dash=True, help="File to write; - for standard output.")],
     as_json: AsJson = False,
 ) -> None:
-    """Writes a session to a file, from which `restore` makes a session.
+    """Writes a session to a file, for `restore`.
 
-    With --json, and a file, an object: session_id, file, num_bytes.
+    With --json, and a file, one object: session_id, file, num_bytes.
     """
     connection: Connection = context.obj
     with connection.client() as client:
@@ -73,7 +73,7 @@ def restore(
     version: Annotated[int | None, typer.Option(min=1, help="Another version of the model to go on with.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a session of a file that `snapshot` wrote."""
+    """Makes a session from a file that `snapshot` wrote."""
     data = read_bytes(file)
     connection: Connection = context.obj
     with connection.client() as client:
@@ -85,7 +85,7 @@ def close(
     session_ids: Annotated[list[str], typer.Argument(help="Their ids.")],
     as_json: AsJson = False,
 ) -> None:
-    """Closes sessions, whoever uses them. With --json an object for each: session_id, position."""
+    """Closes sessions of any client. With --json one object for each: session_id, position."""
     connection: Connection = context.obj
     with connection.client() as client:
         for session_id in session_ids:
@@ -103,7 +103,7 @@ def close_all(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Closes all sessions of a principal, those that are only stored, too. With --json an object: closed_count."""
+    """Closes all sessions of a principal, including stored ones. With --json one object: closed_count."""
     connection: Connection = context.obj
     with connection.client() as client:
         count = client.sessions.close_all(principal)
@@ -121,7 +121,7 @@ def fork(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Makes a copy of a session, which waits to be resumed: `carousel stream MODEL --id NEW_ID --resume`."""
+    """Makes a copy of a session. Resume the copy with: `carousel stream MODEL --id NEW_ID --resume`."""
     connection: Connection = context.obj
     with connection.client() as client:
         _show(client.sessions.fork(session_id, fork_id), as_json=as_json)
@@ -133,14 +133,14 @@ def rewind(
     position: Annotated[int, typer.Argument(min=0, help="A mark of the session: `sessions get` lists them.")],
     as_json: AsJson = False,
 ) -> None:
-    """Sets a session back to a mark, such as those that `step --mark` and each line of `stream` leave."""
+    """Sets a session back to a mark, such as those of `step --mark` and of each line of `stream`."""
     connection: Connection = context.obj
     with connection.client() as client:
         _show(client.sessions.rewind(session_id, position), as_json=as_json)
 
 
 def _connect(context: typer.Context) -> None:
-    """Sees, copies, sets back and ends sessions."""
+    """Lists, copies, rewinds and closes sessions."""
     help_if_alone(context)
 
 

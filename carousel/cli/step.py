@@ -1,4 +1,4 @@
-"""`carousel step`: one call of a session, which the server holds until the next."""
+"""`carousel step`: one call of a session. The server keeps the session until the next call."""
 
 from __future__ import annotations
 
@@ -45,11 +45,10 @@ def step(
     close: Annotated[bool, typer.Option("--close", help="Close the session at the end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Opens a session or goes on with it, feeds it and closes it, each as far as it is asked, and shows what the model
-    expects next.
+    """Opens or resumes a session, feeds it and closes it, as the options say, and shows the likeliest next tokens.
 
-    Without --model the session must be there. Between two calls the server holds it for as long as it holds sessions
-    whose stream has ended. With --json one object: position, outputs, session_id, model, restored_from and others.
+    Without --model the session must exist. Between two calls the server holds it for its usual time for sessions
+    without a stream. With --json one object: position, outputs, session_id, model, restored_from and others.
     """
     if not model and (source is not None or version or variant or constant or keep or durability):
         raise typer.BadParameter("--source, --version, --variant, --constant, --keep and --durability go with --model")
@@ -77,7 +76,7 @@ def step(
             try:
                 told = _feed(client, told, info, text, position, top, mark=mark, close=close)
             except Exception:
-                if told.restored_from is RestoredFrom.UNSPECIFIED:  # a call that is refused leaves nothing behind
+                if told.restored_from is RestoredFrom.UNSPECIFIED:  # a refused call must leave no new session behind
                     _drop(client, told.session_id)
                 raise
         elif close:
@@ -94,14 +93,14 @@ def step(
 
 
 def _drop(client: Client, session_id: str) -> None:
-    """Closes a session that was opened for a feed that is refused. Where that fails, the refusal is still told."""
+    """Closes a new session whose feed was refused. If that fails, prints a note; the refusal is still reported."""
     try:
         client.step(session_id, close=True)
     except CarouselError as error:
         note(f"session {session_id} is still open: {error}")
 
 
-def _feed(  # what is asked for
+def _feed(  # the values of the command's options
     client: Client,
     told: SessionStep,
     info: ModelInfo,

@@ -1,4 +1,4 @@
-"""`carousel stream`: a session by hand."""
+"""`carousel stream`: one session, fed from a file, a pipe or the keyboard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from carousel.session import Session
 from carousel.values import ModelInfo
 
 _TOP = 5
-"""Candidates that are shown of what is typed."""
+"""Number of candidates shown for typed lines."""
 
 
 def stream(
@@ -77,14 +77,14 @@ def stream(
 ) -> None:
     """Feeds a session a file or a pipe, such as audio, CSV or text, or what is typed, and prints each step's output.
 
-    With a file, or - for standard input, everything that it has is fed as it comes, and each step's output is a line:
-    the position and the values, or the likeliest tokens and their probabilities, between tabs. With --json, an object a
-    line: position, and values, outputs by name, or tokens. The end of the file is the end of the session, unless
-    --keep is given.
+    With a file, or - for standard input, the command feeds all its data as it arrives. For each step it prints a line:
+    the position and the values, or the likeliest tokens and their probabilities, separated by tabs. With --json, an
+    object a line: position, and values, outputs by name, or tokens. At the end of the file the session is closed,
+    unless --keep is given.
 
-    Without a file, each line that is typed is fed, and the command shows what the model expects next; :help lists what
-    else a line may say. Standard input that is no terminal is read line by line, as if it were typed: a line that is
-    refused is named, and ends the command; with --keep-going the next one is read.
+    Without a file, the command feeds each typed line, and shows the likeliest next tokens; :help lists the commands
+    that a line may have. Standard input that is not a terminal is read line by line in the same way. A refused line is
+    reported and ends the command; with --keep-going, the command continues with the next line.
     """
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
@@ -134,7 +134,7 @@ def stream(
 
 
 def _check(file: Path | None, *, samples: tuple[object, ...], keep_going: bool) -> None:
-    """Raises typer.BadParameter for options that do not go with a file, or without one."""
+    """Raises typer.BadParameter for options that need a file, or that need typed lines."""
     if file is None and any(one is not None for one in samples):
         raise typer.BadParameter("--format, --rate, --pad and --no-pad go with a file")
     if file is not None and keep_going:
@@ -144,22 +144,23 @@ def _check(file: Path | None, *, samples: tuple[object, ...], keep_going: bool) 
 def _is_left(error: BaseException, is_fed: bool, *, is_resumed: bool, is_kept: bool) -> bool:
     """Whether a session stays open when the command fails. is_fed: whether the command has fed it anything.
 
-    A session that this command opened and never fed would be in the way of the corrected command.
+    A session that this command opened and never fed is closed: its id would be in use when the user runs the corrected
+    command.
     """
     if isinstance(error, LineError):
         error = error.cause
     if isinstance(error, typer.Exit):
-        return is_kept  # what was refused was told, and the rest was fed
+        return is_kept  # refused lines were reported, and all others were fed
     if isinstance(error, SessionClosedError | NotFoundError) or (isinstance(error, CutOffError) and not is_kept):
-        return False  # it is gone, or was fed everything
+        return False  # the session has ended, or everything was fed
     is_unsure = isinstance(error, UnavailableError | DeadlineExceededError)  # the feed may have been applied
     if is_kept:
         return is_resumed or is_fed or is_unsure
-    return is_resumed and isinstance(error, InputError | CarouselError)  # the file is wrong, not the session
+    return is_resumed and isinstance(error, InputError | CarouselError)  # the input was wrong, not the session
 
 
 def _file(info: ModelInfo, source: str | None, input_file: Path | None) -> tuple[Path | None, str | None]:
-    """The file to feed, and the source: what a model without an encoder is given is the file."""
+    """Returns the file to feed, and the source. For a model without an encoder, the argument SOURCE is the file."""
     if info.has_encoder or source is None:
         return input_file, source
     if input_file is not None:
@@ -168,8 +169,8 @@ def _file(info: ModelInfo, source: str | None, input_file: Path | None) -> tuple
 
 
 class _Opening(NamedTuple):
-    """What a session is opened with. top: candidates of what may come first, if its model has a start token; None: of
-    nothing."""
+    """How to open the session. top: number of candidates for the first token, if the model has a start token; None to
+    request none."""
 
     client: Client
     info: ModelInfo
@@ -177,7 +178,7 @@ class _Opening(NamedTuple):
     top: int | None
 
     def session(self, session_id: str, options: dict[str, Any]) -> Session:
-        """Opens one. Raises CarouselError."""
+        """Opens a session. Raises CarouselError."""
         model, source = self.info.model, self.source
         if self.top is None or self.info.transducer is not None:
             return self.client.session(model, source, session_id=session_id, **options)

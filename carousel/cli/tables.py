@@ -1,4 +1,4 @@
-"""Steps from lines of numbers: a sample a line, a step a line, or columns named as the inputs of a model are."""
+"""Makes steps from lines of numbers: one sample a line, one step a line, or columns named after the model's inputs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from carousel.cli.reading import InputError
 from carousel.values import ModelInfo
 
 _SHOWN = 12
-"""Columns that an error names."""
+"""The most columns that an error names."""
 _LONGEST_NAME = 40
-"""Letters of a name that an error shows."""
+"""The most letters of a name in an error."""
 
 
 class HeaderError(ValueError):
-    """A header does not name the numbers of a step. The text says which name is wrong or missing."""
+    """A header does not name each number of a step. The text says which name is wrong or missing."""
 
 
 class Columns:
-    """Which columns a table must have, and in which order a model reads them."""
+    """The columns that a table must have, and the order in which the model reads them."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.model = info.model
@@ -38,14 +38,14 @@ class Columns:
 
     @property
     def shown(self) -> str:
-        """The names of all columns, or of the first ones."""
+        """The names of all columns, or of the first ones if there are many."""
         return ",".join(self._names[:_SHOWN]) + (",..." if self.size > _SHOWN else "")
 
     def order(self, header: Sequence[str]) -> list[int] | None:
-        """For each number of a step, its column. None: the only column has samples one after the other.
+        """Returns the column of each number of a step. None if the only column has samples one after the other.
 
-        A column is named `obs[0]`, the first number of `obs`; or `obs`, the first number that no column before has.
-        Raises HeaderError for a header that does not name each number once.
+        A column named `obs[0]` is the first number of `obs`. A column named `obs` is the first number of `obs` that no
+        earlier column has. Raises HeaderError unless the header names each number once.
         """
         if not self.has_names:
             raise HeaderError(f"{_quoted(header[0])} is not a number, and the inputs of {self.model} have no names")
@@ -63,7 +63,7 @@ class Columns:
         return [columns[place] for place in range(self.size)]
 
     def _place(self, name: str, columns: dict[int, int]) -> int:
-        """The place in a step of a column of that name. columns: of the places that have one."""
+        """Returns the place in a step for a column of this name. columns: the places that already have a column."""
         if name in self._places:
             places = self._places[name]
             return next((place for place in places if place not in columns), places[-1])
@@ -75,7 +75,7 @@ class Columns:
 
 
 class Table:
-    """The numbers of lines as they come. name: of their file, for errors."""
+    """Reads the numbers of lines as they arrive. name: the file's, for errors."""
 
     def __init__(self, name: str, columns: Columns) -> None:
         self._name = name
@@ -86,12 +86,12 @@ class Table:
         self._rest = ""
 
     def add(self, text: str) -> array[float]:
-        """The numbers of the lines that are whole. Raises InputError, which names the line."""
+        """Returns the numbers of the complete lines. Raises InputError that names the line."""
         *lines, self._rest = (self._rest + text).split("\n")
         return self._numbers(lines)
 
     def end(self) -> array[float]:
-        """Those of the last line, which need not end."""
+        """Returns the numbers of the last line, which may lack a line end."""
         rest, self._rest = self._rest, ""
         return self._numbers([rest])
 
@@ -121,7 +121,7 @@ class Table:
         return numbers if self._order is None else [numbers[column] for column in self._order]
 
     def _is_header(self, cells: list[str]) -> bool:
-        """Learns from the first line what the columns are. Raises InputError when they do not fit the model."""
+        """Whether the first line is a header. Learns the columns from it. Raises InputError if they do not fit."""
         columns = self._columns
         if not any(map(_is_number, cells)):
             try:
@@ -143,7 +143,7 @@ class Table:
 
 
 def filled_in(info: ModelInfo) -> str:
-    """The end of an error about the size of a step: which inputs the command fills in, if there are any."""
+    """Returns the end of an error about a step's size: which inputs the command fills in, if any."""
     ends = [port.name for port in info.inputs if port.is_end]
     return f": the command fills in {', '.join(ends)}" if ends else ""
 

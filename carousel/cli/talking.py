@@ -1,7 +1,8 @@
-"""`carousel stream` without a file: what is typed, line by line, and what the model says to it.
+"""`carousel stream` without a file: feeds lines as they are typed, and shows the model's predictions.
 
-1. On a terminal a line that is refused is told, and the next one is asked for.
-2. On a pipe it ends the command, unless --keep-going is given: then the exit code tells of the first one.
+1. On a terminal, a refused line is reported, and the command asks for the next one.
+2. On a pipe, a refused line ends the command. With --keep-going the command continues, and its exit code is that of the
+   first refused line.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NAME = "standard input"
 
 
 class Manner(NamedTuple):
-    """How lines are answered. top: candidates to show."""
+    """How to answer lines. top: number of candidates to show."""
 
     top: int
     keep_going: bool
@@ -41,19 +42,19 @@ class Manner(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A line that can be taken back. position, shown: where the session was before it, and what it showed."""
+    """A line that can be taken back. position, shown: the session's position and the shown output before it."""
 
     position: int
     shown: StepOutput | None
 
 
 class Talk:
-    """The dialogue of a person, or a program, with a session."""
+    """Feeds the lines of a person or a program to a session, and prints the answers."""
 
     def __init__(
         self, session: Session, info: ModelInfo, manner: Manner, reopen: Callable[[], Session] | None = None
     ) -> None:
-        """reopen: opens a session like this one again, which is closed; None: that cannot be done."""
+        """reopen: opens a new session in place of this one after it was closed; None if that is not possible."""
         self._session = session
         self._info = info
         self._manner = manner
@@ -64,8 +65,8 @@ class Talk:
         self._lines: list[_Line] = []
 
     def run(self) -> None:
-        """Answers lines up to the end of input, or `:quit`. Raises CarouselError, LineError, and typer.Exit where lines
-        were refused and others were answered."""
+        """Answers lines up to the end of input or `:quit`. Raises CarouselError, LineError, and typer.Exit if some
+        lines were refused and the others answered."""
         self._show(self._session.first)
         number = code = 0
         while (line := _ask(self._session.position)) is not None and line.strip() not in (":quit", ":q"):
@@ -81,7 +82,7 @@ class Talk:
             raise typer.Exit(code)
 
     def _refused(self, error: Exception, number: int) -> int:
-        """Tells that a line was refused. Returns the exit code that it makes."""
+        """Reports a refused line. Returns the exit code for it; 0 on a terminal. Raises LineError on a pipe."""
         if isinstance(error, UnicodeEncodeError):
             error = InputError("it is not UTF-8 text")
         if sys.stdin.isatty():
@@ -114,7 +115,7 @@ class Talk:
 
     @property
     def _next(self) -> str | None:
-        """What an empty line feeds."""
+        """What an empty line feeds; None if nothing."""
         if self._shown is None or not self._info.can_generate:
             return None
         if self._info.value_size:
@@ -166,7 +167,7 @@ class Talk:
         if not self._lines:
             raise InputError("there is nothing to take back")
         line = self._lines[-1]
-        if line.position == self._began and self._reopen is not None:  # before the first line there is no mark
+        if line.position == self._began and self._reopen is not None:  # there is no mark before the first line
             self._session.close()
             self._session = self._reopen()
         else:
@@ -185,7 +186,7 @@ class Talk:
 
 
 def _ask(position: int) -> str | None:
-    """The next line; None at the end of input. Raises InputError for what is no text."""
+    """Returns the next line; None at the end of input. Raises InputError if it is not text."""
     try:
         if not sys.stdin.isatty():
             line = sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""`carousel watch`: what happens to a session that somebody else feeds."""
+"""`carousel watch`: prints the events of a session that another program feeds."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def watch(
     session_id: Annotated[str, typer.Argument(help="The session's id.")],
     as_json: AsJson = False,
 ) -> None:
-    """Shows what happens to a session, whoever feeds it, until it ends: a line an event.
+    """Prints the events of a session, whoever feeds it, until the session ends: a line an event.
 
-    Each line has the position, what happened, the tokens or numbers, and the likeliest next tokens where whoever fed
-    the session asked for some. With --json an object a line: event, session_id, position and what belongs to the event.
+    Each line has the position, the event, the tokens or numbers, and the likeliest next tokens if the feed requested
+    them. With --json an object a line: event, session_id, position and the event's own fields.
     """
     connection: Connection = context.obj
     with connection.client() as client, client.watch(session_id) as events:
@@ -47,7 +47,7 @@ def watch(
 
 
 def _words(event: WatchEvent) -> Iterable[str]:
-    """What an event tells, for people."""
+    """Yields the cells of an event's line."""
     match event:
         case WatchBegun():
             yield f"{event.model}/{event.version} {event.variant}, durability {event.durability}"
@@ -70,7 +70,7 @@ def _items(tokens: Iterable[Token], vectors: Iterable[Vector]) -> str:
 
 
 def _next(output: StepOutput) -> str:
-    """The values, or the candidates with their probabilities."""
+    """Returns the values, or the candidates with their probabilities."""
     if output.values:
         return shown(output.values)
     if output.logits:

@@ -1,7 +1,7 @@
-"""WAV files of PCM: the header, and samples as numbers from -1 up to 1, of one channel.
+"""Reads WAV files of PCM: the header, and the samples as numbers from -1 to 1, of one channel.
 
-Not by the module `wave` of the standard library: before Python 3.12 that refuses the header which most programs write
-for 24 bits or more than two channels (WAVE_FORMAT_EXTENSIBLE).
+Python's module `wave` is not used: before Python 3.12 it refuses WAVE_FORMAT_EXTENSIBLE, the header that most programs
+write for 24 bits or more than two channels.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from carousel.cli.reading import InputError
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _CODES = {8: "B", 16: "h", 24: "i", 32: "i"}
-"""The type of samples by their bits; those of 24 are widened."""
+"""The array type of samples by their bits. Samples of 24 bits are widened to 32."""
 _UNKNOWN_SIZE = 0xFFFFFFFF
-"""The size of all samples, where the program that wrote the file did not know it."""
+"""The declared size of the samples when the writing program did not know it."""
 _LEAST_PIPED_SIZE = 0x7FFFF000
-"""Programs that write to a pipe declare 0, or this and more: 0x7FFFF000, 0x80000000 and 0xFFFFFFFF are usual."""
+"""Programs that write to a pipe declare 0, or at least this: 0x7FFFF000, 0x80000000 and 0xFFFFFFFF are usual."""
 _SIZES_CHUNK = 28
-"""The bytes of the chunk `ds64`, which has the sizes that need more than 32 bits."""
+"""Bytes of the chunk `ds64`, which has the sizes that need more than 32 bits."""
 _KINDS = (b"RIFF", b"RF64")
 _LONGEST_FORMAT = 4096
 _FORMAT = struct.Struct("<HHIIHH")
-"""Format, channels, samples a second, bytes a second, bytes of a sample of all channels, bits."""
+"""Format, channels, samples a second, bytes a second, bytes of one sample of all channels, bits."""
 _SUBFORMAT_AT = 24
 _SKIPPED = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Pcm:
-    """How samples are written. rate: a second, of each channel; num_bytes: of all samples; None: up to the end."""
+    """The form of samples. rate: a second, for each channel. num_bytes: of all samples; None for up to the end."""
 
     bits: int
     channels: int = 1
@@ -44,17 +44,17 @@ class Pcm:
 
     @property
     def width(self) -> int:
-        """The bytes of a sample of all channels."""
+        """The bytes of one sample of all channels."""
         return self.bits // 8 * self.channels
 
     def numbers(self, data: bytes) -> array[float]:
-        """The samples, the mean of the channels. data: whole samples."""
+        """Returns the samples, as the mean of the channels. data: whole samples."""
         return array("f", self._scaled(data))
 
     def _scaled(self, data: bytes) -> Sequence[float]:
         size = 8 if self.bits == 8 else 32 if self.bits == 24 else self.bits
         scale = 2.0 ** (1 - size) / self.channels
-        middle = 128 * self.channels if self.bits == 8 else 0  # those of 8 bits have no sign
+        middle = 128 * self.channels if self.bits == 8 else 0  # 8-bit samples are unsigned
         integers = array(_CODES[self.bits], _widened(data) if self.bits == 24 else data)
         if sys.byteorder == "big":
             integers.byteswap()
@@ -65,9 +65,9 @@ class Pcm:
 
 
 def header(file: IO[bytes], name: str) -> Pcm | None:
-    """Reads up to the first sample. name: for errors. Returns None for a file without a byte.
+    """Reads up to the first sample. name: for errors. Returns None for an empty file.
 
-    Raises InputError for what is no WAV file, or has no PCM.
+    Raises InputError for a file that is not WAV, or has no PCM.
     """
     begin = file.read(12)
     if not begin:
@@ -117,7 +117,7 @@ def _format(data: bytes, name: str) -> Pcm:
 
 
 def _skip(file: IO[bytes], num_bytes: int) -> int:
-    """Returns how many bytes were there."""
+    """Skips bytes. Returns how many there were."""
     left = num_bytes
     while left and (data := file.read(min(left, _SKIPPED))):
         left -= len(data)
@@ -125,7 +125,7 @@ def _skip(file: IO[bytes], num_bytes: int) -> int:
 
 
 def _size_of_samples(file: IO[bytes], name: str, declared: int) -> int | None:
-    """The bytes of all samples; None: up to the end. Raises InputError for a file that declares none and has some."""
+    """The bytes of all samples; None for up to the end. Raises InputError if the file declares 0 bytes but has some."""
     if not file.seekable():
         return declared if 0 < declared < _LEAST_PIPED_SIZE else None
     if not declared and not _is_chunks(file):
@@ -137,7 +137,7 @@ def _size_of_samples(file: IO[bytes], name: str, declared: int) -> int | None:
 
 
 def _is_chunks(file: IO[bytes]) -> bool:
-    """Whether chunks, or nothing, follow up to the end. The file stays where it is."""
+    """Whether only chunks, or nothing, follow up to the end of the file. Does not move the file's position."""
     begin = at = file.tell()
     end = file.seek(0, io.SEEK_END)
     while at + 8 <= end:
@@ -148,7 +148,7 @@ def _is_chunks(file: IO[bytes]) -> bool:
         size = int.from_bytes(start[4:], "little")
         at += 8 + size + size % 2
     file.seek(begin)
-    return at in (end, end + 1)  # the last byte, which makes the size even, is often left out
+    return at in (end, end + 1)  # files often lack the last padding byte, which makes the size even
 
 
 def _short(name: str) -> InputError:
@@ -156,7 +156,7 @@ def _short(name: str) -> InputError:
 
 
 def _widened(data: bytes) -> bytes:
-    """Samples of 24 bits as the upper bytes of 32, little-endian."""
+    """Returns 24-bit samples as the upper bytes of 32-bit samples, little-endian."""
     wide = bytearray(len(data) // 3 * 4)
     for byte in range(3):
         wide[byte + 1 :: 4] = data[byte::3]
