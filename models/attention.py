@@ -1,7 +1,7 @@
-"""Attention that exports to plain ONNX operators, every reduction of which has one fixed order.
+"""Attention that exports to plain ONNX operators whose reductions all have a fixed order.
 
-A row's bits then do not depend on its batch, its chunk or padding. The memory that is attended to has the attention's
-own size `A`, and is key and value at once; padded positions are masked out and add exact zeros.
+So a row's bits do not depend on its batch, its chunk or padding. The memory has the attention's own size `A`, and is
+both key and value. Padded positions are masked and add exact zeros.
 
 Shapes: `B` batch, `T` time, `S` source, `H` hidden size, `A` attention size.
 """
@@ -41,7 +41,7 @@ class LuongAttention(nn.Module):
 class BahdanauAttention(nn.Module):
     """Additive attention with the score v tanh(W q + m) (Bahdanau, Cho, Bengio 2014, section 3.1).
 
-    The paper's U h, the projection of what the encoder said, is the memory itself here, and what is attended to too.
+    The paper's U h, a projection of the encoder's outputs, is the memory m itself here, and also the value.
     """
 
     def __init__(self, query_size: int, attention_size: int) -> None:
@@ -50,12 +50,12 @@ class BahdanauAttention(nn.Module):
         self.score = nn.Linear(attention_size, 1, bias=False)
 
     def forward(self, query: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """As `LuongAttention.forward`."""
+        """See `LuongAttention.forward`."""
         projected = self.query(query)  # [B, T, A]
         keys = memory.unsqueeze(1)  # [B, 1, S, A]
         fused = torch.tanh(keys + projected.unsqueeze(2))  # [B, T, S, A]
         if torch.onnx.is_in_onnx_export():
-            # a sum, not a product: one of a plain matrix by a vector has other bits for other numbers of rows
+            # a sum and not a matrix-vector product, whose bits depend on the number of rows
             scores = (fused * self.score.weight).sum(dim=-1, keepdim=True)  # [B, T, S, 1]
             return _weigh_in_fixed_order(scores, keys, memory_mask)
         scores = self.score(fused).squeeze(-1)  # [B, T, S]
@@ -65,14 +65,13 @@ class BahdanauAttention(nn.Module):
 
 
 def _attend_in_fixed_order(query: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-    """Attention as matrix-vector products, one a query: the same value as softmax(q m') m.
+    """Computes attention as matrix-vector products, one for each query: the same value as softmax(q m') m.
 
-    A matrix-matrix product may split its inner sum differently for another number of queries or another
-    padding, and a softmax operator's sum is a tree whose shape depends on the padding: both change bits.
-    Here each query has products of its own, and the softmax's sum is a product with the mask, whose padded
-    terms are exact zeros at the end of the sum. With `S` padded to a multiple of 8 no bit moves. What is shared by
-    all queries stands on the left: a right operand without a batch of its own would let ONNX Runtime fold the
-    queries of a lone row into one matrix.
+    A matrix-matrix product may split its inner sum differently for another number of queries or another padding. The
+    sum in a softmax operator is a tree whose shape depends on the padding. Both change bits. Here each query has its
+    own products, and the softmax's sum is a product with the mask, whose padded terms are exact zeros at the end of the
+    sum. With `S` padded to a multiple of 8, no bit changes. The operand that all queries share is on the left: if a
+    right operand had no batch axis, ONNX Runtime would fold the queries of a single row into one matrix.
     """
     keys = memory.unsqueeze(1)  # [B, 1, S, A]
     scores = keys @ query.unsqueeze(-1)  # [B, 1, S, A] @ [B, T, A, 1] -> [B, T, S, 1]
@@ -80,7 +79,7 @@ def _attend_in_fixed_order(query: Tensor, memory: Tensor, memory_mask: Tensor) -
 
 
 def _weigh_in_fixed_order(scores: Tensor, keys: Tensor, memory_mask: Tensor) -> Tensor:
-    """The softmax of scores [B, T, S, 1] over S, by which keys [B, 1, S, A] are added up: [B, T, A]."""
+    """Weighs keys [B, 1, S, A] by the softmax of scores [B, T, S, 1] over S. Returns [B, T, A]."""
     real = memory_mask.unsqueeze(1).unsqueeze(3)  # [B, 1, S, 1]
     scores = torch.where(real, scores, torch.full((), float("-inf")))
     weights = torch.exp(scores - scores.amax(dim=2, keepdim=True))  # [B, T, S, 1], exact zeros where padded

@@ -1,10 +1,10 @@
-"""Recurrent cells written out gate by gate, as their papers give them: the family of the LSTM, and what it replaced.
+"""Recurrent cells written out gate by gate, as in their papers: the LSTM family, and the networks before and beside it.
 
-These are for reading, for looking inside and for testing: `models.recurrent` runs whole sequences through them, or
-through PyTorch's fused kernels, which the tests hold equal to these cells.
+They are for reading, for inspection and for tests. `models.recurrent` runs whole sequences, with these cells or with
+PyTorch's fused kernels; tests check that both give the same results.
 
-A cell carries state tensors, of which the first, `hidden`, is its output. All cells are for training and inference, and
-safe to share between threads for inference.
+A cell carries state tensors. The first one, `hidden`, is its output. All cells can be trained, and can be shared
+between threads for inference.
 
 Shapes: `B` batch, `I` input size, `H` hidden size, `P` projection size.
 """
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 
 class Cell(nn.Module):
-    """What all cells have in common. input_size: I; hidden_size: H."""
+    """Base class of all cells. input_size: I. hidden_size: H."""
 
     state_names: ClassVar[tuple[str, ...]] = ("hidden",)
-    """Of its state tensors, in the order in which `forward` takes and returns them."""
+    """The names of the state tensors, in the order in which `forward` takes and returns them."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class Cell(nn.Module):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """The sizes of its state tensors, in the order of `state_names`."""
+        """The sizes of the state tensors, in the order of `state_names`."""
         return (self.hidden_size,) * len(self.state_names)
 
     def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
-        """One step, looked inside: every gate by its name, and every state after the step. Shapes as in `forward`."""
+        """Runs one step. Returns every gate by name, and every state after the step. Shapes as in `forward`."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """One step. inputs: [B, I]; states: one [B, size] for each of `state_sizes`. Returns the next states."""
+        """Runs one step. inputs: [B, I]. states: [B, size] for each of `state_sizes`. Returns the next states."""
         found = self.gates(inputs, *states)
         return tuple(found[name] for name in self.state_names)
 
@@ -49,8 +49,8 @@ class RNNCell(Cell):
 
         h' = tanh(W x + U h + b)
 
-    Its gradient goes back through U and the tanh at every step, so it vanishes or explodes (Pascanu et al. 2013).
-    nonlinearity: tanh, or as in PyTorch's `nn.RNN` relu.
+    Its gradient passes through U and the tanh at every step, so it vanishes or explodes (Pascanu et al. 2013).
+    nonlinearity: tanh, or relu as in PyTorch's `nn.RNN`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: Literal["tanh", "relu"] = "tanh") -> None:
@@ -59,23 +59,24 @@ class RNNCell(Cell):
         self.squash = torch.tanh if nonlinearity == "tanh" else torch.relu
 
     def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
-        """See `Cell.gates`: the next hidden state is all that there is."""
+        """See `Cell.gates`. There is only the next hidden state."""
         (hidden,) = states
         return {"hidden": self.squash(self.joined(torch.cat([inputs, hidden], dim=1)))}
 
 
 class LSTM1997Cell(Cell):
-    """The LSTM as it began: input and output gates around the constant error carousel, and no forget gate.
+    """The original LSTM: input and output gates around the constant error carousel, and no forget gate.
 
     Hochreiter and Schmidhuber, "Long short-term memory" (1997):
 
         i = sigmoid(W_i x + U_i h + b_i)      input gate: how much of the candidate is written
         g = tanh(W_g x + U_g h + b_g)         candidate
-        c' = c + i * g                        the carousel: along it dc'/dc = 1, for ever
+        c' = c + i * g                        the carousel: dc'/dc = 1 at every step
         o = sigmoid(W_o x + U_o h + b_o)      output gate: how much of the cell is shown
         h' = o * tanh(c')
 
-    The paper squashes candidate and cell by logistic functions centred on zero; tanh, their usual form since, is used.
+    The paper squashes candidate and cell with zero-centred logistic functions. This cell uses tanh, the usual form
+    since.
     """
 
     state_names = ("hidden", "cell")
@@ -99,18 +100,18 @@ class LSTM1997Cell(Cell):
 
 
 class LSTMCell(Cell):
-    """The contemporary LSTM cell: the constant error carousel with a forget gate.
+    """The modern LSTM cell: the constant error carousel with a forget gate.
 
-    Gers, Schmidhuber, Cummins, "Learning to forget" (1999), over Hochreiter and Schmidhuber (1997):
+    Gers, Schmidhuber, Cummins, "Learning to forget" (1999), based on Hochreiter and Schmidhuber (1997):
 
         f = sigmoid(W_f x + U_f h + b_f)      forget gate: how much of the cell is kept
         i = sigmoid(W_i x + U_i h + b_i)      input gate: how much of the candidate is written
         g = tanh(W_g x + U_g h + b_g)         candidate
-        c' = f * c + i * g                    the carousel: along it, dc'/dc = f, with no squashing
+        c' = f * c + i * g                    the carousel: dc'/dc = f, with no squashing
         o = sigmoid(W_o x + U_o h + b_o)      output gate: how much of the cell is shown
         h' = o * tanh(c')
 
-    No peepholes; one bias a gate.
+    No peepholes. One bias a gate.
     """
 
     state_names = ("hidden", "cell")
@@ -136,15 +137,15 @@ class LSTMCell(Cell):
 
 
 class PeepholeLSTMCell(LSTMCell):
-    """The LSTM whose gates see the carousel itself (Gers, Schraudolph, Schmidhuber, "Learning precise timing", 2002):
+    """The LSTM whose gates also read the cell state (Gers, Schraudolph, Schmidhuber, "Learning precise timing", 2002):
 
         f = sigmoid(W_f x + U_f h + p_f * c + b_f)
         i = sigmoid(W_i x + U_i h + p_i * c + b_i)
         c' = f * c + i * tanh(W_g x + U_g h + b_g)
-        o = sigmoid(W_o x + U_o h + p_o * c' + b_o)      the output gate sees the cell as it is after the step
+        o = sigmoid(W_o x + U_o h + p_o * c' + b_o)      the output gate reads the cell after the step
         h' = o * tanh(c')
 
-    Each p is a vector: a gate sees its own unit's cell alone. ONNX's LSTM has them as its input `P`.
+    Each p is a vector: a gate reads only its own unit's cell. In ONNX's LSTM it is the input `P`.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -174,7 +175,7 @@ class CoupledLSTMCell(Cell):
         c' = f * c + i * tanh(W_g x + U_g h + b_g)
         h' = sigmoid(W_o x + U_o h + b_o) * tanh(c')
 
-    A quarter of the weights fewer. ONNX's LSTM has it as its attribute `input_forget`.
+    It has a quarter fewer weights. In ONNX's LSTM it is the attribute `input_forget`.
     """
 
     state_names = ("hidden", "cell")
@@ -199,13 +200,13 @@ class CoupledLSTMCell(Cell):
 
 
 class ProjectedLSTMCell(Cell):
-    """The LSTM whose output is a projection of what the cell shows (Sak, Senior, Beaufays, "LSTM recurrent neural
-    network architectures for large scale acoustic modeling", 2014; PyTorch's `proj_size`):
+    """The LSTM whose output is a projection of the shown cell (Sak, Senior, Beaufays, "LSTM recurrent neural network
+    architectures for large scale acoustic modeling", 2014; PyTorch's `proj_size`):
 
-        f, i, g, o, c' as in the LSTM, of x and of the projected h
+        f, i, g, o, c' as in the LSTM, from x and the projected h
         h' = W_p (o * tanh(c'))               [P], with P < H
 
-    Its hidden state has P units and its cell state H.
+    The hidden state has P units, the cell state H.
     """
 
     state_names = ("hidden", "cell")
@@ -221,7 +222,7 @@ class ProjectedLSTMCell(Cell):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """P and H."""
+        """(P, H)."""
         return self.projection_size, self.hidden_size
 
     def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
@@ -239,14 +240,14 @@ class ProjectedLSTMCell(Cell):
 
 class GRUCell(Cell):
     """The gated recurrent unit (Cho et al., "Learning phrase representations", 2014), in the form of cuDNN and PyTorch,
-    which resets after the product:
+    which applies the reset gate after the product:
 
-        r = sigmoid(W_r x + U_r h + b_r)                       reset gate: how much of the past the candidate sees
+        r = sigmoid(W_r x + U_r h + b_r)                       reset gate: how much of the past the candidate reads
         z = sigmoid(W_z x + U_z h + b_z)                       update gate: how much of the past is kept
         n = tanh(W_n x + b_n + r * (U_n h + d_n))              candidate
         h' = (1 - z) * n + z * h
 
-    ONNX's GRU has that form as its attribute `linear_before_reset`.
+    In ONNX's GRU this form is the attribute `linear_before_reset`.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -267,7 +268,7 @@ class GRUCell(Cell):
         return {"reset_gate": reset, "update_gate": update, "candidate": candidate, "hidden": hidden}
 
 
-def _lstm_gates(  # noqa: PLR0917  # the parts of an LSTM, in the order of the carousel
+def _lstm_gates(  # noqa: PLR0917  # the parts of an LSTM, in the order of the step's computation
     admit: Tensor, forget: Tensor, show: Tensor, candidate: Tensor, cell: Tensor, hidden: Tensor
 ) -> dict[str, Tensor]:
     return {
@@ -281,13 +282,13 @@ def _lstm_gates(  # noqa: PLR0917  # the parts of an LSTM, in the order of the c
 
 
 def _gate(input_size: int, hidden_size: int, fed_back_size: int | None = None) -> nn.Linear:
-    """One gate's weights over [x, h]."""
+    """Makes one gate's weights over [x, h]. fed_back_size: the size of h; default H."""
     fed_back = hidden_size if fed_back_size is None else fed_back_size
     return _uniform(nn.Linear(input_size + fed_back, hidden_size), hidden_size)
 
 
 def _uniform(linear: nn.Linear, hidden_size: int) -> nn.Linear:
-    """Weights drawn as PyTorch draws those of its recurrent layers, uniform within 1/sqrt(H)."""
+    """Draws the weights as PyTorch does for recurrent layers, uniformly within 1/sqrt(H)."""
     bound = 1.0 / math.sqrt(hidden_size)
     nn.init.uniform_(linear.weight, -bound, bound)
     nn.init.uniform_(linear.bias, -bound, bound)

@@ -1,4 +1,4 @@
-"""The curves of a training run, drawn."""
+"""Draws the curves of a training run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def plot_curves(
     loss_name: str = "training loss (nats per token)",
     is_share: bool = True,
 ) -> None:
-    """Draws training loss and validation error over the epochs into a PNG. is_share: the error is one, told in %."""
+    """Draws training loss and validation error over the epochs, as a PNG. is_share: the error is a share, shown in
+    %."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     loss_axis = figure.subplots()
     epochs = [entry.epoch + 1 for entry in history]

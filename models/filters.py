@@ -1,7 +1,7 @@
-"""A bank of filters: frames of samples to the power of each band, in short windows.
+"""A filter bank: turns frames of samples into the power of each band, in short windows.
 
-A window is multiplied with cosines and sines, and the power of a band is the sum of both products' squares: a discrete
-Fourier transform at frequencies of one's choice. Windows lie within a frame, so that nothing of it depends on others.
+A window is multiplied by cosines and sines. The power of a band is the sum of the squares of both products: a discrete
+Fourier transform at chosen frequencies. Windows lie within one frame, so frames do not depend on each other.
 
 Shapes: `B` batch, `T` frames, `N` samples of a frame, `W` windows of a frame, `K` bands.
 """
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 _FLOOR = 1e-7
-"""The power, of 1 for a full tone, below which all is silence."""
+"""Power below which everything counts as silence; a full-scale tone has power 1."""
 _VECTOR = 16
-"""The most floats that a processor takes at once."""
+"""The most floats in one vector register."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """rate: samples a second; frame, window: their samples; hop: samples between the beginnings of two windows of a
-    frame, which lie within it; low, high: the first and the last band's frequency in hertz."""
+    """The windows and bands. rate: samples a second. frame, window: their lengths in samples. hop: samples from the
+    beginning of one window to the next; windows lie within a frame. low, high: first and last band in hertz."""
 
     rate: int = 8000
     frame: int = 320
@@ -35,18 +35,18 @@ class Bands:
 
     @property
     def begins(self) -> range:
-        """Of the windows of a frame."""
+        """The first sample of each window of a frame."""
         return range(0, self.frame - self.window + 1, self.hop)
 
     @property
     def feature_size(self) -> int:
-        """The numbers that a frame becomes: W * (K + 2)."""
+        """How many numbers a frame becomes: W * (K + 2)."""
         return len(self.begins) * (self.count + 2)
 
 
 class FilterBank(nn.Module):
-    """Of each window the contrast of the bands, which is their loudness over the mean of all, the largest contrast, and
-    the mean. Only the mean changes with the gain. There is nothing to learn."""
+    """Computes for each window the contrast of each band, which is its loudness minus the mean of all bands, then the
+    largest contrast, and the mean. Loudness is logarithmic. Only the mean depends on the gain. It has no parameters."""
 
     bank: Tensor
     contrasts: Tensor
@@ -57,12 +57,12 @@ class FilterBank(nn.Module):
         frequencies = torch.linspace(bands.low, bands.high, bands.count, dtype=torch.float64)
         times = torch.arange(bands.window, dtype=torch.float64) / bands.rate
         angles = 2.0 * math.pi * times[:, None] * frequencies  # [window, K]
-        # silent bands fill up to whole vectors of the processor, so that all logarithms are taken in the same way: the
-        # last few of an array, which are no whole vector, have other bits, and which they are depends on the batch
+        # silent bands pad to whole vector registers, so that all logarithms are computed in the same way: the last
+        # elements of an array that do not fill a register get other bits, and which ones these are depends on the batch
         fill = -bands.count % _VECTOR
         parts = [nn.functional.pad(part * (2.0 / bands.window), (0, fill)) for part in (angles.cos(), angles.sin())]
         self.register_buffer("bank", torch.cat(parts, dim=1).float(), persistent=False)
-        # one product, as a mean's sum may run in another order in another batch
+        # a matrix product, because the order of a mean's sum may depend on the batch
         mean = torch.full((bands.count, 1), 1.0 / bands.count)
         contrasts = torch.cat([torch.eye(bands.count) - mean, mean], dim=1)
         self.register_buffer("contrasts", nn.functional.pad(contrasts, (0, 0, 0, fill)), persistent=False)

@@ -1,8 +1,9 @@
-"""The encoder-decoder forecaster: it reads a series of real numbers, and goes on with it.
+"""The encoder-decoder forecaster: reads a series of real numbers and continues it.
 
-The encoder reads the history once. The decoder takes a value and gives the next, so that its own values, fed back, are
-a forecast of any horizon, and observed ones correct it. Everything is told relative to the last value of the history,
-which is part of the state: a level that was never seen in training is none to the layers.
+The encoder reads the history once. The decoder reads a value and outputs the next one. So a forecast of any horizon
+feeds the decoder's own values back, and observed values correct it. The layers read all values relative to the
+history's last value, the level, which is part of the state. So a level that never occurred in training makes no
+difference to them.
 
 Shapes: `B` batch, `S` source, `T` time, `L` layers, `H` hidden, `F` features.
 """
@@ -20,7 +21,7 @@ from models.stack import RecurrentStack
 
 @dataclass(frozen=True, slots=True)
 class ForecasterConfig:
-    """The sizes of a `Forecaster`. scale: what changes of a value are divided by, about their standard deviation."""
+    """The sizes of a `Forecaster`. scale: divides changes of a value; about their standard deviation."""
 
     feature_size: int = 1
     hidden_size: int = 64
@@ -30,12 +31,12 @@ class ForecasterConfig:
     scale: float = 1.0
 
     def to_json(self) -> dict[str, int | float | str]:
-        """The sizes by name, as a checkpoint keeps them."""
+        """Returns the sizes by name, as stored in a checkpoint."""
         return asdict(self)
 
 
 class ForecastEncoder(nn.Module):
-    """Reads the whole history once; gives the decoder's initial state, and the level."""
+    """Reads the whole history once. Returns the decoder's initial state, and the level."""
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class ForecastEncoder(nn.Module):
 
 
 class ForecastDecoder(nn.Module):
-    """One step, or a ragged chunk of steps, from explicit state to explicit state."""
+    """Runs one step, or a ragged chunk of steps, with explicit state."""
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
@@ -77,8 +78,8 @@ class ForecastDecoder(nn.Module):
         """features: [B, T, F]; lengths: [B] int64 in 1..T, or None; states: the stack's, [L, B, H] each, then the
         level, [B, F].
 
-        Returns the value after each, [B, T, F] (meaningless past a row's length), and the next states, the level as it
-        was.
+        Returns the value after each step, [B, T, F] (undefined past a row's length), and the next states, with the
+        level unchanged.
         """
         *carried, level = states
         inputs = ((features - level.unsqueeze(1)) / self.config.scale).transpose(0, 1)  # [T, B, F]
@@ -97,7 +98,7 @@ class Forecaster(nn.Module):
         self.decoder = ForecastDecoder(config)
 
     def forward(self, source: Tensor, lengths: Tensor, horizon: int) -> Tensor:
-        """source: [B, S, F]; lengths: [B]. Returns the forecast, [B, horizon, F]: its own values fed back."""
+        """source: [B, S, F]; lengths: [B]. Returns the forecast, [B, horizon, F], with its own values fed back."""
         states = self.encoder(source, lengths)
         last = (lengths - 1).reshape(-1, 1, 1).expand(-1, 1, self.config.feature_size)
         value = source.gather(1, last)

@@ -1,4 +1,4 @@
-"""The language model: it says what comes next after each token."""
+"""The language model: predicts the next token after each token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.token_stack import TokenStack
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelConfig:
-    """The sizes of a `LanguageModel`. projection_size: for the cell "lstm-projected" alone."""
+    """The sizes of a `LanguageModel`. projection_size: only for the cell "lstm-projected"."""
 
     vocabulary_size: int
     embedding_size: int
@@ -24,12 +24,12 @@ class LanguageModelConfig:
     projection_size: int = 0
 
     def to_json(self) -> dict[str, int | float | str]:
-        """The sizes by name, as a checkpoint keeps them."""
+        """Returns the sizes by name, as stored in a checkpoint."""
         return asdict(self)
 
 
 class LanguageModel(TokenStack):
-    """Logits over the vocabulary that it reads: see `TokenStack`."""
+    """Computes logits over the vocabulary that it reads: see `TokenStack`."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config, config.vocabulary_size)
@@ -37,7 +37,7 @@ class LanguageModel(TokenStack):
 
 
 def random_language_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel:
-    """An untrained model, every weight drawn from the uniform distribution of PyTorch's LSTM, +-1/sqrt(H)."""
+    """Makes an untrained model, with every weight drawn uniformly within +-1/sqrt(H), as PyTorch's LSTM does."""
     model = LanguageModel(config)
     generator = torch.Generator().manual_seed(seed)
     bound = 1.0 / math.sqrt(config.hidden_size)

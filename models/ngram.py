@@ -1,7 +1,7 @@
-"""A character n-gram with interpolated Kneser-Ney smoothing: what a language model has to be better than.
+"""A character n-gram with interpolated Kneser-Ney smoothing: the baseline for language models.
 
-Kneser and Ney, "Improved backing-off for m-gram language modeling" (1995), interpolated as Chen and Goodman, "An
-empirical study of smoothing techniques" (1999), section 3, with one discount an order, n1 / (n1 + 2 n2).
+Kneser and Ney, "Improved backing-off for m-gram language modeling" (1995), interpolated as in Chen and Goodman, "An
+empirical study of smoothing techniques" (1999), section 3, with one discount for each order, n1 / (n1 + 2 n2).
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 _DISCOUNT = 0.5
-"""Where nothing was seen once, so that the formula gives none."""
+"""The discount when no n-gram was seen exactly once, so that the formula has no value."""
 
 
 class KneserNey:
-    """An n-gram of the given order, trained on sequences of ids. vocabulary_size: ids are 0 to that less one."""
+    """An n-gram of the given order, trained on sequences of ids. Ids are 0 to vocabulary_size - 1."""
 
     def __init__(self, sequences: Iterable[Sequence[int]], *, order: int, vocabulary_size: int) -> None:
         self.order = order
         self._vocabulary_size = vocabulary_size
         counts: Counter[tuple[int, ...]] = Counter()
         for sequence in sequences:
-            for size in range(1, order):  # where a sequence begins there is no more of a context
+            for size in range(1, order):  # at the beginning of a sequence, contexts are shorter
                 counts[tuple(sequence[:size])] += 1
             counts.update(zip(*(sequence[start:] for start in range(order)), strict=False))
         self._levels: list[_Level] = []
         for size in range(order, 0, -1):
             of_size = {gram: count for gram, count in counts.items() if len(gram) == size}
             self._levels.insert(0, _Level(of_size))
-            shorter = Counter(gram[1:] for gram in of_size if size > 1)  # in how many contexts each is seen
+            shorter = Counter(gram[1:] for gram in of_size if size > 1)  # the number of contexts of each
             for gram, count in counts.items():
                 if len(gram) == size - 1:
-                    shorter[gram] += count  # of a sequence's beginning
+                    shorter[gram] += count  # n-grams at the beginning of sequences
             counts = shorter
 
     def probability(self, context: Sequence[int], token: int) -> float:
-        """Of a token after the ones before it, of which the last `order` - 1 count. Above 0."""
+        """Returns the probability of a token after a context, whose last `order` - 1 tokens count. It is above 0."""
         result = 1.0 / self._vocabulary_size
         for size, level in enumerate(self._levels):
             if size > len(context):
@@ -45,7 +45,7 @@ class KneserNey:
         return result
 
     def bits(self, sequence: Sequence[int]) -> float:
-        """The sum of -log2 of the probabilities of a sequence's tokens but the first, each after those before it."""
+        """Returns the sum of -log2 of the probabilities of all tokens except the first, each given those before it."""
         longest = self.order - 1
         return -sum(
             math.log2(self.probability(sequence[max(0, at - longest) : at], sequence[at]))
@@ -54,7 +54,7 @@ class KneserNey:
 
 
 class _Level:
-    """Counts of one length: totals and kinds by context."""
+    """The counts of n-grams of one length: total count and number of distinct n-grams by context."""
 
     def __init__(self, counts: dict[tuple[int, ...], int]) -> None:
         self._counts = counts

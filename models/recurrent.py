@@ -1,9 +1,11 @@
-"""Recurrent layers of every cell: fast in PyTorch, plain ONNX operators when exported.
+"""Recurrent layers for every cell: fast in PyTorch, plain ONNX operators when exported.
 
-In PyTorch a layer calls the fused kernel of its cell, or where there is none unrolls the cell itself. Inside
-`torch.onnx.export` it emits ONNX's own `GRU` or `LSTM` operator, with explicit initial and final state and
-`sequence_lens`, so that a row's bits do not depend on its batch, its chunk or padding. The operator has no projection,
-and the bits of ONNX Runtime's `RNN` depend on batch and chunk: those layers become a `Scan`, whose do not.
+In PyTorch, a layer calls the fused kernel of its cell, or unrolls the cell if there is no kernel. In
+`torch.onnx.export` it emits ONNX's `GRU` or `LSTM` operator, with explicit initial and final state and `sequence_lens`,
+so that a row's bits do not depend on its batch, its chunk or padding. Two kinds become a `Scan` instead, whose bits do
+not depend on them
+either: projected layers, because the operator has no projection, and vanilla layers, because the bits of ONNX Runtime's
+`RNN` depend on batch and chunk.
 
 Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O` output size (H, or P when projected).
 """
@@ -31,19 +33,19 @@ _UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell
     "lstm-peephole": PeepholeLSTMCell,
     "lstm-coupled": CoupledLSTMCell,
 }
-"""The cells for which PyTorch has no kernel."""
+"""The cells without a kernel in PyTorch."""
 
 
 def state_names(kind: CellKind) -> tuple[str, ...]:
-    """What a layer of such cells carries from step to step."""
+    """The names of the states that a layer of this kind carries from step to step."""
     return ("hidden",) if kind in ("rnn", "gru") else ("hidden", "cell")
 
 
 class RecurrentLayer(nn.Module):
-    """One layer, forward or bi-directional, time first, with explicit state.
+    """One forward or bidirectional layer, time first, with explicit state.
 
-    projection_size: P, for "lstm-projected" alone. nonlinearity: of "rnn" alone. Call `prepare_for_export` once before
-    `torch.onnx.export`. Raises ValueError for sizes that do not go with the kind.
+    projection_size: P; only for "lstm-projected". nonlinearity: only for "rnn". Call `prepare_for_export` once before
+    `torch.onnx.export`. Raises ValueError for sizes that the kind does not allow.
     """
 
     onnx_weight: Tensor
@@ -82,19 +84,19 @@ class RecurrentLayer(nn.Module):
 
     @property
     def output_size(self) -> int:
-        """O, of one direction."""
+        """O, for one direction."""
         return self.state_sizes[0]
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """The last axis of each state."""
+        """The size of the last axis of each state."""
         if self.kind == "lstm-projected":
             return self.rnn.proj_size, self.hidden_size
         return (self.hidden_size,) * len(state_names(self.kind))
 
     @property
     def is_scanned(self) -> bool:
-        """Whether it is exported as a `Scan`."""
+        """Whether the layer is exported as a `Scan`."""
         return self.kind in ("lstm-projected", "rnn")
 
     def forward(self, inputs: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
@@ -118,9 +120,9 @@ class RecurrentLayer(nn.Module):
         return (outputs, *carried) if len(states) > 1 else (outputs, carried)
 
     def prepare_for_export(self) -> None:
-        """Registers the weights in ONNX's layout: gates i, o, f, c or z, r, h, and peepholes i, o, f."""
+        """Registers the weights in ONNX's layout: gates i, o, f, c (LSTM) or z, r, h (GRU), and peepholes i, o, f."""
         if self.is_scanned:
-            return  # its own weights are used as they are
+            return  # a `Scan` uses the layer's own weights
         directions = [self.cell(direction) for direction in range(self.num_directions)]
         laid_out = [onnx_layout(cell) for cell in directions]
         for name, tensors in zip(("weight", "recurrence", "bias"), zip(*laid_out, strict=True), strict=True):
@@ -134,10 +136,10 @@ class RecurrentLayer(nn.Module):
             self.register_buffer("onnx_peephole", torch.stack(peepholes).detach(), persistent=False)  # [D, 3H]
 
     def cell(self, direction: int = 0) -> Cell:
-        """The cell of a direction, written out: the layer's own, or one with the weights of its kernel."""
+        """Returns the written-out cell of a direction: the layer's own, or one with the weights of its kernel."""
         if self.cells:
             cell = self.cells[direction]
-            assert isinstance(cell, Cell)  # noqa: S101  # of `_UNROLLED`
+            assert isinstance(cell, Cell)  # noqa: S101  # all of `_UNROLLED` are cells
             return cell
         return cell_of(self.rnn, reverse=direction == 1)
 
@@ -151,7 +153,7 @@ class RecurrentLayer(nn.Module):
         return (torch.cat(outputs, dim=-1), *(torch.stack(tensors) for tensors in zip(*finals, strict=True)))
 
     def _emit(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The operator."""
+        """Emits the ONNX operator."""
         steps, rows, _ = inputs.shape
         directions, size = self.num_directions, self.hidden_size
         sequence_lens = None if lengths is None else lengths.to(torch.int32)
@@ -180,7 +182,7 @@ class RecurrentLayer(nn.Module):
         return (outputs.transpose(1, 2).reshape(steps, rows, directions * size), *finals)
 
     def _scan(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The steps of a projected layer, or of a vanilla one."""
+        """Emits a `Scan` for each direction of a projected or vanilla layer."""
         steps = torch.arange(inputs.shape[0])[:, None]
         real = steps >= 0 if lengths is None else steps < lengths[None, :]
         real = real.expand(inputs.shape[0], inputs.shape[1]).unsqueeze(-1)  # [T, B, 1]
@@ -195,8 +197,9 @@ class RecurrentLayer(nn.Module):
     def _scan_direction(
         self, inputs: Tensor, real: Tensor, states: tuple[Tensor, ...], direction: int
     ) -> tuple[Tensor, ...]:
-        """One direction: the products of all inputs at once, then those of the state step by step; where a row is not
-        real its state stays, so that the way back begins at each row's own end. states: [B, size] each."""
+        """Scans one direction. The products of all inputs are computed at once, those of the state step by step. Past a
+        row's length its state does not change, so the reverse direction begins at each row's own end. states: [B, size]
+        each."""
         suffix = "_l0" + "_reverse" * direction
         weight_x, weight_h, bias_x, bias_h = (
             getattr(self.rnn, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -227,7 +230,7 @@ def unroll(
     """Runs a cell over a ragged batch, step by step.
 
     inputs: [T, B, I]; lengths: [B] or None; states: [B, size] each. Returns outputs [T, B, O], zero past a row's
-    length, and the states after each row's last step; `reverse` goes from the last step to the first.
+    length, and the states after each row's last step. reverse: run from the last step to the first.
     """
     num_steps = inputs.shape[0]
     carried = tuple(states)

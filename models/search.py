@@ -1,4 +1,4 @@
-"""Greedy and beam search over a `Seq2Seq`, for evaluation while training. Serving has its own, over ONNX graphs."""
+"""Greedy and beam search over a `Seq2Seq`, for evaluation during training. The server has its own, over ONNX graphs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def beam_search(
     eos_id: int,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """The best target for each source; beam_size 1 is greedy search.
+    """Returns the best target for each source. beam_size 1 is greedy search.
 
-    source: [B, S] int64; source_lengths: [B] or None. Returns B token lists without start and end tokens.
-    The score of a hypothesis is the log-probability of its tokens over their number to the power of length_penalty, the
-    end token included.
+    source: [B, S] int64; source_lengths: [B] or None. Returns B token lists without start and end tokens. The score of
+    a hypothesis is the sum of its tokens' log-probabilities, the end token included, divided by their number to the
+    power of length_penalty.
     """
     rows, width = source.shape[0], beam_size
     carried = model.carried(source, source_lengths)
@@ -39,7 +39,7 @@ def beam_search(
 
     tokens = source.new_full((rows, width, 1), bos_id)
     total = torch.full((rows, width), float("-inf"), device=source.device)
-    total[:, 0] = 0.0  # all beams of a row begin alike, so only one may compete
+    total[:, 0] = 0.0  # all beams of a row begin equal, so only one may compete
     finished = torch.zeros(rows, width, dtype=torch.bool, device=source.device)
     lengths = torch.zeros(rows, width, device=source.device)
 
@@ -48,7 +48,7 @@ def beam_search(
         step = logits[:, 0].float().log_softmax(-1).view(rows, width, -1)  # [B, K, V]
         vocabulary = step.shape[-1]
         only_eos = torch.full_like(step, float("-inf"))
-        only_eos[..., eos_id] = 0.0  # a finished beam stays as it is
+        only_eos[..., eos_id] = 0.0  # a finished beam does not change
         step = torch.where(finished.unsqueeze(-1), only_eos, step)
         candidates = total.unsqueeze(-1) + step
         candidate_lengths = (lengths + (~finished)).unsqueeze(-1)
@@ -79,10 +79,10 @@ def search_all(
     batch_size: int,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """`beam_search` for sources of any lengths, in batches of one length each, so that none needs padding.
+    """Runs `beam_search` for sources of any lengths, in batches of equal length, so that none needs padding.
 
-    max_tokens: of a target, and never more than twice as many as the source has and 16: a search that does not end
-    would cost its whole batch the rest.
+    max_tokens: of a target, at most twice the source's tokens plus 16. Otherwise one search that does not end would
+    cost its whole batch the remaining steps.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for place, source in enumerate(sources):

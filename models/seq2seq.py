@@ -1,8 +1,8 @@
-"""The encoder-decoder, with attention or without: a bi-directional encoder, a bridge, a decoder.
+"""The encoder-decoder, with or without attention: a bidirectional encoder, a bridge, a decoder.
 
-The decoder is built so that a chunk of steps is one run of each layer: attention looks from the first
-layer's output and feeds the layers above (as in GNMT, Wu et al. 2016), so no step needs the previous
-step's attention as an input, and the recurrence is nothing but `hidden` and `cell`.
+In the decoder, attention is computed from the first layer's output and feeds the layers above (as in GNMT, Wu et al.
+2016). No step needs the attention of the step before. So the recurrent state is only `hidden` and `cell`, and each
+layer runs a whole chunk of steps at once.
 
 Shapes: `B` batch, `S` source, `T` target time, `L` decoder layers, `H` hidden, `A` attention size, `V` vocabulary.
 """
@@ -20,9 +20,9 @@ from models.recurrent import CellKind, RecurrentLayer, state_names
 
 @dataclass(frozen=True, slots=True)
 class Seq2SeqConfig:
-    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding. cell: any but "lstm-projected".
-    has_shared_embedding: whether source, target and logits have one embedding (Press and Wolf 2017), which needs one
-    vocabulary, and an embedding as large as a hidden state. Raises ValueError for sizes that do not go together."""
+    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding. cell: any except "lstm-projected".
+    has_shared_embedding: whether source, target and logits share one embedding (Press and Wolf 2017). That needs one
+    vocabulary and embedding_size = hidden_size. Raises ValueError for sizes that do not fit together."""
 
     source_vocabulary_size: int
     target_vocabulary_size: int
@@ -42,16 +42,16 @@ class Seq2SeqConfig:
 
     @property
     def attended_size(self) -> int:
-        """Of what attention adds to an output; 0 without it."""
+        """The size of the attention's part of an output; 0 without attention."""
         return 0 if self.attention == "none" else self.attention_size
 
     def to_json(self) -> dict[str, int | float | str]:
-        """The sizes by name, as a checkpoint keeps them."""
+        """Returns the sizes by name, as stored in a checkpoint."""
         return asdict(self)
 
 
 class Encoder(nn.Module):
-    """Reads the whole source once; gives the attention memory and the decoder's initial state."""
+    """Reads the whole source once. Returns the attention memory and the decoder's initial state."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ class Encoder(nn.Module):
 
     @staticmethod
     def _bridge(bridge: nn.Module, finals: list[Tensor]) -> Tensor:
-        """Encoder layer l's two final states become decoder layer l's initial one: [L, B, H]."""
+        """Makes the decoder's initial states from the encoder's final ones, layer by layer: [L, B, H]."""
         joined = torch.stack([torch.cat([final[0], final[1]], dim=1) for final in finals])  # [L, B, 2H]
         return torch.tanh(bridge(joined))
 
 
 class Decoder(nn.Module):
-    """One step, or a ragged chunk of steps, from explicit state to explicit state."""
+    """Runs one step, or a ragged chunk of steps, with explicit state."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         """tokens: [B, T] int64; lengths: [B] int64 in 1..T, or None; carried: the states, [L, B, H] each, then with
         attention memory: [B, S, A], and memory_mask: [B, S] bool.
 
-        Returns logits [B, T, V] (meaningless past a row's length) and the next states.
+        Returns logits [B, T, V] (undefined past a row's length) and the next states.
         """
         num_states = len(state_names(self.config.cell))
         states, contexts = carried[:num_states], carried[num_states:]
@@ -141,13 +141,13 @@ class Decoder(nn.Module):
         return (logits, *(torch.cat(tensors) for tensors in zip(*following, strict=True)))
 
     def read_out(self, outputs: Tensor) -> Tensor:
-        """outputs: [..., H + A], the last layer's and what was attended. Returns logits [..., V]."""
+        """outputs: [..., H + A], the last layer's output and the attention's. Returns logits [..., V]."""
         logits: Tensor = self.logits(self.dropout(torch.tanh(self.readout(outputs))))
         return logits
 
 
 class DecoderReadout(nn.Module):
-    """What comes after a state as it is: the logits of the step that led to it, without a step."""
+    """Computes the logits of the step that led to a state, without another step."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -160,12 +160,12 @@ class DecoderReadout(nn.Module):
         if contexts:
             query = hidden[:1].transpose(0, 1)
             parts.append(self.decoder.attention(query, *contexts).transpose(0, 1))  # [1, B, A]
-        # [1, B, V], as in a step: plain matrices get other products, of other bits
+        # the shape [1, B, V] as in a step: a plain matrix product gives other bits
         return self.decoder.read_out(torch.cat(parts, dim=-1)).squeeze(0)
 
 
 class Seq2Seq(nn.Module):
-    """Encoder and decoder together, for training by teacher forcing."""
+    """Encoder and decoder together, for training with teacher forcing."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Seq2Seq(nn.Module):
         return logits
 
     def carried(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, ...]:
-        """What the decoder begins with: the states, then the contexts."""
+        """Returns what the decoder begins with: the states, then the contexts."""
         num_contexts = 0 if self.config.attention == "none" else 2
         found = self.encoder(source, source_lengths)
         return (*found[num_contexts:], *found[:num_contexts])

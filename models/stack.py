@@ -1,4 +1,4 @@
-"""Recurrent layers on top of each other, with dropout between them and one array a state.
+"""Stacked recurrent layers, with dropout between them and one array for each kind of state.
 
 Shapes: `B` batch, `T` time, `L` layers, `I` input size, `O` output size.
 """
@@ -12,7 +12,7 @@ from models.recurrent import CellKind, RecurrentLayer, state_names
 
 
 class RecurrentStack(nn.Module):
-    """Forward layers of one kind of cell. The arrays of its states are named `state_names`, of `state_sizes` each."""
+    """Forward layers of one kind of cell. Its state arrays are `state_names`, with last axes of `state_sizes`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class RecurrentStack(nn.Module):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """The last axis of each state."""
+        """The size of the last axis of each state."""
         layer = self.layers[0]
         assert isinstance(layer, RecurrentLayer)  # noqa: S101  # made above
         return layer.state_sizes
@@ -62,5 +62,5 @@ class RecurrentStack(nn.Module):
         return (outputs, *(torch.cat(tensors) for tensors in zip(*following, strict=True)))
 
     def zeros(self, num_rows: int) -> tuple[Tensor, ...]:
-        """The states of rows at their start."""
+        """Returns the initial states of rows, all zeros."""
         return tuple(torch.zeros(self.num_layers, num_rows, size) for size in self.state_sizes)

@@ -1,4 +1,4 @@
-"""The sequence tagger: one tag after each token, as it comes."""
+"""The sequence tagger: outputs one tag after each token, as the tokens arrive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.token_stack import TokenStack
 
 @dataclass(frozen=True, slots=True)
 class TaggerConfig:
-    """The sizes of a `Tagger`. Its tokens and its tags are vocabularies of their own."""
+    """The sizes of a `Tagger`. Tokens and tags have separate vocabularies."""
 
     vocabulary_size: int
     num_tags: int
@@ -22,12 +22,12 @@ class TaggerConfig:
     projection_size: int = 0
 
     def to_json(self) -> dict[str, int | float | str]:
-        """The sizes by name, as a checkpoint keeps them."""
+        """Returns the sizes by name, as stored in a checkpoint."""
         return asdict(self)
 
 
 class Tagger(TokenStack):
-    """Logits over the tags: see `TokenStack`."""
+    """Computes logits over the tags: see `TokenStack`."""
 
     def __init__(self, config: TaggerConfig) -> None:
         super().__init__(config, config.num_tags)

@@ -1,6 +1,6 @@
-"""What models of tokens have in common: an embedding, a stack of recurrent layers, a projection to logits.
+"""The common part of models that read tokens: an embedding, recurrent layers, and a projection to logits.
 
-Shapes: `B` batch, `T` time, `L` layers, `V` what the logits are over.
+Shapes: `B` batch, `T` time, `L` layers, `V` size of the logits.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from models.stack import RecurrentStack
 
 
 class Sizes(Protocol):
-    """What it needs to know of its sizes."""
+    """The sizes of a `TokenStack`."""
 
     @property
     def vocabulary_size(self) -> int:
-        """Of what it reads."""
+        """Number of tokens that the model can read."""
 
     @property
     def embedding_size(self) -> int:
-        """Of a token."""
+        """Size of a token's embedding."""
 
     @property
     def hidden_size(self) -> int:
-        """Of each layer."""
+        """Size of each layer."""
 
     @property
     def num_layers(self) -> int:
@@ -34,19 +34,19 @@ class Sizes(Protocol):
 
     @property
     def dropout(self) -> float:
-        """The share of units that are left out in training."""
+        """The share of units that training drops."""
 
     @property
     def cell(self) -> CellKind:
-        """The layers' kind."""
+        """The kind of cell in all layers."""
 
     @property
     def projection_size(self) -> int:
-        """For the cell "lstm-projected", else 0."""
+        """Only for the cell "lstm-projected"; otherwise 0."""
 
 
 class TokenStack(nn.Module):
-    """Logits after each token; one step or a ragged chunk of them, from explicit state to explicit state."""
+    """Computes the logits after each token. Runs one step, or a ragged chunk of steps, with explicit state."""
 
     def __init__(self, sizes: Sizes, output_size: int) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class TokenStack(nn.Module):
         self.projection = nn.Linear(self.stack.output_size, output_size)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
-        """tokens: [B, T] int64; lengths: [B] int64 in 1..T, or None when every row is T long; states: the stack's, [L,
-        B, size] each.
+        """tokens: [B, T] int64; lengths: [B] int64 in 1..T, or None when every row is T long; states: the stack's,
+        [L, B, size] each.
 
-        Returns logits [B, T, V] (meaningless past a row's length) and the next states.
+        Returns logits [B, T, V] (undefined past a row's length) and the next states.
         """
         outputs = self.dropout(self.embedding(tokens)).transpose(0, 1)  # [T, B, E]
         outputs, *following = self.stack(outputs, lengths, *states)
@@ -74,7 +74,7 @@ class TokenStack(nn.Module):
 
 
 class TokenReadout(nn.Module):
-    """What comes after a state as it is: the logits of the step that led to it, without a step."""
+    """Computes the logits of the step that led to a state, without another step."""
 
     def __init__(self, model: TokenStack) -> None:
         super().__init__()
@@ -82,5 +82,5 @@ class TokenReadout(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [L, B, size]. Returns logits [B, V]."""
-        logits: Tensor = self.projection(hidden[-1:])  # [1, B, V], as in a step: a plain matrix gets another product
+        logits: Tensor = self.projection(hidden[-1:])  # [1, B, V], as in a step: a plain matrix product differs in bits
         return logits.squeeze(0)

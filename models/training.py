@@ -1,9 +1,9 @@
-"""A small training loop: seeded, resumable after a kill, stopped early, with averaged weights.
+"""A small training loop: seeded, resumable after a kill, with early stopping and averaged weights.
 
-What a recipe owns (data, batches, evaluation) comes in as functions; what is here knows no task. A run is
-a folder: `last.safetensors` (weights, their average, optimiser moments), `best.safetensors` (the averaged
-weights of the best epoch) and `history.json`. Every epoch draws its randomness from (seed, epoch) alone, so a run that
-was killed and resumed is the run that was not.
+The recipe passes data, batches and evaluation as functions; the loop knows no task. A run is a folder:
+`last.safetensors` (weights, their average, optimiser moments), `best.safetensors` (the averaged weights of the best
+epoch) and `history.json`. All randomness of an epoch comes from (seed, epoch). So a run that was killed and resumed
+gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """learning_rate: the peak, after warm-up, decaying as a cosine to a hundredth of it over `epochs`.
-    average_decay: decay a step of the exponential moving average of the weights, which is what is evaluated and kept.
-    patience: epochs without a better validation score before training stops."""
+    """How to train. learning_rate: the peak after warm-up; it decays as a cosine to a hundredth over `epochs`.
+    average_decay: decay for each step of the exponential moving average of the weights, which is evaluated and saved.
+    patience: training stops after this many epochs without a better validation error."""
 
     epochs: int = 28
     learning_rate: float = 1.5e-3
@@ -44,7 +44,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of a run's history. validation_error: the score that early stopping minimises."""
+    """One entry of a run's history. validation_error: the score that early stopping minimises."""
 
     epoch: int
     training_loss: float
@@ -61,10 +61,10 @@ def train(
     validation_error: Callable[[nn.Module], float],
     metadata: dict[str, str],
 ) -> list[Epoch]:
-    """Trains `model`, resuming from `run` when it holds an unfinished one, and returns the history.
+    """Trains `model` and returns the history. Resumes the run in the folder `run` if there is an unfinished one.
 
     batches(epoch): that epoch's batches, shuffled by the recipe from (seed, epoch). loss(model, batch): a scalar.
-    validation_error(model): called with the averaged weights. metadata goes into every checkpoint's header.
+    validation_error(model): called with the averaged weights. metadata: written into the header of every checkpoint.
     """
     run.mkdir(parents=True, exist_ok=True)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -108,26 +108,26 @@ def train(
 
 
 def half_precision() -> torch.autocast:
-    """A context in which modules compute in bfloat16 where this processor can, and as they are where it cannot."""
-    can = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch itself asks so, and has no other way
+    """Returns a context in which modules compute in bfloat16, if this processor supports it."""
+    can = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch uses this check itself and has no public one
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=can)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the metadata of a `best.safetensors`."""
+    """Returns the weights and the metadata of a `best.safetensors`."""
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
     return load_file(path), metadata
 
 
 def load_trained(checkpoint: Path, name: str, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """The trained model of a checkpoint, in evaluation mode. name: of the recipe; build: makes a model of its sizes.
-    Raises ValueError when the checkpoint is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. name: the recipe's model. build: makes a model from its
+    sizes. Raises ValueError when the checkpoint belongs to another recipe."""
     weights, metadata = load_checkpoint(checkpoint)
     if metadata.get("model") != name:
         raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {name!r}")
     model = build(json.loads(metadata["config"]))
-    if weights.keys() != dict(model.named_parameters()).keys():  # of which one that is shared has one name
+    if weights.keys() != dict(model.named_parameters()).keys():  # lists a shared parameter once
         raise ValueError(f"{checkpoint} has not the weights of {name!r}")
     model.load_state_dict(weights, strict=False)
     model.eval()
@@ -135,7 +135,7 @@ def load_trained(checkpoint: Path, name: str, build: Callable[[dict[str, Any]], 
 
 
 def write_evaluation(checkpoint: Path, found: dict[str, object]) -> dict[str, object]:
-    """Writes what a recipe found of a checkpoint as `evaluation.json` beside it, and prints and returns it."""
+    """Writes a recipe's evaluation of a checkpoint to `evaluation.json` beside it. Prints and returns it."""
     result = {"checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), **found}
     (checkpoint.parent / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
@@ -143,13 +143,13 @@ def write_evaluation(checkpoint: Path, found: dict[str, object]) -> dict[str, ob
 
 
 def load_history(run: Path) -> list[Epoch]:
-    """The history of a run, one entry an epoch; empty for a run that has not ended its first."""
+    """Returns the history of a run, one entry for each epoch; empty before the first epoch has ended."""
     path = run / "history.json"
     return [Epoch(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
 
 
 class _weights_of:
-    """Swaps a model's parameters for others while a `with` block runs."""
+    """Swaps a model's parameters for others during a `with` block."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         self._model, self._weights = model, weights
@@ -182,7 +182,7 @@ def _exhausted(history: list[Epoch], patience: int) -> bool:
     return history[-1].epoch - best.epoch >= patience
 
 
-def _save(  # noqa: PLR0917  # all that a run is
+def _save(  # noqa: PLR0917  # the whole state of a run
     run: Path,
     model: nn.Module,
     average: dict[str, Tensor],

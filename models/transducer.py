@@ -1,9 +1,9 @@
-"""The neural transducer: it hears frames, and after each says as many tokens as it has heard, often none.
+"""The neural transducer: reads frames, and after each frame emits as many tokens as it has recognized, often none.
 
-Graves, "Sequence transduction with recurrent neural networks" (2012). An encoder reads the frames, a predictor the
-tokens said so far, and a joiner gives the logits of what comes next at one frame: a token, after which the same frame
-is asked again, or the blank, after which the next frame is. Encoder and predictor go from explicit state to explicit
-state, and nothing looks ahead, so that sound can be heard as it comes.
+Graves, "Sequence transduction with recurrent neural networks" (2012). An encoder reads the frames, a predictor reads
+the tokens emitted so far, and a joiner computes the next logits at one frame. If the chosen token is not the blank, the
+joiner runs again at the same frame; after a blank, the next frame follows. Encoder and predictor have explicit state,
+and nothing looks ahead, so sound can be processed as it arrives.
 
 Shapes: `B` batch, `T` frames, `N` samples of a frame, `U` tokens, `L` layers, `H` hidden, `J` joined size, `V`
 vocabulary.
@@ -26,7 +26,7 @@ from models.transducer_loss import BLANK_ID
 
 @dataclass(frozen=True, slots=True)
 class TransducerConfig:
-    """The sizes of a `Transducer`. joined_size: J, of what encoder and predictor give the joiner."""
+    """The sizes of a `Transducer`. joined_size: J, the size of the joiner's two inputs."""
 
     vocabulary_size: int
     hidden_size: int = 80
@@ -37,12 +37,12 @@ class TransducerConfig:
     dropout: float = 0.0
 
     def to_json(self) -> dict[str, int | float]:
-        """The sizes by name, as a checkpoint keeps them."""
+        """Returns the sizes by name, as stored in a checkpoint."""
         return asdict(self)
 
 
 class TransducerEncoder(nn.Module):
-    """Frames of samples to what the joiner hears; one frame or a chunk of them."""
+    """Encodes frames of samples for the joiner, one frame or a chunk of frames at a time."""
 
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TransducerEncoder(nn.Module):
 
 
 class TransducerPredictor(nn.Module):
-    """Tokens said so far to what the joiner knows of them. The blank stands before the first."""
+    """Encodes the tokens emitted so far for the joiner. The first input is the blank."""
 
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
@@ -76,21 +76,20 @@ class TransducerPredictor(nn.Module):
 
 
 class TransducerJoiner(nn.Module):
-    """Both sides to logits."""
+    """Computes logits from an encoded frame and the encoded tokens."""
 
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(config.joined_size, config.vocabulary_size)
 
     def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        """encoded, predicted: [..., J], of which each may have axes of size 1 where the other has more. Returns logits
-        [..., V]."""
+        """encoded, predicted: [..., J], which are broadcast against each other. Returns logits [..., V]."""
         logits: Tensor = self.projection(torch.tanh(encoded + predicted))
         return logits
 
 
 class Transducer(nn.Module):
-    """The three together, for training."""
+    """Encoder, predictor and joiner together, for training."""
 
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
@@ -100,17 +99,17 @@ class Transducer(nn.Module):
         self.joiner = TransducerJoiner(config)
 
     def forward(self, frames: Tensor, num_frames: Sequence[int], targets: Sequence[Tensor]) -> list[Tensor]:
-        """frames: [B, T, N], padded; num_frames: of each row; targets: [U] int64 of each row. Returns for each row its
-        logits at every frame and place of its target, as `transducer_loss` reads them."""
+        """frames: [B, T, N], padded; num_frames: of each row; targets: [U] int64 for each row. Returns for each row the
+        logits at every frame and position of its target, in the form that `transducer_loss` reads."""
         return self.join(self.encode(frames), num_frames, targets)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """The encoder alone, from the start: [B, T, J]."""
+        """Runs only the encoder, from the initial state. Returns [B, T, J]."""
         encoded: Tensor = self.encoder(frames, *self.encoder.stack.zeros(len(frames)))[0]
         return encoded
 
     def join(self, encoded: Tensor, num_frames: Sequence[int], targets: Sequence[Tensor]) -> list[Tensor]:
-        """The rest of `forward`."""
+        """Runs predictor and joiner on the output of `encode`. Arguments and result as in `forward`."""
         said = nn.functional.pad(pad_sequence(list(targets), batch_first=True), (1, 0), value=BLANK_ID)
         predicted = self.predictor(said, *self.predictor.stack.zeros(len(said)))[0]
         return [
@@ -120,16 +119,16 @@ class Transducer(nn.Module):
 
 
 class Said(NamedTuple):
-    """A token, and the frame after which it was said, counted from 0."""
+    """A token, and the frame after which it was emitted, counted from 0."""
 
     frame: int
     token: int
 
 
 class GreedyDecoder:
-    """Says the likeliest token at every place, for rows that go on from call to call. For one thread.
+    """Emits the likeliest token at every position, for rows whose state continues from call to call. Not thread-safe.
 
-    max_symbols: the most tokens said after one frame.
+    max_symbols: the most tokens emitted after one frame.
     """
 
     def __init__(self, model: Transducer, num_rows: int, *, max_symbols: int = 4) -> None:
@@ -143,8 +142,8 @@ class GreedyDecoder:
 
     @torch.inference_mode()
     def feed(self, frames: Tensor, lengths: Sequence[int] | None = None) -> list[list[Said]]:
-        """frames: [B, T, N], of which each row's first `lengths` count, or all. Returns what each row says, in order.
-        A row whose length is below T is at its end: what it says in a later call means nothing."""
+        """frames: [B, T, N]; each row has `lengths` real frames, or all T. Returns what each row emits, in order. A row
+        whose length is below T has ended: its output in later calls is undefined."""
         encoded, *self._encoder_states = self._model.encoder(frames, *self._encoder_states)
         num_rows, num_frames, _ = frames.shape
         ends = torch.tensor([num_frames] * num_rows if lengths is None else lengths)

@@ -1,13 +1,13 @@
 """The loss of a neural transducer: minus the log-probability of the target, summed over all its alignments.
 
 Graves, "Sequence transduction with recurrent neural networks" (2012), section 2.3. An alignment is a path through a
-lattice of frames and target tokens, from (0, 0) to the blank after (T - 1, U). A blank goes to the next frame, a token
-to the next place of the target:
+lattice of frames and target tokens, from (0, 0) to the blank after (T - 1, U). A blank moves to the next frame, a token
+to the next position of the target:
 
     alpha(t, u) = log(exp(alpha(t-1, u) + blank(t-1, u)) + exp(alpha(t, u-1) + token(t, u-1)))
 
-The sums of a frame over u are one cumulative log-sum-exp, so the loop is over frames alone. The gradient is written out
-from alpha and beta (equation 20), not traced.
+The sums of one frame over u are one cumulative log-sum-exp, so the loop runs only over frames. The gradient is computed
+from alpha and beta (equation 20), not by autograd.
 
 Shapes: `B` batch, `T` frames, `U` longest target, `V` vocabulary.
 """
@@ -24,18 +24,18 @@ BLANK_ID = 0
 
 
 def transducer_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Minus the log-probability of each row's target, in nats: [B].
+    """Returns minus the log-probability of each row's target, in nats: [B].
 
-    logits: for each row [T, U + 1, V], not normalised, of the joiner at every frame and every place of the row's
+    logits: for each row [T, U + 1, V], not normalised, from the joiner at every frame and every position of the row's
     target; targets: for each row [U] int64 in 1..V-1. Rows may differ in T, at least 1, and in U. Differentiable once.
     """
-    loss: Tensor = _TransducerLoss.apply(targets, *logits)  # type: ignore[no-untyped-call]  # of torch
+    loss: Tensor = _TransducerLoss.apply(targets, *logits)  # type: ignore[no-untyped-call]  # torch has no type for it
     return loss
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """The lattices of all rows are summed together, in double precision; what has the vocabulary as an axis is kept a
-    row at a time, so that no time goes into padding."""
+    """Computes the lattices of all rows together, in double precision. Tensors with a vocabulary axis are computed row
+    by row, so that no time is spent on padding."""
 
     @staticmethod
     def forward(ctx: Any, targets: Sequence[Tensor], *logits: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _TransducerLoss(torch.autograd.Function):
         after_blank, after_token = _backward(blanks, tokens, num_frames, num_tokens)
         log_probability = (alpha + blanks)[torch.arange(len(logits)), num_frames - 1, num_tokens]
         shares = alpha - log_probability[:, None, None]
-        ctx.blank_taken = (shares + blanks + after_blank).exp().to(logits[0].dtype)  # how often each is
+        ctx.blank_taken = (shares + blanks + after_blank).exp().to(logits[0].dtype)  # the expected count of each blank
         ctx.token_taken = (shares[:, :, :-1] + tokens + after_token).exp().to(logits[0].dtype)
         ctx.totals, ctx.indices = totals, indices
         ctx.save_for_backward(*logits)
@@ -81,7 +81,8 @@ class _TransducerLoss(torch.autograd.Function):
 
 
 def _forward(blanks: Tensor, tokens: Tensor) -> Tensor:
-    """alpha, [B, T, U + 1]: the log-probability of all ways to each place. Past a row's lengths it means nothing."""
+    """Returns alpha, [B, T, U + 1]: the log-probability of all paths to each position; undefined past a row's
+    lengths."""
     run = _cumulated(tokens)  # [B, T, U + 1]
     reached = torch.full_like(blanks[:, 0], -torch.inf)
     reached[:, 0] = 0.0
@@ -94,8 +95,8 @@ def _forward(blanks: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _backward(blanks: Tensor, tokens: Tensor, num_frames: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """beta, the log-probability of all ways from a place to the end, as it is after a blank at each place, [B, T,
-    U + 1], and after a token, [B, T, U]."""
+    """Returns beta, the log-probability of all paths to the end: after a blank at each position, [B, T, U + 1], and
+    after a token, [B, T, U]."""
     run = _cumulated(tokens)
     num_rows, length, width = blanks.shape
     ended = torch.full((num_rows, width), -torch.inf, dtype=blanks.dtype)
@@ -111,5 +112,5 @@ def _backward(blanks: Tensor, tokens: Tensor, num_frames: Tensor, num_tokens: Te
 
 
 def _cumulated(tokens: Tensor) -> Tensor:
-    """The log-probability of the first u tokens, all in one frame: [B, T, U + 1]."""
+    """Returns the log-probability of the first u tokens, all in one frame: [B, T, U + 1]."""
     return torch.nn.functional.pad(tokens.cumsum(dim=2), (1, 0))

@@ -1,4 +1,4 @@
-"""How weights are laid out: PyTorch's kernels, the cells written out, and ONNX's operators, each in its own order."""
+"""Converts weights between the layouts of PyTorch's kernels, the written-out cells, and ONNX's operators."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _OPEN = 100.0
 
 
 def cell_of(rnn: nn.RNNBase, layer: int = 0, *, reverse: bool = False) -> Cell:
-    """A cell with the weights of one layer, and one direction, of an `nn.RNN`, `nn.LSTM` or `nn.GRU`.
+    """Makes a cell with the weights of one layer and direction of an `nn.RNN`, `nn.LSTM` or `nn.GRU`.
 
-    PyTorch stacks the gates and keeps two biases a gate, whose sum is what counts but for the GRU's candidate.
+    PyTorch stacks the gates, and has two biases for each gate. Only their sum matters, except for the GRU's candidate.
     """
     suffix = f"_l{layer}" + ("_reverse" if reverse else "")
     weight_x: Tensor = getattr(rnn, f"weight_ih{suffix}").detach()
@@ -66,7 +66,7 @@ def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 
 def onnx_layout(cell: Cell) -> Iterator[Tensor]:
-    """Weight [n H, I], recurrence [n H, H] and bias [2 n H] of a cell with n gates, in the operator's order."""
+    """Yields weight [n H, I], recurrence [n H, H] and bias [2 n H] of a cell with n gates, in the operator's order."""
     zeros = torch.zeros(cell.hidden_size)
     if isinstance(cell, GRUCell):
         gates = [cell.update_gate, cell.reset_gate]
@@ -86,8 +86,8 @@ def onnx_layout(cell: Cell) -> Iterator[Tensor]:
 
 
 def _lstm_order(cell: Cell) -> list[nn.Linear]:
-    """The gates i, o, f, c: a forget gate that the cell lacks is always open, and one that is coupled is not read."""
-    assert isinstance(cell, LSTMCell | LSTM1997Cell | CoupledLSTMCell)  # noqa: S101  # all that are emitted so
+    """Returns the gates i, o, f, c. A forget gate that the cell lacks is always open; a coupled one is not read."""
+    assert isinstance(cell, LSTMCell | LSTM1997Cell | CoupledLSTMCell)  # noqa: S101  # the only LSTMs emitted this way
     if isinstance(cell, LSTMCell):
         return [cell.input_gate, cell.output_gate, cell.forget_gate, cell.candidate]
     forget = nn.Linear(cell.input_size + cell.hidden_size, cell.hidden_size)

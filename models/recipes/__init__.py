@@ -1,1 +1,1 @@
-"""How each shipped model is trained: one module a recipe, each runnable with `python -m`."""
+"""The training of each shipped model: one module for each recipe, run with `python -m`."""

@@ -1,4 +1,4 @@
-"""The CMU Pronouncing Dictionary as (word, phonemes) pairs, stress removed, split by a hash of the word."""
+"""The CMU Pronouncing Dictionary as (word, phonemes) pairs, without stress, split by a hash of the word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STRESS = re.compile(r"\d")
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """words: every word of one split, with all its distinct pronunciations, sorted by word."""
+    """The words of one split, sorted, each with all its distinct pronunciations."""
 
     words: dict[str, tuple[Phonemes, ...]]
 
@@ -32,8 +32,8 @@ class Dictionary:
 
 
 def split_of(word: str) -> Split:
-    """The split a word belongs to: 5 % validation, 10 % test, the rest training; by SHA-256 of the word, so that it
-    never changes and all pronunciations of a word fall on one side."""
+    """Returns the split of a word: 5 % validation, 10 % test, the rest training. It depends only on the SHA-256 of the
+    word, so it never changes, and all pronunciations of a word are in one split."""
     bucket = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % 100
     if bucket < 5:
         return "validation"
@@ -42,15 +42,15 @@ def split_of(word: str) -> Split:
 
 @cache
 def phonemes() -> tuple[str, ...]:
-    """The target vocabulary: padding, start and end of sequence, then the 39 phonemes in alphabetical order."""
+    """Returns the target vocabulary: padding, start and end of sequence, then the 39 phonemes in alphabetical order."""
     found = {phoneme for pronunciations in _all_words().values() for p in pronunciations for phoneme in p}
     return (PAD, BOS, EOS, *sorted(found))
 
 
 @cache
 def load(split: Split) -> Dictionary:
-    """The words of one split, spelt with letters and the apostrophe alone (1 % of the entries have a full stop,
-    a hyphen or a digit, and are left out)."""
+    """Returns the words of one split that contain only letters and apostrophes. The 1 % of the entries with a full
+    stop, a hyphen or a digit are left out."""
     return Dictionary({word: p for word, p in _all_words().items() if split_of(word) == split})
 
 

@@ -1,9 +1,9 @@
-"""A forecaster of atmospheric carbon dioxide: three years of months in, as many months out as wanted.
+"""A forecaster of atmospheric carbon dioxide: reads three years of months, and forecasts any number of months.
 
     python -m models.recipes.co2 train --run runs/co2
     python -m models.recipes.co2 evaluate runs/co2/best.safetensors
 
-A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+A killed `train` resumes after its last complete epoch when it is called again with the same `--run`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from models.recipes import command
 
 MODEL = "co2-forecast"
 HISTORY, HORIZON = 36, 12
-"""Months read, and months forecast when it is trained and judged."""
+"""Months of history, and months forecast in training and evaluation."""
 VALIDATION_MONTHS, TEST_MONTHS = 60, 120
-"""The last months of the series are for the test, those before them for validation: nothing later is learnt from."""
+"""The last months of the series are the test; those before them are for validation. Training uses only earlier ones."""
 
 Batch = tuple[Tensor, Tensor]
-"""history [B, HISTORY, 1] and what came after it, [B, HORIZON, 1]."""
+"""history [B, HISTORY, 1], and the following months [B, HORIZON, 1]."""
 
 
 def train(run: Path, config: training.TrainingConfig, model_config: ForecasterConfig, *, batch_size: int) -> None:
-    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    """Trains into the folder `run`, or resumes the run there, and evaluates the best epoch."""
     torch.manual_seed(config.seed)
     series = data.load()
     end = len(series) - TEST_MONTHS
@@ -70,8 +70,8 @@ def train(run: Path, config: training.TrainingConfig, model_config: ForecasterCo
 
 
 def windows(series: data.FloatArray, begin: int, end: int) -> tuple[Tensor, Tensor]:
-    """Every window whose forecast lies within [begin, end): histories [N, HISTORY, 1], and what followed, [N, HORIZON,
-    1]."""
+    """Returns every window whose forecast lies within [begin, end): histories [N, HISTORY, 1], and the following months
+    [N, HORIZON, 1]."""
     starts = range(begin - HISTORY, end - HISTORY - HORIZON + 1)
     whole = np.stack([series[start : start + HISTORY + HORIZON] for start in starts]).astype(np.float32)
     return torch.from_numpy(whole[:, :HISTORY, None]), torch.from_numpy(whole[:, HISTORY:, None])
@@ -79,17 +79,17 @@ def windows(series: data.FloatArray, begin: int, end: int) -> tuple[Tensor, Tens
 
 @torch.inference_mode()
 def mean_absolute_error(model: Forecaster, history: Tensor, expected: Tensor) -> float:
-    """Over all windows and months, in parts per million."""
+    """Returns the mean over all windows and months, in parts per million."""
     return (_forecast(model, history) - expected).abs().mean().item()
 
 
 def load_model(checkpoint: Path) -> Forecaster:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
     return training.load_trained(checkpoint, MODEL, lambda sizes: Forecaster(ForecasterConfig(**sizes)))
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
-    """Compares a checkpoint with the seasonal naive forecasts on the last ten years, in `evaluation.json` beside it."""
+    """Compares a checkpoint with seasonal naive forecasts on the last ten years. Writes `evaluation.json` beside it."""
     series = data.load()
     history, expected = windows(series, len(series) - TEST_MONTHS, len(series))
     past, truth = history[..., 0].double().numpy(), expected[..., 0].double().numpy()
@@ -116,7 +116,7 @@ def _forecast(model: Forecaster, history: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     command.run(
         "models.recipes.co2",
         __doc__.splitlines()[0],

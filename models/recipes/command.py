@@ -1,4 +1,4 @@
-"""The command line that recipes have: `train`, which goes on with a run that was stopped, and `evaluate`."""
+"""The command line of recipes: `train`, which resumes a stopped run, and `evaluate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABOUT = {
 }
 
 
-def run(  # what a recipe's command line is made of
+def run(  # the parts of a recipe's command line
     recipe: str,
     about: str,
     *,
@@ -25,11 +25,12 @@ def run(  # what a recipe's command line is made of
     evaluate: Callable[[Path], object],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parses `arguments`, or the process's own, and calls `train` with what was parsed or `evaluate` with a checkpoint.
+    """Parses `arguments`, or the process's own. Calls `train` with the parsed arguments, or `evaluate` with a
+    checkpoint.
 
-    recipe: its module; about: the first line of its docstring; numbers: defaults of the flags that are whole numbers,
-    by their names in `_ABOUT`, beside `--run`, a folder, and `--seed`; compared_with: what `evaluate` compares a
-    checkpoint with. Raises SystemExit for arguments that cannot be, and what `train` and `evaluate` raise.
+    recipe: its module. about: the first line of its docstring. numbers: defaults of the whole-number flags, by their
+    names in `_ABOUT`; `--run`, a folder, and `--seed` are added. compared_with: what `evaluate` compares a checkpoint
+    with. Raises SystemExit for wrong arguments, and the errors of `train` and `evaluate`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {recipe}", description=about)
     commands = parser.add_subparsers(dest="command", required=True)

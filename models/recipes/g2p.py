@@ -1,9 +1,9 @@
-"""English grapheme-to-phoneme on the CMU Pronouncing Dictionary, stress removed.
+"""English grapheme-to-phoneme on the CMU Pronouncing Dictionary, without stress.
 
     python -m models.recipes.g2p train --run runs/g2p
     python -m models.recipes.g2p evaluate runs/g2p/best.safetensors
 
-A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+A killed `train` resumes after its last complete epoch when it is called again with the same `--run`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def train(run: Path, config: training.TrainingConfig, model_config: Seq2SeqConfig, *, batch_size: int) -> None:
-    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    """Trains into the folder `run`, or resumes the run there, and evaluates the best epoch."""
     torch.manual_seed(config.seed)
     model = Seq2Seq(model_config)
     pairs = data.load("train").pairs
@@ -68,7 +68,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: Seq2SeqConfi
 
 
 def make_batches(pairs: list[tuple[str, data.Phonemes]], batch_size: int, *, seed: int) -> list[Batch]:
-    """Shuffled batches of sources of one length each, so that only targets need padding."""
+    """Returns shuffled batches whose sources have equal lengths, so that only targets need padding."""
     shuffled = sorted(pairs)
     generator = random.Random(seed)
     generator.shuffle(shuffled)
@@ -87,7 +87,7 @@ def evaluate(model: Seq2Seq, dictionary: data.Dictionary, *, beam_size: int, bat
 
 
 def transcribe(model: Seq2Seq, words: list[str], *, beam_size: int, batch_size: int = 512) -> dict[str, list[str]]:
-    """The phonemes of each word. Raises KeyError for a letter outside the source vocabulary."""
+    """Returns the phonemes of each word. Raises KeyError for a letter outside the source vocabulary."""
     names = data.phonemes()
     decoded = search_all(
         model,
@@ -102,12 +102,12 @@ def transcribe(model: Seq2Seq, words: list[str], *, beam_size: int, batch_size: 
 
 
 def load_model(checkpoint: Path) -> Seq2Seq:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
     return training.load_trained(checkpoint, MODEL, lambda sizes: Seq2Seq(Seq2SeqConfig(**sizes)))
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
-    """Scores a checkpoint on the test split, greedy and with a beam of 4, into `evaluation.json` beside it."""
+    """Scores a checkpoint on the test split, greedily and with a beam of 4. Writes `evaluation.json` beside it."""
     model, test = load_model(checkpoint), data.load("test")
     found: dict[str, object] = {
         "task": "grapheme-to-phoneme, CMUdict without stress, nearest of the listed pronunciations",
@@ -137,7 +137,7 @@ def _ids(word: str) -> list[int]:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     command.run(
         "models.recipes.g2p",
         __doc__.splitlines()[0],

@@ -1,10 +1,10 @@
-"""A neural transducer that listens to Morse code and spells: samples of sound in, characters out, as they come.
+"""A neural transducer that reads Morse code: samples of sound in, characters out, as the sound arrives.
 
     python -m models.recipes.morse train --run runs/morse
     python -m models.recipes.morse evaluate runs/morse/best.safetensors
 
-A killed `train` goes on from its last whole epoch when it is called again with the same `--run`. The sounds are made
-from the seed while it trains: short and clean ones first.
+A killed `train` resumes after its last complete epoch when it is called again with the same `--run`. Training sounds
+are generated from the seed during training, short and clean ones first.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from models.transducer_loss import transducer_loss
 MODEL = "morse"
 
 MAX_SYMBOLS = 4
-"""Characters said after one frame at most, of which the fastest keying needs one."""
+"""The most characters emitted after one frame. The fastest keying needs one."""
 
 _TRAINING_SEED, _VALIDATION_SEED, _TEST_SEED = 0, 1, 2
 _NO_HINT = -100
 _NUM_VALIDATION = 64
 _NUM_TEST, _NUM_MINUTES = 100, 20
-"""Utterances of each row of the test, and those of a minute."""
+"""Number of test utterances for each condition, and of test utterances of a minute."""
 _TEST_SNR_DB = (np.inf, 20.0, 10.0, 6.0, 3.0, 0.0, -3.0, -6.0)
 _TEST_SPEEDS = (10.0, 15.0, 20.0, 25.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Of utterances, by their seeds. hint_weight: what the hint counts beside the transducer's loss."""
+    """Utterances, by their seeds. hint_weight: the weight of the hint's loss relative to the transducer's."""
 
     seeds: list[int]
     difficulty: data.Difficulty
@@ -55,14 +55,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What is heard when. num_batches: of an epoch. easy_epochs: until all is as hard as the test."""
+    """The difficulty over the epochs. num_batches: in an epoch. easy_epochs: until sounds are as hard as the test."""
 
     num_batches: int = 60
     batch_size: int = 16
     easy_epochs: int = 20
 
     def batches(self, epoch: int) -> list[Batch]:
-        """Those of an epoch: from 2.5 seconds with little noise and much of a hint to all there is and little of it."""
+        """Returns an epoch's batches. Sounds grow from 2.5 s with little noise to full difficulty; the hint's weight
+        falls from 3 to 0.3."""
         done = min(1.0, epoch / self.easy_epochs)
         difficulty = data.Difficulty(
             seconds=2.5 + 7.5 * done, worst_db=20.0 + (data.NOISIEST_DB - 20.0) * done, jitter=0.12 * done
@@ -76,9 +77,9 @@ class Schedule:
 
 
 class Pupil(nn.Module):
-    """A transducer, and while it learns a hint: at each frame its encoder is to tell what has been heard of a character
-    as well. After 450 batches of short, clean sounds at one speed 20 % of the characters were wrong with the hint, and
-    93 % without."""
+    """A transducer with a hint during training: at each frame, the encoder must also say which part of a character it
+    has heard. After 450 batches of short, clean sounds at one speed, the character error rate was 20 % with the hint
+    and 93 % without."""
 
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Pupil(nn.Module):
         self.hint = nn.Linear(config.joined_size, len(data.PREFIXES))
 
     def loss(self, utterances: Sequence[data.Utterance], hint_weight: float) -> Tensor:
-        """In nats per character, and the hint's in nats per frame."""
+        """Returns the transducer's loss in nats per character, plus the weighted hint's loss in nats per frame."""
         targets = [torch.tensor(data.encode(utterance.text)) for utterance in utterances]
         frames = [torch.from_numpy(utterance.frames) for utterance in utterances]
         encoded = self.transducer.encode(pad_sequence(frames, batch_first=True))
@@ -100,7 +101,7 @@ class Pupil(nn.Module):
 
 
 def train(run: Path, config: training.TrainingConfig, model_config: TransducerConfig, schedule: Schedule) -> None:
-    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    """Trains into the folder `run`, or resumes the run there, and evaluates the best epoch."""
     torch.manual_seed(config.seed)
     validation = [
         data.draw(np.random.default_rng([_VALIDATION_SEED, index]), "validation", data.Difficulty())
@@ -134,7 +135,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: TransducerCo
 
 
 def spell(model: Transducer, utterances: Sequence[data.Utterance]) -> list[str]:
-    """What the model hears in each utterance."""
+    """Returns the text that the model recognizes in each utterance."""
     frames = [torch.from_numpy(utterance.frames) for utterance in utterances]
     decoder = GreedyDecoder(model, len(frames), max_symbols=MAX_SYMBOLS)
     said = decoder.feed(pad_sequence(frames, batch_first=True), [len(frame) for frame in frames])
@@ -142,25 +143,26 @@ def spell(model: Transducer, utterances: Sequence[data.Utterance]) -> list[str]:
 
 
 def character_error_rate(found: Sequence[str], utterances: Sequence[data.Utterance]) -> float:
-    """Insertions, deletions and substitutions over the characters that were sent. Spaces around a text do not count."""
+    """Returns insertions, deletions and substitutions divided by the characters sent. Spaces around a text are
+    ignored."""
     wrong = sum(edit_distance(text.strip(), utterance.text) for text, utterance in zip(found, utterances, strict=True))
     return wrong / sum(len(utterance.text) for utterance in utterances)
 
 
 def load_model(checkpoint: Path) -> Transducer:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
     return training.load_trained(checkpoint, MODEL, lambda sizes: Pupil(TransducerConfig(**sizes))).transducer
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
-    """Compares a checkpoint with `morse_envelope` on words and seeds that it has not heard, by noise and by speed, into
-    `evaluation.json` beside it."""
+    """Compares a checkpoint with `morse_envelope` on words and seeds that are not in the training data, by noise and by
+    speed. Writes `evaluation.json` beside it."""
     model = load_model(checkpoint)
 
     def rates(
         count: int, *, seconds: float = 10.0, snr_db: float | None = None, words_per_minute: float | None = None
     ) -> list[float]:
-        """The model's and the baseline's."""
+        """Returns the character error rates of the model and of the baseline."""
         test = [
             data.draw(
                 np.random.default_rng([_TEST_SEED, index]),
@@ -197,7 +199,7 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     command.run(
         "models.recipes.morse",
         __doc__.splitlines()[0],

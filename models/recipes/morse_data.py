@@ -1,7 +1,7 @@
-"""Morse code as one hears it on the air: text, keyed by hand, as a tone in noise that fades. All is made from a seed.
+"""Morse code as heard on the air: text, keyed by hand, as a fading tone in noise. Everything is generated from a seed.
 
-A word of the code is as long as PARIS with the gap after it, 50 units; at 20 words a minute a unit is 60 ms. A dot is
-one unit, a dash three; gaps within a character are one unit, between characters three, between words seven.
+A word has the length of PARIS with the gap after it, 50 units; at 20 words a minute a unit is 60 ms. A dot is one unit,
+a dash three. Gaps are one unit within a character, three between characters, and seven between words.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CODE = {
     **{"0": "-----", "1": ".----", "2": "..---", "3": "...--", "4": "....-", "5": ".....", "6": "-....", "7": "--..."},
     **{"8": "---..", "9": "----.", ".": ".-.-.-", ",": "--..--", "?": "..--..", "/": "-..-.", "=": "-...-"},
 }
-"""The characters, of which Morse has one case, and their dots and dashes."""
+"""The characters and their dots and dashes. Morse has one case."""
 VOCABULARY = (BLANK, " ", *CODE)
 PREFIXES = tuple(sorted({code[:length] for code in CODE.values() for length in range(len(code) + 1)}))
-"""All that can have been heard of a character, the first being nothing."""
+"""Every part of a character that may have been heard; the first is the empty part."""
 
 SPEEDS = (10.0, 30.0)
-"""The slowest and the fastest, in words a minute."""
+"""The slowest and the fastest speed, in words a minute."""
 NOISIEST_DB = -6.0
 
 _EDGE_S = 0.005
@@ -41,14 +41,16 @@ _LEAST_GAP_UNITS = 0.3
 _LONGEST_AFTER_UNITS = 14.0
 
 _HEARD_UNITS, _OVER_UNITS = 0.2, 2.2
-"""After which a mark is heard, and a character: a gap is one unit within a character and three after it."""
+"""Units after its end at which a mark counts as heard, and at which its character counts as complete: a gap is one unit
+within a character and three after it."""
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 
 class Mark(NamedTuple):
-    """When the key goes down and up, in seconds from the first mark, and the character's dots and dashes so far."""
+    """The times at which the key goes down and up, in seconds from the first mark; the character's dots and dashes so
+    far."""
 
     begin: float
     end: float
@@ -57,9 +59,9 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fist:
-    """How a text is keyed. words_per_minute: of the characters. stretch: of the gaps between characters and words,
-    which Farnsworth's way of teaching makes longer. weight: a dash in dots. jitter: the standard deviation of the
-    logarithm of a dot's, a dash's and a gap's length; 0 keys as a machine does."""
+    """How a text is keyed. words_per_minute: speed of the characters. stretch: factor for gaps between characters and
+    words, which the Farnsworth method lengthens. weight: length of a dash in dots. jitter: standard deviation of the
+    logarithm of the lengths of dots, dashes and gaps; 0 for a machine's keying."""
 
     words_per_minute: float = 20.0
     stretch: float = 1.0
@@ -69,8 +71,9 @@ class Fist:
 
 @dataclass(frozen=True, slots=True)
 class Air:
-    """How it arrives. snr_db: the tone's power over that of the noise in all of 0 to 4 kHz, infinite for no noise.
-    gain: the largest sample. fade_depth: the share of the amplitude that is lost where the fading is deepest, fade_hz
+    """How the sound arrives. snr_db: the power of the tone relative to the noise from 0 to 4 kHz; infinite for no
+    noise.
+    gain: the largest sample. fade_depth: the share of the amplitude lost at the deepest fading, which occurs fade_hz
     times a second."""
 
     tone_hz: float = 600.0
@@ -82,8 +85,8 @@ class Air:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A text and how it sounds. samples: float32 in -1 to 1, whole frames; heard: [T] for each frame the index in
-    `PREFIXES` of what has been heard of a character at its end."""
+    """A text and its sound. samples: float32 in -1 to 1, whole frames. heard: [T] for each frame the index in
+    `PREFIXES` of the part of a character that was heard by its end."""
 
     text: str
     fist: Fist
@@ -93,13 +96,13 @@ class Utterance:
 
     @property
     def frames(self) -> FloatArray:
-        """[T, FRAME]."""
+        """The samples as [T, FRAME]."""
         return self.samples.reshape(-1, FRAME)
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """What utterances are drawn from. seconds: how long they are, about. worst_db: the least SNR. jitter: the most."""
+    """Limits for drawn utterances. seconds: their approximate length. worst_db: the least SNR. jitter: the most."""
 
     seconds: float = 10.0
     worst_db: float = NOISIEST_DB
@@ -114,8 +117,8 @@ def draw(
     words_per_minute: float | None = None,
     snr_db: float | None = None,
 ) -> Utterance:
-    """One utterance, which a generator of the same seed gives again. words_per_minute, snr_db: instead of drawn
-    ones."""
+    """Draws an utterance. A generator with the same seed draws the same one. words_per_minute, snr_db: replace the
+    drawn values."""
     speed = generator.uniform(*SPEEDS)
     stretch = generator.uniform(1.0, 2.0) if generator.random() < 0.2 else 1.0
     fist = Fist(
@@ -134,8 +137,8 @@ def draw(
 
 
 def synthesize(text: str, fist: Fist, air: Air, generator: np.random.Generator) -> Utterance:
-    """The sound of a text, with some silence before and as much after as ends its last character. Raises KeyError for a
-    character that Morse has not."""
+    """Makes the sound of a text, with some silence before it, and enough after it to end the last character. Raises
+    KeyError for a character that Morse does not have."""
     marks = key(text, fist, generator)
     unit = unit_s(fist.words_per_minute)
     before = generator.uniform(0.0, 1.0)
@@ -162,7 +165,7 @@ def synthesize(text: str, fist: Fist, air: Air, generator: np.random.Generator) 
 
 
 def key(text: str, fist: Fist, generator: np.random.Generator) -> list[Mark]:
-    """The marks of a text. Raises KeyError for a character that Morse has not."""
+    """Returns the marks of a text. Raises KeyError for a character that Morse does not have."""
     unit = unit_s(fist.words_per_minute)
     marks: list[Mark] = []
     now = 0.0
@@ -188,7 +191,7 @@ def key(text: str, fist: Fist, generator: np.random.Generator) -> list[Mark]:
 
 
 def _heard(marks: Sequence[Mark], unit: float, before: float, num_frames: int) -> IntArray:
-    """See `Utterance.heard`. before: seconds of silence."""
+    """Returns `Utterance.heard`. before: seconds of silence."""
     times, heard = [], [0]
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         times.append(before + mark.end + _HEARD_UNITS * unit)
@@ -202,22 +205,22 @@ def _heard(marks: Sequence[Mark], unit: float, before: float, num_frames: int) -
 
 
 def unit_s(words_per_minute: float) -> float:
-    """A dot's length in seconds: a minute has 50 units for each word."""
+    """Returns the length of a dot in seconds: a minute has 50 units for each word."""
     return 60.0 / (50.0 * words_per_minute)
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text's characters. Raises ValueError for one that the vocabulary has not."""
+    """Returns the ids of a text's characters. Raises ValueError for a character outside the vocabulary."""
     return [VOCABULARY.index(character) for character in text]
 
 
 def decode(ids: Sequence[int]) -> str:
-    """The text of ids."""
+    """Returns the text of ids."""
     return "".join(VOCABULARY[index] for index in ids)
 
 
 def _fill(generator: np.random.Generator, split: morse_text.Split, fist: Fist, seconds: float) -> str:
-    """Words that last about so long, one at least, cut where they last longer."""
+    """Draws words that last about `seconds` together, one word at least. Cuts them if they last longer."""
     text = ""
     units = seconds / unit_s(fist.words_per_minute)
     while (length := num_units(text, fist.stretch)) < 0.75 * units:
@@ -229,11 +232,11 @@ def _fill(generator: np.random.Generator, split: morse_text.Split, fist: Fist, s
 
 
 def num_units(text: str, stretch: float = 1.0) -> float:
-    """How long a text is, keyed as a machine does, with the gap after its last character and before the next."""
+    """Returns the length of a text in units, keyed by a machine, including the gap after its last character."""
     total = 0.0
     for character in text:
         if character == " ":
-            total += 4.0 * stretch  # three more are the last character's
+            total += 4.0 * stretch  # the character before has counted three more
         else:
             code = CODE[character]
             total += sum(1 if element == "." else 3 for element in code) + len(code) - 1 + 3.0 * stretch

@@ -1,7 +1,7 @@
-"""The baseline, which learns nothing: the loudness of one tone against a threshold, timed in dots, and a table.
+"""The baseline without training: the loudness of one tone against a threshold, timed in dots, and a table of codes.
 
-It hears a whole recording before it says anything: it chooses one tone, one threshold and one length of a dot for all
-of it. The transducer has no such view of what is to come.
+It reads a whole recording before it outputs anything: it chooses one tone, one threshold and one dot length for all of
+it. The transducer cannot look ahead like this.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from models.recipes import morse_data as data
 
 _TONES_HZ = np.arange(400.0, 1001.0, 10.0)
 _HOP, _WINDOW = 40, 160
-"""Samples: the loudness is that of 20 ms, every 5 ms."""
+"""In samples: loudness is measured over 20 ms, every 5 ms."""
 _SHORTEST = 4
-"""Hops. A mark or a gap that is shorter is taken for noise: half a dot at 30 words a minute."""
+"""In hops. A shorter mark or gap counts as noise: it is half a dot at 30 words a minute."""
 _CHARACTERS = {code: character for character, code in data.CODE.items()}
 
 Floats = NDArray[np.float64]
 
 
 def spell(samples: data.FloatArray) -> str:
-    """The text of a recording, [samples]. What is no character's code is left out."""
+    """Returns the text of a recording, [samples]. Codes of no character are left out."""
     level = _loudness(samples)
     runs = _runs(level > _split(level))
     marks = np.array([length for is_mark, length in runs if is_mark], np.float64)
@@ -43,7 +43,7 @@ def spell(samples: data.FloatArray) -> str:
 
 
 def _loudness(samples: data.FloatArray) -> Floats:
-    """The amplitude of the tone whose power varies most, in overlapping windows."""
+    """Returns the amplitude of the tone whose power varies most, in overlapping windows."""
     times = np.arange(len(samples)) / data.RATE
     powers = []
     for tone in _TONES_HZ:
@@ -54,7 +54,7 @@ def _loudness(samples: data.FloatArray) -> Floats:
 
 
 def _split(values: Floats) -> float:
-    """Between the two clusters of some numbers: halfway between their means."""
+    """Returns the boundary between two clusters of numbers: the midpoint of their means."""
     at = float(values.min() + values.max()) / 2.0
     for _ in range(20):
         low, high = values[values <= at], values[values > at]
@@ -65,7 +65,7 @@ def _split(values: Floats) -> float:
 
 
 def _runs(is_mark: NDArray[np.bool_]) -> list[tuple[bool, int]]:
-    """Marks and gaps with their lengths in hops; short ones are part of what is before them."""
+    """Returns marks and gaps with their lengths in hops. Short ones are added to the one before."""
     bounds = [0, *(np.flatnonzero(np.diff(is_mark)) + 1).tolist(), len(is_mark)]
     runs: list[tuple[bool, int]] = []
     for begin, end in pairwise(bounds):
@@ -78,7 +78,8 @@ def _runs(is_mark: NDArray[np.bool_]) -> list[tuple[bool, int]]:
 
 
 def _dot(marks: Floats) -> float:
-    """The length of a dot: the mean of the shorter marks, or of all where none is twice as long as another."""
+    """Returns the length of a dot, from the shorter and the longer marks; the mean of all if their means are
+    similar."""
     at = _split(marks)
     short, long = marks[marks <= at], marks[marks > at]
     if len(long) and long.mean() > 1.8 * short.mean():

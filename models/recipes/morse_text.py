@@ -1,4 +1,4 @@
-"""What is sent in Morse: words of a dictionary, common words, call signs, numbers, and what operators abbreviate."""
+"""The texts of Morse messages: dictionary words, common words, call signs, numbers, and operators' abbreviations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _COMMON_TEXT = (
     "them these so some her would make like him into time has look two more write go see number no way could people "
     "my than first water been call who oil its now find long down day did get come made may part"
 )
-"""The commonest words of English first."""
+"""Common English words, the commonest first."""
 _ABBREVIATED_TEXT = (
     "cq cq cq de de k kn r tu es rst 599 5nn 73 88 qth qrz? qsl qrm qsb qso? name hr ur om fb wx ant rig pwr agn pse "
     "= = ="
 )
-"""As often as it stands here."""
+"""Operators' abbreviations. A repeated one is drawn more often."""
 _COMMON, _ABBREVIATED = _COMMON_TEXT.split(), _ABBREVIATED_TEXT.split()
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -34,13 +34,13 @@ def _dictionary(split: Split) -> tuple[str, ...]:
 
 
 def draw_word(generator: np.random.Generator, split: Split) -> str:
-    """One word. Those of the dictionary are of the split; common words and abbreviations are of all."""
+    """Draws a word. Dictionary words belong to the split; common words and abbreviations occur in all splits."""
     kind = generator.random()
     if kind < 0.35:
         words = _dictionary(split)
         word = words[generator.integers(len(words))]
     elif kind < 0.6:
-        word = _COMMON[int(len(_COMMON) ** generator.random()) - 1]  # Zipf's law: the n-th as often as 1/n
+        word = _COMMON[int(len(_COMMON) ** generator.random()) - 1]  # Zipf's law: frequency of the n-th word is 1/n
     elif kind < 0.75:
         word = _call_sign(generator)
     elif kind < 0.88:

@@ -1,9 +1,9 @@
-"""A character language model of Python source, trained on the standard library of the interpreter that runs it.
+"""A character language model of Python source, trained on the standard library of the running interpreter.
 
     python -m models.recipes.pychar train --run runs/pychar
     python -m models.recipes.pychar evaluate runs/pychar/best.safetensors
 
-A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+A killed `train` resumes after its last complete epoch when it is called again with the same `--run`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from models.recipes import python_source as data
 
 MODEL = "pychar-en"
 ORDER = 5
-"""Of the n-gram to compare with."""
+"""The order of the n-gram baseline."""
 
 Batch = tuple[Tensor, Tensor, bool]
-"""inputs [B, T], expected [B, T], and whether the streams begin here: else they go on where the batch before ended."""
+"""inputs [B, T], expected [B, T], and whether streams begin here; otherwise they continue the batch before."""
 
 _CHUNK = 4096
 
@@ -40,9 +40,9 @@ _CHUNK = 4096
 def train(
     run: Path, config: training.TrainingConfig, model_config: LanguageModelConfig, *, batch_size: int, window: int
 ) -> None:
-    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch.
+    """Trains into the folder `run`, or resumes the run there, and evaluates the best epoch.
 
-    window: characters through which gradients go back; the state is carried on from window to window.
+    window: the number of characters through which gradients flow back. The state continues from window to window.
     """
     torch.manual_seed(config.seed)
     model = LanguageModel(model_config)
@@ -76,7 +76,8 @@ def train(
 
 
 def make_batches(files: list[list[int]], batch_size: int, window: int, *, seed: int) -> Iterator[Batch]:
-    """The files in random order, one after another, as `batch_size` streams of windows. The last few are left out."""
+    """Yields the files in random order, joined, as `batch_size` streams of windows. The last characters are left
+    out."""
     order = list(range(len(files)))
     random.Random(seed).shuffle(order)
     whole = torch.tensor([token for index in order for token in (data.START_ID, *files[index])])
@@ -89,7 +90,7 @@ def make_batches(files: list[list[int]], batch_size: int, window: int, *, seed: 
 
 @torch.inference_mode()
 def bits_per_character(model: LanguageModel, files: list[list[int]]) -> float:
-    """The mean of -log2 p over all characters of files, each read from its start."""
+    """Returns the mean of -log2 p over all characters of the files, each read from its start."""
     total, count = 0.0, 0
     for file in files:
         states = model.stack.zeros(1)
@@ -104,12 +105,12 @@ def bits_per_character(model: LanguageModel, files: list[list[int]]) -> float:
 
 
 def load_model(checkpoint: Path) -> LanguageModel:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
     return training.load_trained(checkpoint, MODEL, lambda sizes: LanguageModel(LanguageModelConfig(**sizes)))
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
-    """Compares a checkpoint with an n-gram of the same training files, into `evaluation.json` beside it."""
+    """Compares a checkpoint with an n-gram of the same training files. Writes `evaluation.json` beside it."""
     files, test = ([data.encode(text) for text in data.load(split)] for split in ("train", "test"))
     baseline = KneserNey(([data.START_ID, *file] for file in files), order=ORDER, vocabulary_size=len(data.CHARACTERS))
     num_test = sum(map(len, test))
@@ -128,7 +129,7 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     command.run(
         "models.recipes.pychar",
         __doc__.splitlines()[0],

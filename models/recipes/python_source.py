@@ -1,6 +1,6 @@
-"""Python source as characters: the standard library of the interpreter that runs this, without its tests.
+"""Python source as characters: the standard library of the running interpreter, without its tests.
 
-Whole files go to one split, by the SHA-256 of their path in the library.
+Each file belongs to one split as a whole, by the SHA-256 of its path in the library.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ Split = Literal["train", "validation", "test"]
 
 UNKNOWN_ID, START_ID = 0, 1
 CHARACTERS = ("<unk>", "<file>", "\n", " ", *string.digits, *string.ascii_letters, *string.punctuation)
-"""The vocabulary: what is in none of the others, where a file begins, and printable ASCII."""
+"""The vocabulary: unknown characters, the beginning of a file, and printable ASCII."""
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 
 
 def library() -> Path:
-    """The folder of the standard library."""
+    """Returns the folder of the standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def load(split: Split) -> list[str]:
-    """The files of a split, in the order of their paths; tabs as 8 spaces."""
+    """Returns the files of a split, sorted by path, with tabs expanded to 8 spaces."""
     root = library()
     texts = []
     for path in sorted(root.rglob("*.py")):
@@ -38,11 +38,11 @@ def load(split: Split) -> list[str]:
 
 
 def split_of(path: str) -> Split:
-    """The split of a file, by its path: a twentieth each for validation and test."""
+    """Returns the split of a file, by its path: a twentieth each for validation and test."""
     bucket = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") % 20
     return "validation" if bucket == 0 else "test" if bucket == 1 else "train"
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text's characters."""
+    """Returns the ids of a text's characters."""
     return [_IDS.get(character, UNKNOWN_ID) for character in text]

@@ -1,9 +1,9 @@
-"""A streaming tagger of stress: phonemes of running speech in, and which vowels are stressed out, a little later.
+"""A streaming stress tagger: reads phonemes of running speech, and outputs the stress of each vowel a little later.
 
     python -m models.recipes.stress train --run runs/stress
     python -m models.recipes.stress evaluate runs/stress/best.safetensors
 
-A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+A killed `train` resumes after its last complete epoch when it is called again with the same `--run`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from models.tagger import Tagger, TaggerConfig
 MODEL = "stress-en"
 
 Batch = tuple[Tensor, Tensor]
-"""tokens [B, T] and the tag to tell after each, [B, T]."""
+"""tokens [B, T], and the tag to output after each, [B, T]."""
 
 _WORDS_IN_A_STREAM = 24
 _NO_TAG = -100
 
 
 def train(run: Path, config: training.TrainingConfig, model_config: TaggerConfig, *, batch_size: int) -> None:
-    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    """Trains into the folder `run`, or resumes the run there, and evaluates the best epoch."""
     torch.manual_seed(config.seed)
     model = Tagger(model_config)
     words, validation = data.load("train"), data.load("validation")
@@ -59,7 +59,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: TaggerConfig
 
 
 def make_batches(words: Sequence[data.Word], batch_size: int, *, seed: int) -> list[Batch]:
-    """Streams of words in random order."""
+    """Returns batches of streams of words in random order."""
     order = data.shuffled(words, seed=seed)
     streams = [
         data.stream(order[at : at + _WORDS_IN_A_STREAM])
@@ -70,7 +70,7 @@ def make_batches(words: Sequence[data.Word], batch_size: int, *, seed: int) -> l
 
 @torch.inference_mode()
 def tags_of(model: Tagger, words: Sequence[data.Word]) -> list[tuple[int, ...]]:
-    """The tags of each word, all heard as one stream, in their order."""
+    """Returns the tags of each word, in order. The words are read as one stream."""
     tokens, _ = data.stream(words)
     logits = model(torch.tensor([tokens]), None, *model.stack.zeros(1))[0]
     told = logits[0].argmax(dim=-1).tolist()[data.DELAY :]
@@ -82,7 +82,7 @@ def tags_of(model: Tagger, words: Sequence[data.Word]) -> list[tuple[int, ...]]:
 
 
 def accuracy(found: Sequence[tuple[int, ...]], words: Sequence[data.Word]) -> tuple[float, float]:
-    """The share of vowels whose stress is right, and of words all of whose vowels' is."""
+    """Returns the share of vowels with the right stress, and of words in which all vowels have the right stress."""
     vowels = [
         (tag, truth)
         for tags, word in zip(found, words, strict=True)
@@ -94,12 +94,12 @@ def accuracy(found: Sequence[tuple[int, ...]], words: Sequence[data.Word]) -> tu
 
 
 def load_model(checkpoint: Path) -> Tagger:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
     return training.load_trained(checkpoint, MODEL, lambda sizes: Tagger(TaggerConfig(**sizes)))
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
-    """Compares a checkpoint with windows of neighbours on the test words, into `evaluation.json` beside it."""
+    """Compares a checkpoint with `Windows`, the baseline, on the test words. Writes `evaluation.json` beside it."""
     test = data.shuffled(data.load("test"), seed=0)
     windows = data.Windows(data.load("train"))
     vowels, words = accuracy(tags_of(load_model(checkpoint), test), test)
@@ -130,7 +130,7 @@ def _to_batch(streams: Sequence[tuple[list[int], list[int]]]) -> Batch:
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
+    """Runs the command line; see the module's docstring."""
     command.run(
         "models.recipes.stress",
         __doc__.splitlines()[0],

@@ -1,6 +1,6 @@
-"""Running speech as phonemes, and the stress of each: words of the CMU Pronouncing Dictionary, one after another.
+"""Running speech as phonemes with stress tags: words of the CMU Pronouncing Dictionary, one after another.
 
-A tagger says what it knows of a phoneme `DELAY` phonemes later: it has heard that much of what follows by then.
+A tagger outputs the tag of a phoneme `DELAY` phonemes later, when it has read that much of what follows.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from models.recipes import cmudict_data
 DELAY = 4
 BOUNDARY_ID, UNSTRESSED_ID = 1, 0
 TAGS = ("-", "0", "1", "2")
-"""No vowel; a vowel without stress, with primary and with secondary stress."""
+"""No vowel; a vowel without stress, with primary stress, with secondary stress."""
 
 _STRESSED = re.compile(r"([A-Z]+)([012]?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One pronunciation of a word: ids of its phonemes, and of their tags."""
+    """One pronunciation of a word: the ids of its phonemes and of their tags."""
 
     phonemes: tuple[int, ...]
     tags: tuple[int, ...]
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Padding, the boundary between words, then the 39 phonemes in alphabetical order."""
+    """Returns padding, the boundary between words, then the 39 phonemes in alphabetical order."""
     return (cmudict_data.PAD, "|", *cmudict_data.phonemes()[3:])
 
 
 def load(split: cmudict_data.Split) -> list[Word]:
-    """The pronunciations of a split, as `cmudict_data` splits the words, in their order; the same one once."""
+    """Returns the distinct pronunciations of a split, sorted. Splits are those of `cmudict_data`."""
     ids = {phoneme: index for index, phoneme in enumerate(vocabulary())}
     tags = {tag: index for index, tag in enumerate(TAGS)}
     words: dict[tuple[str, Word], None] = {}
@@ -51,23 +51,23 @@ def load(split: cmudict_data.Split) -> list[Word]:
 
 
 def stream(words: Sequence[Word]) -> tuple[list[int], list[int]]:
-    """Words with a boundary after each, and so many after the last that its tags come too: tokens, and the tag to tell
-    after each, `DELAY` tokens late."""
+    """Makes a stream of words, with a boundary after each, and enough boundaries at the end for the last tags. Returns
+    the tokens, and the tag to output after each, `DELAY` tokens late."""
     tokens = [token for word in words for token in (*word.phonemes, BOUNDARY_ID)] + [BOUNDARY_ID] * DELAY
     tags = [tag for word in words for tag in (*word.tags, UNSTRESSED_ID)]
     return tokens, [UNSTRESSED_ID] * DELAY + tags
 
 
 def shuffled(words: Sequence[Word], *, seed: int) -> list[Word]:
-    """The words in an order of the seed's."""
+    """Returns the words in an order that depends on the seed."""
     order = list(words)
     random.Random(seed).shuffle(order)
     return order
 
 
 class Windows:
-    """The baseline: the tag that a phoneme has most often between the same neighbours, up to `DELAY` on each side, or
-    between fewer where those were never seen."""
+    """The baseline: the most frequent tag of a phoneme between the same neighbours, up to `DELAY` on each side, or
+    fewer if those were never seen."""
 
     def __init__(self, words: Sequence[Word]) -> None:
         counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
@@ -78,7 +78,7 @@ class Windows:
         self._best = {window: tags.most_common(1)[0][0] for window, tags in counts.items()}
 
     def tag(self, word: Word) -> tuple[int, ...]:
-        """The tags of a word."""
+        """Returns the tags of a word."""
         found = []
         for at in range(len(word.phonemes)):
             windows = (_window(word, at, reach) for reach in range(DELAY, -1, -1))
