@@ -113,7 +113,7 @@ class _Lines:
                     if line.strip():
                         yield line
         except UnicodeDecodeError as error:
-            raise InputError(f"{named(self._path)} is no text in UTF-8: {error.reason}") from None
+            raise InputError(f"{named(self._path)} is not UTF-8 text: {error.reason}") from None
         except BrokenPipeError:
             raise
         except OSError as error:
