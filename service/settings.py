@@ -1,4 +1,4 @@
-"""Every knob of the server, in one place: a flag, an environment variable `CAROUSEL_*`, a default and a reason each."""
+"""All settings of the server: each has a flag, an environment variable `CAROUSEL_*`, a default and a help text."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 
 _OF_THE_CLIENT = {"TARGET", "TOKEN"}
-"""What the command `carousel` reads."""
+"""Variables that the command `carousel` reads. They are not settings of the server."""
 _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
-"""What Kubernetes sets for a service of that name."""
+"""Variables that Kubernetes sets for a service named `carousel`."""
 
 _FRAMING_BYTES = 512
-"""The most that a response has beside its answer: ids of a request and a session, positions, and what frames fields."""
+"""Most bytes of a response besides its answer: ids of request and session, positions, and the framing of fields."""
 
 _EXAMPLES = Path(__file__).parent.parent / "model_repository"
-"""All models of a checkout; in an installed server the smallest of them."""
+"""All models of a checkout. An installed server has only the smallest of them here."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PageHost = Annotated[str, AfterValidator(checked_host)]
@@ -38,10 +38,10 @@ Origin = Annotated[str, AfterValidator(checked_origin)]
 class Settings(BaseSettings):
     """Serves recurrent models: sessions that keep their hidden and cell state, over gRPC.
 
-    Commands, which come first and do something else; each tells of itself with --help:
+    Commands, given as the first argument, which do not serve; `health --help` and `token --help` explain them:
       health      ask a server on this machine whether it serves
       token NAME  make a token for a principal
-      --version   tell the version
+      --version   print the version
     """
 
     model_config = SettingsConfigDict(
@@ -58,164 +58,164 @@ class Settings(BaseSettings):
     )
 
     models: Path = Path("model_repository")
-    """Folder of the bundles, `<model>/<version>/`."""
+    """Folder of the model repository; each bundle is in `<model>/<version>/`."""
     example: bool = False
-    """Serve the example models that come with the server; goes with no `models`."""
+    """Serve the example models that come with the server. Cannot be combined with `models`."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 listens on all."""
+    """Address to listen on. 0.0.0.0: all IPv4 addresses."""
     port: Port = 50051
-    """Port of the gRPC services; 0 takes a free one."""
+    """Port of the gRPC services. 0: any free port."""
     metrics_port: Port = 9100
-    """Port of `/metrics` for Prometheus; 0 takes a free one."""
+    """Port of `/metrics` for Prometheus. 0: any free port."""
     check: bool = False
-    """Check all that a start needs, and every bundle, print what was found and exit: 0 when the server would start
-    and serve every bundle."""
+    """Check everything that a start needs, and every bundle; print the results and exit. The exit code is 0 when the
+    server would start and serve every bundle."""
 
     check_memory_mib: Annotated[int, Field(ge=256)] = 2048
-    """MiB of memory that the graphs of one version may take when they are tried in a process of their own: by `check`,
-    and before a server that runs loads a new version."""
+    """Memory in MiB that the graphs of one version may use in a trial run, which has its own process. `check` makes
+    this trial, and so does a running server before it loads a new version."""
     check_time_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that they may take then."""
+    """Seconds that this trial run may take."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
-    """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,
-    Connect and JSON too. auto: Envoy where the extra `envoy` and a shared libpython are installed, on Linux."""
+    """Transport: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web, Connect and
+    JSON too. auto: Envoy on Linux if the extra `envoy` and a shared libpython are installed, else gRPC's library."""
     allowed_origins: tuple[Origin, ...] = ()
-    """Origins of web pages that may call, as JSON: ["https://app.example"]. Needs the wire `envoy`."""
+    """Origins of web pages that may call the server, as JSON: ["https://app.example"]. Needs the wire `envoy`."""
     page: bool = True
-    """Serve a page to type into at `/`, on the wire `envoy`."""
+    """Serve a web page at `/` on which users can try the models. Needs the wire `envoy`."""
     page_hosts: tuple[PageHost, ...] = ()
-    """Names and addresses of this server under which the page may be opened, besides localhost, as JSON:
-    ["carousel.example"]. A server that others can reach has its page under every address."""
+    """Host names and addresses, besides localhost, under which browsers may open the server's page, as JSON:
+    ["carousel.example"]. A server that does not listen on loopback allows every IP address."""
 
     log_format: Literal["text", "json"] = "text"
-    """Form of the log lines."""
+    """Format of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged; debug tells of every session."""
+    """Lowest level that is logged; debug logs every session."""
     access_log: Literal["off", "errors", "all"] = "errors"
-    """Calls that have a line in the log, `call.ended`, when they end, whatever log_level is: none, those that failed or
-    in which a request failed, or all."""
+    """Which calls write the log line `call.ended` when they end, at any log_level: none of them, those that failed or
+    had a failed request, or all."""
 
     reflection: bool = True
-    """Tell what services there are to who asks by gRPC's reflection."""
+    """Serve gRPC reflection, which lists the services to clients."""
     metrics: bool = True
     """Serve `/metrics`."""
     health_port: Port | None = None
-    """Another port that serves gRPC's health alone, in plain text and for everybody: for probes, when the services want
-    TLS."""
+    """Additional port for gRPC's health service only, in plain text and without authentication: for probes, when the
+    services need TLS."""
     tls_cert_file: Path | None = None
-    """PEM file of the server's certificate and those that vouch for it; with it, clients must use TLS. It is read again
-    when it changes."""
+    """PEM file of the server's certificate and its chain. With it, clients must use TLS. The server reads the file
+    again when it changes."""
     tls_key_file: Path | None = None
-    """PEM file of its private key."""
+    """PEM file of the certificate's private key."""
     tls_client_ca_file: Path | None = None
-    """PEM file of the authorities one of which must vouch for a client's certificate (mutual TLS). The certificate may
-    name a principal: see tokens_file."""
+    """PEM file of the certificate authorities that clients' certificates must be signed by (mutual TLS). A certificate
+    can also name a principal: see tokens_file."""
     tokens_file: Path | None = None
-    """TOML file of principals, the hashes of their tokens, see `python -m service token`, and the names of their
-    certificates, which need tls_client_ca_file; with it, every call must come with one or the other. It is read again
-    when it changes. Without it, who reaches the server may do everything."""
+    """TOML file of principals: the hashes of their tokens, see `python -m service token`, and the names of their client
+    certificates, which need tls_client_ca_file. With it, every call needs one or the other; without it, every client
+    may do everything. The server reads the file again when it changes."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16 * 1024
-    """Size of one call's metadata."""
+    """Maximum size in bytes of one call's metadata."""
 
     otlp_endpoint: Annotated[str, AfterValidator(checked_without_user)] = ""
-    """Where traces are sent by OTLP over gRPC, such as `http://collector:4317`; empty: there are none. Needs the extra
-    `tracing`."""
+    """Address to which traces are sent by OTLP over gRPC, such as `http://collector:4317`; empty: no traces. Needs the
+    extra `tracing`."""
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """How many of the calls are traced that come without a trace of their own; 1: all."""
+    """Fraction of the calls to trace, among calls that arrive without a trace of their own. 1: all."""
 
     max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
-    """Sessions open at once. A slot takes memory only once a session has used it."""
+    """Maximum number of open sessions. A slot takes memory only after a session has used it."""
     idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds without a request after which a session is closed and its stream told."""
+    """Seconds without a request after which the server closes a session and notifies its stream."""
     max_age_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds from when a session is opened until it is closed and its record removed, however often it is used; its
-    snapshots and forks count from the same moment. 0: no limit. Servers that share a store need the same."""
+    """Seconds from a session's opening until the server closes it and removes its record, even if it is in use; its
+    snapshots and forks count from the same moment. 0: no limit. Servers that share a store need the same value."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
-    """Requests of one session that may wait for their answers."""
+    """Maximum number of unanswered requests of one session."""
     max_feed_tokens: Annotated[int, Field(ge=1)] = 131_072
-    """Tokens in one feed."""
+    """Maximum number of tokens in one feed."""
     max_generate_tokens: Annotated[int, Field(ge=1)] = 65_536
-    """Tokens in one generation."""
+    """Maximum number of tokens in one generation."""
     max_forks: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 64
-    """Beams of one search, and targets of one score."""
+    """Maximum number of beams of one search, and of targets of one score."""
     generation_window: Annotated[int, Field(ge=1)] = 256
-    """Tokens that a generation may be ahead of what has been written to its client."""
+    """Maximum number of tokens that a generation may be ahead of those written to its client."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
-    """Size of one message, either way."""
+    """Maximum size in bytes of one message, request or response."""
     max_calls: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    """Calls in progress at once, of which each stream is one; more are refused with a retry delay."""
+    """Maximum number of calls in progress; each stream is one call. More calls are refused with a retry delay."""
     num_tombstones: Annotated[int, Field(ge=0)] = 10_000
-    """Closed sessions whose end is remembered, so that who comes back is told why."""
+    """Number of closed sessions whose close reason the server remembers, to report it to a client that comes back."""
 
     max_waiting: Annotated[int, Field(ge=1)] = 16_384
-    """Requests of one model that may wait for their answers."""
+    """Maximum number of unanswered requests of one variant of a model."""
     num_forks: Annotated[int, Field(ge=1)] = 1024
-    """Beams and targets of one variant of a model at once, each of which takes the memory of a session. At least
-    max_forks."""
+    """Maximum number of beams and scored targets of one variant of a model at once; each takes the memory of a session.
+    At least max_forks."""
     max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 256
-    """Sessions advanced by one run of a graph."""
+    """Maximum number of sessions that one run of a graph advances."""
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
-    """Sessions times tokens of one run: bounds how long a batch can take. 0: as many as take about 4 ms, measured when
-    a model is loaded, 256 to 2048."""
+    """Maximum of sessions times tokens in one run of a graph, which limits how long a batch takes. 0: the number that
+    takes about 4 ms, measured when a model is loaded, from 256 to 2048."""
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
-    """Tokens of one session in one run: a longer feed is cut, and others' steps go on between."""
+    """Maximum number of tokens of one session in one run. Other sessions' steps run between chunks of a longer feed."""
     inline_s: Annotated[float, Field(ge=0)] = 0.002
-    """Seconds that a batch may cost to run on the event loop; what costs more runs on the model's thread. 0: all do."""
+    """Longest estimated seconds of a batch on the event loop; longer batches run on the model's thread. 0: all do."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """ONNX Runtime's threads inside one operator, for each model."""
     allow_spinning: bool = False
-    """Let ONNX Runtime's threads keep their cores busy while they wait for work."""
+    """Let ONNX Runtime's threads keep their cores busy while they wait for work (spinning)."""
     provider: Provider = "cpu"
-    """What runs the graphs; cuda needs an onnxruntime built for it."""
+    """ONNX Runtime's execution provider; cuda needs an onnxruntime built for it."""
     model_runtimes: dict[str, RuntimeOptions] = {}
-    """num_threads, allow_spinning and provider of single models, as JSON: {"g2p-en": {"num_threads": 2}}."""
+    """num_threads, allow_spinning and provider for single models, as JSON: {"g2p-en": {"num_threads": 2}}."""
 
     store: Literal["lmdb", "redis", "memory"] = "lmdb"
-    """Where sessions that outlive their stream or this process are kept: embedded in data_folder, in a Redis or Valkey
-    that several servers share, or nowhere beyond this process."""
+    """Where sessions are stored that outlive their stream or this process: embedded in data_folder, in a Redis or
+    Valkey that several servers share, or only in this process's memory."""
     data_folder: Path = Path("carousel-data")
-    """Folder of the embedded store and of the key that signs snapshots; made when it is first needed. Keep
-    nothing else in it: the server takes other users' rights on it away."""
+    """Folder of the embedded store and of the key that signs snapshots; the server makes it when needed. Keep nothing
+    else in it: the server removes other users' permissions on it."""
     redis_url: CheckedRedisUrl = DEFAULT_REDIS_URL
     """Redis or Valkey for `store=redis`."""
     snapshot_key_file: Path | None = None
-    """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By
-    default one is made in data_folder; `store=redis` needs one that is given."""
+    """File whose bytes, 16 or more, are the key that signs snapshots. Servers that exchange snapshots or share a store
+    need the same key. Default: a key that the server makes in data_folder; `store=redis` needs a file."""
     storage_key_file: Path | None = None
-    """File of the keys that encrypt stored sessions: a line each, an id, a space and 32 bytes in base64. The first
+    """File of the keys that encrypt stored sessions. Each line has an id, a space and 32 bytes in base64. The first key
     encrypts, all decrypt. Servers that share a store need the same keys. Needs the extra `encryption`."""
     snapshot_compression: bool = False
     """Compress snapshots and checkpoints with zstd."""
     max_durability: Literal["none", "checkpoint", "strict"] = "strict"
-    """The most that a session may ask to have stored."""
+    """Highest durability that a session may ask for."""
     checkpoint_interval_s: Annotated[float, Field(gt=0)] = 1.0
-    """Seconds that a session may be ahead of its checkpoint."""
+    """Maximum number of seconds that a session may be ahead of its checkpoint."""
     checkpoint_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Tokens that a session may be ahead of its checkpoint."""
+    """Maximum number of tokens that a session may be ahead of its checkpoint."""
     lease_s: Annotated[float, Field(ge=0.3)] = 3.0
-    """Seconds without a sign of life after which other servers may go on with this one's sessions."""
+    """Seconds without a heartbeat after which other servers may resume this server's sessions."""
     hold_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds that a session without a stream is held in memory when it does not say how long, and that a restored or
-    forked session waits to be resumed when it would end with its stream."""
+    """Seconds that a session without a stream is held in memory, if its client does not say how long. A restored or
+    forked session that would end with its stream also waits this long to be resumed."""
     max_hold_s: Annotated[float, Field(gt=0)] = 3600.0
-    """The longest that one may ask for."""
+    """Maximum number of seconds that a client may ask for instead of hold_s."""
     keep_s: Annotated[float, Field(gt=0)] = 86_400.0
-    """Seconds that a session without a stream is kept in the store when it does not say how long."""
+    """Seconds that the store keeps a session without a stream, if its client does not say how long."""
     max_keep_s: Annotated[float, Field(gt=0)] = 2_592_000.0
-    """The longest that one may ask for."""
+    """Maximum number of seconds that a client may ask for instead of keep_s."""
     replay_tokens: Annotated[int, Field(ge=1)] = 16_384
-    """Tokens of a generation that are kept, so that who comes back after a lost connection can be told them again."""
+    """Number of tokens of a generation that are kept to replay them to a client that resumes after a disconnect."""
     max_marks: Annotated[int, Field(ge=0)] = 8
-    """Marks of one session, each of which takes the memory of its state."""
+    """Maximum number of marks of one session; each takes the memory of its state."""
     max_slots: Annotated[int, Field(ge=0)] = 0
-    """Sessions of one variant of a model whose state is in memory at once; others go to the store when they are idle,
-    and come back. 0: as many as max_sessions."""
+    """Sessions of one variant of a model whose state is in memory at once; idle sessions beyond it are spilled to the
+    store and restored on their next request. 0: max_sessions."""
     watch_models_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds between two looks for new versions in the folder of models. 0: it is looked at when asked."""
+    """Seconds between two scans of the folder of models for new versions. 0: scan only on SIGHUP or on request."""
 
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
-    """Seconds after SIGTERM in which running generations may finish and clients move their sessions away."""
+    """Seconds after SIGTERM in which running generations may finish and clients may move their sessions away."""
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
@@ -245,12 +245,12 @@ class Settings(BaseSettings):
 
     @property
     def model_folder(self) -> Path:
-        """The folder of the bundles that are served."""
+        """The folder of the models that are served."""
         return _EXAMPLES if self.example else self.models
 
     @property
     def runtimes(self) -> Runtimes:
-        """How each model's graphs are run."""
+        """The options with which each model's graphs are run."""
         default = RuntimeOptions(
             num_threads=self.num_threads, allow_spinning=self.allow_spinning, provider=self.provider
         )
@@ -258,7 +258,7 @@ class Settings(BaseSettings):
 
     @property
     def engine_limits(self) -> EngineLimits:
-        """What each engine is allowed."""
+        """The limits of each engine."""
         return EngineLimits(
             num_slots=self.max_slots or self.max_sessions,
             num_forks=self.num_forks,
@@ -271,7 +271,7 @@ class Settings(BaseSettings):
 
     @property
     def session_limits(self) -> SessionLimits:
-        """What sessions are allowed."""
+        """The limits of sessions."""
         return SessionLimits(
             max_sessions=self.max_sessions,
             idle_timeout_s=self.idle_timeout_s,
@@ -290,7 +290,7 @@ class Settings(BaseSettings):
 
     @property
     def policy_limits(self) -> PolicyLimits:
-        """What sessions may agree on."""
+        """The limits of the policies that sessions may ask for."""
         return PolicyLimits(
             max_durability=Durability[self.max_durability.upper()],
             hold_s=self.hold_s,
@@ -301,11 +301,12 @@ class Settings(BaseSettings):
 
 
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is RedisUrl)
-"""Settings whose value no message shows."""
+"""Names of the settings whose values no message shows."""
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """Environment variables that look like settings and are none, each with the setting that is spelt most like it."""
+    """Returns the environment variables that begin like settings but are not settings, each with the setting that is
+    spelled most like it, or None."""
     prefix = Settings.model_config["env_prefix"]
     names = {name.upper() for name in Settings.model_fields}
     told = []
