@@ -1,4 +1,4 @@
-"""`python -m service`: reads the settings, then checks or serves; or does what its first argument, a command, names."""
+"""`python -m service`: reads the settings, then checks or serves. A command as first argument runs that command."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import signal
 import sys
 
 _HANGUP = None if sys.platform == "win32" else signal.signal(signal.SIGHUP, signal.SIG_IGN)
-"""What SIGHUP did before. Until the server handles it there is nothing to read again, and what comes while modules are
-imported must not end the process."""
+"""The earlier handler of SIGHUP. Until the server handles SIGHUP, it is ignored: it must not end the process while
+modules are imported."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from service.wire.envoy.library import MissingError
 
 
 def main() -> int:
-    """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
+    """Returns the exit code: 0 after a clean stop, 1 if the start or a check failed, 2 for wrong settings."""
     first, *others = sys.argv[1:] or [""]
     if first in COMMANDS:
         _restore_hangup()
@@ -35,7 +35,7 @@ def main() -> int:
     if settings is None:
         return 2
     if settings.check:
-        from service.check import check  # noqa: PLC0415  # Envoy's launcher does without
+        from service.check import check  # noqa: PLC0415  # Envoy's launcher does not need it
 
         _restore_hangup()
         return check(settings)
@@ -50,18 +50,18 @@ def main() -> int:
 
 
 def _restore_hangup() -> None:
-    """For what serves nothing, and ends with its terminal."""
+    """Restores SIGHUP for commands that do not serve, so that they end with their terminal."""
     if sys.platform != "win32":
         signal.signal(signal.SIGHUP, _HANGUP)
 
 
 def run(settings: Settings) -> int:
-    """Serves on the wire that the settings choose, until a signal comes. Raises StartError, MissingError, and whatever
-    crashed an engine."""
+    """Serves on the wire that the settings choose, until a signal arrives. Returns the exit code. Raises StartError,
+    MissingError, and the error that crashed an engine."""
     wire, why = choice.choose(settings)
     structlog.get_logger().info("wire.chosen", wire=wire, why=why)
     if wire == "envoy":
-        from service.wire.envoy import launcher  # noqa: PLC0415  # Linux's alone
+        from service.wire.envoy import launcher  # noqa: PLC0415  # works on Linux only
 
         return launcher.serve(settings, sys.argv[1:])
     process.run(serve(settings))
@@ -69,9 +69,9 @@ def run(settings: Settings) -> int:
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
+    """Serves on gRPC's own library until a signal arrives. Raises StartError, and the error that crashed an engine."""
     asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
-    from service.server import Server  # noqa: PLC0415  # the launcher of the other wire does without
+    from service.server import Server  # noqa: PLC0415  # Envoy's launcher does not need it
     from service.wire.grpcio import GrpcioWire  # noqa: PLC0415
 
     await Server(settings, GrpcioWire(settings)).run()

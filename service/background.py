@@ -1,5 +1,4 @@
-"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error. And futures whose
-task may have given up waiting.
+"""Tasks that run beside calls. A task's error is always reported, and a periodic task continues after an error.
 
 Event loop only.
 """
@@ -20,22 +19,22 @@ _LONGEST_DELAY_S = 30.0
 
 
 class Background:
-    """The tasks. `stop` cancels those that are left."""
+    """Owns tasks. `stop` cancels those that still run."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Does the work every `interval_s`, for ever. An error is logged as `background.failed`; the next attempt comes
-        after `interval_s`, and after twice as long for each further error in a row, up to 30 s."""
+        """Awaits `work()` every `interval_s` seconds, without end. Logs an error as `background.failed` and tries again
+        after `interval_s`; each further error in a row doubles the delay, up to 30 s."""
         self._start(name, self._repeat(name, interval_s, work))
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Does the work once. An error is logged as `background.failed`."""
+        """Runs the work once. Logs an error as `background.failed`."""
         self._start(name, self._once(name, work))
 
     async def stop(self) -> None:
-        """Cancels every task, and waits until all have ended."""
+        """Cancels every task and waits until all have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -43,7 +42,7 @@ class Background:
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)  # the event loop itself holds tasks by weak references alone
+        self._tasks.add(task)  # because the event loop has only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
     async def _once(self, name: str, work: Awaitable[None]) -> None:
@@ -69,8 +68,8 @@ T = TypeVar("T")
 
 
 def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
-    """A future, and the function that gives it its result; nothing happens when the task that waits for it has given
-    up, or when it has a result."""
+    """Returns a future and a function that sets its result. The function does nothing when the future already has a
+    result or the task that waits for it was cancelled."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def give(result: Any) -> None:
@@ -81,8 +80,8 @@ def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
 
 
 class Tasks:
-    """Owns tasks until they end. A domain error goes to whoever awaits the task; any other is reported. Event loop
-    only."""
+    """Owns tasks until they end. Only the code that awaits a task receives its CarouselError; any other error is also
+    reported to the event loop. Event loop only."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -98,7 +97,7 @@ class Tasks:
         return task
 
     async def stop(self) -> None:
-        """Cancels those that have not ended."""
+        """Cancels every task and waits until all have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""From when to when certificates are valid, and what to say of it. Pure."""
+"""The dates between which certificates are valid, and the warnings about them. Pure."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import NamedTuple
 from service.der import elements, fields_of
 
 SOON = timedelta(days=14)
-"""Before its end, from when on a certificate is warned of."""
+"""How long before a certificate's end the warnings begin."""
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _SHORT_YEAR = 0x17
-"""The tag of a time whose year has two digits (RFC 5280, 4.1.2.5.1)."""
+"""The tag of UTCTime, whose year has two digits (RFC 5280, 4.1.2.5.1)."""
 
 
 class Validity(NamedTuple):
-    """Of one certificate; both times belong to it."""
+    """When a certificate is valid, including both times."""
 
     begins: datetime
     ends: datetime
 
 
 class Warned(NamedTuple):
-    """event: of a log line; at: the time that it is about, in UTC."""
+    """A warning. event: name of the log line; at: the date that the warning is about, in UTC."""
 
     event: str
     at: str
 
 
 def validity_of(pems: bytes) -> Validity | None:
-    """The time in which all certificates of a file are valid; None when one cannot be read."""
+    """Returns the period in which all certificates of a PEM file are valid; None when one of them cannot be parsed or
+    there is none."""
     try:
         found = [_validity(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))) for pem in _PEM.findall(pems)]
     except (ValueError, IndexError):
@@ -40,7 +41,7 @@ def validity_of(pems: bytes) -> Validity | None:
 
 
 def warning_of(pems: bytes, now: datetime) -> Warned | None:
-    """What to warn of: certificates that are over, soon will be, or are not valid yet; None when there is nothing."""
+    """Returns a warning if a certificate is expired, expires soon or is not valid yet; None otherwise."""
     validity = validity_of(pems)
     if validity is None:
         return None
@@ -58,7 +59,7 @@ def _told(time: datetime) -> str:
 
 
 def _validity(certificate: bytes) -> Validity:
-    """Raises ValueError and IndexError."""
+    """Returns when a DER certificate is valid. Raises ValueError and IndexError."""
     _serial, _algorithm, _issuer, (_, validity), *_ = fields_of(certificate)
     begins, ends = elements(validity)
     return Validity(_time(*begins), _time(*ends))

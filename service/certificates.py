@@ -1,4 +1,4 @@
-"""The files of TLS: the server's certificate and key, and whose certificates clients must have.
+"""The TLS files: the server's certificate and key, and the certificate authorities for client certificates.
 
 They are checked when they are read, and read again when they change.
 """
@@ -25,15 +25,15 @@ log = structlog.get_logger()
 SERVER = "tls_cert_file"
 """The setting that names the file of the server's certificate."""
 CLIENT_CA = "tls_client_ca_file"
-"""The setting that names the file of whose certificates clients must have."""
+"""The setting that names the file of the authorities that clients' certificates must be signed by."""
 
 
 class CertificateError(Exception):
-    """A certificate, or a key, cannot be read; the message says which."""
+    """A certificate or a key cannot be read. The message says which."""
 
 
 class Pems(NamedTuple):
-    """What the files have, in PEM. authorities: who must vouch for clients; None where clients need no certificate."""
+    """The contents of the files, in PEM. authorities: must sign clients' certificates; None if clients need none."""
 
     certificate: bytes
     key: bytes
@@ -41,8 +41,11 @@ class Pems(NamedTuple):
 
 
 class Certificates:
-    """on_change(error): told, by any thread, when the files have changed: with None when the new ones are in use, and
-    with why not when they cannot be read, and the ones before are kept. Raises CertificateError at the start."""
+    """Reads the TLS files and notices changes. Raises CertificateError at the start.
+
+    on_change(error): called by any thread when the files have changed. None: the new files are valid and in use. An
+    error: they cannot be used, and the earlier ones stay in use.
+    """
 
     def __init__(
         self, cert: Path, key: Path, client_ca: Path | None, on_change: Callable[[CertificateError | None], None]
@@ -52,15 +55,15 @@ class Certificates:
         self._lock = threading.Lock()
         self._stamps = self._look()
         self.first = self._latest = self._read()
-        """What the files had at the start."""
+        """The contents at the start."""
         self._problem = ""
         self._next: Pems | None = None
 
     def end_of(self, setting: str) -> float | None:
-        """When the first of the certificates of a file ends: seconds since the epoch; NaN when that cannot be read.
+        """Returns when the first certificate of a file ends, in seconds since the epoch; NaN when it cannot be parsed.
 
-        setting: the one that names the file; None without one. Files that have changed are read before. Called by any
-        thread; blocks while files are read.
+        setting: SERVER or CLIENT_CA; the result is None if that setting names no file. Reads changed files first.
+        Called by any thread; blocks while files are read.
         """
         self._read_changes()
         with self._lock:
@@ -71,8 +74,8 @@ class Certificates:
         return math.nan if validity is None else validity.ends.timestamp()
 
     def reload(self) -> bool:
-        """Reads the files now, changed or not. Returns whether they are good; `on_change` hears of both. Called by any
-        thread; blocks while the files are read."""
+        """Reads the files now, changed or not. Returns whether they are valid, and calls `on_change` in both cases.
+        Called by any thread; blocks while the files are read."""
         with self._lock:
             try:
                 self._stamps, self._next = self._look(), self._read()
@@ -86,15 +89,15 @@ class Certificates:
         return True
 
     def changed(self) -> Pems | None:
-        """What the files have, when they have changed since the last call and are good; None while what they had before
-        holds. Called by any thread; blocks while the files are read."""
+        """Returns the files' contents if they have changed since the last call and are valid, else None. Called by any
+        thread; blocks while the files are read."""
         self._read_changes()
         with self._lock:
             pems, self._next = self._next, None
         return pems
 
     def _read_changes(self) -> None:
-        """Reads the files if they have changed, for the next call of `changed`."""
+        """Reads the files if they have changed, and keeps their contents for the next call of `changed`."""
         with self._lock:
             try:
                 stamps = self._look()
@@ -110,7 +113,7 @@ class Certificates:
         self._on_change(None)
 
     def _report(self, error: CertificateError) -> None:
-        """Tells `on_change`, once for each problem: `changed` is called often."""
+        """Calls `on_change` once for each problem, because `changed` is called often."""
         if str(error) != self._problem:
             self._problem = str(error)
             self._on_change(error)
@@ -126,8 +129,8 @@ class Certificates:
         return Pems(certificate, key, authorities[0] if authorities else None)
 
     def _check(self) -> None:
-        """Raises CertificateError for files that would be taken, and then fail every handshake: damaged ones, and
-        a certificate of another key, as there is between the replacement of one file and the other."""
+        """Raises CertificateError for files that gRPC and Envoy accept and that then fail every handshake: damaged
+        files, and a certificate of another key, which is there while the two files are replaced one after the other."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         cert, key, *client_ca = self._files
         try:
@@ -165,7 +168,7 @@ def _pem(path: Path) -> bytes:
 
 
 def certificates_of(settings: Settings) -> Certificates | None:
-    """The certificate, the key and the authorities of the settings; None without TLS. Raises StartError."""
+    """Returns the certificate, key and authorities that the settings name; None without TLS. Raises StartError."""
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
     files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
@@ -184,17 +187,17 @@ def certificates_of(settings: Settings) -> Certificates | None:
 
 
 def dates_to_warn_of(settings: Settings) -> Warned | None:
-    """What the server's own certificates, and those that vouch for them, are to be warned of now."""
+    """Returns the warning about the dates of the server's certificate and its chain; None when there is none."""
     try:
         pems = b"" if settings.tls_cert_file is None else settings.tls_cert_file.read_bytes()
-    except OSError:  # which who reads the certificates tells
+    except OSError:  # reported by the code that reads the certificates for use
         return None
     return warning_of(pems, datetime.now(UTC))
 
 
 def warn_of_dates(settings: Settings) -> None:
-    """Logs `dates_to_warn_of`. Clients refuse a certificate that is over, or not valid yet; the server serves on: its
-    clock may be wrong, and streams that are open do not end by it."""
+    """Logs the result of `dates_to_warn_of`. Clients refuse a certificate that is expired or not valid yet. The server
+    continues, because its clock may be wrong, and because open streams do not end when a certificate expires."""
     warned = dates_to_warn_of(settings)
     if warned is not None:
         log.warning(warned.event, at=warned.at, file=str(settings.tls_cert_file), hint="replace it: it is read again")

@@ -1,5 +1,5 @@
-"""The setting `check`: looks at what the server would be started with, and starts nothing. A server that runs tries new
-versions as the check does."""
+"""The setting `check`: checks everything that a start needs, without starting. A running server uses the same trial for
+new versions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from service.trial import TrialLimits, try_version
 
 
 def check(settings: Settings) -> int:
-    """Prints a line for everything that a start needs, and for every version: `ok`, `FAILED`, `WARNING` for what a
-    start would warn of, and `IN USE` for what another process has now.
+    """Prints one line for each condition of a start and for each version: `ok` or `FAILED`; `WARNING` for a problem of
+    which a start would warn; `IN USE` for a resource that another process has now.
 
-    Returns the exit code: 0 when the server would start and serve every version that there is, else 1.
+    Returns the exit code: 0 when the server would start and serve every version in the folder, else 1.
     """
     is_good = True
     for variable, nearest in unknown_variables(os.environ):
@@ -43,7 +43,7 @@ def check(settings: Settings) -> int:
     try:
         there = look_at(settings.model_folder, settings.runtimes)
     except RepositoryError:
-        return 1  # which was told above
+        return 1  # reported above, as a condition
     served = [_try(settings, key) for key in there]
     if not any(served):
         print(f"WARNING {settings.model_folder.resolve()}: no version would be served{_advice(settings)}")
@@ -51,7 +51,7 @@ def check(settings: Settings) -> int:
 
 
 def _advice(settings: Settings) -> str:
-    """Behind a folder that has no versions: what it may be."""
+    """Returns advice for a folder without versions, if it looks like the folder of one model; else ""."""
     folder = settings.model_folder.resolve()
     if not any(folder.glob("*/manifest.json")):
         return ""
@@ -59,14 +59,14 @@ def _advice(settings: Settings) -> str:
 
 
 def attempt(settings: Settings, key: tuple[str, int], is_wanted: Callable[[], bool] = lambda: True) -> Problem | None:
-    """Runs a version's graphs in a process of their own: see `try_version`."""
+    """Runs a version's graphs in their own process: see `try_version`."""
     limits = TrialLimits(settings.check_memory_mib, settings.check_time_s)
     runtime = settings.runtimes.of(key[0])
     return try_version(settings.model_folder, key, runtime, settings.engine_limits, limits, is_wanted=is_wanted)
 
 
 def _try(settings: Settings, key: tuple[str, int]) -> bool:
-    """Prints whether a version would be served."""
+    """Prints whether a version would be served, and returns it."""
     model, version = key
     problem = attempt(settings, key)
     print(f"ok      {model}/{version}" if problem is None else f"FAILED  {model}/{version}: {problem.reason}")

@@ -1,12 +1,13 @@
-"""When Python's cyclic garbage collector looks at the whole heap: at quiet moments, and not in the middle of a step.
+"""Decides when Python's cyclic garbage collector makes a full collection: at quiet moments, not during a step.
 
-A full collection goes through every object, and stops every stream meanwhile: with 64 streams the slowest thousandth of
-steps took 12 to 16 times the median, nearly all of it full collections. Rules:
+A full collection visits every object and stops every stream meanwhile. With 64 streams, the slowest thousandth of steps
+took 12 to 16 times the median, nearly all of it full collections. Rules:
 
-1. What exists when the server has started, models and code, is never looked at again (`gc.freeze`).
-2. Young objects are collected as ever, in fractions of a millisecond. Full collections happen here alone.
-3. They wait for a moment in which no batch runs, but no longer than `max_wait_s`: cycles do not pile up.
-4. They take at most a hundredth of the time.
+1. Objects that exist when the server has started, such as models and code, are never collected (`gc.freeze`).
+2. Python collects young objects as usual, which takes fractions of a millisecond. Full collections happen only here.
+3. A full collection waits for a moment in which no batch runs, but not longer than `max_wait_s`, so that garbage in
+   cycles does not pile up.
+4. Full collections take at most a hundredth of the time.
 
 Event loop only.
 """
@@ -19,19 +20,20 @@ import time
 from collections.abc import Callable
 
 _YOUNG = 5_000
-"""Objects made, less those that went, between two collections of young ones."""
+"""Objects created minus objects freed, between two collections of the young generation."""
 _MIDDLE = 20
-"""Young collections between two of the middle generation."""
+"""Collections of the young generation between two collections of the middle generation."""
 _NEVER = 1_000_000_000
 _WORTH = 5
-"""Collections of the middle generation after which a full one is worth its time."""
+"""Number of collections of the middle generation after which a full collection is due."""
 _QUIET_S = 0.02
 _SHARE = 100
 
 
 class Collector:
-    """Takes full collections over from Python. num_batches: a count that grows with each batch; clock: monotonic
-    seconds; collect: collects everything."""
+    """Makes the full collections instead of Python. num_batches: returns a count that grows with each batch; clock:
+    monotonic seconds; collect: makes a full collection; num_due: returns how many
+    collections of the middle generation there were since the last full one."""
 
     def __init__(
         self,
@@ -52,18 +54,18 @@ class Collector:
         self._is_wanted = False
 
     def want(self) -> None:
-        """Something large has become garbage: a full collection is worth its time."""
+        """Makes a full collection due, because something large has become garbage."""
         self._is_wanted = True
 
     @staticmethod
     def take_over() -> None:
-        """Freezes what exists, and leaves full collections to `look`. Of the whole process."""
+        """Freezes all existing objects and turns off Python's own full collections, in the whole process."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
 
     async def look(self) -> None:
-        """Collects everything, if it is worth it and the moment is quiet. To be called again and again."""
+        """Makes a full collection if one is due and the moment is quiet. Call it repeatedly."""
         waited_s = self._clock() - self._collected_at_s
         is_worth_it = self._is_wanted or self._num_due() >= _WORTH
         if not is_worth_it or waited_s < _SHARE * self._took_s:

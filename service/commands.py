@@ -1,6 +1,6 @@
-"""What `python -m service` does besides serving: `health`, `token NAME` and `--version`.
+"""The commands of `python -m service` that do not serve: `health`, `token NAME` and `--version`.
 
-Each command gets the arguments after its name, and returns the process's exit code: 2 when it was called wrongly.
+Each command receives the arguments after its name and returns the exit code: 2 for wrong arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ the file of --tokens-file.""",
 
 
 def refused(command: str) -> int:
-    """Says which commands there are."""
+    """Prints which commands exist, and returns the exit code 2."""
     print(
         f"unknown command {command!r}: expected health, token NAME or --version, or settings, which begin with --, to"
         " serve: see python -m service --help",
@@ -41,7 +41,8 @@ def refused(command: str) -> int:
 
 
 def read_settings(arguments: list[str]) -> Settings | None:
-    """The settings of flags and variables; None when they were refused, and what for was printed. `--help` exits."""
+    """Returns the settings from flags and variables. If they are invalid, prints why and returns None. `--help`
+    exits."""
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
@@ -50,27 +51,27 @@ def read_settings(arguments: list[str]) -> Settings | None:
 
 
 def health(arguments: list[str]) -> int:
-    """Asks a server that runs."""
+    """Asks a running server whether it serves."""
     if any(one in _HELP for one in arguments):
         print(_USAGE["health"])
         return 0
     settings = read_settings(arguments)
     if settings is None:
         return 2
-    from service.probe import probe  # noqa: PLC0415  # it brings gRPC, which Envoy's launcher does without
+    from service.probe import probe  # noqa: PLC0415  # it imports gRPC, which Envoy's launcher does not need
 
     return probe(settings)
 
 
 def make_token(arguments: list[str]) -> int:
-    """Prints a new token, and what the file of tokens has of it."""
+    """Prints a new token, and the entry for it in the file of tokens."""
     if any(one in _HELP for one in arguments):
         print(_USAGE["token"])
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(_USAGE["token"].partition("\n")[0], file=sys.stderr)
         return 2
-    from service.api.principals import new_token  # noqa: PLC0415  # it brings the service's API, likewise
+    from service.api.principals import new_token  # noqa: PLC0415  # it imports the API: as above
 
     token, digest = new_token()
     print(f"token (shown once): {token}", file=sys.stderr)
@@ -101,7 +102,7 @@ def _told(error: ValidationError | SettingsError) -> str:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         text = str(problem.get("ctx", {}).get("error", problem["msg"]))
-        # without a name: settings that do not go together, which the message names; its input is all of them
+        # An error about several settings has no name: its message names them, and its input is all settings.
         value = "" if name in SECRETS else f" = {problem.get('input')!r}"
         lines.append(f"{name}{value}: {text}" if name else text)
     return without_passwords("\n".join(lines))

@@ -1,7 +1,7 @@
-"""What must be so for a server to start, besides its bundles: looked at by the start, and by `--check` alike.
+"""The conditions of a start, except for the bundles. The server's start and `--check` check the same conditions.
 
-Nothing is made or opened for long: a start that fails leaves nothing behind. What another process has for now, such as
-a port, is no condition: see `in_use`.
+Nothing is created, and nothing stays open, so a failed start leaves nothing behind. A resource that another process has
+for now, such as a port, is not a condition: see `in_use`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from service.wire.envoy.library import MissingError
 
 
 class Condition(NamedTuple):
-    """subject: what it is about, to be shown; empty: nothing that was given. check: raises StartError."""
+    """subject: the file that the check is about, to be shown; empty if no file was given. check: raises StartError."""
 
     subject: str
     check: Callable[[Settings], object]
 
 
 def conditions(settings: Settings) -> list[Condition]:
-    """All of them, in the order in which a start needs them."""
+    """Returns all conditions, in the order in which a start needs them."""
     return [
         Condition("", _check_wire),
         Condition("", _check_ports),
@@ -46,13 +46,13 @@ def conditions(settings: Settings) -> list[Condition]:
 
 
 def demand(settings: Settings) -> None:
-    """Raises StartError for the first that does not hold. Blocks: files are read, and a Redis is asked."""
+    """Raises StartError for the first condition that does not hold. Blocks: reads files, and may connect to Redis."""
     for condition in conditions(settings):
         condition.check(settings)
 
 
 def in_use(settings: Settings) -> Iterator[str]:
-    """What a start would not get now, as another process has it: ports, and the folder of the embedded store."""
+    """Yields what a start cannot get now because another process has it: ports, and the embedded store's folder."""
     ports = [settings.port, settings.metrics_port if settings.metrics else None, settings.health_port]
     for port in filter(None, ports):
         if reason := why_not(settings.host, port):

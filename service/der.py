@@ -1,15 +1,15 @@
-"""Reads DER, in which certificates are (X.690). Pure."""
+"""Parses DER (X.690), the encoding of certificates. Pure."""
 
 from __future__ import annotations
 
 _SEQUENCE = 0x30
 _VERSION = 0xA0
-"""The tag of a certificate's version, which those of version 1 leave out."""
+"""The tag of a certificate's version. Certificates of version 1 have no version field."""
 
 
 def fields_of(certificate: bytes) -> list[tuple[int, bytes]]:
-    """What a certificate says, without its version: serial number, algorithm, issuer, validity, subject, and more (RFC
-    5280, 4.1). Raises ValueError and IndexError for what is none."""
+    """Returns the fields of a certificate as (tag, content), without its version: serial number, algorithm, issuer,
+    validity, subject, and more (RFC 5280, 4.1). Raises ValueError and IndexError for other bytes."""
     ((tag, whole),) = elements(certificate)
     if tag != _SEQUENCE:
         raise ValueError(f"unexpected DER tag: expected {_SEQUENCE:#x}")
@@ -18,7 +18,7 @@ def fields_of(certificate: bytes) -> list[tuple[int, bytes]]:
 
 
 def elements(data: bytes) -> list[tuple[int, bytes]]:
-    """The tag and the contents of each element. Raises ValueError and IndexError for what is cut short."""
+    """Returns (tag, content) of each element. Raises ValueError and IndexError for data that is cut short."""
     found: list[tuple[int, bytes]] = []
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""The server as the ASGI application that Envoy loads (pyvoy). The launcher starts Envoy; see there."""
+"""The server as the ASGI application that Envoy loads with pyvoy. `service/wire/envoy/launcher.py` starts Envoy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
-    """Serves one request, or, for the scope `lifespan`, the whole server."""
+    """Handles one request, or, for the scope `lifespan`, runs the whole server."""
     if scope["type"] == "http":
         host = _HOLDER.host()
         if host is not None:
@@ -34,26 +34,26 @@ async def app(scope: Event, receive: Receive, send: Send) -> None:
 
 
 class _Holder:
-    """The server of this process."""
+    """Holds the server of this process."""
 
     def __init__(self) -> None:
         self._wire: EnvoyWire | None = None
 
     def host(self) -> Any:
-        """What serves requests; None before it is known."""
+        """Returns the `Host` that handles requests; None until the server has made it."""
         return None if self._wire is None else self._wire.host
 
     async def live(self, receive: Receive, send: Send) -> None:
-        """Runs the server from Envoy's start to its end."""
+        """Runs the server from Envoy's start to Envoy's end."""
         await receive()  # lifespan.startup
-        for name in FOR_ENVOY_ALONE:  # processes that this one starts are none of Envoy's
+        for name in FOR_ENVOY_ALONE:  # child processes must not inherit Envoy's variables
             os.environ.pop(name, None)
         asyncio.get_running_loop().set_exception_handler(_loop_exception)
         link = await Link.to_launcher()
         messages = link.messages()
         _, (arguments, folder, interpreter) = await anext(messages)
-        sys.executable = interpreter  # within Envoy Python takes what PATH has for it
-        settings = CliApp.run(Settings, cli_args=arguments)  # which the launcher has read, too
+        sys.executable = interpreter  # inside Envoy, Python would set it to the first Python on PATH
+        settings = CliApp.run(Settings, cli_args=arguments)  # the launcher has already validated them
         logging.configure(settings.log_format, settings.log_level)
         code = 1
         try:
@@ -72,7 +72,7 @@ class _Holder:
         except BaseException as error:
             log.error("server.crashed", exc_info=error)
         sys.stderr.flush()
-        link.send("ended", code)  # Envoy is ended by the launcher, or ends with this process
+        link.send("ended", code)  # the launcher then ends Envoy; Envoy also ends with this process
         if self._wire is None or not self._wire.is_ready.is_set():
             await send({"type": "lifespan.startup.failed", "message": "see the log"})
             return
@@ -81,8 +81,8 @@ class _Holder:
 
 
 def _loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs what nobody awaits, but for what pyvoy 1.3.0 says of calls whose client has left: that a `receive` was
-    cancelled, and that a call ended in good order all the same."""
+    """Logs errors that nothing awaits, except two that pyvoy 1.3.0 reports for calls whose client has disconnected: a
+    cancelled `receive`, and a call that ended normally all the same."""
     is_pyvoys = "_pyvoy." in repr(context.get("handle"))
     if not (is_pyvoys and type(context.get("exception")).__name__ in {"InvalidStateError", "PanicException"}):
         logging.loop_exception(loop, context)

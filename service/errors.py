@@ -1,10 +1,10 @@
-"""The domain's errors, split by whose fault they are.
+"""The errors of the domain, grouped by whose fault they are.
 
     CarouselError
-    ├── CallerError                    the request is wrong; sending it again will not help
-    │   ├── InvalidFieldError          a field has a value that it must not have
+    ├── CallerError                    the request is wrong; a retry does not help
+    │   ├── InvalidFieldError          a field has a value that is not allowed
     │   │   ├── TokenOutOfVocabularyError
-    │   │   ├── UnknownTokenError      a token name or a grapheme that the vocabulary lacks
+    │   │   ├── UnknownTokenError      the vocabulary has no such token name or grapheme
     │   │   ├── EmptySequenceError
     │   │   └── SequenceTooLongError
     │   ├── ModelNotFoundError
@@ -13,34 +13,37 @@
     │   ├── SessionAlreadyOpenError    a second Open
     │   ├── SessionNotOpenError        Feed before Open
     │   ├── PositionMismatchError
-    │   ├── IllegalRequestError        not in the session's present state
-    │   ├── MarkNotFoundError          Rewind to where no mark is
-    │   ├── OutputsLostError           outputs asked for again are no longer kept
-    │   └── SnapshotError              these bytes are no snapshot
-    │       ├── SnapshotCorruptError   they were one, and have been changed
-    │       ├── SnapshotFormatError    a later server's
+    │   ├── IllegalRequestError        not allowed in the session's present state
+    │   ├── MarkNotFoundError          Rewind to a position without a mark
+    │   ├── OutputsLostError           outputs to be replayed are no longer kept
+    │   └── SnapshotError              the bytes are not a valid snapshot
+    │       ├── SnapshotCorruptError   the snapshot was changed
+    │       ├── SnapshotFormatError    a later server made the snapshot
     │       ├── SnapshotKeyError       signed with another key
-    │       ├── SnapshotModelError     of a model that is not served here as it was
-    │       └── SnapshotExpiredError   of a session that is too old
+    │       ├── SnapshotModelError     its model is not served here, or has changed
+    │       └── SnapshotExpiredError   its session is too old
     ├── AccessError                    the caller may not do this
-    │   ├── UnauthenticatedError       nobody knows who it is
-    │   └── ForbiddenError             it is known, and may not
-    ├── LoadError                      the server is full, or leaving; sending it again may help
-    │   ├── AnswerTooLargeError        the answer would be over the limit of a message: asking for less helps
+    │   ├── UnauthenticatedError       the caller's identity is not known
+    │   └── ForbiddenError             the caller is known and lacks the permission
+    ├── LoadError                      the server is overloaded or shutting down; a retry may help
+    │   ├── AnswerTooLargeError        the answer exceeds the limit of a message: asking for less helps
     │   ├── TooManyCallsError
     │   ├── TooManySessionsError
-    │   │   └── NoSlotError            some of them could be put aside
+    │   │   └── NoSlotError            some sessions could be spilled
     │   ├── QueueFullError
-    │   ├── RateLimitedError           the principal asks too often
+    │   ├── TooManyWatchersError
+    │   ├── WatcherDroppedError        the watcher reads too slowly
+    │   ├── RateLimitedError           the principal makes too many requests
     │   ├── ShuttingDownError
     │   ├── StoreUnavailableError      the store is down, slow or full
-    │   └── SessionMovedError          another stream, or another server, has gone on with the session
-    ├── RequestCancelledError          the caller, or the end of its session, ended it
-    └── ServerError                    ours
+    │   ├── FeedUncertainError         the feed was applied, but not stored
+    │   └── SessionMovedError          another stream, or another server, has resumed the session
+    ├── RequestCancelledError          cancelled by the caller, or by the end of its session
+    └── ServerError                    the server's fault
         ├── ModelUnavailableError      the bundle could not be loaded
         └── EngineError                a graph run failed
 
-Errors carry facts; `api.status` alone turns them into gRPC statuses. Messages quote a request's values by `quoted`.
+Errors carry facts; only `api.status` turns them into gRPC statuses. Messages show a request's values by `quoted`.
 """
 
 from __future__ import annotations
@@ -49,14 +52,14 @@ import asyncio
 from collections.abc import Callable
 
 _QUOTED_LENGTH = 140
-"""A whole session id of the greatest length, and some more."""
+"""Most characters of a text that are shown. It holds the longest session id and some more."""
 _QUOTED_ITEMS = 8
 INTERNAL = "internal error: see the server's log"
 """What clients are told of a bug of the server's."""
 
 
 def quoted(value: object) -> str:
-    """A value of a request as a message shows it: its `repr`, cut short. Takes the same time for any size."""
+    """Returns a request's value for use in a message: its `repr`, shortened. Takes the same time for any size."""
     if isinstance(value, list | tuple):
         shown = ", ".join(map(quoted, value[:_QUOTED_ITEMS]))
         return f"[{shown}]" if len(value) <= _QUOTED_ITEMS else f"[{shown}, ... {len(value)} in all]"
@@ -68,12 +71,13 @@ def quoted(value: object) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text, or as much of its beginning as `limit` characters hold together with three dots that say so."""
+    """Returns the text, or its beginning followed by "...", with at most `limit` characters in all."""
     return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."
 
 
 class CarouselError(Exception):
-    """Root of the tree. message: for people; field: the request field at fault, if one is; facts: by name."""
+    """The root of the tree. message: for people; field: the request's field at fault, or empty; retry_delay_s: seconds
+    after which a retry may succeed, None if unknown; facts: details by name."""
 
     def __init__(self, message: str, *, field: str = "", retry_delay_s: float | None = None, **facts: object) -> None:
         super().__init__(message)
@@ -88,7 +92,7 @@ class CallerError(CarouselError):
 
 
 class InvalidFieldError(CallerError):
-    """A field has a value that it must not have."""
+    """A field has a value that is not allowed."""
 
 
 class TokenOutOfVocabularyError(InvalidFieldError):
@@ -100,35 +104,35 @@ class UnknownTokenError(InvalidFieldError):
 
 
 class EmptySequenceError(InvalidFieldError):
-    """A sequence that must have tokens has none."""
+    """A sequence that needs tokens is empty."""
 
 
 class SequenceTooLongError(InvalidFieldError):
-    """A sequence is over a limit."""
+    """A sequence is longer than a limit."""
 
 
 class ModelNotFoundError(CallerError):
-    """No such model, or no such version of it."""
+    """The model, or this version of it, does not exist."""
 
 
 class SessionNotFoundError(CallerError):
-    """No such session now; the message says what became of it when that is known."""
+    """The session does not exist. The message says why it ended, if that is known."""
 
 
 class SessionIdInUseError(CallerError):
-    """Another stream has a session of that id."""
+    """Another stream has a session with this id."""
 
 
 class SessionAlreadyOpenError(CallerError):
-    """This stream has already opened a session of that id."""
+    """This stream has already opened a session with this id."""
 
 
 class SessionNotOpenError(CallerError):
-    """The request needs a session and none is open on this stream."""
+    """The request needs a session, and none is open on this stream."""
 
 
 class PositionMismatchError(CallerError):
-    """The position of a feed or a generation is not the session's."""
+    """A feed or a generation names another position than the session's."""
 
 
 class IllegalRequestError(CallerError):
@@ -136,19 +140,19 @@ class IllegalRequestError(CallerError):
 
 
 class MarkNotFoundError(CallerError):
-    """The session has no mark there."""
+    """The session has no mark at this position."""
 
 
 class OutputsLostError(CallerError):
-    """Outputs of a generation that were asked for again are no longer kept."""
+    """Outputs of a generation were requested again and are no longer kept."""
 
 
 class SnapshotError(CallerError):
-    """Bytes that should be a snapshot are none."""
+    """The bytes are not a valid snapshot."""
 
 
 class SnapshotCorruptError(SnapshotError):
-    """A snapshot is not as it was made."""
+    """A snapshot was changed after it was made."""
 
 
 class SnapshotFormatError(SnapshotError):
@@ -160,11 +164,11 @@ class SnapshotKeyError(SnapshotError):
 
 
 class SnapshotModelError(SnapshotError):
-    """The model that a snapshot is of is not served here, or not as it was."""
+    """The snapshot's model is not served here, or has changed."""
 
 
 class SnapshotExpiredError(SnapshotError):
-    """A snapshot is of a session that is older than this server allows."""
+    """The snapshot's session is older than this server allows."""
 
 
 class AccessError(CarouselError):
@@ -172,11 +176,11 @@ class AccessError(CarouselError):
 
 
 class UnauthenticatedError(AccessError):
-    """Who calls is not known."""
+    """The caller's identity is not known."""
 
 
 class ForbiddenError(AccessError):
-    """Who calls may not do this."""
+    """The caller is known and may not do this."""
 
 
 class LoadError(CarouselError):
@@ -184,19 +188,19 @@ class LoadError(CarouselError):
 
 
 class AnswerTooLargeError(LoadError):
-    """The answer would be larger than one message may be. It has no retry delay: the same request never succeeds."""
+    """The answer would be larger than a message may be. It has no retry delay: the same request never succeeds."""
 
 
 class TooManyCallsError(LoadError):
-    """The server has as many calls in progress as it may have."""
+    """The server already has the maximum number of calls in progress."""
 
 
 class TooManySessionsError(LoadError):
-    """The server has as many sessions as it may have."""
+    """The server already has the maximum number of sessions."""
 
 
 class NoSlotError(TooManySessionsError):
-    """Every session slot of a model is taken."""
+    """Every session slot of a model is in use."""
 
 
 class QueueFullError(LoadError):
@@ -204,39 +208,39 @@ class QueueFullError(LoadError):
 
 
 class TooManyWatchersError(LoadError):
-    """The session has as many watchers as it may have."""
+    """The session already has the maximum number of watchers."""
 
 
 class WatcherDroppedError(LoadError):
-    """A watcher did not read as fast as its session moved."""
+    """A watcher read more slowly than its session moved."""
 
 
 class RateLimitedError(LoadError):
-    """The principal makes more requests than it may."""
+    """The principal makes more requests than it is allowed to."""
 
 
 class ShuttingDownError(LoadError):
-    """The server is leaving and takes nothing new."""
+    """The server is shutting down and accepts nothing new."""
 
 
 class StoreUnavailableError(LoadError):
-    """The store cannot do it now."""
+    """The store cannot do the operation now."""
 
 
 class FeedUncertainError(LoadError):
-    """A feed without a position was applied, and could not be stored: it must not be sent again as it was."""
+    """A feed without a position was applied but could not be stored. The client must not send it again unchanged."""
 
 
 class SessionMovedError(LoadError):
-    """Another stream, or another server, has gone on with the session."""
+    """Another stream, or another server, has resumed the session."""
 
 
 class RequestCancelledError(CarouselError):
-    """The request was ended before it was done."""
+    """The request was cancelled before it was done."""
 
 
 class ServerError(CarouselError):
-    """The server's own fault."""
+    """The server is at fault."""
 
 
 class ModelUnavailableError(ServerError):
@@ -248,14 +252,14 @@ class EngineError(ServerError):
 
 
 def position_mismatch(field: str, given: int, position: int) -> PositionMismatchError:
-    """The error for a request that starts elsewhere than where the session is."""
+    """Returns the error for a request that starts at another position than the session's."""
     return PositionMismatchError(
         f"{field} = {given}, but the session is at position {position}", field=field, position=position
     )
 
 
 def too_many_in_flight(name: str, count: int, limit: int) -> QueueFullError:
-    """The error for a request of a session that has too many without an answer. name: the session's."""
+    """Returns the error for a session with too many unanswered requests. name, count: the session's."""
     return QueueFullError(
         f"session {name!r} has {count} requests in flight, the limit (max_in_flight): wait for responses first",
         retry_delay_s=0.1,
@@ -264,12 +268,12 @@ def too_many_in_flight(name: str, count: int, limit: int) -> QueueFullError:
 
 
 def report(error: Exception) -> None:
-    """Reports what a callback raised to the event loop."""
+    """Reports an error that a callback raised to the event loop's exception handler."""
     asyncio.get_running_loop().call_exception_handler({"message": "a callback failed", "exception": error})
 
 
 def guarded(call: Callable[..., object], *arguments: object) -> bool:
-    """Calls. What it raises is reported to the event loop and stops nothing. Returns whether it raised nothing."""
+    """Calls the function. Reports an Exception that it raises to the event loop. Returns whether it raised none."""
     try:
         call(*arguments)
     except Exception as error:

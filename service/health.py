@@ -1,4 +1,4 @@
-"""What gRPC's health service says of the server, its services and its models."""
+"""The statuses that gRPC's health service reports for the server, its services and its models."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # which has no types
-    """gRPC's health service, of which the library has Check and Watch."""
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # the base class has no types
+    """gRPC's health service. The library implements Check and Watch."""
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> None:
-        """Not served: one of the names that Check knows has to be asked for."""
+        """Refuses the call: clients must ask for one of the names that Check knows."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "List is not served: ask Check, or Watch, for a service")
 
 
 class ModelHealth:
-    """Keeps the health up to date of the server (""), of its services, and of its models: each version as
-    `model/version`; a model's name stands for its newest version that is served. The health service itself serves for
-    as long as the process does. Event loop only."""
+    """Updates the health of the server (""), of its services and of its models. Each version has the name
+    `model/version`; a model's name has the status of its newest served version. The health service itself is SERVING
+    while the process runs. Event loop only."""
 
     def __init__(self, servicer: health.aio.HealthServicer, repository: Repository) -> None:
         self._servicer = servicer
@@ -35,21 +35,21 @@ class ModelHealth:
         self._is_cut = False
 
     async def start(self, services: Iterable[str]) -> None:
-        """The process is there, and so are the services and the models."""
+        """Called when the process, its services and its models are ready."""
         self._services = tuple(services)
         await self._servicer.set(health.SERVICE_NAME, _SERVING)
         await self.update()
 
     async def set_cut(self, is_cut: bool) -> None:
-        """Whether the server cannot reach the store that others share: its services are served better elsewhere, while
-        itself it is well."""
+        """Sets whether the server cannot reach the shared store. Then its services are NOT_SERVING, because other
+        servers can serve better, and the server itself stays SERVING."""
         if is_cut != self._is_cut:
             self._is_cut = is_cut
             await self.update()
 
     async def update(self) -> None:
-        """Sets what the repository has now; a model that it has no more is not served. Without any model the server
-        and its services are not, either."""
+        """Sets the statuses from the repository. Models that are no longer there are NOT_SERVING. Without any served
+        model, the server and its services are NOT_SERVING."""
         statuses = dict.fromkeys(self._names, _NOT_SERVING)
         is_serving = bool(self._repository.bundles)
         statuses[""] = _SERVING if is_serving else _NOT_SERVING

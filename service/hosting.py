@@ -1,20 +1,21 @@
-"""The versions of models that are served, each with the engines that run it; they come and go while the server runs.
+"""The versions of models that are served, each with the engines that run it. Versions are loaded and unloaded while the
+server runs.
 
 Rules:
 
 1. A version that cannot be loaded, or whose engines cannot start, replaces nothing and is reported as a problem.
-2. An unloaded version keeps its engines for as long as a session uses one of them. Engines are counted, not versions: a
-   version may be unloaded, loaded and unloaded again while sessions still use its first engines.
-3. A loaded bundle is not read again: a bundle never changes, a new one has a new version.
-4. A version that was unloaded stays unloaded, also for who watches the folder, until somebody asks for it by `load`,
-   or until its manifest is another file.
-5. A version that is new while the server runs is tried first, in a process of its own: see `trial`. One that took too
-   much there is not tried again by who watches the folder, until its manifest is another file. What the server has
-   served before, and what it starts with, is not tried.
-6. Loads run one after another, and each to its end, also when its caller has gone: a started engine always has an
-   owner.
+2. An unloaded version keeps its engines while a session uses one of them. Engines are counted, not versions: a version
+   may be unloaded, loaded and unloaded again while sessions still use its first engines.
+3. A loaded bundle is not read again: a bundle never changes, and a new bundle has a new version.
+4. An unloaded version stays unloaded, also when `look` scans the folder, until `load` asks for it or its manifest is
+   replaced by another file.
+5. A version that is new while the server runs is first tried in its own process: see `trial`. A version that takes too
+   much memory or time there is not tried again by `look` until its manifest is another file. Versions that the server
+   has served before, and those present at its start, are not tried.
+6. Loads run one after another. Each runs to its end, also when its caller is cancelled, so that a started engine always
+   has an owner.
 
-Event loop only, but for what blocks, which runs in a thread.
+Event loop only, except blocking work, which runs in a thread.
 """
 
 from __future__ import annotations
@@ -43,24 +44,25 @@ from service.repository.runtime import Runtimes
 from service.sessions.served import Served
 
 Key = tuple[str, int]
-"""A model and a version."""
+"""Model and version."""
 _LISTED = 20
 Result = TypeVar("Result")
 Attempt = Callable[[Key, Callable[[], bool]], Problem | None]
-"""Tries a version, for as long as the second argument says that it is wanted; returns why it cannot be served."""
+"""Tries a version. Returns why it cannot be served, or None. The second argument returns whether the trial is still
+wanted."""
 
 
 class _Leaving(NamedTuple):
-    """The engines of one load of a version that has been unloaded."""
+    """The engines of one load of an unloaded version."""
 
     key: Key
     engines: list[Engine]
 
 
 class Hosting:
-    """Loads, finds and unloads versions. make_engine(bundle, variant): an engine that is not started;
-    num_sessions(engine): how many sessions use it, those that are being opened on it with them; attempt: blocks, and is
-    called in a thread."""
+    """Loads, finds and unloads versions. make_engine(bundle, variant): makes an engine without starting it.
+    num_sessions(engine): how many sessions use the engine, including those that are being opened on it. attempt: called
+    in a thread; may block."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Hosting:
         self._is_stopping = False
 
     async def start(self) -> None:
-        """Loads the versions of the folder. Raises RepositoryError. Cancelling it ends it after the version in hand."""
+        """Loads the versions in the folder. Raises RepositoryError. If cancelled, ends after the current version."""
         folder = self.repository.folder
         there = await asyncio.to_thread(look_at, folder, self._runtimes)
         await self._to_the_end(self._load_all(there, there, is_tried=False))
@@ -98,7 +100,7 @@ class Hosting:
             self._observer.nothing_served(str(folder.resolve()), len(there))
 
     async def stop(self) -> None:
-        """Stops every engine, once a load that is in progress has ended."""
+        """Stops every engine after loads in progress have ended."""
         self._is_stopping = True
         while self._work:
             await asyncio.wait(self._work)
@@ -108,12 +110,12 @@ class Hosting:
         await asyncio.to_thread(_stop_all, engines)
 
     def known(self, model: str) -> str:
-        """The name of a model, if there is a version of it, served or not; else empty: clients may send any name."""
+        """Returns the model's name if any version of it exists, served or not, else "". Clients may send any name."""
         return model if self.repository.has(model) else ""
 
     def find(self, model: str, version: int, variant: str, *, within: str = "") -> Served:
-        """The bundle and the engine for a model: the newest version for 0, the base for no variant. within: in front of
-        the request's fields. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
+        """Returns the bundle and the engine for a model. version: 0 for the newest. variant: "" for the base. within:
+        prefix of the field names in messages. Raises ModelNotFoundError, InvalidFieldError, ModelUnavailableError."""
         bundle = self.repository.find(model, version, within=within)
         served = self._served.get((bundle.model, bundle.version, variant or BASE_VARIANT))
         if served is None:
@@ -127,16 +129,16 @@ class Hosting:
         return served
 
     def num_batches(self) -> int:
-        """How many batches the engines have run."""
+        """Returns the number of batches that the engines have run."""
         seen = [served.engine.statistics for served in self._served.values()]
         return sum(one.num_inline + one.num_threaded for one in seen)
 
     async def load(self, model: str = "", version: int = 0) -> list[Bundle | Problem]:
-        """Loads versions of the folder that are not served: of one model, or of all when it is empty; one, or all for
-        0. Returns those that it has looked at, in order, and those that were served already.
+        """Loads versions in the folder that are not served. model: "" for all models. version: 0 for all versions.
+        Returns, in order, the results of these loads and the bundles that were served already.
 
-        Raises ModelNotFoundError when the folder has no such version, InvalidFieldError for what no model can be
-        called, ModelUnavailableError when the folder cannot be read.
+        Raises ModelNotFoundError when the folder has no such version, InvalidFieldError for a name that no model can
+        have, and ModelUnavailableError when the folder cannot be read.
         """
         try:
             there = await asyncio.to_thread(stamps_in, self.repository.folder)
@@ -158,8 +160,8 @@ class Hosting:
         return await self._to_the_end(self._load_all(wanted, there))
 
     async def look(self) -> None:
-        """Loads what the folder has of new versions; one that was unloaded, or took too much when it was tried, only
-        when its manifest is another file. A folder that cannot be read is reported once, until it can."""
+        """Loads new versions in the folder. Loads a version that was unloaded, or that took too much in its trial, only
+        when its manifest is another file. Reports a folder that cannot be read once, until it can be read again."""
         try:
             there = await asyncio.to_thread(stamps_in, self.repository.folder)
         except OSError as error:
@@ -175,8 +177,8 @@ class Hosting:
         await self._to_the_end(self._load_all(there, there, passed_over))
 
     async def unload(self, model: str, version: int) -> int:
-        """Stops serving a version. Returns how many sessions still use it, also when it was unloaded before: a call may
-        be sent again. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
+        """Stops serving a version. Returns how many sessions still use it, also if it was unloaded before, so that a
+        call can be retried. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
         check_name(model)
         if version == 0:
             raise InvalidFieldError("version = 0 must be 1 or more: set the version", field="version")
@@ -197,7 +199,7 @@ class Hosting:
         unused = [group for group in self._leaving if not any(map(self._num_sessions, group.engines))]
         if not unused:
             return
-        # before anything is awaited: nobody else stops them, and `find` has not given them away since they left
+        # Before the first await: nothing else stops these engines, and `find` does not return them since the unload.
         self._leaving = [group for group in self._leaving if group not in unused]
         await self._to_the_end(self._stop(unused))
 
@@ -208,7 +210,7 @@ class Hosting:
             self._observer.model_dropped(*key)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Awaits work that goes on when this is cancelled. `stop` waits for it."""
+        """Awaits work that continues when the caller is cancelled. `stop` waits for it."""
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -251,20 +253,18 @@ class Hosting:
         return found
 
     def _read(self, key: Key, *, is_tried: bool) -> Bundle | Problem:
-        """Loads a version, once its trial is over. In a thread."""
+        """Loads a version after its trial, if it needs one. Runs in a thread."""
         problem = self._attempt(key, lambda: not self._is_stopping) if is_tried else None
         return problem or load_version(self.repository.folder, key, self._runtimes)
 
     async def _serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
-        """Starts the engines of a version: all of them, or none and a problem."""
+        """Starts the engines of a version: either all of them, or none, with a problem as the result."""
         engines: dict[str, Engine] = {}
         try:
             for variant in bundle.variants:
                 engines[variant] = self._make_engine(bundle, variant)
             await asyncio.to_thread(_start_all, list(engines.values()))
-        except (
-            Exception
-        ) as error:  # of ONNX Runtime, which runs the graphs here for the first time, or for want of memory
+        except Exception as error:  # from ONNX Runtime, which runs the graphs here for the first time, or out of memory
             return Problem(bundle.model, bundle.version, f"its engine cannot start: {error or type(error).__name__}")
         key = (bundle.model, bundle.version)
         for variant, engine in engines.items():
@@ -285,14 +285,14 @@ class Hosting:
 
 
 def _report(task: asyncio.Task[Any]) -> None:
-    """Hands the error of work whose caller has gone to the event loop, which logs it."""
+    """Passes the error of work whose caller was cancelled to the event loop, which logs it."""
     if not task.cancelled() and task.exception() is not None:
         context = {"message": "work that nobody waits for failed", "exception": task.exception(), "task": task}
         task.get_loop().call_exception_handler(context)
 
 
 def _start_all(engines: Sequence[Engine]) -> None:
-    """Starts engines; when one cannot start, stops those before it and raises."""
+    """Starts engines. When one cannot start, stops those before it and raises."""
     for place, engine in enumerate(engines):
         try:
             engine.start()
@@ -302,7 +302,7 @@ def _start_all(engines: Sequence[Engine]) -> None:
 
 
 def _stop_all(engines: Sequence[Engine]) -> None:
-    """Stops engines, each of them also when another cannot be stopped. Raises what the last of those raised."""
+    """Stops all engines, also when some cannot be stopped. Raises the last error."""
     failure: BaseException | None = None
     for engine in engines:
         try:

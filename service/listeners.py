@@ -1,4 +1,4 @@
-"""The listeners beside the wire's: health probes and metrics; and the principals that may call."""
+"""The listeners for health probes and for metrics, the principals that may call, and where traces are sent."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CLOSE_IT = (
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Logs a warning when the services can be called from elsewhere by everybody, in plain text."""
+    """Logs a warning when every client on the network can call the services without a token."""
     if not is_loopback(settings.host) and settings.tokens_file is None:
         log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
 
 
 class Reserved:
-    """The ports beside that of the wire, kept from the first moment of a start. Raises StartError."""
+    """The ports for health and for metrics, reserved from the beginning of a start. Raises StartError."""
 
     def __init__(self, settings: Settings) -> None:
         self._host = settings.host
@@ -49,7 +49,7 @@ class Reserved:
             undo.pop_all()
 
     def make_probes(self, servicer: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int] | None:
-        """A server of health alone, and its port; None when there is to be none. Raises StartError."""
+        """Returns a server of gRPC's health service only, and its port; None without health_port. Raises StartError."""
         if self._health is None:
             return None
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -61,7 +61,7 @@ class Reserved:
             raise StartError(f"cannot listen on {address}: {error}") from error
 
     def make_exposition(self, registry: CollectorRegistry) -> Exposition | None:
-        """The server of metrics; None when there is to be none. Raises StartError."""
+        """Returns the server of metrics; None when the settings turn it off. Raises StartError."""
         if self._metrics is None:
             return None
         port = self._metrics.release()
@@ -71,14 +71,14 @@ class Reserved:
             raise StartError(f"cannot listen on {self._host}:{port}: {reason_of(error)}") from error
 
     def release(self) -> None:
-        """Lets go what was not used."""
+        """Releases the ports that were not used."""
         for one in (self._health, self._metrics):
             if one is not None:
                 one.release()
 
 
 def principals(settings: Settings) -> Principals | Everybody:
-    """Who may call. Raises StartError when the file of principals is no good."""
+    """Returns the principals that may call. Raises StartError when the file of principals is not valid."""
     if settings.tokens_file is None:
         return Everybody()
     try:
@@ -93,17 +93,18 @@ def principals(settings: Settings) -> Principals | Everybody:
 
 
 def make_tracing(settings: Settings) -> Tracing | None:
-    """Where traces go; None when there are none. Raises StartError without what it needs."""
+    """Returns the exporter of traces; None when there are no traces. Raises StartError if the extra is missing."""
     kind = check_tracing(settings)
     return None if kind is None else kind(settings.otlp_endpoint, settings.trace_ratio)
 
 
 def check_tracing(settings: Settings) -> type[Tracing] | None:
-    """What `make_tracing` makes; None when there are no traces. Raises StartError without what it needs."""
+    """Returns the class that `make_tracing` uses; None when there are no traces. Raises StartError if the extra is
+    missing."""
     if not settings.otlp_endpoint:
         return None
     try:
-        from service.telemetry.tracing import Tracing  # noqa: PLC0415  # it may not be installed
+        from service.telemetry.tracing import Tracing  # noqa: PLC0415  # its packages may not be installed
     except ModuleNotFoundError as error:
         command = how_to_install("tracing", distribution="carousel-serving")
         raise StartError(f"otlp_endpoint needs {error.name}: {command}") from error

@@ -1,4 +1,4 @@
-"""What engine and sessions report, and to whom: a small protocol that metrics and logs implement.
+"""What the engine and the sessions report: protocols that metrics, traces and logs implement.
 
 Implementations must be quick, must not raise, and must be safe to call from several threads.
 """
@@ -16,9 +16,9 @@ GraphKind = Literal["encoder", "step", "readout"]
 class BatchReport(NamedTuple):
     """One run of a graph.
 
-    num_rows: sessions advanced; num_tokens: tokens consumed by them; capacity: rows times time of the padded run;
-    queue_s: time from submission to the batch's start, one for each request that began in it; gather_s, run_s,
-    commit_s: assembling the batch, running the graph, decoding and storing its results.
+    num_rows: sessions advanced; num_tokens: tokens that these sessions consumed; capacity: rows times time of the
+    padded run; queue_s: seconds from submission to the start of the batch, one for each request that began in it;
+    gather_s, run_s, commit_s: seconds to assemble the batch, to run the graph, and to decode and store its results.
     """
 
     kind: GraphKind
@@ -32,29 +32,29 @@ class BatchReport(NamedTuple):
 
 
 class RequestTrace(Protocol):
-    """Follows one request through the server. trace_id: 32 hexadecimal digits."""
+    """Traces one request through the server. trace_id: 32 hexadecimal digits."""
 
     trace_id: str
 
     def batch_ran(self, report: BatchReport) -> None:
-        """A batch that the request has a part in is done, just now. Called by the engine's thread."""
+        """Called by the engine's thread just after a batch in which the request has rows."""
 
     def ended(self, request: str, model: str, version: int, num_tokens: int) -> None:
-        """It was answered in full. Called by the event loop."""
+        """Called by the event loop when the request was answered in full."""
 
 
 @dataclass(slots=True)
 class CallReport:
-    """One gRPC call, complete when it has ended. Event loop only.
+    """One gRPC call. Its fields are complete when the call has ended. Event loop only.
 
     request_id: the caller's `x-request-id`, or one that the server made; method: such as
-    `/carousel.v1.Inference/Stream`; peer: the connection it came by; is_known: whether the server has the method;
-    principal: empty until it is known, and without a file of principals. models: those that the call used, by name.
-    num_messages_in, num_messages_out: requests that were read, responses that were made; num_tokens_in,
-    num_tokens_out: tokens or vectors that were fed or scored, and those that were generated; num_failed: requests of a
-    stream that were refused or failed. code: the gRPC status code's name; reason: of `carousel.v1.Error`, if it has
-    one; duration_s: seconds until it ended; trace_id: empty when the call is not traced. others_session: the session of
-    another principal's that its admin named, `principal/id`.
+    `/carousel.v1.Inference/Stream`; peer: the connection of the call; is_known: whether the server has the method;
+    principal: empty until it is known, and without a file of principals. models: names of the models that the call
+    used. num_messages_in: requests read; num_messages_out: responses made; num_tokens_in: tokens or vectors fed or
+    scored; num_tokens_out: tokens or vectors generated; num_failed: requests of a stream that were refused or failed.
+    code: name of the gRPC status code; reason: the reason in `carousel.v1.Error`, if there is one; duration_s: seconds
+    until the call ended; trace_id: empty when the call is not traced. others_session: `principal/id` of a session of
+    another principal, if the call's admin principal named one.
     """
 
     request_id: str
@@ -76,11 +76,11 @@ class CallReport:
 
     @property
     def model(self) -> str:
-        """The call's one model; empty when it used none, or several."""
+        """The only model of the call; empty when it used none or several."""
         return next(iter(self.models)) if len(self.models) == 1 else ""
 
     def used(self, model: str) -> None:
-        """The call used a model; an empty name says nothing."""
+        """Adds a model that the call used. An empty name is ignored."""
         if model:
             self.models.add(model)
 
@@ -89,160 +89,160 @@ CALL: ContextVar[CallReport] = ContextVar("call")
 
 
 def current_call() -> CallReport:
-    """The call that is being handled, for its handler to add to; outside of calls a report that nobody reads."""
+    """Returns the call that is being handled, so that its handler can add to it. Outside of a call, returns a report
+    that nothing reads."""
     return CALL.get(None) or CallReport("", "", "")
 
 
 class CallTrace(Protocol):
-    """Follows one gRPC call. Called by the event loop. trace_id: 32 hexadecimal digits."""
+    """Traces one gRPC call. Called by the event loop. trace_id: 32 hexadecimal digits."""
 
     trace_id: str
 
     def request(self) -> RequestTrace:
-        """A request in it was read."""
+        """Called when a request of the call was read. Returns the trace of this request."""
 
     def ended(self, report: CallReport) -> None:
-        """The call has ended."""
+        """Called when the call has ended."""
 
 
 CALL_TRACE: ContextVar[CallTrace | None] = ContextVar("call_trace", default=None)
-"""Of the call that is being handled, when it is traced."""
+"""The trace of the call that is being handled; None when it is not traced."""
 
 
 class EngineObserver(Protocol):
-    """Hears what one model's engine does. is_tracing: whether it wants to know whose batches they are."""
+    """Receives reports of one model's engine. is_tracing: whether the engine must call `batch_traced`."""
 
     is_tracing: bool
 
     def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
-        """A batch is done, in which the jobs with these tags have a part. Called by the engine's thread, if
-        `is_tracing`, after `batch_ran`."""
+        """Called by the engine's thread after `batch_ran`, if `is_tracing`. tags: those of the jobs in the batch."""
 
     def batch_ran(self, report: BatchReport) -> None:
-        """A batch is done. Called by the engine's thread."""
+        """Called by the engine's thread when a batch is done."""
 
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
-        """A run of a graph raised `error`. Called by the engine's thread."""
+        """Called by the engine's thread when a run of a graph raised `error`."""
 
 
 class SessionObserver(Protocol):
-    """Hears what becomes of sessions. Called by the event loop."""
+    """Receives reports of sessions. Called by the event loop."""
 
     def session_opened(self, model: str, version: int, session_id: str) -> None:
-        """A session was opened."""
+        """Called when a session was opened."""
 
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
-        """A session was closed. reason: the lower-case name of a `CloseReason`."""
+        """Called when a session was closed. reason: the lower-case name of a `CloseReason`."""
 
     def stored_session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
-        """A session that the store alone had was closed. reason: as for `session_closed`."""
+        """Called when a session was closed that only the store had. reason: as for `session_closed`."""
 
     def session_resumed(self, model: str, version: int, session_id: str, source: str) -> None:
-        """A session was gone on with. source: `memory` or `store`."""
+        """Called when a session was resumed. source: `memory` or `store`."""
 
     def session_detached(self, model: str, version: int, session_id: str) -> None:
-        """Its stream has ended, and it waits to be gone on with."""
+        """Called when a session's stream has ended and the session waits to be resumed."""
 
     def session_spilled(self, model: str, version: int, session_id: str) -> None:
-        """Its state has left the memory, to make room."""
+        """Called when a session's state was removed from memory to free its slot."""
 
     def session_unspilled(self, model: str, version: int, session_id: str) -> None:
-        """It is spilled no more: its state has come back, or it was closed."""
+        """Called when a spilled session was restored or closed."""
 
     def first_token(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
-        """A generation gave its first tokens, so long after it was asked for."""
+        """Called when a generation gave its first tokens. seconds: since its request."""
 
     def next_tokens(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
-        """A generation went on. seconds: since its last token, divided by the tokens that came."""
+        """Called when a generation gave more tokens. seconds: since its previous token, divided by `num_tokens`."""
 
     def request_replayed(self, model: str, version: int, request: str) -> None:
-        """A feed, a generation or a step batch was sent again, and is answered again."""
+        """Called when a feed, a generation or a step batch was sent again and is answered again."""
 
     def snapshot_made(self, num_bytes: int) -> None:
-        """A session was made bytes, for a client."""
+        """Called when a snapshot was made for a client."""
 
     def tokens_moved(self, model: str, version: int, request: str, num_tokens: int) -> None:
-        """A request that was cancelled or failed had moved its session by tokens before."""
+        """Called for a request that was cancelled or failed after it had moved its session by `num_tokens`."""
 
     def request_answered(
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
     ) -> None:
-        """A request was answered in full, so long after it was read. num_tokens: those that were not reported as they
-        came, as a generation's are."""
+        """Called when a request was answered in full. seconds: since it was read. num_tokens: without those that were
+        reported earlier, such as a generation's."""
 
 
 class StoreObserver(Protocol):
-    """Hears of the store of sessions' records. Called by the event loop."""
+    """Receives reports of the store of sessions' records. Called by the event loop."""
 
     def records_written(self, sizes: Sequence[int], seconds: float) -> None:
-        """A batch of records was written, in so long. sizes: in bytes, one for each."""
+        """Called when a batch of records was written. sizes: bytes of each record. seconds: how long it took."""
 
     def record_read(self, seconds: float) -> None:
-        """A record was looked for, in so long."""
+        """Called when a record was looked up, found or not. seconds: how long it took."""
 
     def session_stored(self, seconds: float) -> None:
-        """A session's checkpoint was written, so long after it had moved."""
+        """Called when a session's checkpoint was written. seconds: since the session had moved ahead of its record."""
 
     def operation_failed(self, operation: str) -> None:
-        """The store has failed to do something: `read`, `write`, `heartbeat` or `upkeep`."""
+        """Called when an operation of the store failed: `read`, `write`, `heartbeat` or `upkeep`."""
 
     def store_failed(self, error: BaseException) -> None:
-        """The store does not answer, or cannot write. Told once, until it works again."""
+        """Called when the store does not answer or cannot write. Not called again until it works again."""
 
     def store_recovered(self) -> None:
-        """It works again."""
+        """Called when the store works again."""
 
     def store_at_risk(self, reason: str) -> None:
-        """The store's settings put at risk what it has acknowledged. reason: empty when they do so no more."""
+        """Called when the store's settings put acknowledged records at risk. reason: empty when they no longer do."""
 
     def record_corrupt(self, session_id: str, error: BaseException) -> None:
-        """A record cannot be read, and is set aside."""
+        """Called when a record cannot be read, or cannot be encoded to be written. error: the reason."""
 
 
 class ModelObserver(Protocol):
-    """Hears of versions of models. Called by the event loop."""
+    """Receives reports of versions of models. Called by the event loop."""
 
     def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
-        """A version is served."""
+        """Called when a version is served."""
 
     def model_failed(self, model: str, version: int, reason: str) -> None:
-        """A version cannot be served. Told once for each reason."""
+        """Called when a version cannot be served, once for each reason."""
 
     def model_unloaded(self, model: str, version: int) -> None:
-        """A version was unloaded; sessions may still use it."""
+        """Called when a version was unloaded. Sessions may still use it."""
 
     def model_dropped(self, model: str, version: int) -> None:
-        """No session uses an unloaded version any more, and its engines have stopped."""
+        """Called when no session uses an unloaded version any more and its engines have stopped."""
 
     def nothing_served(self, folder: str, num_versions: int) -> None:
-        """Of the versions in the folder of models, by its whole path, none is served; num_versions: how many it has.
-        Called once, when the server starts."""
+        """Called once, at the server's start, if no version is served. folder: absolute path of the folder of models.
+        num_versions: the number of versions in it."""
 
     def repository_lost(self, reason: str) -> None:
-        """The folder of models cannot be read. Called once, until it can be read again."""
+        """Called when the folder of models cannot be read. Not called again until it can be read again."""
 
     def repository_found(self) -> None:
-        """It can be read again."""
+        """Called when the folder of models can be read again."""
 
 
 class ApiObserver(Protocol):
-    """Hears of gRPC calls. Called by the event loop."""
+    """Receives reports of gRPC calls. Called by the event loop."""
 
     def call_started(self, report: CallReport) -> None:
-        """A call has come."""
+        """Called when a call starts."""
 
     def trace_call(self, report: CallReport, metadata: Mapping[str, str]) -> CallTrace | None:
-        """A call has come; its trace, if it is to be traced."""
+        """Called when a call starts. Returns its trace; None when the call is not traced."""
 
     def call_ended(self, report: CallReport) -> None:
-        """It has ended."""
+        """Called when a call has ended."""
 
     def response_written(self, seconds: float) -> None:
-        """A response was handed to the transport, which took so long."""
+        """Called when a response was written. seconds: how long the transport took to accept it."""
 
     def request_failed(self, model: str, code: str, reason: str, count: int = 1) -> None:
-        """A request inside a stream, or a call, was refused or failed; or so many sessions of a step batch were. model:
+        """Called when `count` requests of a stream, calls, or sessions of a step batch were refused or failed. model:
         empty when it is not known."""
 
     def handler_crashed(self, method: str, error: BaseException) -> None:
-        """A bug: a handler raised what it must not. The caller has got INTERNAL and a fixed text."""
+        """Called when a handler raised an unexpected error: a bug. The caller receives INTERNAL and a fixed text."""

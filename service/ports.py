@@ -1,5 +1,5 @@
-"""Ports: kept for a server that is about to listen, and why one cannot be listened on, told by the system. gRPC's own
-error says only how to make it log more."""
+"""Reserves ports for a server that starts, and finds the system's reason why a port cannot be used. gRPC's own error
+only says how to make gRPC log more."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from service.process import StartError
 
 
 class Reservation:
-    """Keeps a port, without listening: who connects is refused until somebody listens. host: a name or an address, of
-    IPv6 also in brackets; port: 0 takes a free one. Raises OSError when no address of `host` can be bound to it, or
-    another process keeps it so.
+    """Reserves a port without listening: connections are refused until a server listens. host: a name or an address,
+    IPv6 with or without brackets; port: 0 for a free one. Raises OSError when no address of `host` can be bound to the
+    port, or another process has reserved it.
 
-    On Linux a server may listen at the port meanwhile, as both sockets allow that (SO_REUSEADDR). As two that do not
-    listen yet could then have it both, a name that one process has at a time goes with it.
+    On Linux a server may listen on the port meanwhile, because both sockets set SO_REUSEADDR. For the same reason two
+    reservations could share a port. So each reservation also takes a name that only one process can have at a time.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.port = port
-        """The real one, also where 0 was asked for."""
+        """The port as bound, also where 0 was requested."""
         self._sockets: list[socket.socket] = []
         failure: OSError | None = None
         for family, kind, protocol, _, address in _resolved(host, port):
@@ -31,7 +31,7 @@ class Reservation:
                 failure = failure or error
                 continue
             try:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: closed connections are none
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does, because of closed connections
                 one.bind((address[0], self.port, *address[2:]))
                 names = _named(*one.getsockname()[:2])
             except OSError as error:
@@ -44,7 +44,7 @@ class Reservation:
             raise failure
 
     def release(self) -> int:
-        """Lets the port go; it may be called twice. Returns it."""
+        """Releases the port and returns it. May be called twice."""
         for one in self._sockets:
             one.close()
         self._sockets.clear()
@@ -52,7 +52,7 @@ class Reservation:
 
 
 def reserve(host: str, port: int) -> Reservation:
-    """Keeps a port for the server that starts. Raises StartError."""
+    """Reserves a port for a server that starts. Raises StartError."""
     try:
         return Reservation(host, port)
     except OSError as error:
@@ -60,8 +60,8 @@ def reserve(host: str, port: int) -> Reservation:
 
 
 def why_not(host: str, port: int) -> str | None:
-    """The reason why no address of `host` can be bound to `port`, such as "address already in use"; None when one can.
-    host, port: as those of a `Reservation`."""
+    """Returns why no address of `host` can be bound to `port`, such as "address already in use"; None when one can be.
+    host, port: as for `Reservation`."""
     try:
         Reservation(host, port).release()
     except OSError as error:
@@ -70,19 +70,19 @@ def why_not(host: str, port: int) -> str | None:
 
 
 def reason_of(error: OSError) -> str:
-    """The system's reason, in lower case."""
+    """Returns the system's reason, beginning in lower case."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
 
 
 def addresses(host: str, port: int) -> list[tuple[str, int]]:
-    """The addresses of `host`, each once, with the port. Raises OSError."""
+    """Returns the addresses of `host` without duplicates, each with the port. Raises OSError."""
     return list(dict.fromkeys((str(address[0]), port) for *_, address in _resolved(host, port)))
 
 
 def _named(host: str, port: int) -> list[socket.socket]:
-    """A socket without a file, of a name that one process of this network has at a time; none where the system has no
-    such names. Raises OSError."""
+    """Binds an abstract Unix socket, whose name only one process in this network namespace can have. Returns no socket
+    where the system does not have such names. Raises OSError when the name is in use."""
     if sys.platform != "linux":
         return []
     one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

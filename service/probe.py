@@ -1,6 +1,6 @@
 """`python -m service health`: asks a server on this machine whether it serves, for container health checks.
 
-The same settings as the server's tell where it listens; where it wants TLS, `health_port` must be set.
+It reads the server's settings to find where the server listens. A server with TLS needs `health_port`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.settings import Settings
 
 
 def probe(settings: Settings, timeout_s: float = 3.0) -> int:
-    """The process's exit code: 0 when it serves, 1 when it does not, or does not answer."""
+    """Returns the exit code: 0 if it serves, 1 if it does not serve or not answer, 2 if health_port is missing."""
     port = settings.port if settings.health_port is None else settings.health_port
     if settings.tls_cert_file is not None and settings.health_port is None:
         print(

@@ -1,8 +1,8 @@
-"""The process that serves: its event loop, uvloop's where the platform has it, and what its signals do.
+"""The process that serves: its event loop (uvloop where the platform has it) and its signal handlers.
 
-SIGTERM and SIGINT end the server, SIGHUP makes it read its files again. The first SIGTERM or SIGINT ends it in good
-order. From then on either signal has its own effect again, which ends the process at once, whatever the event loop is
-busy with. As the first process of a container it has none: a handler does the same there.
+SIGTERM and SIGINT end the server; SIGHUP makes it read its files again. The first SIGTERM or SIGINT ends the server
+gracefully. After it, both signals have their default action again, which ends the process at once even if the event
+loop is busy. The first process of a container has no default action, so a handler ends it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 class StartError(Exception):
-    """The server cannot start; the message says why."""
+    """The server cannot start. The message says why."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, for a process that serves. Raises what `main` raises."""
+    """Runs `main` like `asyncio.run`, on the event loop for serving. Raises what `main` raises."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
 
@@ -40,7 +40,8 @@ _LEAVING = (signal.SIGTERM, signal.SIGINT)
 
 
 def handle_signals(on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
-    """Handles the signals from here on, by calls on the running event loop. on_leave: called once. Main thread only."""
+    """Handles the signals from here on, by calls on the running event loop. on_leave is called only once. Main thread
+    only."""
     loop = asyncio.get_running_loop()
 
     def leave(number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""The setting that says where a Redis is."""
+"""The setting with the address of a Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEFAULT = "redis://127.0.0.1:6379/0"
 
 
 class RedisUrl(SecretStr):
-    """The address of a Redis, which may have a password in it. It is shown where it is the default."""
+    """The URL of a Redis, which may contain a password. Only the default URL is shown in texts."""
 
     def _display(self) -> str:
         return _DEFAULT if self.get_secret_value() == _DEFAULT else super()._display()

@@ -1,4 +1,4 @@
-"""The composition root: makes the parts, starts, drains and stops them. The only module that knows them all."""
+"""The composition root: makes the parts, and starts, drains and stops them. Only this module knows all parts."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ SERVICES = (
     models_pb2.DESCRIPTOR.services_by_name["Models"].full_name,
 )
 _COLLECT_S = 0.5
-"""Between two looks whether the garbage is to be collected."""
+"""Seconds between two checks whether a garbage collection is due."""
 _STREAM_END_S = 1.0
-"""Seconds that streams get to take in their last responses, once every session is closed."""
+"""Seconds for streams to receive their last responses after every session is closed."""
 _STORE_END_S = 5.0
-"""Seconds that the store gets to take in what is left."""
+"""Seconds for the store to write what is still pending."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a started server listens. Ports are the real ones, also where 0 was asked for; 0: not there."""
+    """The ports on which a started server listens, as bound, also where the setting is 0. 0: no such listener."""
 
     port: int
     metrics_port: int
@@ -67,7 +67,7 @@ class Addresses:
 
 
 class Server:
-    """One server: `run` it, or `start`, then `wait`, then `stop`. All of it on one event loop."""
+    """One server. Call `run`, or `start`, then `wait`, then `stop`. Use it on one event loop only."""
 
     def __init__(self, settings: Settings, wire: Wire) -> None:
         self._settings = settings
@@ -99,9 +99,9 @@ class Server:
         self._crash: BaseException | None = None
 
     async def run(self) -> None:
-        """Starts, serves until a signal comes, and stops. A signal that comes while it starts ends that, too.
+        """Starts, serves until a signal arrives, and stops. A signal during the start cancels the start.
 
-        Raises StartError, and what crashed an engine, if one did.
+        Raises StartError, and the error that crashed an engine, if one did.
         """
         starting = asyncio.create_task(self.start())
         leaving = asyncio.create_task(self._leave.wait())
@@ -123,8 +123,10 @@ class Server:
             await self.stop()
 
     async def start(self) -> Addresses:
-        """Handles signals from here on, keeps the ports, looks at all that a start needs, opens the store, loads the
-        repository, warms the engines up, and listens. Raises StartError; before the store is opened nothing is made."""
+        """Starts everything and returns the addresses. Handles signals from here on.
+
+        In this order: reserves the ports, checks all conditions of a start, opens the store, loads the repository,
+        warms up the engines, and listens. Raises StartError. Before the store is opened, nothing is created."""
         settings = self._settings
         self._wire.handle_signals(self._leave.set, self._on_reload)
         log.info("server.starting")
@@ -170,14 +172,14 @@ class Server:
         return addresses
 
     async def wait(self) -> None:
-        """Returns when SIGTERM or SIGINT has come. Raises what crashed an engine, if one did."""
+        """Returns when SIGTERM or SIGINT arrives. Raises the error that crashed an engine, if one did."""
         await self._leave.wait()
         if self._crash is not None:
             raise self._crash
 
     async def stop(self) -> None:
-        """Refuses what is new, tells every stream to move, lets generations and feeds finish within the grace time,
-        stores what is to be stored, and stops. After a start that failed it lets go what there is, without a word."""
+        """Drains the server and stops it: refuses new sessions, sends `GoAway` to every stream, lets generations and
+        feeds finish within the grace time, and stores sessions. After a failed start it only releases resources."""
         if self._sessions is not None and self._is_started:
             await self._drain(self._sessions)
         await self._background.stop()
@@ -208,10 +210,10 @@ class Server:
         deadline = loop.time() + grace_s
         if self._inference is not None:
             self._inference.go_away(grace_s)
-        # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
+        # Polls for at most the grace time: this happens once in a server's life, so the hot path signals nothing.
         while sessions.directory.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        busy = sessions.expiry.busy()  # in the middle of a long feed a session cannot be stored
+        busy = sessions.expiry.busy()  # a session cannot be stored in the middle of a long feed
         while busy() and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         sessions.expiry.end_all()
@@ -248,7 +250,7 @@ class Server:
         there = weakref.ref(engine)
 
         def occupancy() -> Occupancy | None:
-            engine = there()  # which is let go when its version is unloaded
+            engine = there()  # None after its version was unloaded
             seen = None if engine is None else engine.statistics
             if seen is None or seen.is_stopped:
                 return None
@@ -262,7 +264,7 @@ class Server:
 
     def _open_wire(self) -> None:
         settings, sessions = self._settings, self._sessions
-        assert sessions is not None  # noqa: S101  # opened before
+        assert sessions is not None  # noqa: S101  # `_open_sessions` ran before
         interceptor = CallInterceptor(
             self._telemetry,
             self._principals.find,
@@ -283,7 +285,7 @@ class Server:
 
     def _models_changed(self) -> None:
         if self._collector is not None:
-            self._collector.want()  # a version that was let go takes its graphs with it
+            self._collector.want()  # the graphs of an unloaded version are large garbage
         if self._is_open:
             self._background.start("health", self._model_health.update())
 
@@ -302,8 +304,8 @@ class Server:
             self._background.start("reload", self._reload())
 
     async def _reload(self) -> None:
-        """Reads tokens and certificates again, and loads new versions of models. A file that is no good is logged, and
-        what it said before holds."""
+        """Reads tokens and certificates again, and loads new versions of models. An invalid file is logged, and its
+        earlier content stays in use."""
         log.info("server.reloading")
         if self._principals.reload() and self._settings.tokens_file is not None:
             log.info("tokens.reloaded")

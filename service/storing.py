@@ -1,4 +1,4 @@
-"""Opens the storage of sessions that the settings name."""
+"""Opens the sessions' storage that the settings describe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADVICE = "other users of this machine may decrypt stored sessions: run `chmod o-
 
 
 def cipher_of(settings: Settings) -> RecordCipher:
-    """What encrypts stored sessions. Raises StartError for keys that cannot be used."""
+    """Returns the cipher for stored sessions. Raises StartError for keys that cannot be used."""
     if settings.storage_key_file is None:
         return RecordCipher()
     try:
@@ -32,16 +32,16 @@ def cipher_of(settings: Settings) -> RecordCipher:
 
 
 def open_key_mode(settings: Settings) -> str | None:
-    """The mode of the storage keys' file, in octal, when it is open to other users."""
+    """Returns the octal mode of the storage keys' file if other users can open it, else None."""
     try:
         return None if settings.storage_key_file is None else mode_open_to_others(settings.storage_key_file)
-    except OSError:  # which who reads the keys tells
+    except OSError:  # reported by the code that reads the keys
         return None
 
 
 async def open_storage(settings: Settings, observer: StoreObserver) -> Storage:
-    """The storage, not started yet. Makes the data folder and the key in it, where they are missing. Raises
-    StartError."""
+    """Opens the storage without starting it. Creates the data folder and the signing key in it if they are missing.
+    Raises StartError."""
 
     cipher = await asyncio.to_thread(cipher_of, settings)
     if mode := open_key_mode(settings):

@@ -1,8 +1,8 @@
-"""Runs a version's graphs once, in a process of their own: a graph that takes all memory or time ends that process, and
-no server.
+"""Runs a version's graphs once in their own process, so that a graph that takes all memory or time ends that process
+and not the server.
 
-There the graphs are loaded and run as a start does it, at every size of batch, and the one that looks inside a step as
-well; but ONNX Runtime has no arena of memory: what it holds is what the graphs need.
+The process loads and runs the graphs as a server's start does, at every batch size, and the trace graph as well. But it
+turns off ONNX Runtime's memory arena, so that the measured memory is what the graphs need.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from service.repository.repository import Problem, TakesTooMuch, load_version
 from service.repository.runtime import RuntimeOptions, Runtimes
 
 _LOOK_S = 0.01
-"""Between two looks at what the process holds."""
+"""Seconds between two measurements of the process's memory."""
 _MIB = 1024 * 1024
 _NICENESS = 10
-"""Of the process: what a server does for its sessions goes first."""
+"""Niceness of the process: the server's work for its sessions has priority."""
 _GROUP = Path("/sys/fs/cgroup")
-"""Of control groups, version 2: what a container sees of its own."""
+"""The control groups (version 2), as a container sees its own."""
 _KEPT = 0.05
-"""Of a container's memory, which is left to the others in it."""
+"""Fraction of a container's memory that is left to its other processes."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 @dataclass(frozen=True, slots=True)
 class TrialLimits:
-    """What the process of a trial may take: MiB that are resident, the interpreter's own among them, and seconds."""
+    """Limits for a trial's process. memory_mib: resident memory in MiB, with the interpreter's."""
 
     memory_mib: int
     time_s: float
@@ -60,16 +60,16 @@ def try_version(
     *,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> Problem | None:
-    """Loads a version of a folder of models and runs its graphs. limits: of the engines that a server would make;
-    is_wanted: asked meanwhile, whether the trial goes on.
+    """Loads a version from a folder of models and runs its graphs.
 
-    Returns None when it can be served, else why not. Blocks for as long as that takes, `trial.time_s` at most; memory
-    is looked at on Linux alone. Thread-safe.
+    limits: of the engines that a server would make; is_wanted: called repeatedly; the trial is stopped when it returns
+    False. Returns None when the version can be served, else the reason. Blocks for at most `trial.time_s`. Memory is
+    measured on Linux only. Thread-safe.
     """
     request = {"folder": str(folder.resolve()), "key": key, "runtime": runtime.model_dump(), "limits": asdict(limits)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
-        started = subprocess.Popen(  # noqa: S603  # this interpreter, on this file
+        started = subprocess.Popen(  # noqa: S603  # this interpreter runs this file
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,9 +79,9 @@ def try_version(
     except OSError as error:
         return Problem(*key, f"the process that tries its graphs cannot be started: {error.strerror}")
     with started as process:
-        assert process.stdin is not None  # noqa: S101  # it was asked for
-        assert process.stdout is not None  # noqa: S101  # likewise
-        with suppress(BrokenPipeError):  # it has ended already, and its code says so
+        assert process.stdin is not None  # noqa: S101  # because of PIPE
+        assert process.stdout is not None  # noqa: S101  # because of PIPE
+        with suppress(BrokenPipeError):  # it has ended already; its exit code says why
             process.stdin.write(json.dumps(request).encode())
             process.stdin.close()
         too_much = _watch(process, trial, is_wanted)
@@ -99,8 +99,8 @@ def try_version(
 
 
 def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Callable[[], bool]) -> str | None:
-    """Waits for a process, and kills it when it takes too much or is not wanted any more. Returns what it took too much
-    of."""
+    """Waits for a process. Kills it when it exceeds a limit or is no longer wanted. Returns which limit it exceeded, or
+    None."""
     deadline = time.monotonic() + trial.time_s
     most, told = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
     room = _room_bytes()
@@ -123,7 +123,7 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
 
 
 def _resident_bytes(pid: int) -> int:
-    """0 where it is not known."""
+    """Returns the resident memory of a process in bytes; 0 where it cannot be read."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
@@ -131,19 +131,19 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _room_bytes() -> int | None:
-    """What the container's processes have left of its memory, caches of files not counted. None without a limit, and
-    where it is not known."""
+    """Returns how many bytes of its memory limit the container has left, without counting file caches. None without a
+    limit, or where it cannot be read."""
     try:
         limit = int((_GROUP / "memory.max").read_text())
         lines = (_GROUP / "memory.stat").read_text().splitlines()
         used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
-    except (OSError, ValueError, StopIteration):  # the limit may be the word `max`
+    except (OSError, ValueError, StopIteration):  # the limit can be the word `max`
         return None
     return max(0, int(limit * (1 - _KEPT)) - used)
 
 
 class _WithoutArena(RuntimeOptions):
-    """How graphs are run here."""
+    """Runtime options of a trial, without the memory arena."""
 
     def session_options(self) -> ort.SessionOptions:
         """See `RuntimeOptions`."""
@@ -158,17 +158,17 @@ class _Deaf:
     is_tracing = False
 
     def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def batch_ran(self, report: BatchReport) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def _reason_why_not(request: dict[str, Any]) -> str:
-    """What is wrong with a version; empty: nothing is."""
+    """Returns why a version cannot be served; empty when it can."""
     model, version = request["key"]
     runtimes = Runtimes(_WithoutArena.model_validate(request["runtime"]))
     found = load_version(Path(request["folder"]), (model, version), runtimes)
@@ -179,13 +179,13 @@ def _reason_why_not(request: dict[str, Any]) -> str:
             core = EngineCore(found, variant, EngineLimits(**request["limits"]), _Deaf(), _ignore)
             core.warm_up()
             _look_inside(found, core)
-    except Exception as error:  # of ONNX Runtime, or for want of memory
+    except Exception as error:  # from ONNX Runtime, or out of memory
         return f"its engine cannot start: {str(error)[:2000] or type(error).__name__}"
     return ""
 
 
 def _look_inside(bundle: Bundle, core: EngineCore) -> None:
-    """Runs the graph that looks inside a step, on the row that is nobody's."""
+    """Runs the trace graph on row 0, which no session uses."""
     if bundle.trace is not None:
         rows = np.zeros(1, dtype=np.int64)
         tokens = Items(bundle.manifest.step.feature_size).blank(1, 1) + 1
@@ -195,12 +195,12 @@ def _look_inside(bundle: Bundle, core: EngineCore) -> None:
 
 
 def _ignore(error: Exception) -> None:
-    """There are no jobs, so that none fails."""
+    """Ignores the error: a trial has no jobs that can fail."""
 
 
 def _go_last() -> None:
-    """When memory is short, this process is ended before the server that has started it; and it gets the processor
-    after that."""
+    """Lets the system end this process before the server when memory is short, and gives it the processor after the
+    server."""
     os.nice(_NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
