@@ -1,1 +1,1 @@
-"""What carries calls between clients and the services: gRPC's own library, or Envoy with this process inside."""
+"""The transports between clients and the services: gRPC's own library, or Envoy with this process inside."""

@@ -1,4 +1,4 @@
-"""What the server asks of a wire."""
+"""The interface between the server and its transport, the wire."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from service.certificates import Certificates
 
 
 class Wire(Protocol):
-    """Carries calls. Event loop only; `reserve`, `open`, `start` and `stop` are called once each, in this order. A
-    start that fails may leave out those before `stop`."""
+    """Carries calls. Event loop only. `reserve`, `open`, `start` and `stop` are called at most once each, in this
+    order. After a failed start, `stop` may be called without the calls before it."""
 
     name: str
-    """As the setting `wire` has it."""
+    """The wire's name, as in the setting `wire`."""
     certificates: Certificates | None
-    """What it accepts TLS with; None where it speaks plain text."""
+    """The certificates for TLS; None for plain text."""
 
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
-        """From here on calls `on_leave`, once, when the process is to end, and `on_reload` when files are to be read
-        again."""
+        """Handles signals from here on: calls `on_leave` once when the process must end, and `on_reload` when files
+        must be read again."""
         ...
 
     def reserve(self) -> None:
-        """Keeps the port, so that none in use is found out after models were loaded. Raises StartError."""
+        """Reserves the port, so that a port in use is found before models are loaded. Raises StartError."""
         ...
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Any:
-        """What the generated `add_...Servicer_to_server` take. interceptor: surrounds every call.
+        """Returns the object that the generated `add_...Servicer_to_server` functions take. interceptor: surrounds
+        every call.
 
-        Handlers get a `grpc.aio.ServicerContext`. It may have `write_at_once(message)` besides, which serializes and
+        Handlers receive a `grpc.aio.ServicerContext`. It may also have `write_at_once(message)`, which serializes and
         sends a response without waiting, and returns whether it did.
         """
         ...
 
     def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Ends a call whose client does not read, without what is unsent: at once, without a status, or with one that
-        nothing of the server waits with. Called by the task of its handler, which raises next, and writes no more."""
+        """Ends a call whose client does not read, and drops its unsent responses: at once and without a status, or with
+        a status that waits for the client and holds nothing of the server. Called by the task of the call's handler,
+        which must raise next and not write again."""
         ...
 
     async def start(self) -> int:
@@ -46,7 +48,7 @@ class Wire(Protocol):
         ...
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, and ends those that have not ended after `grace_s` seconds."""
+        """Refuses new calls, and ends calls that are still in progress after `grace_s` seconds."""
         ...
 
     def reload(self) -> None:

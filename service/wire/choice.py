@@ -1,4 +1,4 @@
-"""Which wire a server has."""
+"""Chooses the wire."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.wire.envoy import library
 
 
 def choose(settings: Settings) -> tuple[str, str]:
-    """The wire's name, and why it is that one. Raises MissingError when `envoy` is asked for and cannot be had."""
+    """Returns the wire's name and the reason. Raises MissingError if `envoy` is set and cannot be used."""
     if settings.wire == "grpcio":
         return "grpcio", "wire = grpcio"
     try:

@@ -1,4 +1,4 @@
-"""Messages to bytes and back: protocol buffers, or their JSON for callers that have no protocol buffers."""
+"""Encodes and decodes messages: as protocol buffers, or as JSON for callers that have no protocol buffers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
 STREAMS = (
     "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
 )
-"""Why a call of Connect is refused whose content type is of those that do not stream."""
+"""The message that refuses a Connect call with a unary content type to a method that streams."""
 
 
 class Codec(NamedTuple):
-    """decode raises DecodeError, or JsonError. is_slow: whether both take so long, a second for 2 MB, that large
-    messages are a thread's. Thread-safe."""
+    """Encodes and decodes the messages of a method. decode raises DecodeError or JsonError. is_slow: both functions
+    take about a second for 2 MB, so large messages must be encoded and decoded in a thread. Thread-safe."""
 
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
@@ -31,8 +31,8 @@ class Codec(NamedTuple):
 
 
 def is_json(content_type: bytes) -> bool | None:
-    """Whether calls of a content type have their messages in JSON; None when it is none of gRPC's, or JSON that is not
-    in UTF-8. Other parameters say nothing."""
+    """Whether calls of a content type have JSON messages. None for a content type that is not gRPC's, and for JSON that
+    is not UTF-8. Other parameters are ignored."""
     kind, *parameters = content_type.lower().split(b";")
     found = _IS_JSON.get(kind.strip())
     for parameter in parameters:
@@ -43,7 +43,7 @@ def is_json(content_type: bytes) -> bool | None:
 
 
 def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Codec:
-    """How the messages of a method travel."""
+    """Returns the codec of a method."""
     decode, encode = handler.request_deserializer, handler.response_serializer
     if not is_json:
         return Codec(decode or _as_it_is, encode or _as_it_is, is_slow=False)

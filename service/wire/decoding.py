@@ -1,8 +1,8 @@
-"""How the messages of calls are read on gRPC's own wire: where a request that is no message is a call that failed, with
-a report, as any other.
+"""Decodes the requests of calls on gRPC's own wire, so that a request that cannot be parsed becomes a failed call with
+a report, like any other failed call.
 
-gRPC does not tell a server what a call's content type is. A proxy that makes gRPC of a browser's JSON (`deploy/envoy`)
-marks such a call in its metadata.
+gRPC does not tell a server the content type of a call. A proxy that translates a browser's JSON to gRPC
+(`deploy/envoy`) marks such a call in its metadata.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from service.wire.json_messages import JsonError
 from service.wire.marks import UNARY
 
 MARK = ("carousel-codec", "json")
-"""The metadata of a call whose messages are JSON."""
+"""The metadata entry of a call whose messages are JSON."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class DecodingInterceptor(grpc.aio.ServerInterceptor):
-    """Gives handlers their messages. Marked calls have them in JSON, and are answered in JSON. Inside of all other
-    interceptors."""
+    """Decodes requests for handlers. Marked calls have JSON requests and receive JSON responses. It must be the
+    innermost interceptor."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """The handler of the call, which takes bytes where there is one request."""
+        """Returns the call's handler, changed so that it decodes a single request itself."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -58,7 +58,7 @@ def _decoded(handler: Handler, *, is_json: bool) -> Handler:
 
 
 def _strict(codec: Codec) -> Callable[[bytes], Any]:
-    """Decodes as gRPC has it: what is no message is a DecodeError."""
+    """Returns a decoder that raises DecodeError for every invalid message, as gRPC expects."""
 
     def decode(data: bytes) -> Any:
         try:
@@ -70,12 +70,12 @@ def _strict(codec: Codec) -> Callable[[bytes], Any]:
 
 
 def _decoding(behaviour: Any, codec: Codec) -> Any:
-    """A behaviour for the bytes of a request; one that is no message is refused."""
+    """Returns a behaviour that takes a request's bytes and aborts the call if they cannot be decoded."""
 
     async def call(data: bytes, context: Any) -> Any:
         try:
             request = codec.decode(data)
-        except JsonError as error:  # which tells the place
+        except JsonError as error:  # its message names the field
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except DecodeError as error:
             await context.abort(grpc.StatusCode.INTERNAL, f"the request cannot be parsed: {error}")

@@ -1,4 +1,4 @@
-"""gRPC's own library as the wire: runs wherever Python does."""
+"""gRPC's own library as the wire. It runs wherever Python runs."""
 
 from __future__ import annotations
 
@@ -25,38 +25,39 @@ log = structlog.get_logger()
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _PENDING_CALLS = 10_000
-"""Calls that may come at once while the server has as many as it may have."""
+"""Calls that may arrive at once while the server already has its maximum number of calls."""
 
 _END_S = 2.0
-"""That a server whose loop has ended may take to stop."""
+"""Seconds that a server whose loop has ended may take to stop."""
 _AGAIN_S = 1.0
-"""Between two attempts to serve again."""
+"""Seconds between two attempts to serve again."""
 
 
 class Methods:
-    """What generated `add_...Servicer_to_server` register, for one server after the other."""
+    """Collects what the generated `add_...Servicer_to_server` functions register, to register it with several servers
+    one after the other."""
 
     def __init__(self) -> None:
         self._registered: dict[str, Mapping[str, Handler]] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Registers the methods of a service."""
+        """Collects the methods of a service."""
         self._registered[service] = handlers
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Registers what finds methods by their names."""
+        """Collects handlers that find methods by name."""
         self._generic.extend(handlers)
 
     def give(self, server: grpc.aio.Server) -> None:
-        """Registers all of them with a server."""
+        """Registers everything with a server."""
         server.add_generic_rpc_handlers(tuple(self._generic))
         for service, handlers in self._registered.items():
             server.add_registered_method_handlers(service, dict(handlers))
 
 
 class GrpcioWire:
-    """See `Wire`. Raises StartError when the certificates are no good."""
+    """Implements `Wire`. Raises StartError when the certificates are not valid."""
 
     name = "grpcio"
 
@@ -73,30 +74,31 @@ class GrpcioWire:
         self._is_stopping = False
 
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
-        """The signals of this process. Main thread only."""
+        """Handles the signals of this process. Main thread only."""
         process.handle_signals(on_leave, on_reload)
 
     def reserve(self) -> None:
-        """Keeps the port until `start`."""
+        """Reserves the port until `start`."""
         self._reservation = reserve(self._settings.host, self._settings.port)
         self._port = self._reservation.port
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Methods:
-        """What the servers will serve."""
+        """Returns the registry of what the servers will serve."""
         self._interceptors = (interceptor, DecodingInterceptor())
         return self._methods
 
     def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Cancels the tasks that gRPC has for a call: its core ends a call that nothing refers to any more, and drops
-        what it has of it. Where they cannot be found the error waits, as any does, until the client reads or leaves."""
+        """Cancels gRPC's tasks for a call. gRPC's core then ends the call and drops its data, because nothing refers to
+        the call any more. If these tasks are not found, the call's error waits, as usual, until the client reads or
+        disconnects."""
         handling = asyncio.current_task()
-        assert handling is not None  # noqa: S101  # that of a handler
+        assert handling is not None  # noqa: S101  # a handler runs in a task
         waiting = [task for task in asyncio.all_tasks() if _waits_for_end(task, handling)]
         for task in (*waiting, handling) if waiting else ():
             task.cancel()
 
     async def start(self) -> int:
-        """Listens, and serves."""
+        """Listens and serves."""
         if self._reservation is not None:
             self._reservation.release()
         if self._pems is None:
@@ -105,7 +107,7 @@ class GrpcioWire:
         return self._port
 
     async def stop(self, grace_s: float) -> None:
-        """Ends the server."""
+        """Stops the server."""
         self._is_stopping = True
         await self._background.stop()
         if self._reservation is not None:
@@ -128,25 +130,25 @@ class GrpcioWire:
         await server.start()
         self._server = server
         for task in asyncio.all_tasks() - before:
-            if not isinstance(task.get_coro(), CoroutineType):  # gRPC's own, which are no coroutines of Python's
+            if not isinstance(task.get_coro(), CoroutineType):  # gRPC's own tasks: their coroutines are not Python's
                 task.add_done_callback(self._on_ended)
 
     def _on_ended(self, task: asyncio.Task[Any]) -> None:
-        """gRPC's loop has ended. A call whose path is not UTF-8 ends that of grpcio 1.85 with an exception: nothing
-        listens from then on, and all calls are over."""
+        """Called when gRPC's loop has ended; serves again. In grpcio 1.85, a call whose path is not UTF-8 ends the loop
+        with an exception: after it nothing listens, and all calls have ended."""
         if not task.cancelled() and (error := task.exception()) is not None and not self._is_stopping:
             log.error("wire.ended", reason=str(error)[:200], effect="all calls ended; serving again")
             self._background.start("serve", self._serve_again())
 
     async def _serve_again(self) -> None:
         dead = self._server
-        assert dead is not None  # noqa: S101  # it has ended
-        with suppress(Exception):  # what its loop raised, again
+        assert dead is not None  # noqa: S101  # it was set before its loop ended
+        with suppress(Exception):  # it raises the error of its loop again
             await asyncio.wait_for(dead.stop(0), _END_S)
         while True:
             try:
                 await self._serve()
-            except StartError as error:  # somebody else took the port meanwhile
+            except StartError as error:  # another process took the port meanwhile
                 log.error("wire.cannot_serve", reason=str(error)[:200])
                 await asyncio.sleep(_AGAIN_S)
             else:
@@ -157,29 +159,29 @@ class GrpcioWire:
         return [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
-            # the first is where a call may be refused, at random, the second where it must be
+            # Above the first size gRPC refuses some calls at random, above the second it refuses all.
             ("grpc.max_metadata_size", settings.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-            # Calls that have come and that the event loop has not taken up yet. Beyond the first number the transport
-            # drops some at random, with CANCELLED and no reason (gRPC's defaults: 1,000 and 3,000), beyond the second
-            # all. Both are more than the server takes at once, so that it is the server that refuses, with a reason and
-            # a delay.
+            # These limit the calls that have arrived and that the event loop has not accepted yet. Above the first
+            # number the transport drops some at random, with CANCELLED and no reason (gRPC's defaults: 1,000 and
+            # 3,000), above the second all. Both exceed the number of calls that the server accepts, so that the server
+            # itself refuses calls, with a reason and a retry delay.
             ("grpc.server.max_pending_requests", settings.max_calls + _PENDING_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", settings.max_calls + _PENDING_CALLS),
-            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
-            # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
-            # the connection. A flood of pings is bounded by the transport itself.
+            ("grpc.so_reuseport", 0),  # otherwise a second server could share a port in use, without an error
+            # Clients may ping as often as they like, also between calls. By default, a third ping within 5 minutes ends
+            # the connection. The transport itself limits floods of pings.
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
-            # The server pings too, so that a client that is gone without a word is noticed.
+            # The server also pings, to notice a client that has disappeared.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
         ]
 
     def _credentials(self, pems: Pems) -> grpc.ServerCredentials:
-        """For `add_secure_port`. gRPC asks before every handshake, from threads of its own, what the files have."""
+        """Returns credentials for `add_secure_port`. gRPC calls `fetch` before every handshake, in its own threads."""
         certificates = self.certificates
-        assert certificates is not None  # noqa: S101  # there are some
+        assert certificates is not None  # noqa: S101  # because there are pems
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             changed = certificates.changed()
@@ -190,18 +192,18 @@ class GrpcioWire:
 
         return grpc.dynamic_ssl_server_credentials(
             _configuration(pems),
-            fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "as before"
+            fetch,  # type: ignore[arg-type]  # gRPC documents None as "unchanged"
             require_client_authentication=pems.authorities is not None,
         )
 
     def reload(self) -> None:
-        """Reads the certificates again; new connections get what they say."""
+        """Reads the certificates again. New connections use them."""
         if self.certificates is not None:
             self.certificates.reload()
 
 
 def _waits_for_end(task: asyncio.Task[Any], handling: asyncio.Task[Any]) -> bool:
-    """Whether a task is gRPC's that awaits the end of the call which another of its tasks handles."""
+    """Whether a task is gRPC's task that awaits the end of the call that the task `handling` handles."""
     coroutine = task.get_coro()
     if getattr(coroutine, "__name__", None) != "_schedule_rpc_coro":
         return False

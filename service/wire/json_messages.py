@@ -1,8 +1,9 @@
-"""Messages from their JSON. What is none is refused in one sentence, which names the field, its value and what was
+"""Parses messages from JSON. Refuses invalid JSON with one sentence that names the field, its value and what was
 expected.
 
-What protobuf's own parser takes that its JSON does not have is refused here: a list or a text for a message, true or a
-fraction for an enum, text that is not base 64 for bytes, one field under both of its names. Knows no gRPC. Pure.
+Also refuses values that protobuf's own parser accepts although its JSON format does not have them: a list or a string
+for a message, true or a fraction for an enum, a string that is not base64 for bytes, and a field that is present under
+both of its names. Does not know gRPC. Pure.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from google.protobuf.message_factory import GetMessageClass
 _Kind = TypeVar("_Kind", bound=Message)
 _QUOTED = 60
 _KNOWN = "google.protobuf."
-"""Messages that JSON writes in ways of their own."""
+"""Prefix of the messages that have their own JSON formats."""
 _BASE_64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
 _CUT_OFF = 1
-"""Of base 64, after groups of four: what no bytes have."""
+"""The remainder, after groups of four characters, that valid base64 cannot have."""
 _NUMBERS = {
     FieldDescriptor.CPPTYPE_INT32: "an integer from -2147483648 to 2147483647",
     FieldDescriptor.CPPTYPE_UINT32: "an integer from 0 to 4294967295",
@@ -41,12 +42,12 @@ _FORMS = {
 
 
 class JsonError(Exception):
-    """A request is not the JSON of its message; the message says where."""
+    """A request is not valid JSON for its message. The error's message names the field."""
 
 
 def parse(data: bytes, kind: type[_Kind]) -> _Kind:
-    """The message of a JSON; nothing is an empty one. Raises JsonError. Thread-safe."""
-    descriptor: Any = kind.DESCRIPTOR  # of one of two types, which have no common one
+    """Returns the message that JSON text encodes; empty data is an empty message. Raises JsonError. Thread-safe."""
+    descriptor: Any = kind.DESCRIPTOR  # one of two types without a common base
     try:
         value = _read(data) if data else {}
         if not isinstance(value, dict):
@@ -65,11 +66,11 @@ def parse(data: bytes, kind: type[_Kind]) -> _Kind:
 
 
 class _NoJsonError(Exception):
-    """Of the request as a whole."""
+    """An error of the whole request and not of one field."""
 
 
 def _read(data: bytes) -> Any:
-    """The value of a JSON. Raises _NoJsonError."""
+    """Returns the value of JSON text. Raises _NoJsonError."""
     try:
         text = data.decode()
         return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
@@ -97,8 +98,8 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _check(value: Any, descriptor: Descriptor, path: str, *, is_thorough: bool) -> None:
-    """Raises JsonError for what is no JSON of a message. path: of the field that has it, empty for the request;
-    is_thorough: whether each number and text is looked at, too."""
+    """Raises JsonError if a value is not JSON for a message. path: of the field with the value, empty for the request;
+    is_thorough: whether to check every number and string as well."""
     if descriptor.full_name.startswith(_KNOWN):
         if is_thorough:
             _try(value, descriptor, path)
@@ -152,21 +153,21 @@ def _check_field(value: Any, field: FieldDescriptor, path: str, *, is_thorough: 
 
 
 def _worth_a_look(values: list[Any], field: FieldDescriptor, *, is_thorough: bool) -> Iterable[tuple[int, Any]]:
-    """The values of a list that may be wrong, each with its place. Of numbers and texts, of which there may be
-    millions, at most one."""
+    """Yields the values of a list that may be invalid, each with its index. For numbers and strings, of which there may
+    be millions, yields at most one."""
     if field.message_type is not None or field.enum_type is not None or field.type == FieldDescriptor.TYPE_BYTES:
         return enumerate(values)
     if not is_thorough or _is_taken(values, field):
         return ()
     begin, end = 0, len(values)
-    while end - begin > 1:  # the first that is wrong is in here
+    while end - begin > 1:  # the first invalid value is between begin and end
         middle = (begin + end) // 2
         begin, end = (middle, end) if _is_taken(values[begin:middle], field) else (begin, middle)
     return [(begin, values[begin])]
 
 
 def _check_one(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bool) -> None:
-    """Of a field that has one value, of a list or of a map."""
+    """Checks one value of a field, of a list or of a map."""
     if field.message_type is not None:
         _check(value, field.message_type, path, is_thorough=is_thorough)
     elif field.enum_type is not None:
@@ -183,7 +184,7 @@ def _check_one(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bo
 
 
 def _is_taken(value: Any, field: FieldDescriptor) -> bool:
-    """Whether a field can have a value."""
+    """Whether protobuf accepts the value for the field."""
     return _parses({field.json_name: value}, field.containing_type)
 
 
@@ -205,7 +206,7 @@ def _refuse(path: str, value: Any, expected: str) -> NoReturn:
 
 
 def _quoted(value: Any) -> str:
-    """A value as JSON has it, cut short."""
+    """Returns a value as JSON text, shortened."""
     if isinstance(value, str):
         value = value[: _QUOTED + 1]
     elif isinstance(value, list | Mapping) and len(value) > _QUOTED:

@@ -1,6 +1,7 @@
-"""Headers by which an Envoy marks calls. Imports nothing: the launcher needs no gRPC."""
+"""Headers with which Envoy marks calls. Imports nothing, because the launcher runs without gRPC."""
 
 UNARY = "carousel-unary"
-"""Of a call of Connect whose content type is of those that do not stream."""
+"""Marks a Connect call with a unary content type."""
 CONNECT = "carousel-connect"
-"""Of any call of Connect: the version of the protocol that it asks for, or `-`. Envoy's filter drops its own header."""
+"""Marks any Connect call. Its value is the protocol version that the call asks for, or `-`. Envoy's filter removes the
+original header."""

@@ -1,1 +1,1 @@
-"""The wire whose HTTP/2 is Envoy's: a launcher starts Envoy, which loads the server as an ASGI application (pyvoy)."""
+"""The wire with Envoy's HTTP/2: a launcher starts Envoy, which loads the server as an ASGI application (pyvoy)."""

@@ -1,10 +1,10 @@
-"""Which web pages may call: the server's own, and those of allowed origins.
+"""Decides which web pages may call: the server's own page, and pages of allowed origins.
 
-A page that a browser loads from elsewhere can send requests to a server that the browser reaches, and when its own name
-is made to mean that server's address (DNS rebinding) it may read the answers: to the browser they are of one origin
-then. So the server's own page is one that was loaded under a name that it has for sure: a loopback name, an address,
-for which nothing is looked up, or one of those that the settings name. Browsers tell the page's origin with every
-request to another one, and with every POST; over plain text they speak HTTP/1.1 alone.
+A web page from elsewhere can send requests to any server that its browser reaches. If the page's host name is made to
+resolve to that server's address (DNS rebinding), the page may also read the answers, because the browser then sees one
+origin. So the server accepts its own page only under a name that certainly belongs to this server: a loopback name, an
+IP address, which needs no lookup, or a name in the settings. Browsers send the page's origin with every request to
+another origin and with every POST. Over plain text, browsers use HTTP/1.1 only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from service.hosts import LOOPBACK, canonical, host_name, is_address, is_loopbac
 
 
 class Browsers:
-    """host: that the server listens on; allowed_origins: of pages, such as `https://app.example`; page_hosts: names of
-    this server under which its own page may be loaded, besides loopback names and addresses; None: it has no page."""
+    """Decides about requests. host: the address that the server listens on; allowed_origins: of pages, such as
+    `https://app.example`; page_hosts: names of this server under which its own page may be loaded, besides loopback
+    names and addresses; None: the server has no page."""
 
     def __init__(self, host: str, allowed_origins: Iterable[str], page_hosts: Iterable[str] | None) -> None:
         self._is_local = is_loopback(host)
@@ -25,8 +26,8 @@ class Browsers:
         self._names = LOOPBACK.union(canonical(name) for name in page_hosts or ())
 
     def reason_against(self, http_version: str, host: str, origin: str | None) -> str | None:
-        """Why a request is refused, in a sentence; None when it may be made. host: the header `host` or `:authority`;
-        origin: the header, None without one."""
+        """Returns why a request is refused, in one sentence; None if it is allowed. host: the header `host` or
+        `:authority`; origin: the header `origin`, None without one."""
         if origin in self._allowed:
             return None
         against_name = self._reason_against_name(host)
@@ -39,11 +40,11 @@ class Browsers:
         return f"origin {origin[:100]!r} is not allowed: see allowed_origins"
 
     def reason_against_page(self, host: str) -> str | None:
-        """Why the server's own page cannot be used under a name; None when it can. host: as for `reason_against`."""
+        """Returns why the server's page is refused under a name; None if allowed. host: as for `reason_against`."""
         return self._reason_against_name(host) if self._has_page else "this server has no page"
 
     def _reason_against_name(self, host: str) -> str | None:
-        """Why it is not known that a name means this server; None when it is."""
+        """Returns why a name may not belong to this server; None if it certainly does."""
         name = host_name(host)
         if name in self._names or (is_address(name) and not self._is_local):
             return None

@@ -1,8 +1,8 @@
-"""One gRPC call over ASGI: what a handler reads, writes and ends it with.
+"""One gRPC call over ASGI, as its handler sees it.
 
-Has the methods of `grpc.aio.ServicerContext` that handlers use, and behaves as it does: `read` gives messages and then
-`grpc.aio.EOF`; `write` raises `grpc.aio.InternalError` once the client has left; a client that leaves cancels the
-handler's task; so does a deadline that has passed.
+It has the methods of `grpc.aio.ServicerContext` that handlers use, and behaves like it: `read` returns messages and
+then `grpc.aio.EOF`; `write` raises `grpc.aio.InternalError` after the client has disconnected; a client that
+disconnects, or a deadline that passes, cancels the handler's task.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
 _UNSENT_BYTES = 16 * 1024
-"""Of responses that Envoy has not taken yet, beyond which a handler waits."""
+"""Bytes of responses that Envoy has not accepted yet, above which a handler waits."""
 _SLOW_BYTES = 16 * 1024
-"""Of a message that is slow to parse or to write, beyond which others would have to wait."""
+"""Bytes of a message with a slow codec, above which it is encoded or decoded in a thread so that others do not wait."""
 _RESENT = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
-"""Envoy's bridge makes HTTP status 408 of these, and browsers send a POST that got 408 again by themselves."""
+"""Envoy's bridge turns these into HTTP status 408, and browsers repeat a POST by themselves after a 408."""
 
 
 async def send_whole(
     send: Send, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Sends an answer of HTTP without trailers, as a whole."""
+    """Sends a complete HTTP response without trailers."""
     start = [(b"content-type", content_type), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class Call:
-    """content_type: of the request, and so of the responses; peer: as gRPC names it; codec: messages to bytes and
-    back; certificate: the header by which Envoy tells of the client's, None without one. Event loop only."""
+    """The context of one call. content_type: of the request and of the responses; peer: as gRPC names it; codec:
+    encodes and decodes messages; certificate: Envoy's header with the client's certificate, or None. Event loop
+    only."""
 
-    def __init__(  # noqa: PLR0917  # all that a call is made of
+    def __init__(  # noqa: PLR0917  # these are all parts of a call
         self,
         receive: Receive,
         send: Send,
@@ -65,9 +66,9 @@ class Call:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self.is_whole = False
-        """Whether it is one of Connect's that do not stream: a browser may send it again."""
+        """Whether it is a unary Connect call, which a browser may repeat by itself."""
         self.malformed = grpc.StatusCode.INTERNAL
-        """How it ends when what came is no message: Connect has another code for that than gRPC."""
+        """The status for received data that is not a valid message. Connect uses another code than gRPC."""
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
@@ -82,12 +83,12 @@ class Call:
         self._details = ""
         self._trailers: list[tuple[str, str | bytes]] = []
 
-    # What handlers use.
+    # The methods that handlers use.
 
     async def read(self) -> Any:
-        """The next message, or `grpc.aio.EOF`. Raises DecodeError for one that is none."""
+        """Returns the next message, or `grpc.aio.EOF`. Raises DecodeError if the message cannot be parsed."""
         has_more = not self._frames.is_empty
-        if has_more:  # a client that sends many at once leaves others their turn between two of them
+        if has_more:  # lets other tasks run between two messages of a client that sends many at once
             await asyncio.sleep(0)
         while True:
             try:
@@ -121,8 +122,8 @@ class Call:
                 self._is_last_read = True
 
     async def write(self, message: Any) -> None:
-        """Sends a response. Those that are written while Envoy takes one in go together. Raises
-        `grpc.aio.InternalError` once the client has left."""
+        """Sends a response. Responses that are written while Envoy accepts an earlier one are sent together. Raises
+        `grpc.aio.InternalError` after the client has disconnected."""
         if self._codec.is_slow and message.ByteSize() > _SLOW_BYTES:
             frame = framed(await asyncio.to_thread(self._codec.encode, message))
         else:
@@ -136,8 +137,8 @@ class Call:
             self._check_there()
 
     def write_at_once(self, message: Any) -> bool:
-        """Sends a response without waiting, and returns whether it did: not the first one, nor while much is unsent or
-        once the client has left, nor as JSON."""
+        """Sends a response without waiting, and returns whether it did. It does not for the first response, while many
+        bytes are unsent, after the client has disconnected, or for JSON."""
         is_open = self._is_started and not self._has_left and self._task is not None
         if not is_open or self._num_unsent > _UNSENT_BYTES or self._codec.is_slow:
             return False
@@ -145,8 +146,8 @@ class Call:
         return True
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Sends the headers of the answer; without this they go with the first response. Raises ValueError for metadata
-        that cannot travel."""
+        """Sends the response headers. Without this call they are sent with the first response. Raises ValueError for
+        metadata that HTTP cannot carry."""
         if self._is_started:
             raise grpc.aio.UsageError("the initial metadata was sent")
         metadata = checked(initial_metadata)
@@ -164,62 +165,62 @@ class Call:
         details: str = "",
         trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through, or ValueError for
-        metadata that cannot travel."""
+        """Ends the call with a status by raising `grpc.aio.AbortError`, which the handler must not catch. Raises
+        ValueError for metadata that HTTP cannot carry."""
         self._trailers = checked(trailing_metadata) or self._trailers
         self._code, self._details = code, details
         raise grpc.aio.AbortError
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """The status that the call ends with when its handler returns."""
+        """Sets the status with which the call ends when its handler returns."""
         self._code = code
 
     def set_details(self, details: str) -> None:
-        """The message of that status."""
+        """Sets the message of that status."""
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """The metadata that the call ends with. Raises ValueError for what cannot travel."""
+        """Sets the metadata with which the call ends. Raises ValueError for metadata that HTTP cannot carry."""
         self._trailers = checked(trailing_metadata)
 
     def code(self) -> grpc.StatusCode | int | None:
-        """The status as it was set, or as the client's fault or its deadline has set it."""
+        """Returns the status that was set, or the status for the client's fault or a missed deadline, or None."""
         return self._code or (self._failure[0] if self._failure else None)
 
     def details(self) -> str:
-        """The message of that status."""
+        """Returns the message of the status."""
         return self._details
 
     def trailing_metadata(self) -> list[tuple[str, str | bytes]]:
-        """The metadata that the call ends with."""
+        """Returns the metadata with which the call ends."""
         return self._trailers
 
     def invocation_metadata(self) -> Metadata:
-        """What the client sent."""
+        """Returns the metadata that the client sent."""
         return self._metadata
 
     def peer(self) -> str:
-        """Who calls, such as `ipv4:127.0.0.1:40000`."""
+        """Returns the client's address, such as `ipv4:127.0.0.1:40000`."""
         return self._peer
 
     def auth_context(self) -> dict[str, list[bytes]]:
-        """The client's certificate, in PEM, as `x509_pem_cert`; empty without one. Raises ValueError for a header
-        that Envoy does not make."""
+        """Returns the client's certificate, in PEM, as `x509_pem_cert`; empty without one. Raises ValueError for a
+        header that Envoy does not make."""
         return {} if self._certificate is None else {"x509_pem_cert": [certificate_of(self._certificate)]}
 
     def time_remaining(self) -> float | None:
-        """Seconds until the client's deadline; None without one."""
+        """Returns the seconds until the client's deadline; None without a deadline."""
         return None if self._timer is None else max(0.0, self._timer.when() - self._loop.time())
 
-    # What the host uses.
+    # The methods that the host uses.
 
     def set_deadline(self, timeout_s: float) -> None:
         """Cancels the handler after `timeout_s` seconds."""
         self._timer = self._loop.call_later(timeout_s, self._be_late)
 
     async def finish(self, *, is_cancelled: bool = False) -> None:
-        """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
-        self._task = None  # from here on nothing is cancelled
+        """Sends the unsent responses and the status: the one that was set, or the one for a cancelled handler."""
+        self._task = None  # nothing is cancelled after this
         if self._timer is not None:
             self._timer.cancel()
         if self._has_left:
@@ -233,28 +234,28 @@ class Call:
             code = grpc.StatusCode.ABORTED
         trailers = status_headers(code, details, self._trailers)
         if not self._is_started:
-            if code is not grpc.StatusCode.OK:  # trailers alone
+            if code is not grpc.StatusCode.OK:  # a response of trailers only
                 headers = [(b"grpc-accept-encoding", ENCODINGS.encode()), *trailers]
                 await send_whole(self._send, 200, self._content_type, headers, b"")
                 return
             await self.send_initial_metadata(())
         rest = b"".join(self._unsent)
-        self._unsent.clear()  # or it would be sent again when Envoy has taken what was sent before
+        self._unsent.clear()  # otherwise `_on_sent` would send it again
         await self._send({"type": "http.response.body", "body": rest, "more_body": False})
         await self._send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 
     def cancel(self) -> None:
-        """Ends the handler: the server leaves."""
+        """Cancels the handler, because the server shuts down or the call cannot continue."""
         if self._task is not None:
             self._task.cancel()
 
     def reset(self) -> None:
-        """Drops what Envoy has not taken. The status that follows waits there, behind what it has, for no handler."""
+        """Drops what Envoy has not accepted. The status that follows waits in Envoy, and no handler waits for it."""
         self._unsent.clear()
 
     def look_for_client(self) -> None:
-        """Asks ahead of the handler for what the client sends: a piece of its messages, which is kept for the handler,
-        or that it has left. ASGI does not tell by itself."""
+        """Receives the client's next event before the handler asks for it, because ASGI does not report a disconnect by
+        itself. A received piece of a message is kept for the handler."""
         if self._task is None or self._is_reading:
             return
         asked = self._asked
@@ -263,11 +264,11 @@ class Call:
             asked.add_done_callback(self._on_asked)
 
     async def _fail(self, code: grpc.StatusCode, details: str) -> NoReturn:
-        """Ends the call for what the client sent: cancels the handler, whichever of its tasks reads."""
+        """Ends the call for the client's fault: cancels the handler, whichever of its tasks is reading."""
         self._failure = code, details
         self.cancel()
         await self._loop.create_future()
-        raise grpc.aio.AbortError  # not reached: the task that reads is cancelled, or one of the handler's that is
+        raise grpc.aio.AbortError  # not reached: the reading task, or the handler's task that owns it, is cancelled
 
     def _put(self, frame: bytes) -> None:
         if self._sent is None:
@@ -277,7 +278,8 @@ class Call:
             self._num_unsent += len(frame)
 
     def _flush(self, data: bytes) -> None:
-        # Envoy takes it at once; what is awaited is its word that it has, or, beyond its limits, that the client reads.
+        # Envoy accepts the data at once. The await is for its confirmation, or, above its limits, until the client
+        # reads.
         taking = self._send({"type": "http.response.body", "body": data, "more_body": True})
         sent = self._sent = taking if isinstance(taking, asyncio.Future) else asyncio.ensure_future(taking)
         sent.add_done_callback(self._on_sent)
@@ -297,7 +299,7 @@ class Call:
             raise grpc.aio.InternalError("the client has left")
 
     def _leave(self) -> None:
-        """The client is gone."""
+        """Called when the client has disconnected."""
         if not self._has_left:
             self._has_left = self._is_last_read = True
             self.cancel()

@@ -1,6 +1,6 @@
-"""Envoy's configuration, made of the settings. Pure.
+"""Makes Envoy's configuration from the settings. Pure.
 
-Everything that is not here has Envoy's default: https://www.envoyproxy.io/docs/envoy/v1.39.3.
+Everything that is not set here has Envoy's default: https://www.envoyproxy.io/docs/envoy/v1.39.3.
 """
 
 from __future__ import annotations
@@ -14,41 +14,43 @@ from service.settings import Settings
 from service.wire.marks import CONNECT, UNARY
 
 MARK = "changed"
-"""A file that is moved into the launcher's folder when Envoy is to read the certificates again."""
+"""The file that is moved into the launcher's folder to make Envoy read the certificates again."""
 ADMIN = "admin.sock"
-"""Envoy's own interface, in the launcher's folder, which no other user may enter."""
+"""The socket of Envoy's admin interface in the launcher's folder, which no other user can enter."""
 _TYPES = "type.googleapis.com/envoy."
 _WINDOW_BYTES = 64 * 1024
-"""Of one stream: what a client may send unread, and what Envoy keeps for one that does not read."""
+"""The window of one stream: bytes that a client may send before they are read, and that Envoy keeps for a client that
+does not read."""
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 32 * 1024
-"""Of responses that wait for one reader, beyond which the server is made to wait."""
+"""Bytes of responses that wait for one reader, above which Envoy makes the server wait."""
 _WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
 """Content types of Connect's unary calls."""
 _CONNECT = r"application/(json|proto|connect\+).*"
-"""Content types of all of Connect's calls."""
+"""Content types of all Connect calls."""
 _FAULT = "FI"
-"""The mark of an answer that Envoy's filter for faults gives."""
+"""The response flag of answers from Envoy's fault filter."""
 _SPELLED = "([!-$&-~]|%[0-7])*"
-"""Paths that are UTF-8 whether or not they are decoded: pyvoy 1.3.0 answers no others."""
+"""Paths that are UTF-8 both as they are and when decoded. pyvoy 1.3.0 answers no other paths."""
 _TEXT_OVER_BYTES = 4
-"""How much more JSON takes than protocol buffers: numbers in text."""
+"""How many times larger JSON is than protocol buffers, because numbers are text."""
 _PENDING_CALLS = 10_000
-"""Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
+"""Calls of one connection above the server's own limit, so that the server refuses them, with a reason."""
 _SPARE_FILES = 256
-"""Descriptors that are not for connections."""
+"""File descriptors that are reserved for other uses than connections."""
 
 
 def configuration(
     settings: Settings, folder: Path, *, module: str, application: str, where: list[tuple[str, int]]
 ) -> dict[str, Any]:
-    """folder: the launcher's; module: pyvoy's file; application: what it loads, `module:name`; where: to listen."""
+    """Returns the configuration. folder: the launcher's; module: path of pyvoy's module; application: the object that
+    pyvoy loads, as `module:name`; where: the addresses and ports to listen on, at least one."""
     first, *others = where
     listener: dict[str, Any] = {
         "name": "services",
         "address": _address(*first),
         "additional_addresses": [{"address": _address(*other)} for other in others],
-        "enable_reuse_port": False,  # a port in use is an error, not a second server behind it
+        "enable_reuse_port": False,  # otherwise a second server could share a port in use, without an error
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "filter_chains": [
             {
@@ -63,7 +65,7 @@ def configuration(
         ],
     }
     return {
-        "node": {"id": "carousel", "cluster": "carousel"},  # which files of secrets want
+        "node": {"id": "carousel", "cluster": "carousel"},  # needed for secrets from files
         "admin": {"address": {"pipe": {"path": str(folder / ADMIN), "mode": 0o600}}},
         "static_resources": {"listeners": [listener], "clusters": [{"name": "nowhere", "connect_timeout": "1s"}]},
         "overload_manager": {
@@ -90,23 +92,23 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
         "server_header_transformation": "PASS_THROUGH",
         "use_remote_address": True,
         "skip_xff_append": True,
-        # What a client says of its certificate is never believed. The server gets the certificate itself: its names
-        # are not escaped by Envoy, and one that has `;URI=` in it would be two.
+        # A client's own header about its certificate is always removed. The server receives the whole certificate,
+        # because Envoy does not escape the names in it: a name that contains `;URI=` would look like two names.
         "forward_client_cert_details": "SANITIZE_SET" if settings.tls_client_ca_file else "SANITIZE",
         **({"set_current_client_cert_details": {"cert": True}} if settings.tls_client_ca_file else {}),
-        "stream_idle_timeout": "0s",  # a session may be silent for hours
+        "stream_idle_timeout": "0s",  # a session may be idle for hours
         "request_timeout": "0s",
         "request_headers_timeout": "10s",
         "max_request_headers_kb": min(8192, settings.max_metadata_bytes // 1024 + 8),
         "common_http_protocol_options": {"idle_timeout": "0s", "max_headers_count": 1000},
-        "http_protocol_options": {"enable_trailers": True},  # the status of a call of gRPC, which none should make so
+        "http_protocol_options": {"enable_trailers": True},  # for the status of gRPC calls over HTTP/1.1
         "http2_protocol_options": {
             "initial_stream_window_size": _WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
             "max_concurrent_streams": settings.max_calls + _PENDING_CALLS,
-            # a client that is gone without a word is noticed
+            # to notice a client that has disappeared
             "connection_keepalive": {"interval": "30s", "timeout": "10s"},
-            # a stream's error is its own (RFC 9113, 8.1.1); by default it ends all calls of the connection
+            # an error of one stream ends only this stream (RFC 9113, 8.1.1); by default it ends the whole connection
             "override_stream_error_on_invalid_http_message": True,
         },
         "local_reply_config": {
@@ -126,10 +128,10 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
     host: dict[str, Any] = {
         "name": "services",
         "domains": ["*"],
-        # no request gets as far as a route; without a real one the filter of CORS adds nothing
+        # No request reaches a route's cluster. But without a real route, the CORS filter adds no headers.
         "routes": [
             {
-                # what the bridge of Connect reads as a whole; others wait for their handler, or their reader
+                # Connect's bridge buffers unary requests whole. Other requests are streamed.
                 "match": {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"safe_regex": _WHOLE}}]},
                 "route": {"cluster": "nowhere"},
                 "request_body_buffer_limit": _TEXT_OVER_BYTES * settings.max_message_bytes,
@@ -155,22 +157,23 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
 
 
 def _path_filter() -> dict[str, Any]:
-    """Answers requests whose paths pyvoy cannot take."""
+    """Returns a filter that answers requests whose paths pyvoy cannot handle."""
     other = {"name": ":path", "string_match": {"safe_regex": {"regex": _SPELLED}}, "invert_match": True}
     abort = {"http_status": 404, "percentage": {"numerator": 100}}
     return _filter("fault", "fault.v3.HTTPFault", headers=[other], abort=abort)
 
 
 def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
-    """gRPC-Web and Connect become gRPC before the server sees them."""
+    """Returns the filters that translate gRPC-Web and Connect to gRPC before the server receives a call."""
     filters = [
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
-        _only_where(_posts_of(_CONNECT), _setting(CONNECT, "-")),  # which stays where the request names no version
+        _only_where(_posts_of(_CONNECT), _setting(CONNECT, "-")),  # stays if the request names no version
         _only_where(_posts_of(_CONNECT), _setting(CONNECT, "%REQ(CONNECT-PROTOCOL-VERSION)%")),
-        # these are Connect's also when the request does not say so, as one typed into `curl` does not
+        # These content types are Connect's even without its version header, as in a request typed into `curl`.
         _only_where(_posts_of("application/(json|proto).*"), _setting("connect-protocol-version", "1")),
         _only_where(_posts_of(_WHOLE["regex"]), _setting(UNARY, "1")),
-        # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
+        # Unrestricted, it would also turn a GET, and any POST with a certain query, into calls: any web page can send
+        # these.
         _only_where(_posts_of(_CONNECT), _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
     ]
     return [_filter("cors", "cors.v3.Cors"), *filters] if settings.allowed_origins else filters
@@ -182,7 +185,7 @@ def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def _setting(header: str, value: str) -> dict[str, Any]:
-    """A filter that sets a header of the request."""
+    """Returns a filter that sets a header of the request."""
     append = {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     return _filter(
         "header_mutation", "header_mutation.v3.HeaderMutation", mutations={"request_mutations": [{"append": append}]}
@@ -190,7 +193,7 @@ def _setting(header: str, value: str) -> dict[str, Any]:
 
 
 def _only_where(matches: dict[str, Any], http_filter: dict[str, Any]) -> dict[str, Any]:
-    """A filter of the requests that match; others pass it by."""
+    """Returns a filter that applies only to requests that match."""
     skip = {
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
@@ -206,7 +209,7 @@ def _only_where(matches: dict[str, Any], http_filter: dict[str, Any]) -> dict[st
 
 
 def _posts_of(content_type: str) -> dict[str, Any]:
-    """POSTs of a content type, a regular expression."""
+    """Returns a matcher for POST requests of a content type. content_type: a regular expression."""
     has_type = _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}})
     return {"and_matcher": {"predicate": [_has(":method", {"exact": "POST"}), has_type]}}
 
@@ -235,7 +238,7 @@ def _application_filter(module: str, application: str) -> dict[str, Any]:
 
 
 def _tls(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Files are named, not copied; Envoy reads them again when the mark is moved into the folder."""
+    """Returns the listener's TLS part. It names files, which Envoy reads again when MARK is moved into the folder."""
     if settings.tls_cert_file is None:
         return {}
     context: dict[str, Any] = {
@@ -257,7 +260,7 @@ def _tls(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def secrets(settings: Settings, folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of the launcher's folder that tell Envoy where the certificates are, by name."""
+    """Returns the files for the launcher's folder that tell Envoy where the certificates are, by file name."""
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return {}
     watched = {"path": str(folder)}

@@ -1,4 +1,4 @@
-"""gRPC's framing of messages: a byte that tells whether it is compressed, its length in four bytes, the message.
+"""gRPC's framing of messages: one byte that says whether the message is compressed, four bytes of length, the message.
 
 See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import zlib
 
 ENCODINGS = "identity,deflate,gzip"
-"""What clients may compress their messages with, as the header `grpc-accept-encoding` has it."""
+"""Compressions that clients may use, as in the header `grpc-accept-encoding`."""
 _HEADER = 5
 _WINDOWS = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
 
 
 class FrameError(Exception):
-    """What came is no message that this server takes. code: the name of the gRPC status that says so."""
+    """Received data is not a message that this server accepts. code: name of the gRPC status for the call."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -22,8 +22,8 @@ class FrameError(Exception):
 
 
 class Frames:
-    """Cuts what comes into messages. encoding: of compressed ones, as the header `grpc-encoding` has it; max_bytes: of
-    one message, before and after it is decompressed."""
+    """Splits received data into messages. encoding: the compression, as in the header `grpc-encoding`; max_bytes: most
+    bytes of one message, both compressed and decompressed."""
 
     def __init__(self, encoding: str, max_bytes: int) -> None:
         self._encoding = encoding
@@ -32,13 +32,13 @@ class Frames:
         self._at = 0
 
     def add(self, chunk: bytes) -> None:
-        """Takes in what has come, in pieces of any size."""
+        """Adds received data, in pieces of any size."""
         rest = len(self._rest) - self._at
         self._rest = chunk if not rest else self._rest[self._at :] + chunk
         self._at = 0
 
     def next(self) -> bytes | None:
-        """The next message that is there as a whole. Raises FrameError."""
+        """Returns the next complete message; None if there is none yet. Raises FrameError."""
         rest, at = self._rest, self._at
         begin = at + _HEADER
         if len(rest) < begin:
@@ -46,7 +46,7 @@ class Frames:
         end = begin + int.from_bytes(rest[at + 1 : begin], "big")
         if end - begin > self._max_bytes:
             told = f"SERVER: Received message larger than max ({end - begin} vs. {self._max_bytes})"
-            raise FrameError("RESOURCE_EXHAUSTED", told)  # gRPC's own words, which clients look for
+            raise FrameError("RESOURCE_EXHAUSTED", told)  # in gRPC's own words, because clients look for them
         if len(rest) < end:
             return None
         self._at = end
@@ -56,7 +56,7 @@ class Frames:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no part of a message is left."""
+        """Whether all received data was returned as messages."""
         return self._at == len(self._rest)
 
     def _decompressed(self, flag: int, data: bytes) -> bytes:
@@ -83,5 +83,5 @@ class Frames:
 
 
 def framed(message: bytes) -> bytes:
-    """A message as it travels, not compressed."""
+    """Returns a message in an uncompressed frame."""
     return b"\0" + len(message).to_bytes(4, "big") + message

@@ -1,4 +1,4 @@
-"""HTTP headers to gRPC's metadata and back, time limits, and statuses as trailers. Pure.
+"""Converts HTTP headers to gRPC metadata and back, parses time limits, and writes statuses as trailers. Pure.
 
 See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
@@ -20,14 +20,15 @@ Headers = Iterable[tuple[bytes, bytes]]
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _ENTRY_BYTES = 32
-"""What HTTP/2 counts for a header besides its name and value."""
+"""Bytes that HTTP/2 counts for each header in addition to its name and value."""
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 CERTIFICATE = b"x-forwarded-client-cert"
-"""Where Envoy tells of the client's certificate; what a client sends under this name Envoy drops."""
+"""The header in which Envoy passes the client's certificate. Envoy removes a header of this name that a client
+sends."""
 _TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding"}
 _TRANSPORT |= {CERTIFICATE.decode(), UNARY, CONNECT}
-# `By`, before it, has names of the server's own certificate, as they are
+# The element `By`, which precedes `Hash`, has names of the server's own certificate, unescaped.
 _PEM = re.compile(rb'(?:.*;)?Hash=[0-9a-f]{64};Cert="([^"]+)"', re.DOTALL)
 _CONNECT_VERSIONS = {b"1", b"-"}
 _NAME = re.compile(r"[0-9a-z_.-]+")
@@ -37,13 +38,13 @@ _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 def size_of(headers: Headers) -> int:
-    """Bytes of the headers that a client sent, as HTTP/2 counts them (RFC 9113, 10.5.1)."""
+    """Returns the size of a client's headers in bytes, as HTTP/2 counts it (RFC 9113, 10.5.1)."""
     return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in headers if name != CERTIFICATE)
 
 
 def certificate_of(value: bytes) -> bytes:
-    """The client's certificate, in PEM, of Envoy's header `x-forwarded-client-cert`. Raises ValueError for one that
-    Envoy does not make."""
+    """Returns the client's certificate, in PEM, from Envoy's header `x-forwarded-client-cert`. Raises ValueError for a
+    value that Envoy does not make."""
     match = _PEM.fullmatch(value)
     if match is None:
         raise ValueError(f"x-forwarded-client-cert is {quoted(value)}: expected Hash and Cert")
@@ -51,8 +52,8 @@ def certificate_of(value: bytes) -> bytes:
 
 
 def metadata_of(headers: Headers) -> Metadata:
-    """The metadata of a call: all headers but those of the transport, gRPC's own, and what Envoy tells of the client.
-    Values of names that end in `-bin` are bytes; one that is not base 64 is left out."""
+    """Returns the metadata of a call: all headers except those of the transport, of gRPC, and of Envoy about the
+    client. Values of names that end in `-bin` are bytes; a value that is not base64 is left out."""
     found: list[tuple[str, str | bytes]] = []
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
@@ -76,18 +77,18 @@ def _bytes_of(value: bytes) -> bytes | None:
 
 
 def seconds_of(timeout: str) -> float | None:
-    """Seconds of a header `grpc-timeout`; None for one that is none."""
+    """Returns the seconds in a header `grpc-timeout`; None if it is malformed."""
     match = _TIMEOUT.fullmatch(timeout)
     return None if match is None else int(match[1]) * _SECONDS[match[2]]
 
 
 def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str] | None:
-    """How a call ends that a client has begun with headers that are none of its protocol; None: they are."""
+    """Returns the status for a call whose headers violate its protocol; None if they are valid."""
     version = headers.get(CONNECT.encode())
     if version is not None and version not in _CONNECT_VERSIONS:
         text = f"connect-protocol-version is {quoted(version.decode('latin-1'))}: expected 1"
         return grpc.StatusCode.INVALID_ARGUMENT, text
-    if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # no time of any length
+    if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # only invalid ones are left
         text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
         return grpc.StatusCode.INVALID_ARGUMENT, text
     if b"trailers" not in headers.get(b"te", b""):
@@ -101,8 +102,8 @@ def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str]
 
 
 def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:
-    """Metadata of a handler's. Raises ValueError for what cannot travel: Envoy would end the call as if all were
-    well."""
+    """Returns a handler's metadata as a list. Raises ValueError for metadata that HTTP cannot carry: Envoy would end
+    the call as if it had succeeded."""
     found = list(metadata)
     for name, value in found:
         if not _NAME.fullmatch(name) or name in _OURS:
@@ -115,7 +116,7 @@ def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str 
 
 
 def encoded(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
-    """Metadata as headers. Bytes are in base 64, without padding."""
+    """Returns metadata as headers. Bytes are base64 without padding."""
     return [
         (name.encode(), value.encode() if isinstance(value, str) else b64encode(value).rstrip(b"="))
         for name, value in metadata
@@ -125,7 +126,7 @@ def encoded(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, by
 def status_headers(
     code: grpc.StatusCode, details: str, metadata: Iterable[tuple[str, str | bytes]]
 ) -> list[tuple[bytes, bytes]]:
-    """How a call ended, as trailers."""
+    """Returns the trailers for the end of a call."""
     headers = [(b"grpc-status", b"%d" % code.value[0])]
     if details:
         headers.append((b"grpc-message", quote(details, safe=_SAFE).encode()))

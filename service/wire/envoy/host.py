@@ -36,23 +36,24 @@ log = structlog.get_logger()
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Refusal: TypeAlias = tuple[grpc.StatusCode, str]
-"""How a call that is not begun ends."""
+"""The status with which a call is refused before it begins."""
 
 
 @dataclass(slots=True)
 class _Details:
-    """What an interceptor is told of a call."""
+    """What an interceptor receives about a call."""
 
     method: str
     invocation_metadata: Metadata
 
 
 class Host:
-    """The methods and their calls. Generated `add_...Servicer_to_server` take it as their server. Event loop only.
+    """The methods and their calls. Generated `add_...Servicer_to_server` functions take it as their server. Event loop
+    only.
 
-    interceptor: surrounds every call; browsers: which web pages may call; page: the server's own, if it has one;
+    interceptor: surrounds every call; browsers: decides which web pages may call; page: the server's own page, or None;
     max_message_bytes: of one request; max_metadata_bytes: of a request's headers; has_client_certificates: whether
-    Envoy verifies some, and tells of them.
+    Envoy verifies client certificates and passes them on.
     """
 
     def __init__(
@@ -79,19 +80,19 @@ class Host:
         self._looking: asyncio.TimerHandle | None = None
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Registers the methods of a service: what generated code calls."""
+        """Registers the methods of a service. Generated code calls it."""
         for name, handler in handlers.items():
             self._handlers[f"/{service}/{name}"] = handler
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """What generated code calls besides, with the same methods again."""
+        """Does nothing: generated code also calls this, with the same methods."""
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls from here on, and cancels those that have not ended after `grace_s` seconds."""
+        """Refuses new calls from here on, and cancels calls that are still in progress after `grace_s` seconds."""
         self._is_stopping = True
         if self._calls:
             self._empty.clear()
-            for step_s in (grace_s, 1.0):  # what is cancelled gets a moment to end in good order
+            for step_s in (grace_s, 1.0):  # cancelled calls get a second to end
                 try:
                     await asyncio.wait_for(self._empty.wait(), step_s)
                     break
@@ -100,23 +101,23 @@ class Host:
                         call.cancel()
 
     async def serve(self, scope: Event, receive: Receive, send: Send) -> None:
-        """One request: an ASGI application for the scope `http`."""
+        """Serves one request: an ASGI application for the scope `http`."""
         try:
             await self._serve_and_settle(scope, receive, send)
         except Exception as error:
             if type(error).__name__ == _CLIENT_HAS_LEFT:
                 return
             log.error("wire.call_crashed", method=scope["path"], exc_info=error)
-            # or Envoy would end the call with OK; where an answer has begun this raises, which resets the stream
+            # Without it, Envoy would end the call with OK. If a response has begun, this raises and resets the stream.
             await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, INTERNAL)
 
     async def _serve_and_settle(self, scope: Event, receive: Receive, send: Send) -> None:
-        """Ends without being cancelled, whatever the call was: pyvoy 1.3.0 panics on a task that is."""
+        """Serves a request and never ends as a cancelled task, because pyvoy 1.3.0 panics on those."""
         task = asyncio.current_task()
         try:
             await self._serve(scope, receive, send)
             if task is not None and task.cancelling():
-                await asyncio.sleep(0)  # a cancellation that came too late for the handler comes here
+                await asyncio.sleep(0)  # raises a cancellation that came too late for the handler
         except asyncio.CancelledError:
             pass
 
@@ -165,7 +166,7 @@ class Host:
                 self._empty.set()
 
     def _handler(self, method: str, refusal: Refusal | None, *, is_whole: bool) -> Handler | None:
-        """What serves a call: a handler that reads the request itself, or one that refuses. None: no such method."""
+        """Returns a call's handler: one that reads the request itself, or one that refuses. None: no such method."""
         handler = self._handlers.get(method)
         if refusal is None and handler is not None:
             if not (is_whole and (handler.request_streaming or handler.response_streaming)):
@@ -174,7 +175,8 @@ class Host:
         return None if refusal is None else refusing(*refusal, is_known=handler is not None)
 
     def _refusal(self, raw: Headers, headers: Mapping[bytes, bytes], reason: str | None) -> Refusal | None:
-        """Why a call is not begun, whichever its method. reason: why its web page may not call."""
+        """Returns the status with which a call to any method is refused, or None. reason: why its web page may not
+        call, or None."""
         if reason is not None:
             return grpc.StatusCode.PERMISSION_DENIED, reason
         num_bytes = size_of(raw)
@@ -193,7 +195,7 @@ class Host:
     async def _answer_no_call(
         self, scope: Event, headers: Mapping[bytes, bytes], reason: str | None, send: Send
     ) -> None:
-        """Answers a request that is no call: with a file of the page, or with words. reason: why it is refused."""
+        """Answers a request that is not a call: with a file of the page, or with a text. reason: why it is refused."""
         method, host = scope["method"], headers.get(b"host", b"").decode("latin-1")
         found = None if self._page is None or method not in {"GET", "HEAD"} else self._page.find(scope["raw_path"])
         if found is None:
@@ -201,7 +203,7 @@ class Host:
         elif (against := self._browsers.reason_against_page(host)) is not None:
             status, text = 403, against
         else:
-            is_known = found.tag in headers.get(b"if-none-match", b"")  # one of a list, also a weak one
+            is_known = found.tag in headers.get(b"if-none-match", b"")  # also in a list, and as a weak tag
             status, body = (304, b"") if is_known else (200, found.body)
             await _answer_other(send, status, found.content_type, found.headers, body, is_head=method == "HEAD")
             return
@@ -210,9 +212,9 @@ class Host:
 
 
 _LOOK_S = 0.1
-"""Between two looks whether the clients are still there whose handlers do not read."""
+"""Seconds between two checks whether the clients of calls that do not read are still connected."""
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
-"""pyvoy's own class, which exists inside of Envoy alone."""
+"""The name of pyvoy's exception class, which exists only inside Envoy."""
 _TEXT = b"text/plain; charset=utf-8"
 _TEXT_HEADERS = [(b"x-content-type-options", b"nosniff")]
 _WHAT_IS_SPOKEN = "this is a gRPC service: send gRPC, gRPC-Web or Connect by POST"
@@ -234,7 +236,7 @@ async def _run(handler: Handler, call: Call, path: str) -> None:
 
 
 async def _handle(handler: Handler, call: Call) -> None:
-    """Runs a handler of any of the four kinds. Those of one request read it themselves: see `_reading`."""
+    """Runs a handler of any of the four kinds. Handlers of a single request read it themselves: see `_reading`."""
     behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     response = await _answer(behaviour, _requests(call) if handler.request_streaming else None, call)
     if not handler.response_streaming and (call.code() or grpc.StatusCode.OK) is grpc.StatusCode.OK:
@@ -242,7 +244,7 @@ async def _handle(handler: Handler, call: Call) -> None:
 
 
 def _reading(handler: Handler) -> Handler:
-    """A handler of one request that reads it, so that what surrounds handlers surrounds a request that is none."""
+    """Returns a handler that reads its single request itself, so that the interceptors also see unreadable requests."""
     behaviour: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
     async def read_and_answer(_: Any, call: Any) -> Any:
@@ -257,7 +259,7 @@ def _reading(handler: Handler) -> Handler:
 
 
 async def _answer(behaviour: Any, request: Any, call: Call) -> Any:
-    """Runs a behaviour, a coroutine function or an asynchronous generator, whose responses are written here."""
+    """Runs a coroutine function and returns its response, or an asynchronous generator and writes its responses."""
     answer = behaviour(request, call)
     if not inspect.isasyncgen(answer):
         return await answer
@@ -272,8 +274,8 @@ async def _requests(call: Call) -> AsyncIterator[Any]:
 
 
 async def _request(call: Call) -> Any:
-    """The next request, or `grpc.aio.EOF`. Ends the call for one that cannot be parsed, as the table of
-    https://github.com/grpc/grpc/blob/master/doc/statuscodes.md has it."""
+    """Returns the next request, or `grpc.aio.EOF`. Aborts the call if the request cannot be parsed, with the status
+    from https://github.com/grpc/grpc/blob/master/doc/statuscodes.md."""
     try:
         return await call.read()
     except DecodeError as error:
@@ -281,20 +283,20 @@ async def _request(call: Call) -> Any:
 
 
 async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, details: str) -> None:
-    """Ends a call before it has begun."""
+    """Ends a call before it begins."""
     await send_whole(send, 200, content_type, status_headers(code, details, ()), b"")
 
 
 async def _answer_other(
     send: Send, status: int, content_type: bytes, headers: Headers, body: bytes, *, is_head: bool
 ) -> None:
-    """Answers a request that is no call. body: what is sent, or, where the request is a HEAD, would be."""
+    """Answers a request that is not a call. body: sent, except for HEAD, for which only its length is sent."""
     size = [] if status == HTTPStatus.NOT_MODIFIED else [(b"content-length", b"%d" % len(body))]
     await send_whole(send, status, content_type, [*headers, *size], b"" if is_head else body)
 
 
 def _method(scope: Event) -> str:
-    """The method as the client wrote it: what a proxy on the way has judged, and no other spelling of it."""
+    """Returns the method exactly as the client wrote it, because a proxy on the way has checked only this spelling."""
     method, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
     return f"{method}?{query}" if query else method
 

@@ -1,8 +1,8 @@
-"""Starts Envoy with the server inside, and owns what the server there cannot: signals, and the end of Envoy.
+"""Starts Envoy with the server inside. Handles signals and ends Envoy, which the server inside cannot do.
 
-Python inside of Envoy runs on one of its threads, where no signal can be handled; Envoy itself ends open streams at
-once when it gets SIGTERM. So this process gets the signals and tells the server by a socket; when the server has ended,
-it ends Envoy. Envoy ends with this process however it ends, and this process when Envoy does.
+Python inside Envoy runs on one of Envoy's threads and cannot handle signals there. Envoy itself ends open streams at
+once on SIGTERM. So this process receives the signals and forwards them to the server over a socket. When the server has
+ended, this process ends Envoy. Envoy is killed whenever this process ends, and this process ends when Envoy ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PREFIX = "carousel-envoy-"
 _PR_SET_PDEATHSIG = 1
 _ASK_S = 0.02
 _END_S = 5.0
-"""Seconds that Envoy gets to end once the server has."""
+"""Seconds that Envoy gets to end after the server has ended."""
 _LEVELS = {"warning": "warning", "error": "error", "critical": "error"}
 _EXPECTED = (
     "caught ENVOY_SIGTERM",
@@ -49,11 +49,11 @@ _EXPECTED = (
 
 
 def serve(settings: Settings, arguments: list[str]) -> int:
-    """Serves until a signal comes; the process's exit code. arguments: of the command line, which the server reads
+    """Serves until a signal arrives. Returns the exit code. arguments: of the command line, which the server parses
     again. Raises StartError. Main thread only."""
     reservation = reserve(settings.host, settings.port)
     if not settings.port:
-        reservation.release()  # Envoy takes a free one
+        reservation.release()  # Envoy binds a free port itself
     try:
         return _serve(settings, arguments, reservation)
     finally:
@@ -61,7 +61,7 @@ def serve(settings: Settings, arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -> int:
-    certificates_of(settings)  # or Envoy would say, in its own words, what is wrong with them
+    certificates_of(settings)  # checks them here, because Envoy's own error messages are less clear
     try:
         _remove_left()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -86,7 +86,7 @@ def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -
 
 
 def _remove_left() -> None:
-    """Removes the folders of launchers that were killed: those at whose sockets nobody listens any more."""
+    """Removes folders of launchers that were killed: those whose socket has no listener."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with socket.socket(socket.AF_UNIX) as one, suppress(OSError):
             try:
@@ -105,7 +105,7 @@ class _Launcher:
         self._link: Link | None = None
 
     async def run(self) -> int:
-        """Runs Envoy from start to end. Returns the exit code."""
+        """Runs Envoy until it ends. Returns the exit code."""
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
         os.set_inheritable(write_end, True)
@@ -116,7 +116,7 @@ class _Launcher:
             env={**library.environment(), VARIABLE: str(theirs.fileno())},
             pass_fds=(theirs.fileno(), write_end),
             preexec_fn=_end_with(os.getpid()),
-            start_new_session=True,  # Ctrl-C is for the launcher alone
+            start_new_session=True,  # so that only the launcher receives Ctrl-C
         )
         theirs.close()
         os.close(write_end)
@@ -140,7 +140,7 @@ class _Launcher:
 
     async def _hear(self, envoy: asyncio.subprocess.Process) -> None:
         """Ends Envoy when the server has ended."""
-        assert self._link is not None  # noqa: S101  # made before
+        assert self._link is not None  # noqa: S101  # set by `run`
         async for kind, value in self._link.messages():
             if kind == "ended":
                 self._code = value
@@ -152,28 +152,28 @@ class _Launcher:
                 return
 
     async def _tell_port(self) -> None:
-        """Tells the server which port Envoy listens at, once it does."""
-        assert self._link is not None  # noqa: S101  # made before
-        while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # bounded by Envoy's life
+        """Waits until Envoy listens, and sends its port to the server."""
+        assert self._link is not None  # noqa: S101  # set by `run`
+        while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # ends with Envoy
             await asyncio.sleep(_ASK_S)
         self._reservation.release()
         self._link.send("listening", port)
 
 
 def _end_with(parent: int) -> Any:
-    """What a child does before it becomes Envoy: it is killed when the process that started it ends."""
+    """Returns a function for the child process before it becomes Envoy: the child is killed when its parent ends."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended meanwhile
+        if os.getppid() != parent:  # the parent has ended meanwhile
             os._exit(1)
 
     return prepare
 
 
 async def _listening(admin: Path) -> int | None:
-    """The port at which Envoy listens; None while it does not."""
+    """Returns the port on which Envoy listens; None if it does not listen yet."""
     try:
         reader, writer = await asyncio.open_unix_connection(admin)
     except OSError:
@@ -192,7 +192,7 @@ async def _listening(admin: Path) -> int | None:
 
 
 def _forward(lines: IO[str]) -> None:
-    """Envoy's log lines into ours, until it ends."""
+    """Writes Envoy's log lines to the server's log until Envoy ends."""
     for line in lines:
         level, _, rest = line.rstrip("\n").partition("|")
         logger, _, message = rest.partition("|")

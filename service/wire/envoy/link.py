@@ -1,7 +1,7 @@
-"""The socket between the launcher and the server inside of Envoy: lines of JSON, both ways.
+"""The socket between the launcher and the server inside Envoy. Both sides send lines of JSON.
 
-To the server: `serve` (the command line's arguments, and the launcher's folder), `listening` (the port), `leave`,
-`reload`. To the launcher: `ended` (the exit code).
+To the server: `serve` (the command line's arguments, the launcher's folder, and the path of its Python), `listening`
+(the port), `leave`, `reload`. To the launcher: `ended` (the exit code).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 VARIABLE = "CAROUSEL_LAUNCHER_FD"
-"""Which descriptor a process inside of Envoy has the socket at."""
+"""The variable with the socket's file descriptor in the process inside Envoy."""
 
 
 class Link:
-    """One end. Event loop only."""
+    """One end of the socket. Event loop only."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -26,22 +26,22 @@ class Link:
 
     @classmethod
     async def over(cls, end: socket.socket) -> Link:
-        """The end that `end` is."""
+        """Returns the link over a socket."""
         return cls(*await asyncio.open_connection(sock=end))
 
     @classmethod
     async def to_launcher(cls) -> Link:
-        """The end that this process was started with. Processes that it starts do not have it."""
+        """Returns the link over the socket that this process was started with. Child processes do not inherit it."""
         end = socket.socket(fileno=int(os.environ.pop(VARIABLE)))
         end.set_inheritable(False)
         return await cls.over(end)
 
     def send(self, kind: str, value: Any = None) -> None:
-        """Sends a message; to an end that is gone, nothing."""
+        """Sends a message. Does nothing if the other end is closed."""
         self._writer.write(json.dumps([kind, value]).encode() + b"\n")
 
     async def messages(self) -> AsyncIterator[tuple[str, Any]]:
-        """What the other end sends, until it is gone."""
+        """Yields the messages of the other end until it is closed."""
         while line := await self._reader.readline():
             kind, value = json.loads(line)
             yield kind, value

@@ -1,5 +1,5 @@
-"""The page to type into: files that browsers load by GET, `/` and its kin. Everybody may load them, with a token or
-without: what the page calls is another matter."""
+"""The web page on which users try the models: files that browsers load by GET, such as `/`. Every client may load them
+without a token; the calls that the page makes are checked like all calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parents[2] / "page"
-"""The files, as they are sent."""
+"""The folder of the page's files, which are sent unchanged."""
 _TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
@@ -33,7 +33,7 @@ _HEADERS = [
 
 
 class File(NamedTuple):
-    """One file, as it is sent."""
+    """One file and its headers. tag: the `etag`, a hash of the body."""
 
     content_type: bytes
     headers: list[tuple[bytes, bytes]]
@@ -42,13 +42,14 @@ class File(NamedTuple):
 
 
 class Page:
-    """folder: of the files. Raises OSError when it cannot be read. Event loop only."""
+    """The files of the page, read from `folder` at the start. Raises OSError when it cannot be read. Event loop
+    only."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._files = dict(_files(folder))
 
     def find(self, path: bytes) -> File | None:
-        """The file of a path; None when there is none."""
+        """Returns the file for a path; None when there is none."""
         return self._files.get(path)
 
 

@@ -1,4 +1,4 @@
-"""Envoy as the wire, seen from the server inside of it."""
+"""Envoy as the wire: the part in the server inside Envoy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from service.wire.envoy.page import Page
 
 log = structlog.get_logger()
 
-_ALL = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104  # what is listened on, not where
+_ALL = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104  # compared with the setting, not bound
 _LOOK_S = 1.0
-"""Between two looks whether the files of certificates have changed."""
+"""Seconds between two checks whether the certificate files have changed."""
 
 
 class EnvoyWire:
-    """See `Wire`. folder: the launcher's, which Envoy watches. Raises StartError when the certificates are no good."""
+    """Implements `Wire`. folder: the launcher's, which Envoy watches. Raises StartError if certificates are not
+    valid."""
 
     name = "envoy"
 
@@ -37,42 +38,42 @@ class EnvoyWire:
         self._folder = folder
         self.certificates = certificates_of(settings)
         self.host: Host | None = None
-        """What serves requests, once the services are known."""
+        """Handles requests; None until `open`."""
         self._background = Background()
         self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_leaving = False
         self._on_leave: Callable[[], None] | None = None
         self._on_reload: Callable[[], None] | None = None
         self.is_ready = asyncio.Event()
-        """Whether Envoy may let clients in."""
+        """Set when Envoy may accept clients."""
 
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
-        """The launcher gets the signals and passes them on."""
+        """Stores the callbacks: the launcher handles the signals and forwards them."""
         self._on_leave, self._on_reload = on_leave, on_reload
         if self._is_leaving:
             on_leave()
 
     def leave(self) -> None:
-        """The launcher was told to end, maybe before there was a server."""
+        """Called when the launcher received a signal to end, possibly before there is a server."""
         self._is_leaving = True
         if self._on_leave is not None:
             self._on_leave()
 
     def read_again(self) -> None:
-        """The launcher was told to read files again."""
+        """Called when the launcher received a signal to read files again."""
         if self._on_reload is not None:
             self._on_reload()
 
     def listening(self, port: int) -> None:
-        """Envoy accepts connections at `port`."""
+        """Called when Envoy accepts connections on `port`."""
         if not self._port.done():
             self._port.set_result(port)
 
     def reserve(self) -> None:
-        """The launcher has done it."""
+        """Does nothing: the launcher has reserved the port."""
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Host:
-        """The host, without services yet."""
+        """Returns the host, which has no services yet."""
         settings = self._settings
         self.host = Host(
             interceptor,
@@ -86,7 +87,7 @@ class EnvoyWire:
 
     @staticmethod
     def reset(context: Any) -> None:
-        """See `Wire.reset`. pyvoy takes no end of a stream before its client reads, a reset neither."""
+        """See `Wire.reset`. pyvoy does not end a stream, not even by a reset, before its client reads."""
         context.reset()
 
     async def start(self) -> int:
@@ -102,7 +103,7 @@ class EnvoyWire:
         return port
 
     def _url(self, port: int) -> str:
-        """Of the page, as it is opened on this machine, or under the address that is listened on."""
+        """Returns the page's URL, under localhost if possible, else under the address that the server listens on."""
         host = self._settings.host
         host = "localhost" if is_loopback(host) or host in _ALL else in_url(host)
         return f"{'http' if self._settings.tls_cert_file is None else 'https'}://{host}:{port}/"
@@ -114,7 +115,7 @@ class EnvoyWire:
             await self.host.stop(grace_s)
 
     def reload(self) -> None:
-        """Reads the certificates again, and has Envoy read them if they are good."""
+        """Reads the certificates again. If they are valid, makes Envoy read them as well."""
         if self.certificates is not None and self.certificates.reload():
             self._have_envoy_read()
 
@@ -123,7 +124,7 @@ class EnvoyWire:
             self._have_envoy_read()
 
     def _have_envoy_read(self) -> None:
-        """Envoy reads the files when something is moved into its folder: these were checked before."""
+        """Makes Envoy read the files, which were checked before. It does so when a file is moved into its folder."""
         new = self._folder / f"{MARK}.new"
         new.touch()
         new.replace(self._folder / MARK)
