@@ -31,7 +31,7 @@ _CLOSE_IT = (
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Logs a warning when every client on the network can call the services without a token."""
+    """Logs a warning if every client on the network can call the services without a token. Called without TLS only."""
     if not is_loopback(settings.host) and settings.tokens_file is None:
         log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
 

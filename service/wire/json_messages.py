@@ -153,8 +153,8 @@ def _check_field(value: Any, field: FieldDescriptor, path: str, *, is_thorough: 
 
 
 def _worth_a_look(values: list[Any], field: FieldDescriptor, *, is_thorough: bool) -> Iterable[tuple[int, Any]]:
-    """Yields the values of a list that may be invalid, each with its index. For numbers and strings, of which there may
-    be millions, yields at most one."""
+    """Returns the values of a list that may be invalid, each with its index. For numbers and strings, of which there
+    may be millions, returns at most one."""
     if field.message_type is not None or field.enum_type is not None or field.type == FieldDescriptor.TYPE_BYTES:
         return enumerate(values)
     if not is_thorough or _is_taken(values, field):
