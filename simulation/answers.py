@@ -1,6 +1,6 @@
-"""What the answers about a session must say, by the plain model and by what was promised.
+"""Checks that answers about a session agree with the plain model and with what the server has promised.
 
-Each answer is applied when it is the turn of its request, in the order of sending.
+An answer is applied when all requests sent before its request were applied.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from simulation.rows import Row, output_of, row_matches
 from simulation.worlds import World, Worlds, first_world, output_matches, score_matches
 
 _UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
-"""Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
+"""Reasons of errors after which a failed opening may have left a record, until its server removes it."""
 _GIVES_BACK = {"NO_SLOT", "QUEUE_FULL"}
-"""Reasons of errors after which a replica gives an id back: until then, or until its lease is over, it is in use."""
+"""Reasons of errors after which a replica gives an id back. The id is in use until then, or until its lease ends."""
 _REFUSES_S = 0.5
-"""Virtual seconds for which a replica does not ask its store after that has failed."""
+"""Virtual seconds for which a replica does not ask its store again after a failure."""
 _MAX_WORLDS = 2000
-"""That a session is followed through: beyond, nothing more is said about it."""
+"""Maximum number of worlds that are followed for a session. Above it, the session is not checked any more."""
 
 
 class Answers:
-    """Of one session."""
+    """Checks the answers about one session."""
 
     def __init__(self, view: Belief) -> None:
         self._view = view
 
     def apply(self, entry: Entry) -> None:
-        """Its turn has come, and it is answered."""
+        """Applies the answer to the oldest request of the queue."""
         view, answer = self._view, entry.sent.answer
         if entry.sent.kind == "open":
             self._opened(entry, answer)
@@ -40,7 +40,7 @@ class Answers:
         is_unrecorded = entry.sent.kind == "close" and answer.error.reason == "STORE_UNAVAILABLE"
         if kind == "error" and not is_unrecorded:
             self._failed(entry, answer.error, answer.position)
-        elif kind == "closed" or is_unrecorded:  # its server records the end as soon as the store works
+        elif kind == "closed" or is_unrecorded:  # the server records the end as soon as the store works
             view.gone()
             view.closed_by = view.promised_by = entry.sent.stream.replica.life if is_unrecorded else None
         elif kind == "batch_stepped":
@@ -69,13 +69,13 @@ class Answers:
             self._view.opened(entry.sent, answer)
 
     def _begin(self, entry: Entry) -> None:
-        """What was asked for when it was opened."""
+        """Notes what the request to open asked for."""
         self._view.is_made = not entry.sent.request.session_id
         self._view.model, self._view.action, self._view.duration_s = entry.opening
         self._view.source = entry.source
 
     def _used(self, entry: Entry) -> None:
-        """The session has done something."""
+        """Notes that the session was used."""
         view = self._view
         view.used_at_s = max(view.used_at_s, entry.sent.sent_at_s)
         if view.unexplained and view.is_usable:
@@ -87,7 +87,8 @@ class Answers:
         self._must(self._view.worlds.is_at(answer.position, matches), entry, "a score")
 
     def _check_free(self, entry: Entry, answer: pb.StreamResponse) -> None:
-        """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
+        """Checks an opening that succeeded: it must not, if a session with this id is stored, nor, for a resume, after
+        a Close was answered."""
         is_stored = self._view.now() < self._view.lives_until_s
         if not entry.is_resume and self._view.may_be_there(entry):
             is_plain = answer.opened.durability == pb.DURABILITY_NONE and entry.opening[1] != pb.DISCONNECT_ACTION_KEEP
@@ -97,7 +98,7 @@ class Answers:
                 self._view.violate(f"{entry.sent} gets the id of a stored session")
         is_overlooked = self._view.may_be_overlooked(entry.sent.replica, entry.sent.sent_at_s)
         if not entry.is_resume and entry.before is not Presence.ABSENT and is_overlooked:
-            self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
+            self._view.is_exclusive = False  # two sessions have this id now: the store does not know the first
         is_closed = any(close.is_done and close.answer.HasField("closed") for close in entry.closes)
         if entry.is_resume and (is_closed or (entry.is_absent and self._view.closer_lives())):
             self._view.violate(
@@ -123,8 +124,8 @@ class Answers:
             self._view.closed_by = entry.sent.stream.replica.life
 
     def _not_found(self, entry: Entry) -> None:
-        """A replica knows of no session of the id: there is none, but for one that another has and does not store, or
-        opens."""
+        """Notes that a replica found no session with the id. It may still exist only if another replica has it and
+        does not store it, or is opening it."""
         view = self._view
         if view.where is entry.sent.stream.replica or (view.where is not None and view.is_stored):
             is_expired = view.may_be_expired(view.where, entry.sent.sent_at_s)
@@ -153,15 +154,15 @@ class Answers:
         self._stored(entry, row.position)
 
     def _row(self, entry: Entry, answer: pb.BatchStepped) -> Row:
-        """What a step batch's answer tells of the session."""
+        """Returns the session's row of a step batch's answer."""
         errors = [error.error for error in answer.errors if error.index == entry.place]
         if len(errors) > 1:
             self._view.violate(f"{entry.sent} tells {len(errors)} errors of it, and must tell one")
         return Row(answer.positions[entry.place], output_of(entry, answer), errors[0] if errors else None)
 
     def _repeated(self, entry: Entry, row: Row) -> None:
-        """The last step batch of the stream is answered again as it was, wherever its sessions are since. Those that
-        were refused as a whole do not count."""
+        """Checks a repeated answer: the stream's last step batch, sent again, must be answered as before, even if its
+        sessions have moved on. Answers that refused the whole step batch do not count."""
         answered = (one for one in reversed(entry.earlier) if one.responses)
         first = next((one for one in answered if one.answer.HasField("batch_stepped")), None)
         if first is None:
@@ -172,7 +173,7 @@ class Answers:
             pass
         elif row.error is not None and self._is_unstored(row):
             self._failed(entry, row.error, row.position)
-        elif self._is_unstored(before):  # what it would have been told then is not known
+        elif self._is_unstored(before):  # the first answer reported an error instead of the row
             is_before = any(world.position >= row.position for world in self._view.worlds.now)
             ways = [] if entry.start is None else self._view.worlds.ways(entry.tokens, entry.start)
             is_possible = is_before and any(map(row_matches(entry, row), ways))
@@ -184,11 +185,11 @@ class Answers:
 
     @staticmethod
     def _is_unstored(row: Row) -> bool:
-        """Whether a session has done its part, and the store or the session's end keeps the answer from its client."""
+        """Whether the session processed its row, but an error of the store or the session's end replaced the answer."""
         return row.error is not None and row.error.reason in _UNCERTAIN
 
     def _generated(self, entry: Entry, answer: pb.StreamResponse) -> None:
-        assert entry.choosing is not None  # noqa: S101  # it was a generation
+        assert entry.choosing is not None  # noqa: S101  # because it is a generation
         tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
         reason = answer.generated.finish_reason
         is_possible = self._view.worlds.generated(
@@ -236,19 +237,19 @@ class Answers:
                 self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored to {at}")
 
     def may_have(self, entry: Entry) -> None:
-        """It will not be answered: it was done, or in part, or not."""
+        """Notes that a request will not be answered. It may be done, done in part, or not done."""
         if entry.sent.kind == "open":
             is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
             if not entry.is_resume and is_free:
                 if self._view.may_be_there(entry):
-                    self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
+                    self._view.is_exclusive = False  # the session is the new one, the earlier one, or there are both
                 self._begin(entry)
                 self._view.opened_at_s = min(self._view.opened_at_s, entry.sent.sent_at_s)
                 self._view.worlds = Worlds([first_world(self._view.model, self._view.source)])
                 self._view.presence = Presence.UNKNOWN
                 self._view.where = None
         elif not self._view.is_exclusive:
-            pass  # nothing more is said about it
+            pass  # the session is not checked any more
         elif entry.sent.kind in ("feed", "step_batch"):
             self._view.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
         elif entry.choosing is not None:
@@ -259,13 +260,13 @@ class Answers:
             self._view.is_exclusive = False
 
     def _bases(self, entry: Entry) -> list[World]:
-        """From where a generation may have begun."""
+        """Returns the worlds in which a generation may have begun."""
         if entry.start is None:
             return list(self._view.worlds.now)
         return self._view.worlds.known(entry.start)
 
     def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:
-        """A part of a strict generation was told: it must be stored."""
+        """Checks that the delivered part of a strict generation is stored."""
         view = self._view
         if view.is_strict and not view.is_closing and view.is_usable and view.name in stamp:
             found = stamp[view.name]
@@ -275,7 +276,7 @@ class Answers:
                 self._view.violate(f"{entry.sent}: tokens up to {position} are told, and the store has it at {at}")
 
     def _stored(self, entry: Entry, position: int) -> None:
-        """What was answered at `position` must be in the store, if the session is strict."""
+        """Checks that an answer at `position` is stored, if the session is strict."""
         stamp = entry.sent.stamp
         is_strict = self._view.is_strict and not self._view.is_closing and self._view.name in stamp
         if not is_strict or self._view.stream is not entry.sent.stream:

@@ -1,8 +1,8 @@
-"""The model that is simulated, in whole numbers: a hidden state that is a hash of every token consumed.
+"""The simulated model, computed with integers: its hidden state is a hash of every consumed token.
 
-Two sessions that have consumed different tokens have different states, so one answer's logits tell what a session has
-consumed. `Hidden` is the plain model; `StepGraph` and `ReadoutGraph` compute the same over batches, in
-place of ONNX Runtime's sessions.
+Two sessions that consumed different tokens have different states, so the logits of one answer show what a session has
+consumed. `Hidden` is the plain model. `StepGraph` and `ReadoutGraph` compute the same for batches, instead of ONNX
+Runtime's sessions.
 
 Shapes: `B` rows, `T` tokens, `V` vocabulary.
 """
@@ -27,13 +27,13 @@ _CONSTANTS = (1, 3)
 
 
 class Hidden(NamedTuple):
-    """The state of a session, `hidden` as whole numbers."""
+    """The state of a session: its tensor `hidden`, as integers."""
 
     first: int
     second: int
 
     def step(self, token: int) -> Hidden:
-        """The state after one more token."""
+        """Returns the state after one more token."""
         return Hidden(
             (self.first * _FACTORS[0] + token * _TOKEN_FACTORS[0] + _CONSTANTS[0]) % _PRIMES[0],
             (self.second * _FACTORS[1] + token * _TOKEN_FACTORS[1] + _CONSTANTS[1]) % _PRIMES[1],
@@ -41,7 +41,7 @@ class Hidden(NamedTuple):
 
     @property
     def logits(self) -> tuple[float, ...]:
-        """[V] what the state says comes next: multiples of 1/8, which are exact in 32 bits."""
+        """[V] logits of the next token: multiples of 1/8, which are exact in 32 bits."""
         return _logits_of(self)
 
 
@@ -55,13 +55,14 @@ def _logits_of(hidden: Hidden) -> tuple[float, ...]:
 
 
 class StepGraph:
-    """Runs a batch of steps as an ONNX Runtime session would. fails: whether this run raises."""
+    """Runs a batch of steps as an ONNX Runtime session does. fails: whether a run must raise."""
 
     def __init__(self, fails: Callable[[], bool]) -> None:
         self._fails = fails
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """inputs: `hidden` [1, B, 2], `tokens` [B, T], `lengths` [B]. outputs: of `next_hidden` and `logits`."""
+        """inputs: `hidden` [1, B, 2], `tokens` [B, T], `lengths` [B]. outputs: any of `next_hidden` [1, B, 2] and
+        `logits` [B, T, V]. Raises RuntimeError if the run must fail."""
         if self._fails():
             raise RuntimeError("the simulated graph fails")
         hidden = inputs["hidden"][0].astype(np.int64)
@@ -76,10 +77,10 @@ class StepGraph:
 
 
 class ReadoutGraph:
-    """Tells what comes next from a state."""
+    """Computes the next logits from a state."""
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """inputs: `hidden` [1, B, 2]. outputs: `logits` alone, [B, V]."""
+        """inputs: `hidden` [1, B, 2]. outputs: only `logits`, [B, V]."""
         return [_logits(inputs["hidden"][0].astype(np.int64))]
 
 

@@ -1,7 +1,7 @@
-"""Bare loops over the files of a transducer and of a translator: what sessions of their bundles are held to.
+"""Plain loops over the ONNX files of a transducer and of a translator: the reference for sessions of their bundles.
 
-One row, one step at a time, each file in a run of its own. A state has the tensors that a session has, in the order of
-the manifest, and then its contexts, as bytes: two are equal when every bit is.
+They run one row and one step at a time, with a separate run for each file. A state has the session's tensors as bytes,
+in the order of the manifest, and then its contexts. Two states are equal if all their bits are equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNKNOWN = (0.0,) * VOCABULARY_SIZE
 
 
 class Emitted(NamedTuple):
-    """What a step of the transducer tells."""
+    """The output of one step of the transducer. num_limited: 1 if the frame reached the limit of tokens, else 0."""
 
     token_ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
@@ -31,42 +31,42 @@ class Emitted(NamedTuple):
 
 
 class Bare(NamedTuple):
-    """A state of one of the models."""
+    """A state of one of the two models."""
 
     model: str
     tensors: tuple[bytes, ...]
 
     def step(self, token: int) -> Bare:
-        """The state after one more token, or one more frame, by its number."""
+        """Returns the state after one more token, or one more frame, which a token number stands for."""
         return _listened(self, token)[0] if self.model == LISTENER else _translated(self, token)
 
     def emitted(self, token: int) -> Emitted:
-        """What a frame makes the transducer say."""
+        """Returns the tokens that the transducer emits for a frame."""
         return _listened(self, token)[1]
 
     @property
     def logits(self) -> tuple[float, ...]:
-        """What comes next; zeros where nobody knows: of a transducer, and of a state that no step led to."""
+        """[V] next logits. Zeros where they are not known: for a transducer, and for a state without a step before."""
         return _LOGITS.get(self, _UNKNOWN)
 
     @property
     def emitted_so_far(self) -> tuple[list[int], int]:
-        """The last tokens of the transducer, and how many it has said in all."""
+        """The transducer's last tokens, and the number of all tokens that it emitted."""
         history, (count,) = (np.frombuffer(one, np.int64).tolist() for one in self.tensors[3:])
         return history[max(0, HISTORY - count) :], count
 
     def replaced(self, tensors: Sequence[bytes]) -> Bare:
-        """The same with other tensors, its contexts left."""
+        """Returns a copy with other tensors and the same contexts."""
         return self._replace(tensors=(*tensors, *self.tensors[len(tensors) :]))
 
 
 _LOGITS: dict[Bare, tuple[float, ...]] = {}
-"""Of the states that a step of the translator led to."""
+"""The logits of the states that a step of the translator has produced."""
 
 
 @cache
 def beginning(model: str, source: tuple[int, ...]) -> Bare:
-    """Where a session begins, its start token consumed."""
+    """Returns the first state of a session, after its start token."""
     if model == LISTENER:
         predicted, said = _run(LISTENER, "predictor", {"token": _tokens(0), "said": np.zeros((1, 2), np.float32)})
         heard = np.zeros((1, 2), np.float32)

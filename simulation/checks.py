@@ -1,4 +1,4 @@
-"""What must hold: the journal of one simulation, and the invariants of a replica and of the store."""
+"""The journal of one simulation, and the invariants of a replica and of the store."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from simulation.store import Shelf
 from simulation.system import Replica
 
 Stamp = dict[str, Stored | None]
-"""What the store had of sessions at one moment, by id."""
+"""The store's records of sessions at one moment, by id."""
 _TRACE = 4000
 _PAUSED_S = 4.0
-"""Virtual seconds by which a replica that is paused may write late."""
+"""Virtual seconds by which a paused replica may write late."""
 _GRACE_S = 5.0
-"""For how long a record may outlive its session's age."""
+"""Seconds by which a record may outlive its session's maximum age."""
 
 
 class Journal:
-    """What happened, and what was wrong. clock: virtual seconds."""
+    """The events and violations of a simulation. clock: virtual seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.violations: list[str] = []
         self.num_events = 0
         self.trace: deque[str] = deque(maxlen=_TRACE)
         self.look: Callable[[], None] = lambda: None
-        """Looks at what must hold at every moment; called at each response."""
+        """Checks the invariants that must hold at every moment. Called at each response."""
         self._clock = clock
 
     def now(self) -> float:
-        """The virtual time, in seconds."""
+        """Returns the virtual time in seconds."""
         return self._clock()
 
     def note(self, text: str) -> None:
-        """An event."""
+        """Notes an event."""
         self.num_events += 1
         self.trace.append(f"{self._clock() - 1000.0:9.4f} {text}")
 
     def violate(self, text: str) -> None:
-        """Something that must not happen has happened."""
+        """Notes a violation of an invariant."""
         self.violations.append(text)
         self.note(f"VIOLATION: {text}")
 
 
 class StoreChecks:
-    """Watches every write: a record belongs to one session until it says that the session is gone, and does not last
-    for longer than the session may exist. max_age_s: 0: no limit; wall_clock: Unix seconds."""
+    """Checks every write: a record belongs to one session until it says that the session is gone, and does not last
+    longer than the session may exist. max_age_s: 0: no limit; wall_clock: Unix seconds."""
 
     def __init__(self, journal: Journal, max_age_s: float, wall_clock: Callable[[], float]) -> None:
         self._journal = journal
@@ -56,7 +56,7 @@ class StoreChecks:
         self._wall_clock = wall_clock
 
     def changed(self, record: Record | None, write: Write) -> None:
-        """A write is done. record: as it was before."""
+        """Checks a write. record: as it was before."""
         if self._max_age_s and write.standing is not Standing.GONE:
             self._check_time(record, write)
         if record is None or record.standing is Standing.GONE or record.payload is None:
@@ -81,7 +81,7 @@ class StoreChecks:
 
 
 def stored(shelf: Shelf, session_id: str) -> Stored | None:
-    """What the store has of a session; None: nothing that could be resumed."""
+    """Returns the stored content of a session; None if the store has nothing to resume it from."""
     record = shelf.current(session_id)
     if record is None or record.standing is Standing.GONE or record.payload is None:
         return None
@@ -89,12 +89,12 @@ def stored(shelf: Shelf, session_id: str) -> Stored | None:
 
 
 def stamps(shelf: Shelf, replica: Replica, names: Iterable[str]) -> Stamp:
-    """What the store has now of those sessions that are live on a replica."""
+    """Returns the store's current records of those sessions that `replica` has in memory."""
     return {name: stored(shelf, name) for name in names if replica.has(name)}
 
 
 def check_bounds(journal: Journal, replica: Replica) -> None:
-    """What must hold at every moment: limits are kept, and nothing is counted below zero."""
+    """Checks what must hold at every moment: limits are kept, and no count is negative."""
     seen, knobs = replica.counts(), replica.knobs
     name = replica.life.name
     if seen.num_sessions > knobs.max_sessions:
@@ -111,7 +111,7 @@ def check_bounds(journal: Journal, replica: Replica) -> None:
 
 
 def check_empty(journal: Journal, replica: Replica) -> None:
-    """What must hold when every client has left and every time is over: nothing is left."""
+    """Checks that nothing is left after every client has disconnected and all times have passed."""
     seen, name = replica.statistics(), replica.life.name
     for session_id, (position, is_attached, is_spilled) in seen.sessions.items():
         journal.violate(

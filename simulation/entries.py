@@ -25,11 +25,11 @@ REFUSALS = {
     "TOO_MANY_SESSIONS",
     "SHUTTING_DOWN",
 }
-"""Reasons of errors after which the session is as it was before."""
+"""Reasons of errors that leave the session unchanged."""
 
 
 class Presence(Enum):
-    """Whether a session is there, as far as its client knows."""
+    """Whether a session exists, as far as its client knows."""
 
     ABSENT = "absent"
     PRESENT = "present"
@@ -38,7 +38,8 @@ class Presence(Enum):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of `Sessions` about the session, to a replica. ended_at_s, is_lost: as of a request on a stream."""
+    """One call of `Sessions` about the session. ended_at_s: when it was answered; is_lost: whether its answer is
+    lost."""
 
     replica: Replica
     sent_at_s: float
@@ -48,15 +49,17 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One request about the session, in the order of sending.
+    """One request about the session. Entries are kept in the order of sending.
 
-    tokens, start, mark, kind: of a feed, or of the session's part of a step batch, whose place there is `place`.
-    earlier: the step batches that this one repeats, word for word, on the same stream. is_again: whether it repeats one
-    that the store did not take, and that others may have followed.
-    choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
-    session when an opening was sent, and is_recording: whether a replica had yet to record its end then; is_resume:
-    whether that resumes, and closes: what was sent before it on its stream and not answered; opening: else its model,
-    and what becomes of the session without a stream, and for how long; source: what it translates.
+    Of a feed, or of the session's part of a step batch: tokens; start: position, or None; mark; kind: of outputs;
+    place: index of the session in the step batch. earlier: identical step batches that were sent before on the same
+    stream. is_again: whether it repeats a request that was not stored and that other requests may have followed.
+    Of a generation: choosing; skipped: number of tokens that need not be delivered again. Of a score: targets.
+    num_cancels: Cancels that were sent before it.
+    Of an open: before: what was known of the session when it was sent; is_recording: whether a replica had not yet
+    recorded the session's end then; is_resume: whether it resumes. Of a resume: closes: unanswered Closes that were
+    sent before on its stream. Of the open of a new session: opening: model, action on disconnect and its seconds;
+    source: the source tokens of a translator.
     """
 
     sent: Sent
@@ -85,10 +88,10 @@ class Entry:
 
     @property
     def is_absent(self) -> bool:
-        """Whether no session of the id was there when an opening was sent, nor the record of one."""
+        """Whether neither a session with the id nor its record existed when an open was sent."""
         return self.before is Presence.ABSENT and not self.is_recording
 
     @property
     def is_opened(self) -> bool:
-        """Whether it is an opening that made a new session."""
+        """Whether it is an open that made a new session."""
         return self.sent.is_done and not self.is_resume and self.sent.answer.HasField("opened")

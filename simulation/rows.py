@@ -1,4 +1,4 @@
-"""What the answer to a step batch tells of one of its sessions."""
+"""One session's row in the answer to a step batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.worlds import Matches, output_matches
 
 
 class Row(NamedTuple):
-    """What a step batch's answer tells of one session. output: its tokens; None where there are none."""
+    """One session's part of a step batch's answer. output: None if there are no tokens."""
 
     position: int
     output: pb.StepOutput | None
@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
 
 def output_of(entry: Entry, answer: pb.BatchStepped) -> pb.StepOutput | None:
-    """What a session was told: a token, or as many as it has emitted."""
+    """Returns a session's output: one token, or all tokens that it emitted; None if there are no tokens."""
     place = entry.place
     if not answer.counts:
         tokens = [pb.Token(id=answer.token_ids[place])] if answer.token_ids else []
@@ -32,5 +32,5 @@ def output_of(entry: Entry, answer: pb.BatchStepped) -> pb.StepOutput | None:
 
 
 def row_matches(entry: Entry, row: Row) -> Matches:
-    """Whether a row's output is what a way gives."""
+    """Returns a function that says whether the row's output agrees with the worlds of a feed."""
     return output_matches([] if row.output is None else [row.output], entry.kind, entry.tokens)

@@ -1,4 +1,4 @@
-"""The plain state of a session of any model, and what can be asked of it. Pure, but for runs of files."""
+"""The plain state of a session of any model, and functions on it. Pure, except that ONNX files are run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ State: TypeAlias = Hidden | Bare
 
 
 def beginning(model: str, source: Sequence[int] = ()) -> State:
-    """Where a session of a model begins, its start token consumed."""
+    """Returns the first state of a session, after its start token if it has one."""
     if model in (LISTENER, TRANSLATOR):
         return bare.beginning(model, tuple(source))
     return ZERO.step(BOS_ID) if model == PROMPT else ZERO
 
 
 def after(state: State, tokens: Iterable[int]) -> State:
-    """The state after some more tokens."""
+    """Returns the state after more tokens."""
     for token in tokens:
         state = state.step(token)
     return state
 
 
 def of_arrays(model: str, states: Sequence[NDArray[Any]], contexts: Sequence[NDArray[Any]] = ()) -> State:
-    """What tensors of a session are, in the order of the manifest."""
+    """Returns the state in a session's tensors, which are in the order of the manifest."""
     if model in (LISTENER, TRANSLATOR):
         return Bare(model, tuple(array.tobytes() for array in (*states, *contexts)))
     first, second = states[0].reshape(-1).tolist()
@@ -41,7 +41,7 @@ def of_arrays(model: str, states: Sequence[NDArray[Any]], contexts: Sequence[NDA
 
 
 def from_messages(like: State, tensors: Sequence[sessions_pb2.StateTensor]) -> State:
-    """What tensors of a session say. like: a state of the session, whose contexts it has."""
+    """Returns the state in a session's tensors. like: another state of the session, with the same contexts."""
     if isinstance(like, Bare):
         return like.replaced([tensor.data for tensor in tensors])
     first, second = struct.unpack("<2f", tensors[0].data)
@@ -49,19 +49,19 @@ def from_messages(like: State, tensors: Sequence[sessions_pb2.StateTensor]) -> S
 
 
 def set_to(tensor: sessions_pb2.StateTensor, number: int) -> sessions_pb2.StateTensor:
-    """The same, with other values. tensor: of two numbers."""
+    """Returns the tensor with other values. tensor: has two numbers."""
     made = sessions_pb2.StateTensor(data=struct.pack("<2f", number * 13.0, number * 17.0))
     made.MergeFrom(sessions_pb2.StateTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape))
     return made
 
 
 def likeliest(state: State) -> int:
-    """The next token by greedy choice; of equally likely ones the lowest."""
+    """Returns the most likely next token; the lowest of equally likely ones."""
     row = state.logits
     return row.index(max(row))
 
 
 def log_probability(state: State, token: int) -> float:
-    """Of the next token, in double precision."""
+    """Returns the log probability of the next token, computed in double precision."""
     row = state.logits
     return row[token] - log(sum(exp(value) for value in row))

@@ -1,10 +1,11 @@
-"""A client's side of one `Inference.Stream` call: requests out, answers in, each request answered exactly once.
+"""A client's side of one `Inference.Stream` call: sends requests, receives answers, and checks that each request is
+answered exactly once.
 
-It knows what any client may rely on, and nothing of what sessions do. Rules that it checks:
+It knows what every client may rely on, and nothing about sessions. Rules that it checks:
 
-1. Each request gets one answer; a generation any number of parts and one end.
-2. The stream ends only when the client has said its last word and every request is answered, or with an error, or
-   because the server or the client is gone.
+1. Each request receives one answer; a generation receives any number of parts and one end.
+2. The stream ends only when the client has half-closed and every request is answered, or with an error, or because the
+   server or the client has disconnected.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from simulation.system import Replica
 from simulation.wire import Connection, ConnectionAtOnce
 
 _ASK_S = 60.0
-"""Virtual seconds after which a request that is waited for counts as not answered."""
+"""Virtual seconds after which a request that is waited for counts as unanswered."""
 
 
 class Sent:
-    """One request. responses: its answers so far; is_done: the last has come; is_lost: its stream ended before."""
+    """One request. responses: received so far; is_done: whether the last response was received; is_lost: whether the
+    stream ended before."""
 
     def __init__(self, stream: ClientStream, request: pb.StreamRequest) -> None:
         self.stream = stream
@@ -41,12 +43,12 @@ class Sent:
         self.ended_at_s = float("inf")
         self.sent_at_s = asyncio.get_running_loop().time()
         self.subject: Any = None
-        """What the client remembers of it."""
+        """The client's data about the request."""
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def replica(self) -> Replica:
-        """Which it was sent to."""
+        """The replica to which it was sent."""
         return self.stream.replica
 
     @property
@@ -58,13 +60,13 @@ class Sent:
         return f"{self.stream.name}#{self.request.request_id} {self.kind} {self.request.session_id!r}"
 
     def end(self) -> None:
-        """It gets no more answers."""
+        """Notes that it receives no more responses."""
         self.ended_at_s = asyncio.get_running_loop().time()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def wait(self, timeout_s: float) -> bool:
-        """Waits until it is answered or lost. Returns whether it is."""
+        """Waits until it is answered or lost. Returns False after `timeout_s` virtual seconds."""
         if self.is_done or self.is_lost:
             return True
         self._waiter = asyncio.get_running_loop().create_future()
@@ -73,24 +75,24 @@ class Sent:
 
 
 class Listener(Protocol):
-    """Hears what a stream brings."""
+    """Receives the events of a stream."""
 
     def answered(self, sent: Sent) -> None:
-        """A request has its last answer."""
+        """Called when a request has received its last response."""
 
     def progressed(self, sent: Sent, response: pb.StreamResponse, stamp: Stamp) -> None:
-        """A generation has brought a part, and goes on."""
+        """Called when a generation has received a part and continues."""
 
     def noticed(self, stream: ClientStream, response: pb.StreamResponse) -> None:
-        """The server says something that nobody asked for."""
+        """Called when the server sends a message that is not a response."""
 
     def ended(self, stream: ClientStream, unanswered: list[Sent]) -> None:
-        """The stream is over."""
+        """Called when the stream has ended."""
 
 
 class ClientStream:
-    """One call, on either wire by its name. stamp: what the store has of a session, by id, when an answer about it is
-    handed over."""
+    """One call. Its name determines which of the two kinds of connection it uses. stamp: returns the stored records of
+    the sessions in a response, when the server writes this response."""
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class ClientStream:
 
     @property
     def unanswered(self) -> list[Sent]:
-        """Requests without their last answer."""
+        """Requests without a last response."""
         return [one for one in self.sent.values() if not (one.is_done or one.is_lost)]
 
     def send(self, session_id: str = "", **request: Any) -> Sent:
@@ -138,21 +140,21 @@ class ClientStream:
         return sent
 
     async def ask(self, session_id: str = "", **request: Any) -> pb.StreamResponse:
-        """Sends one request and returns its last answer; a violation when none comes."""
+        """Sends one request and returns its last response. Reports a violation if there is none."""
         sent = self.send(session_id, **request)
         if not await sent.wait(_ASK_S):
             self._journal.violate(f"{sent} was not answered in {_ASK_S:g} s")
         return sent.answer if sent.responses else pb.StreamResponse(error=error_pb2.Error(reason="NO_ANSWER"))
 
     def half_close(self) -> None:
-        """Says the last word."""
+        """Half-closes the stream: sends no more requests."""
         if not self.has_half_closed:
             self._journal.note(f"{self.name} > half-close")
             self.has_half_closed = True
             self._connection.send(grpc.aio.EOF)
 
     def leave(self) -> None:
-        """Drops the connection."""
+        """Disconnects."""
         if self.has_left or self.is_over:
             return
         self._journal.note(f"{self.name} leaves")
@@ -162,11 +164,11 @@ class ClientStream:
         self._end()
 
     def set_reading(self, is_reading: bool) -> None:
-        """Stops reading, or goes on."""
+        """Stops or continues reading."""
         self._connection.set_reading(is_reading)
 
     async def wait_over(self, timeout_s: float) -> bool:
-        """Waits for the end of the stream. Returns whether it came."""
+        """Waits for the end of the stream. Returns whether it has ended."""
         if not self.is_over:
             await asyncio.wait([self._over], timeout=timeout_s)
         return self.is_over
@@ -175,7 +177,7 @@ class ClientStream:
         self._stamps[id(response)] = self._stamp(response)
 
     def _served(self, task: asyncio.Task[error_pb2.Error | None]) -> None:
-        """The servicer has ended the call; what is on its way comes first."""
+        """Called when the servicer has ended the call. Responses that are on their way arrive first."""
         error = None
         if task.cancelled() or self.replica.life.is_over:
             error = error_pb2.Error(reason="LOST", message="the connection was lost")
@@ -185,7 +187,7 @@ class ClientStream:
 
     def _receive(self, response: pb.StreamResponse | error_pb2.Error) -> None:
         if isinstance(response, error_pb2.Error):
-            if self._stamps and self._life.is_over:  # what was on its way before this went with the process
+            if self._stamps and self._life.is_over:  # responses on their way were lost with the process
                 response = error_pb2.Error(reason="LOST", message="the connection was lost")
             self.error = response if response.reason else None
             self._end()
@@ -238,4 +240,4 @@ class ClientStream:
 
 def _short(message: Any) -> str:
     text = " ".join(str(message).split())
-    return text if len(text) < 240 else text[:240] + "..."  # one line of a trace
+    return text if len(text) < 240 else text[:240] + "..."  # at most one line of a trace

@@ -1,7 +1,7 @@
-"""What a client knows of one of its sessions, and what the answers about it must say.
+"""What a client knows about one of its sessions, and the order in which it applies answers.
 
-The client is the only one that uses the session's id. It applies answers in the order in which it sent the requests:
-that is the order in which the server promises to carry them out.
+No other client uses the session's id. The client applies answers in the order in which it sent the requests, because
+the server promises to carry them out in this order.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from simulation.system import Replica
 
 
 class View(Belief):
-    """A session, and the requests about it that are not answered yet."""
+    """A session and its unanswered requests."""
 
     def __init__(self, name: str, model: str, journal: Journal, replicas: Sequence[Replica]) -> None:
         super().__init__(name, model, journal, replicas)
         self._answers = Answers(self)
 
     def lost(self, *, is_over: bool = False) -> None:
-        """What was asked last will not be answered: it was done, or in part, or not. is_over: whether the session has
-        ended, so that what follows the last answer does not matter."""
+        """Notes that the last requests will not be answered. They may be done, done in part, or not done. is_over:
+        whether the session has ended, so that requests after the last answer do not matter."""
         while is_over and self.queue and not self.queue[-1].sent.is_done:
             self.queue.pop()
         while self.queue:
@@ -37,15 +37,15 @@ class View(Belief):
                 continue
             if entry.is_close:
                 self.has_lost_close = True
-                self.promised_by = entry.sent.replica.life  # maybe
+                self.promised_by = entry.sent.replica.life  # the replica may have promised to close it
             self.on_their_way.append(entry.sent)
             if self.is_exclusive:
                 self._answers.may_have(entry)
         self.unexplained.clear()
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
-        """The server says that it is closed, or is somewhere else. What a stream says that was not told since that it
-        has the session is of an earlier time: it comes late, or the answer to an opening follows."""
+        """Handles a notice that the session is closed or has moved. Ignores it if `stream` was not the last one that
+        was answered that it has the session: then the notice is late, or the answer to an open follows."""
         if self.home is not stream:
             return
         reason, name = notice.closed.reason, pb.CloseReason.Name(notice.closed.reason)
@@ -80,19 +80,19 @@ class View(Belief):
             self.stream = later[0].sent.stream
 
     def _since_opening(self) -> list[Entry]:
-        """What was asked from the last opening on that is not answered: of the session as it is then."""
+        """Returns the unanswered requests from the last open on. They concern the session that it opens."""
         places = [at for at, entry in enumerate(self.queue) if entry.sent.kind == "open"]
         return self.queue[places[-1] :] if places else []
 
     def settle(self) -> None:
-        """Applies answers, in the order of sending."""
+        """Applies answers in the order of sending."""
         self._end_former()
         while self.queue and self.queue[0].sent.is_done:
             self._answers.apply(self.queue.pop(0))
 
     def _end_former(self) -> None:
-        """A new session is open, so that the one before has ended: its answers may come later, or from a stream that is
-        not read, and what is told of the new one does not wait for them."""
+        """Ends the former session when a new one is open. Answers about the former session may come later, or on a
+        stream that is not read, and answers about the new session must not wait for them."""
         opened = [at for at, entry in enumerate(self.queue) if entry.is_opened]
         former = self.queue[: opened[-1]] if opened else []
         unanswered = [entry for entry in former if not entry.sent.is_done]
@@ -103,5 +103,5 @@ class View(Belief):
             self.queue = later
 
     def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:
-        """A part of a generation was delivered."""
+        """Checks a delivered part of a generation."""
         self._answers.part_stored(entry, position, stamp)

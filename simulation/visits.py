@@ -1,8 +1,8 @@
-"""A client that steps one session by visits, `Inference.Step`, and knows what it must be told.
+"""A client that steps one session with `Inference.Step`, without a stream, and checks the answers.
 
-Every feed has a position. Some are sent twice at once, some again when they are answered, and some calls are given up
-in the middle and sent again as they were; each must count once. The session is closed and opened anew under its name
-now and then, and some calls go to another replica, which takes the session.
+Every feed has a position. Some feeds are sent twice at once, some are sent again after their answer, and some calls are
+abandoned in the middle and sent again unchanged. Each feed must be applied once. Now and then the client closes the
+session and opens a new one under its name, or calls another replica, which then resumes the session.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _RETRIED = {"STORE_UNAVAILABLE", "SHUTTING_DOWN", "SESSION_MOVED", "TOO_MANY_SES
 _MOST_TOKENS = 5
 _RETRY_S = 0.2
 _CALL_S = 30.0
-"""Virtual seconds in which a call must have succeeded, however often it is sent again."""
+"""Virtual seconds within which a call must succeed, including all retries."""
 
 
 class Feed(NamedTuple):
-    """One that was applied. start: the position before it; logits: [V] after it."""
+    """A feed that was applied. start: the position before it; logits: [V], after it."""
 
     start: int
     tokens: tuple[int, ...]
@@ -35,8 +35,8 @@ class Feed(NamedTuple):
 
 
 class Visitor:
-    """Of the session `name`. fed: all feeds that were applied, in their order, those of earlier sessions of the name
-    first. is_done: whether it has closed its last session."""
+    """Steps the session `name`. fed: all applied feeds in order, including those of earlier sessions of that name;
+    is_done: whether it has closed its last session."""
 
     def __init__(self, name: str, replicas: list[Replica], journal: Journal, rng: random.Random) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class Visitor:
         self._slot = 0
 
     async def run(self, num_calls: int) -> None:
-        """Sends so many Steps, and a last one that closes the session."""
+        """Sends `num_calls` Steps, and one more that closes the session."""
         for number in range(num_calls + 1):
             await asyncio.sleep(self._rng.random() * 0.3)
             is_last = number == num_calls
@@ -81,8 +81,8 @@ class Visitor:
             self._check(request, await self._sent(request, is_given_up=False), is_again=True)
 
     async def _sent(self, request: pb.StepRequest, *, is_given_up: bool) -> Any:
-        """The last answer to a call that is sent again until it is answered. is_given_up: whether the first is not
-        waited for. None for a session that such a call has closed."""
+        """Retries a call until it is answered, and returns the answer. is_given_up: whether to abandon the first call.
+        Returns None if an abandoned call has closed the session, or after a violation."""
         replica, until_s = self._replicas[self._slot], self._journal.now() + _CALL_S
         if is_given_up:
             call = replica.call("Inference.Step", request)

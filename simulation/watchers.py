@@ -1,10 +1,11 @@
-"""Whoever watches the session of a visitor, call after call, and compares what is told with what the visitor did.
+"""A client that watches a visitor's session, call after call, and compares the events with the visitor's feeds.
 
 Rules that it checks:
 
-1. A watch begins with `watching`, and what follows has no gap: each feed begins where the one before it has ended.
-2. The feeds that are told are those of the visitor, with their tokens and outputs, each once.
-3. `closed` is the last that is told, at the position at which the session is; after CLIENT no more of it was fed.
+1. A watch begins with `watching`, and the events have no gap: each feed begins at the position where the one before it
+   ended.
+2. The reported feeds are those of the visitor, with their tokens and outputs, each once.
+3. `closed` is the last event, at the session's position. After the close reason CLIENT no further feed was applied.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from simulation.wire import Connection, ConnectionAtOnce
 
 _AGAIN_S = 0.05
 _CHANGES = (pb.SESSION_CHANGE_SPILLED, pb.SESSION_CHANGE_UNSPILLED)
-"""What may become of a session that is only visited."""
+"""The changes that can happen to a session that only `Step` uses."""
 
 
 class Watcher:
-    """stalls: whether it stops reading now and then. num_watches: that have begun; num_dropped: that were ended because
-    it did not read."""
+    """Watches a session. stalls: whether it stops reading now and then. num_watches: watches that have begun;
+    num_dropped: watches that the server ended because this client did not read."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Watcher:
         self._watches: list[list[pb.WatchResponse]] = []
 
     async def run(self) -> None:
-        """Watches until the visitor is done, and then looks at what was told."""
+        """Watches until the visitor is done, and then checks all events."""
         while not self._visitor.is_done:
             await self._watch()
             await asyncio.sleep(_AGAIN_S + self._rng.random() * _AGAIN_S)
@@ -104,7 +105,8 @@ class Watcher:
         self._compare(feeds, is_whole=told[-1].closed.reason == pb.CLOSE_REASON_CLIENT)
 
     def _compare(self, feeds: list[Feed], *, is_whole: bool) -> None:
-        """The feeds must be some of the visitor's, one after the other. is_whole: up to the last of the session."""
+        """Checks that the feeds are successive feeds of the visitor. is_whole: whether they must include the session's
+        last feed."""
         every = self._visitor.fed
         for begin in range(len(every) - len(feeds) + 1):
             end = begin + len(feeds)

@@ -1,8 +1,8 @@
-"""What one session may be, as its client can know: the plain model of a session.
+"""The possible states of one session, as far as its client can know: the plain model of a session.
 
-A world is one possible (position, hidden state). A client that has all of its answers knows exactly one; an answer that
-was lost, or work that was cancelled in the middle, adds worlds, and the next answer takes those away that it
-contradicts. When no world is left the server has said something wrong.
+A world is one possible (position, hidden state). A client that received all its answers knows exactly one world. A lost
+answer, or work that was cancelled in the middle, adds worlds. Each answer removes the worlds that it contradicts. When
+no world is left, the server has given a wrong answer.
 
 Pure: no clock, no stream.
 """
@@ -22,7 +22,7 @@ from simulation.states import State, beginning, likeliest, log_probability
 
 
 class World(NamedTuple):
-    """hidden: after every token up to `position`, also those that the server has not consumed yet."""
+    """hidden: the state after all tokens up to `position`, including those that the server has not consumed yet."""
 
     position: int
     hidden: State
@@ -30,14 +30,14 @@ class World(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """How a generation chooses. seed: None for the likeliest token."""
+    """How a generation chooses tokens. seed: of the sampling; None: always the most likely token."""
 
     max_tokens: int
     min_tokens: int = 0
     seed: int | None = None
 
     def token(self, world: World, num_generated: int) -> int:
-        """The next token."""
+        """Returns the next token. num_generated: tokens of the generation before it."""
         if self.seed is not None:
             return sampled(world.hidden, world.position, self.seed, num_generated, self.min_tokens)
         token = likeliest(world.hidden)
@@ -48,7 +48,7 @@ class Choosing:
         return token
 
     def run(self, world: World) -> tuple[list[World], pb.FinishReason.ValueType]:
-        """All worlds of a whole generation, the first before it, and why it ends."""
+        """Returns the worlds of a whole generation, beginning with the one before it, and its finish reason."""
         worlds = [world]
         while len(worlds) <= self.max_tokens:
             token = self.token(worlds[-1], len(worlds) - 1)
@@ -59,12 +59,12 @@ class Choosing:
 
 
 def first_world(model: str, source: Sequence[int] = ()) -> World:
-    """Where a session of a model begins."""
+    """Returns the first world of a session."""
     return World(0, beginning(model, source))
 
 
 def fed(world: World, tokens: Iterable[int]) -> list[World]:
-    """The worlds on the way through a feed, the first before it."""
+    """Returns the worlds after each token of a feed, beginning with the one before it."""
     worlds = [world]
     for token in tokens:
         worlds.append(World(worlds[-1].position + 1, worlds[-1].hidden.step(token)))
@@ -72,8 +72,9 @@ def fed(world: World, tokens: Iterable[int]) -> list[World]:
 
 
 class Worlds:
-    """All that one session may be. ever: every state that it may have passed through, by position; marks: those that
-    were marked."""
+    """All worlds that are possible for one session. now: the possible worlds; ever: all states that it may have had, by
+    position; marks: the states that were marked, by position. Methods that return a bool remove the worlds that an
+    answer contradicts, and return whether any is left; if none is left, `now` stays unchanged."""
 
     def __init__(self, first: Iterable[World]) -> None:
         self.now: list[World] = list(first)
@@ -83,12 +84,12 @@ class Worlds:
 
     @property
     def positions(self) -> list[int]:
-        """Where it may stand."""
+        """The positions at which the session may be, in order."""
         return sorted({world.position for world in self.now})
 
     def fed(self, tokens: Sequence[int], start: int | None, position: int, matches: Matches, *, mark: bool) -> bool:
-        """It has consumed tokens, and stands at `position` now. start: where the client meant them to begin. Returns
-        whether that is possible."""
+        """Applies an answer that tokens were fed and that the session is now at `position`. start: the position at
+        which the client expected them to begin, or None. Returns whether the answer is possible."""
         following: list[World] = []
         for world in self.now:
             if start is None or start == world.position:
@@ -102,12 +103,13 @@ class Worlds:
         return self._take(following)
 
     def is_at(self, position: int, matches: Callable[[World], bool] = lambda world: True) -> bool:
-        """It is at a position, and an answer says something about it. Returns whether that is possible."""
+        """Applies an answer that the session is at a position. matches: whether a world agrees with the answer. Returns
+        whether the answer is possible."""
         return self._take([world for world in self.now if world.position == position and matches(world)])
 
     def repeats(self, tokens: Sequence[int], start: int, matches: Matches, *, may_have_gone_on: bool) -> bool:
-        """What a feed from `start` was answered is told again, and it stands where that led, or is behind it now if it
-        may have gone on. Returns whether that is possible."""
+        """Applies a repeated answer to a feed from `start`. may_have_gone_on: whether the session may have moved beyond
+        the feed's end. Returns whether the answer is possible."""
         ends = {way[-1] for way in self.ways(tokens, start) if matches(way)}
         if not ends:
             return False
@@ -116,11 +118,11 @@ class Worlds:
         return self._take([world for world in self.now if world in ends or (is_on and world.position > position)])
 
     def ways(self, tokens: Sequence[int], start: int) -> list[list[World]]:
-        """The worlds on the ways that a feed from `start` may have gone."""
+        """Returns, for each possible state at `start`, the worlds of a feed from there."""
         return [fed(world, tokens) for world in self.known(start)]
 
     def is_not_at(self, position: int) -> bool:
-        """It is elsewhere. Returns whether that is possible."""
+        """Applies an answer that the session is not at a position. Returns whether the answer is possible."""
         return self._take([world for world in self.now if world.position != position])
 
     def generated(
@@ -134,8 +136,8 @@ class Worlds:
         position: int,
         is_again: bool = False,
     ) -> bool:
-        """A generation from one of `bases` has ended. tokens: what was told of it, after the first `skipped`. is_again:
-        whether others may have followed it."""
+        """Applies the end of a generation that began in one of `bases`. tokens: those that were delivered, after the
+        first `skipped`. is_again: whether other requests may have followed it. Returns whether this is possible."""
         following = []
         for base in bases:
             way, expected = choosing.run(base)
@@ -149,8 +151,8 @@ class Worlds:
         return self._take(following)
 
     def generates(self, bases: list[World], choosing: Choosing, skipped: int, tokens: list[int]) -> bool:
-        """A generation has stopped early: it may have gone on after what was told. Returns whether the tokens are
-        possible."""
+        """Applies the tokens of a generation that stopped early: it may have continued after them. Returns whether the
+        tokens are possible."""
         following = list(self.now) if not tokens else []
         for base in bases:
             way, _ = choosing.run(base)
@@ -160,7 +162,7 @@ class Worlds:
         return self._take(following)
 
     def may_be_fed(self, tokens: Sequence[int], start: int | None, *, mark: bool) -> None:
-        """Tokens were consumed, or some of them, or none."""
+        """Applies a feed that may have been carried out in full, in part, or not at all."""
         following = list(self.now)
         for world in self.now:
             if start is None or start == world.position:
@@ -172,17 +174,19 @@ class Worlds:
         self._take(following)
 
     def restored(self, position: int) -> bool:
-        """It was brought back from the store. Returns whether it was ever there."""
+        """Applies a restore from the store. Returns whether the session may ever have been at `position`."""
         return self._take([World(position, hidden) for hidden in self.ever.get(position, ())])
 
     def at_least(self, position: int) -> bool:
-        """It stood at a position when it was last looked at, and may be further on."""
+        """Applies a resume from memory: the session may have moved since it was at `position`. Returns whether it may
+        have been there."""
         if position not in self.positions:
             return False
         return self._take([world for world in self.now if world.position >= position])
 
     def rewound(self, position: int, *, is_stored: bool) -> bool:
-        """It was set back to a mark. is_stored: nothing later can come back from the store."""
+        """Applies a rewind to a mark. is_stored: whether no later state can be restored from the store. Returns whether
+        the mark is possible."""
         hiddens = self.marks.get(position, [])
         if is_stored:
             self.ever = {at: some for at, some in self.ever.items() if at <= position}
@@ -190,12 +194,12 @@ class Worlds:
         return self._take([World(position, hidden) for hidden in hiddens])
 
     def set_to(self, worlds: list[World]) -> None:
-        """It was written from outside."""
+        """Applies a change of the session's state by a client."""
         self._pass(worlds)
         self._take(worlds)
 
     def known(self, position: int) -> list[World]:
-        """The worlds at a position, now or before."""
+        """Returns the worlds that may have been at a position, now or before."""
         return [World(position, hidden) for hidden in self.ever.get(position, ())]
 
     def _take(self, worlds: list[World]) -> bool:
@@ -211,11 +215,12 @@ class Worlds:
 
 
 Matches: TypeAlias = Callable[[Sequence[World]], bool]
-"""Whether an answer is what a feed gives, by the worlds on its way, the first before it."""
+"""Whether an answer agrees with the worlds of a feed, which begin with the one before it."""
 
 
 def output_matches(outputs: Sequence[pb.StepOutput], kind: int, tokens: Sequence[int]) -> Matches:
-    """Whether the outputs of an answer are those of a way; but for tokens emitted, the last alone. tokens: fed."""
+    """Returns a function that says whether outputs agree with the worlds of a feed. Compares only the last output,
+    except for emitted tokens. tokens: those that were fed."""
 
     def matches(way: Sequence[World]) -> bool:
         world = way[-1]
@@ -233,7 +238,7 @@ def output_matches(outputs: Sequence[pb.StepOutput], kind: int, tokens: Sequence
 
 
 def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) -> Callable[[World], bool]:
-    """Whether scores are those of targets from a world on."""
+    """Returns a function that says whether scores of targets agree with a world."""
 
     def matches(world: World) -> bool:
         if len(scores) != len(targets):
@@ -254,10 +259,10 @@ def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) ->
 
 
 def _are_emitted(outputs: Sequence[pb.StepOutput], way: Sequence[World], tokens: Sequence[int]) -> bool:
-    """Whether all outputs are what the frames on a way make a transducer say, which has one for each that says any."""
+    """Whether the outputs are what a transducer emits for the fed frames. Frames without tokens have no output."""
     told = list(outputs)
     for before, token in zip(way, tokens, strict=False):
-        assert isinstance(before.hidden, Bare)  # noqa: S101  # no other model is asked for this
+        assert isinstance(before.hidden, Bare)  # noqa: S101  # only transducers have this kind of output
         expected = before.hidden.emitted(token)
         if not expected.token_ids:
             continue
