@@ -1,4 +1,4 @@
-"""`python -m simulation`: runs seeds for some time, or replays one."""
+"""`python -m simulation`: runs seeds for some time, or replays one seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _print(failure: Failure) -> None:
 
 
 def run() -> int:
-    """Returns the exit status: 0 when nothing was violated."""
+    """Parses the command line and runs. Returns the exit code: 0 when nothing was violated."""
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long seeds are run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")

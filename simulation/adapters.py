@@ -1,7 +1,7 @@
-"""Parts of the service that the simulation has in another way: an engine without a thread, an observer that counts, the
-clock and the random numbers. And what the service's bytes and choices mean.
+"""Replacements for parts of the service in the simulation: an engine without a thread, an observer that counts, a
+virtual clock and seeded ids. Also decodes the service's records and repeats its sampling.
 
-Beside `system.py` the only file that knows parts of the service by name.
+Only this file and `system.py` know parts of the service by name.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ EPOCH = 1_700_000_000.0
 """Unix seconds at the virtual time 0."""
 CODEC = Codec(b"a key of the simulation")
 _CALL_S = 0.0002
-"""What the virtual clock moves on when the service looks at its performance counter: work takes time."""
+"""Seconds by which the virtual clock moves when the service reads its performance counter, because work takes time."""
 
 
 class LoopEngine(Engine):
-    """An engine whose thread is the event loop: each batch that it hands over runs at a later time, drawn by `rng`."""
+    """An engine that uses the event loop instead of a thread: each batch for the thread runs at a later time, drawn by
+    `rng`."""
 
     rng: random.Random
     is_stopped = False
 
     def start(self) -> None:
-        """Warms up, and starts no thread."""
+        """Warms up the engine without starting a thread."""
         self._handed_over = cast(Any, SimpleNamespace(put=self._take))
         self._core.warm_up()
 
     def stop(self) -> None:
-        """Answers what waits, as the engine's own does."""
+        """Answers pending requests, as `Engine.stop` does."""
         self.is_stopped = self._is_stopping = True
         self._loop.call_soon(self._refuse_all)
 
     def is_called(self) -> bool:
-        """See `Engine`. A burst may end at any step."""
+        """See `Engine`. Also draws the end of a burst at random."""
         return super().is_called() or self.rng.random() < 0.3
 
     def _take(self, drives: bool) -> None:
@@ -63,7 +64,7 @@ class LoopEngine(Engine):
             self._loop.call_later(self.rng.random() * 0.003, self._drive_one)
 
     def _drive_one(self) -> None:
-        """One turn of `Engine._drive`."""
+        """Does the work of one turn of `Engine._drive`."""
         if self.is_stopped:
             return
         try:
@@ -82,7 +83,7 @@ class LoopEngine(Engine):
 
 
 class Observer:
-    """Hears everything, and keeps the gauges as `service.telemetry` does."""
+    """Accepts every report, and keeps the gauges as `service.telemetry` does."""
 
     is_tracing = False
 
@@ -107,13 +108,13 @@ class Observer:
         return hear
 
     def trace_call(self, method: str, metadata: object) -> None:
-        """See `ApiObserver`."""
+        """See `ApiObserver`. No call is traced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a record says. hidden: after all tokens up to `position`, also those not consumed yet; opened_at: when the
-    session was opened first, which tells sessions of one id apart."""
+    """The content of a record. hidden: after all tokens up to `position`, including pending ones; opened_at: when the
+    session was first opened, which distinguishes sessions with the same id."""
 
     position: int
     hidden: State
@@ -122,7 +123,7 @@ class Stored:
 
 @cache
 def stored_in(payload: bytes) -> Stored:
-    """Reads a record or a snapshot."""
+    """Decodes a record or a snapshot."""
     image = CODEC.decode(payload)
     hidden = of_arrays(image.model, image.lane.states, image.lane.contexts)
     return Stored(image.lane.position, after(hidden, map(int, image.lane.pending)), image.opened_at)
@@ -130,7 +131,7 @@ def stored_in(payload: bytes) -> Stored:
 
 @cache
 def sampled(hidden: State, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
-    """The token that a generation with this seed draws."""
+    """Returns the token that a generation with this seed draws."""
     decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
     choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
     tokens, _ = choose_batch(np.array([hidden.logits], np.float32), [choice])
@@ -139,8 +140,8 @@ def sampled(hidden: State, position: int, seed: int, num_generated: int, min_tok
 
 @contextmanager
 def deterministic(loop: SimulatedLoop, rng: random.Random, models: Sequence[str]) -> Iterator[None]:
-    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order.
-    models: that are served."""
+    """Gives the service the virtual clock and ids from the seed, and makes the order of its sets of objects
+    deterministic. models: names of the models that are served."""
 
     def performance() -> float:
         loop.spend(_CALL_S)

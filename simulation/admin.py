@@ -1,4 +1,4 @@
-"""What a client asks of the `Sessions` and `Models` services, and what the answers must say."""
+"""A client's calls of `Sessions` and `Models`, and the checks of their answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_VIEWS = 6
 
 
 class Admin:
-    """The calls of one client."""
+    """Makes the calls of one client."""
 
     def __init__(self, client: Connections) -> None:
         self._client = client
@@ -30,14 +30,15 @@ class Admin:
         self._last = 0
 
     async def perform(self, op: str, view: View, *, slot: int, **args: Any) -> None:
-        """Does one action of the script."""
+        """Performs one action of the script."""
         if op != "restore" and not (view.name and view.presence is Presence.PRESENT):
             return
         if op in ("rewind", "set_state", "admin_close", "snapshot", "fork", "get_state") and not (
             await self._client.settle(view)
         ):
             return
-        # where the session is; elsewhere it would be brought there, which its stream is told of
+        # Calls the replica that has the session. Another replica would fetch the session, and its stream would be
+        # notified.
         replicas = self._client.replicas
         if view.stream is not None:
             slot = next((at for at, one in enumerate(replicas) if one is view.stream.replica), slot)
@@ -45,7 +46,7 @@ class Admin:
             await getattr(self, f"_{op}")(view, slot, **args)
 
     async def call(self, slot: int, method: str, request: Any) -> Any:
-        """One call: its response, a `carousel.v1.Error`, or None when its server is gone."""
+        """Makes one call. Returns its response, a `carousel.v1.Error`, or None if its server died or did not answer."""
         journal = self._client.journal
         replica = self._client.replicas[slot]
         life = replica.life
@@ -63,7 +64,7 @@ class Admin:
         return task.result()
 
     async def _use(self, view: View, slot: int, method: str, request: Any) -> Any:
-        """As `call`, of one for which a replica takes the session when another has it."""
+        """Makes a call for which a replica fetches the session from another replica. Returns the same as `call`."""
         journal = self._client.journal
         want = Call(self._client.replicas[slot], journal.now())
         view.wants.append(want)
@@ -74,7 +75,7 @@ class Admin:
     async def _get(self, view: View, slot: int) -> None:
         was_quiet, newest = self._is_quiet(view), view.newest
         found = await self.call(slot, "Sessions.Get", sessions_pb2.SessionsGetRequest(session_id=view.name))
-        is_quiet = was_quiet and view.newest is newest and self._is_quiet(view)  # from before it until its answer
+        is_quiet = was_quiet and view.newest is newest and self._is_quiet(view)  # from before the call until its answer
         if isinstance(found, sessions_pb2.SessionsGetResponse) and is_quiet:
             self._must(view, view.worlds.is_at(found.session.position), f"Get tells {found.session.position}")
 
@@ -183,7 +184,7 @@ class Admin:
     def _add(
         self, name: str, model: str, worlds: list[World], info: sessions_pb2.SessionInfo, opened_at_s: float
     ) -> None:
-        """A session that was made of another. opened_at_s: see `Belief`; of that one."""
+        """Adds a session that was made from another one. opened_at_s: that of the other session, see `Belief`."""
         client = self._client
         if len(client.views) >= _MOST_VIEWS:
             return

@@ -1,4 +1,5 @@
-"""The bundles that the simulation serves: manifests like any other, graphs of whole numbers; and `exported`."""
+"""The bundles that the simulation serves: usual manifests with graphs of integer arithmetic, and those of
+`exported`."""
 
 from __future__ import annotations
 
@@ -26,17 +27,17 @@ from simulation.exported import LISTENER, TRANSLATOR, make_exported
 __all__ = ["LAZY", "LISTENER", "MODELS", "OF_NUMBERS", "PROMPT", "TRANSLATOR", "make_bundle"]
 
 LAZY = "lazy"
-"""A model without start token, whose graphs cannot read out of a state what comes next."""
+"""A model without a start token and without a readout: its graphs cannot compute the next logits from a state."""
 PROMPT = "prompt"
 """A model with a start token and a readout."""
 OF_NUMBERS = (LAZY, PROMPT)
-"""The models without files."""
+"""The models without ONNX files."""
 MODELS = (*OF_NUMBERS, LISTENER, TRANSLATOR)
 _NAMES = tuple(f"t{token}" for token in range(VOCABULARY_SIZE))
 
 
 def make_bundle(model: str, version: int, fails: Callable[[], bool]) -> Bundle:
-    """A bundle. fails: whether a run of its graph raises."""
+    """Returns a bundle. fails: whether a run of its graphs must raise."""
     if model in (LISTENER, TRANSLATOR):
         return make_exported(model, fails)
     manifest = _manifest(model, version)

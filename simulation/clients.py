@@ -1,7 +1,7 @@
-"""A client that does what the script says, and knows what its sessions should be.
+"""A client that performs its part of the script and knows what its sessions should be.
 
-It keeps one stream to each replica, and opens a new one when it needs it. Ids are its own, but for those that it
-contends for.
+It keeps one stream to each replica and opens a new stream when it needs one. No other client uses its ids, except those
+that it contends for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulation.system import Replica
 
 
 class Client(Connections):
-    """Does one action of the script after the other. Its arguments are those of `Connections`."""
+    """Performs actions of the script. Its arguments are those of `Connections`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Client(Connections):
         self._admin = Admin(self)
 
     async def perform(self, action: Action) -> None:
-        """Does one action of the script."""
+        """Performs one action of the script."""
         args = dict(action.args)
         view = self.views[args.pop("k") % len(self.views)]
         own = getattr(self._requests, action.op, None)

@@ -1,4 +1,4 @@
-"""A client's streams and its sessions: one stream to each replica, opened when it is needed, and what streams tell."""
+"""A client's sessions and its streams: one stream to each replica, opened when needed. Handles the streams' events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _SETTLE_S = 1.5
 
 
 class Connections:
-    """Of one client. stamps: what the store has of sessions; delay: draws how long messages are on their way."""
+    """The sessions and streams of one client. stamps: returns the store's records; delay: draws the seconds that a
+    message is on its way."""
 
     def __init__(
         self,
@@ -36,11 +37,11 @@ class Connections:
         self._stamps_of = stamps
 
     def new_view(self, name: str, model: str) -> View:
-        """A session that it may have."""
+        """Returns a view of a session that the client may open."""
         return View(name, model, self.journal, self.replicas)
 
     async def settle(self, view: View) -> bool:
-        """Waits until all that was asked about a session is answered, or lost. Returns whether it is."""
+        """Waits until all requests about a session are answered or lost. Returns whether they are."""
         deadline = self.journal.now() + _SETTLE_S
         for sent in [*view.on_their_way, *(entry.sent for entry in view.queue)]:
             await sent.wait(max(0.0, deadline - self.journal.now()))
@@ -49,7 +50,7 @@ class Connections:
         return not (view.queue or view.on_their_way)
 
     def stream(self, slot: int) -> ClientStream | None:
-        """The stream to a replica, a new one if need be; None: the replica is down."""
+        """Returns the stream to a replica, and opens it if needed. None: the replica is down."""
         stream = self.streams[slot]
         if stream is not None and not (stream.is_over or stream.has_half_closed or stream.has_left):
             return stream
@@ -64,7 +65,7 @@ class Connections:
         self.all_streams.append(stream)
         return stream
 
-    # what streams tell
+    # Events of streams.
 
     def answered(self, sent: Sent) -> None:
         """See `Listener`."""

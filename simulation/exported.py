@@ -1,7 +1,7 @@
 """The bundles of the models in `files`, as `python -m export` makes them, run by ONNX Runtime.
 
-They are kept in `repository/`, so that nothing that simulates needs the exporter. `python -m simulation.exported` makes
-them anew.
+They are kept in `repository/`, so that a simulation does not need the exporter. `python -m simulation.exported` makes
+them again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from service.repository.manifest import BASE_VARIANT
 from simulation.files import HISTORY, MAX_SYMBOLS, SOURCE_EOS_ID, TRANSDUCER, TWO_FILES
 
 LISTENER = "listener"
-"""A transducer of three files, which reads frames."""
+"""A transducer of three ONNX files. It reads frames."""
 TRANSLATOR = "translator"
-"""An encoder and a decoder of one step."""
+"""A translator of two ONNX files: an encoder, and a decoder of one step."""
 FILES = {LISTENER: TRANSDUCER, TRANSLATOR: TWO_FILES}
-"""The files of each, by what they are."""
+"""The ONNX files of each model, by their role."""
 REPOSITORY = Path(__file__).resolve().parent / "repository"
 _ROOT = REPOSITORY.parent.parent
 _FLAGS = {
@@ -37,12 +37,12 @@ _FLAGS = {
 
 
 def frame_of(token: int) -> tuple[float, float]:
-    """The frame that stands for a token of a script."""
+    """Returns the frame that stands for a token of a script."""
     return token * 7.0 + 2.0, token * 11.0 + 5.0
 
 
 def make_exported(model: str, fails: Callable[[], bool]) -> Bundle:
-    """A bundle. fails: whether a run of one of its graphs raises."""
+    """Returns a bundle. fails: whether a run of one of its graphs must raise."""
 
     def failing(session: Any) -> Any:
         return None if session is None else _Failing(session, fails)
@@ -54,14 +54,14 @@ def make_exported(model: str, fails: Callable[[], bool]) -> Bundle:
 
 
 class _Failing:
-    """An ONNX Runtime session that fails at times."""
+    """An ONNX Runtime session whose runs raise when `fails` says so."""
 
     def __init__(self, session: Any, fails: Callable[[], bool]) -> None:
         self._session = session
         self._fails = fails
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """As of the session."""
+        """Runs the session. Raises RuntimeError if the run must fail."""
         if self._fails():
             raise RuntimeError("the simulated graph fails")
         found: list[NDArray[Any]] = self._session.run(outputs, inputs)
@@ -74,7 +74,7 @@ def _loaded(model: str) -> Bundle:
 
 
 def export(model: str, repository: Path) -> None:
-    """Makes the bundle of a model anew. Raises CalledProcessError where the exporter refuses it."""
+    """Exports the model's bundle again. Raises CalledProcessError if the exporter refuses it."""
     with TemporaryDirectory() as name:
         files = [str(Path(name) / f"{part}.onnx") for part in FILES[model]]
         for file, made in zip(files, FILES[model].values(), strict=True):
@@ -82,7 +82,7 @@ def export(model: str, repository: Path) -> None:
         what = ["transducer", *files] if model == LISTENER else ["onnx", files[1], "--encoder", files[0]]
         command = [sys.executable, "-m", "export", *what, "--name", model, "--to", str(repository), "--replace"]
         command += _FLAGS[model].split()
-        subprocess.run(command, check=True, cwd=_ROOT)  # noqa: S603  # this checkout's exporter
+        subprocess.run(command, check=True, cwd=_ROOT)  # noqa: S603  # runs this checkout's exporter
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Tiny models as people export them, in ONNX files: a transducer of three, and a translator of two.
+"""Tiny models as ONNX files, such as users export: a transducer of three files and a translator of two.
 
-They compute with whole numbers, as `arithmetic` does: a state is a hash of all that was consumed. Shapes: `B` rows,
+They compute with integers like `arithmetic`: a state is a hash of everything that was consumed. Shapes: `B` rows,
 `S` tokens of a source, `V` vocabulary.
 """
 
@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from simulation.arithmetic import VOCABULARY_SIZE
 
 FRAME_SIZE = 2
-"""Numbers of a frame."""
+"""Numbers in a frame."""
 MAX_SYMBOLS = 2
-"""The most tokens of a frame."""
+"""Maximum tokens that a frame emits."""
 HISTORY = 6
 """How many of its last tokens a session of the transducer keeps."""
 SOURCE_EOS_ID = 1
-"""The token that the server puts after each source."""
+"""The token that the server appends to each source."""
 _PRIMES = (65521.0, 65519.0)
 _FACTORS = (31.0, 37.0)
 _CONSTANTS = (1.0, 3.0)
@@ -53,7 +53,7 @@ def _predictor() -> onnx.GraphProto:
 
 
 def _joiner() -> onnx.GraphProto:
-    """Logits that are a hash of both, of which the blank's is the largest every second time."""
+    """The logits are a hash of both inputs. For about half of the inputs, the blank's logit is the largest."""
     bias = np.zeros(VOCABULARY_SIZE, np.float32)
     bias[0] = 5.0
     nodes = [
@@ -68,7 +68,7 @@ def _joiner() -> onnx.GraphProto:
 
 
 def _encoder_of_sources() -> onnx.GraphProto:
-    """memory [B, S, 2] has what each token is at its place, and hidden [B, 2] a hash of all."""
+    """memory [B, S, 2] depends on each token and its place; hidden [B, 2] is a hash of all tokens."""
     nodes = [
         helper.make_node("Gather", ["embedding", "source"], ["embedded"], axis=0),
         helper.make_node("Mul", ["embedded", "zeros"], ["nothing"]),
@@ -105,7 +105,7 @@ def _decoder() -> onnx.GraphProto:
 
 
 def _hashed(state: str, numbers: str, following: str) -> list[onnx.NodeProto]:
-    """following = (state * factors + numbers + constants) mod primes, [B, 2]."""
+    """Returns nodes for following = (state * factors + numbers + constants) mod primes, [B, 2]."""
     names = [f"{state}/{part}" for part in ("product", "sum", "more")]
     return [
         helper.make_node("Mul", [state, "factors"], [names[0]]),
@@ -120,7 +120,8 @@ def _of_hashes() -> list[TensorProto]:
 
 
 def _logits(state: str, gives: str) -> list[onnx.NodeProto]:
-    """[B, V] multiples of 1/8 of a state [B, 2], as `arithmetic.logits`. Element by element: no sum has an order."""
+    """Returns nodes for the logits [B, V], multiples of 1/8, of a state [B, 2], as `arithmetic._logits` computes them.
+    Element by element, because the order of a sum could change its bits."""
     nodes = []
     for place in (0, 1):
         nodes.append(helper.make_node("Gather", [state, f"place{place}"], [f"{gives}/{place}"], axis=1))
@@ -175,9 +176,9 @@ TRANSDUCER: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "predictor": partial(_model, _predictor),
     "joiner": partial(_model, _joiner),
 }
-"""Its files, in the order in which the exporter takes them. The blank is token 0."""
+"""The transducer's files, in the order in which the exporter takes them. The blank is token 0."""
 TWO_FILES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "encoder": partial(_model, _encoder_of_sources),
     "decoder": partial(_model, _decoder),
 }
-"""Of the translator, whose decoder looks at the mean of its source, so that padding would change what it gives."""
+"""The translator's files. Its decoder uses the mean of its source's memory, so padding would change its output."""

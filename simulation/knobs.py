@@ -1,4 +1,4 @@
-"""What replicas are allowed, who calls them, and what they hold: plain values."""
+"""Plain values: the limits of replicas, their callers, and their contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.bundles import OF_NUMBERS
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """What replicas are allowed, and the models that they serve: see `service.settings`."""
+    """The limits of replicas and the models that they serve. For their meaning see `service.settings`."""
 
     num_replicas: int = 2
     num_slots: int = 3
@@ -37,14 +37,15 @@ class Knobs:
 
 
 class Tenant(NamedTuple):
-    """A principal that calls. max_sessions: live at once, on one replica."""
+    """A principal that calls. max_sessions: sessions at once on one replica."""
 
     name: str
     max_sessions: int
 
 
 class Counts(NamedTuple):
-    """What is bounded of what a replica holds. fewest_unanswered: requests of one stream; gauges: by name."""
+    """Counts of a replica that have bounds. fewest_unanswered: lowest number of unanswered requests of a stream;
+    gauges: by name."""
 
     num_sessions: int
     num_tombstones: int
@@ -54,8 +55,9 @@ class Counts(NamedTuple):
 
 @dataclass(slots=True)
 class Statistics:
-    """What a replica holds. sessions: ids of live ones with (position, is attached, is spilled); unanswered: by stream;
-    waiters: calls that wait for a session; gauges: by name."""
+    """The contents of a replica. sessions: by id, (position, is attached, is spilled); unanswered: requests of each
+    stream; waiters: calls that wait for a session; engines_leaked: running engines that serve nothing; tasks: names of
+    running tasks; gauges: by name."""
 
     sessions: dict[str, tuple[int, bool, bool]]
     slots_used: int

@@ -6,8 +6,8 @@ Rules:
 2. `run_in_executor` runs the function on this thread, at a later time drawn from the seed. Functions of one executor
    run one after another, in order. The default executor (`asyncio.to_thread`) has no order.
 3. Every callback, timer and task belongs to the `Life` in whose context it was made. When a life ends, its timers and
-   executor calls vanish, and its tasks are cancelled: a process that is killed does nothing more.
-4. A life that is paused does nothing until it wakes: what it had to do meanwhile comes then, in order.
+   executor calls are dropped and its tasks are cancelled, because a killed process does nothing more.
+4. A paused life does nothing until it is continued. Then it runs everything that became due meanwhile, in order.
 5. The number of turns is bounded. A loop that has nothing to wait for raises `Stalled`.
 """
 
@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _MAX_TURNS = 300_000
-"""Turns of one simulation. A seed takes some thousands."""
+"""Maximum turns of one simulation. A seed takes some thousands."""
 _MAX_TURNS_AT_ONE_TIME = 5_000
-"""Turns in which the clock does not move: more are a loop that never waits."""
+"""Maximum turns in which the clock does not move. More turns mean a loop that never waits."""
 
 _MOST_TIMERS = 400
-"""Timers that a life keeps before it looks which are over."""
+"""Number of timers of a life above which finished timers are removed."""
 _TICK_S = 1e-6
-"""Between two calls of one executor: timers of one time have no order."""
+"""Seconds between two calls of one executor, because timers at the same time have no order."""
 
 
 class Stalled(Exception):  # a state of the simulation, not a fault of its caller
@@ -38,9 +38,9 @@ class Stalled(Exception):  # a state of the simulation, not a fault of its calle
 
 
 class Life:
-    """One life of a process: what it started ends with it.
+    """One life of a process. Everything that it started ends with it.
 
-    name: for the trace. is_over: whether it was killed. tasks: those that it started and that are not done.
+    name: for the trace. is_over: whether it was killed. tasks: tasks that it started and that are not done.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,7 +57,7 @@ class Life:
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
 
     def keep(self, timer: asyncio.TimerHandle) -> None:
-        """Notes a timer that ends with this life."""
+        """Registers a timer that ends with this life."""
         if self.is_over:
             timer.cancel()
             return
@@ -67,7 +67,7 @@ class Life:
             self._timers = [one for one in self._timers if one.when() > now_s - 1.0 and not one.cancelled()]
 
     def end(self) -> None:
-        """Kills it: its timers vanish and its tasks are cancelled."""
+        """Kills the process: drops its timers and cancels its tasks."""
         self.is_over = True
         for timer in self._timers:
             timer.cancel()
@@ -77,11 +77,12 @@ class Life:
 
 
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
-"""The process that the running code belongs to; None: the simulation itself."""
+"""The process to which the running code belongs; None for the simulation itself."""
 
 
 class SimulatedTask(asyncio.Task[T]):
-    """A task whose hash does not depend on where it lies in memory, so that sets of tasks have one order."""
+    """A task whose hash does not depend on its memory address, so that sets of tasks have the same order in each
+    run."""
 
     _last = 0
 
@@ -98,7 +99,7 @@ class SimulatedTask(asyncio.Task[T]):
 
 
 class _NoSelector:
-    """Waits for no socket: the clock is moved on instead."""
+    """A selector that moves the clock instead of waiting for sockets."""
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
@@ -109,7 +110,7 @@ class _NoSelector:
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """See the rules above. delay: draws how long one half of an executor's call takes, in seconds."""
+    """An event loop with the rules above. delay: draws the seconds of one half of an executor's call."""
 
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
@@ -119,12 +120,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now_s = start_s
         self._delay = delay
         self.slowness_s = 0.0
-        """What every call of an executor takes in addition."""
+        """Seconds that every call of an executor takes in addition."""
         self._selector = _NoSelector(self)
         self._busy_until_s: dict[int, float] = {}
         self._executors: list[Any] = []
         self._paused: dict[Life | None, list[asyncio.Handle]] = {}
-        """Each with what it has to do when it wakes."""
+        """The paused lives, each with the callbacks that it must run when it is continued."""
         self.num_turns = 0
         self._most_turns = _MAX_TURNS
         self._num_turns_now = 0
@@ -132,22 +133,22 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.set_task_factory(_make_task)
 
     def time(self) -> float:
-        """The virtual time, in seconds."""
+        """Returns the virtual time in seconds."""
         return self._now_s
 
     def spend(self, seconds: float) -> None:
-        """Moves the clock on, as work on this thread does."""
+        """Moves the clock forward, as work on this thread does."""
         self._now_s += seconds
 
     def pause(self, life: Life, seconds: float) -> None:
-        """Stops a life, as SIGSTOP does a process. Pausing it again does nothing."""
+        """Pauses a life, as SIGSTOP pauses a process. Pausing a paused life does nothing."""
         if life in self._paused:
             return
         self._paused[life] = []
         wake_at_s = self._now_s + seconds
         for timer in sorted(timer for timer in self._scheduled if _life_of(timer) is life):
             wake_at_s += _TICK_S
-            timer._when = max(timer.when(), wake_at_s)  # type: ignore[attr-defined]  # likewise
+            timer._when = max(timer.when(), wake_at_s)  # type: ignore[attr-defined]  # not in its stub
         heapq.heapify(self._scheduled)
         self.call_at(self._now_s + seconds, self._wake, life)
 
@@ -162,10 +163,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._ready.clear()
             for handle in ready:
                 self._paused.get(_life_of(handle), self._ready).append(handle)
-        super()._run_once()  # type: ignore[misc]  # asyncio's own, which its stub leaves out
+        super()._run_once()  # type: ignore[misc]  # asyncio's own method, not in its stub
 
     def turn(self, timeout: float | None) -> None:
-        """One turn of the loop. timeout: until the next timer; None: there is none. Raises Stalled."""
+        """Counts one turn of the loop and moves the clock. timeout: seconds until the next timer; None: there is no
+        timer. Raises Stalled."""
         self.num_turns += 1
         self._num_turns_now += 1
         if timeout is None:
@@ -174,35 +176,35 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._now_s += timeout
             self._num_turns_now = 0
         if self.num_turns > self._most_turns:
-            self._most_turns += _MAX_TURNS  # so that what is left can be ended
+            self._most_turns += _MAX_TURNS  # so that the rest of the simulation can be ended
             raise Stalled(f"{self.num_turns} turns of the loop, the most that a simulation takes")
         if self._num_turns_now > _MAX_TURNS_AT_ONE_TIME:
             self._num_turns_now = 0
             raise Stalled(f"{_MAX_TURNS_AT_ONE_TIME} turns of the loop at one time: something never waits")
 
-    def call_at(  # type: ignore[override]  # as asyncio's, whose stub is more precise
+    def call_at(  # type: ignore[override]  # asyncio's stub is more precise
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As asyncio's. The timer ends with the life that sets it."""
+        """Sets a timer as asyncio does. The timer ends with the life that sets it."""
         timer = super().call_at(when, callback, *args, context=context)
         life = LIFE.get()
         if life is not None:
             life.keep(timer)
         return timer
 
-    def call_soon_threadsafe(  # type: ignore[override]  # likewise
+    def call_soon_threadsafe(  # type: ignore[override]  # asyncio's stub is more precise
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """As `call_soon`: there is one thread."""
+        """Does the same as `call_soon`, because there is only one thread."""
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # asyncio's own stub says a coroutine, too
-        """Runs `func` at a later time, and delivers its result at another one."""
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # asyncio's stub also allows a coroutine
+        """Runs `func` at a later virtual time, and delivers its result still later."""
         future: asyncio.Future[T] = self.create_future()
         run_at_s = self._now_s + self._delay() + self.slowness_s
         if executor is not None:
             if id(executor) not in self._busy_until_s:
-                self._executors.append(executor)  # so that its id is not given to another
+                self._executors.append(executor)  # keeps it alive, so that no other object gets its id
             run_at_s = max(run_at_s, self._busy_until_s.get(id(executor), 0.0) + _TICK_S)
         done_at_s = run_at_s + self._delay() + _TICK_S
         if executor is not None:
@@ -211,7 +213,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         def run() -> None:
             try:
                 result = func(*args)
-            except Exception as error:  # what the thread would have raised
+            except Exception as error:  # delivered to the caller, as from a thread
                 self.call_at(max(done_at_s, self._now_s), _deliver, future, None, error)
             else:
                 self.call_at(max(done_at_s, self._now_s), _deliver, future, result, None)
@@ -220,15 +222,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return future
 
     def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
+        """Does nothing: there are no events of sockets."""
 
     def _write_to_self(self) -> None:
-        """Nobody waits elsewhere."""
+        """Does nothing: there is no other thread, so no selector to wake."""
 
 
 def _life_of(handle: asyncio.Handle) -> Life | None:
-    """Whose a callback is."""
-    context: Context = handle._context  # type: ignore[attr-defined]  # likewise
+    """Returns the life to which a callback belongs."""
+    context: Context = handle._context  # type: ignore[attr-defined]  # not in its stub
     return context.get(LIFE)
 
 
@@ -253,7 +255,7 @@ def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, context: Context | No
 
 
 def delays(rng: random.Random, scale_s: float) -> Callable[[], float]:
-    """Draws delays: most short, a few much longer."""
+    """Returns a function that draws delays in seconds: most are short, a few are much longer."""
 
     def delay() -> float:
         drawn = rng.random()

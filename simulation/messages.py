@@ -1,5 +1,5 @@
-"""The messages of feeds and of step batches, for models of tokens and for one of frames; and of requests that must be
-refused."""
+"""Builds the messages of feeds and step batches, for models of tokens and for the model of frames, and requests that
+must be refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulation.exported import frame_of
 
 
 def opening(model: str, source: Sequence[int], **fields: Any) -> pb.Open:
-    """Opens a session. source: of a translator."""
+    """Returns a message that opens a session. source: source tokens, used only for a translator."""
     message = pb.Open(model=model, **fields)
     if model == TRANSLATOR:
         message.source.ids.ids.extend(source)
@@ -21,12 +21,12 @@ def opening(model: str, source: Sequence[int], **fields: Any) -> pb.Open:
 
 
 def kind_of(model: str, kind: int) -> int:
-    """What a model can be asked for in place of a kind of output."""
+    """Returns the kind of output to request from a model instead of `kind`: a transducer has only emitted tokens."""
     return pb.OUTPUT_KIND_EMITTED if model == LISTENER and kind != pb.OUTPUT_KIND_NONE else kind
 
 
 def feed(model: str, tokens: Sequence[int], kind: int, **fields: Any) -> pb.Feed:
-    """Feeds tokens, or the frames that stand for them."""
+    """Returns a feed of tokens, or of the frames that stand for them."""
     message = pb.Feed(**fields)
     message.outputs.kind = kind  # type: ignore[assignment]  # an enum
     if model == LISTENER:
@@ -37,21 +37,21 @@ def feed(model: str, tokens: Sequence[int], kind: int, **fields: Any) -> pb.Feed
 
 
 def step_batch(model: str, handles: Iterable[int], each: Sequence[Sequence[int]], kind: int) -> pb.StepBatch:
-    """Feeds several sessions, likewise."""
+    """Returns a step batch of tokens, or of the frames that stand for them. each: the tokens of each session."""
     message = pb.StepBatch(handles=handles)
     message.outputs.kind = kind  # type: ignore[assignment]  # an enum
     tokens = [token for one in each for token in one]
     if model == LISTENER:
         message.features.CopyFrom(_frames(tokens))
         return message
-    if len(each[0]) > 1:  # one token each by default
+    if len(each[0]) > 1:  # without counts, each session has one token
         message.counts.extend(map(len, each))
     message.token_ids.extend(tokens)
     return message
 
 
 def wrong(model: str) -> list[dict[str, Any]]:
-    """Requests that an open session of a model must refuse."""
+    """Returns requests that an open session of a model must refuse."""
     found: list[dict[str, Any]] = [{"feed": pb.Feed(token_ids=[99])}, {"feed": pb.Feed()}]
     if model == LISTENER:
         found += [{"feed": pb.Feed(token_ids=[1])}, {"generate": pb.Generate()}]
@@ -63,7 +63,7 @@ def wrong(model: str) -> list[dict[str, Any]]:
 
 
 def stray(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Requests of no session that must be refused, by id. name: that no session has."""
+    """Returns (session id, request) pairs that must be refused. name: an id that no session has."""
     strict = pb.DURABILITY_STRICT
     return [
         (name, {"open": pb.Open(model="no-such-model", durability=strict)}),

@@ -1,4 +1,4 @@
-"""The requests of one client's streams, as a script asks for them: a method for each op that waits for nothing."""
+"""Sends the requests of one client's streams that a script asks for. Each op has a method, which does not wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from simulation.worlds import Choosing
 
 
 class Requests:
-    """See above. What cannot be asked now, because the session is not open or not known well enough, is left out."""
+    """Sends requests. Each method does nothing if its request is not possible now, because the session is not open or
+    its position is not known."""
 
     def __init__(self, client: Connections) -> None:
         self._client = client
@@ -42,11 +43,11 @@ class Requests:
         rude: bool,
         source: Sequence[int] = (),
     ) -> None:
-        """Opens a new session, under its own id or one that the server makes."""
+        """Opens a new session under its own id, or under one that the server makes."""
         view.look()
         if view.is_usable or (view.presence is Presence.PRESENT and not rude) or view.is_opening:
             return
-        if view.presence is Presence.UNKNOWN or not view.is_exclusive:  # there may be another session of that id
+        if view.presence is Presence.UNKNOWN or not view.is_exclusive:  # another session may have this id
             self._num_views += 1
             at = self._client.views.index(view)
             view = self._client.views[at] = self._client.new_view(f"{self._client.name}n{self._num_views}", "")
@@ -71,7 +72,7 @@ class Requests:
         view.stream, view.handle = stream, 0
 
     def resume(self, view: View, *, slot: int) -> None:
-        """Resumes a session, on this replica or the other."""
+        """Resumes a session, on the same or on another replica."""
         if not view.name or view.is_opening or (view.presence is Presence.ABSENT and view.floor is None and slot):
             return
         stream = self._client.stream(slot)
@@ -81,7 +82,7 @@ class Requests:
         view.lost()
         before = view.presence
         if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
-            before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
+            before = Presence.UNKNOWN  # the session may end with its stream before the new stream takes it
         sent = stream.send(view.name, open=pb.Open(resume=pb.Resume()))
         view.wants.append(sent)
         view.is_resuming = True
@@ -102,7 +103,8 @@ class Requests:
         self._send(view, Entry(NOT_SENT, tokens=tokens, start=start, mark=mark, kind=kind), feed=message)
 
     def resend(self, view: View, *, slot: int) -> None:
-        """Sends again, as it was, what was not stored, in order; else the last feed of a session."""
+        """Sends again, unchanged and in order, all feeds and generations that were not stored. If there are none, sends
+        the session's last feed again."""
         if not self._is_open(view):
             return
         last, unstored, view.unstored = view.last, view.unstored, []
@@ -117,7 +119,7 @@ class Requests:
     def generate(
         self, view: View, *, slot: int, max_tokens: int, min_tokens: int, seed: int | None, with_position: bool
     ) -> None:
-        """Has a session generate."""
+        """Starts a generation."""
         start = self._start(view) if with_position else None
         if not self._is_open(view) or view.model == LISTENER or (with_position and start is None):
             return
@@ -130,7 +132,7 @@ class Requests:
         self._send(view, Entry(NOT_SENT, start=start, choosing=choosing), generate=message)
 
     def regenerate(self, view: View, *, slot: int) -> None:
-        """Asks again for the last generation of a session, from where it was received."""
+        """Asks again for the last generation of a session, from the position up to which it was received."""
         last = view.last
         if not self._is_open(view) or last is None or last.choosing is None or last.start is None or view.queue:
             return
@@ -146,7 +148,7 @@ class Requests:
         self._send(view, again, generate=message)
 
     def score(self, view: View, *, slot: int, targets: list[list[int]]) -> None:
-        """Has targets scored."""
+        """Scores targets."""
         if self._is_open(view) and view.model != LISTENER:
             message = pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=target)) for target in targets])
             self._send(view, Entry(NOT_SENT, targets=targets), score=message)
@@ -154,7 +156,7 @@ class Requests:
     def step_batch(
         self, view: View, *, slot: int, tokens: list[int], with_position: bool, mark: bool, kind: int, size: int
     ) -> None:
-        """Steps several sessions by one message."""
+        """Steps several sessions with one message."""
         if not view.is_usable or view.stream is None or not self._is_open(view):
             return
         some = [view]
@@ -176,7 +178,7 @@ class Requests:
         self._send_batch(view.stream, some, message, each, list(starts) if with_position else [None] * len(some))
 
     def resend_batch(self, view: View, *, slot: int) -> None:
-        """Sends the last step batch again, as it was."""
+        """Sends the last step batch again, unchanged."""
         if self._last_batch is None or not self._last_batch[1].positions:
             return
         stream, message, each = self._last_batch
@@ -188,7 +190,7 @@ class Requests:
         self._send_batch(stream, views, message, each, list(message.positions))
 
     def cancel(self, view: View, *, slot: int) -> None:
-        """Cancels what a session does."""
+        """Cancels the work of a session."""
         if self._is_open(view):
             view.num_cancels += 1
             self._send(view, Entry(NOT_SENT), cancel=pb.Cancel())
@@ -199,25 +201,25 @@ class Requests:
             self._send(view, Entry(NOT_SENT), close=pb.Close())
 
     def leave(self, view: View, *, slot: int) -> None:
-        """Drops a connection."""
+        """Disconnects a stream."""
         stream = self._client.streams[slot]
         if stream is not None:
             stream.leave()
 
     def half_close(self, view: View, *, slot: int) -> None:
-        """Says the last word on a stream."""
+        """Half-closes a stream: the client sends no more requests."""
         stream = self._client.streams[slot]
         if stream is not None and not stream.is_over:
             stream.half_close()
 
     def reading(self, view: View, *, slot: int, is_on: bool) -> None:
-        """Stops reading a stream, or goes on."""
+        """Stops or continues reading a stream."""
         stream = self._client.streams[slot]
         if stream is not None:
             stream.set_reading(is_on)
 
     def bad(self, view: View, *, slot: int, number: int) -> None:
-        """A request that must be refused, and changes nothing."""
+        """Sends a request that must be refused and must change nothing."""
         stream = self._client.stream(slot)
         if stream is None:
             return
@@ -228,7 +230,7 @@ class Requests:
         stream.send(session_id, **request)
 
     def contend(self, view: View, *, slot: int, number: int) -> None:
-        """Uses an id that others use, too."""
+        """Uses an id that other clients also use."""
         stream = self._client.stream(slot)
         if stream is None:
             return
@@ -243,7 +245,7 @@ class Requests:
         ]
         stream.send(name, **requests[number % len(requests)])
 
-    # how requests are sent
+    # How requests are sent.
 
     def _is_open(self, view: View) -> bool:
         stream = view.stream
@@ -254,7 +256,7 @@ class Requests:
         return any(replica.is_recording(view.name) for replica in self._client.replicas)
 
     def _start(self, view: View) -> int | None:
-        """Where the next request of a session begins, if that is known."""
+        """Returns the position at which the session's next request begins; None if it is not known."""
         positions = view.worlds.positions
         if len(positions) != 1 or view.is_opening:
             return None
@@ -266,7 +268,7 @@ class Requests:
         return position
 
     def _send(self, view: View, entry: Entry, **request: Any) -> None:
-        assert view.stream is not None  # noqa: S101  # the callers have looked
+        assert view.stream is not None  # noqa: S101  # callers have checked `_is_open`
         entry.sent = view.stream.send(view.name, **request)
         if entry.sent.kind in ("feed", "generate"):
             view.last = entry
@@ -301,7 +303,7 @@ class Requests:
 
 
 NOT_SENT: Any = None
-"""In place of what an entry was sent as, until it is."""
+"""Placeholder for `Entry.sent` until the request is sent."""
 
 
 def _duration(seconds: float) -> Duration:

@@ -1,4 +1,4 @@
-"""Runs seeds: draws a script from each, simulates it, and cuts a script that fails down to what it takes."""
+"""Runs seeds: draws a script from each seed, simulates it, and shortens a script that fails."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from simulation.script import Action, draw
 from simulation.world import World, simulate
 
 _MAX_SHRINKS = 300
-"""Simulations that cutting one script down may take."""
+"""Maximum number of simulations for shortening one script."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A seed that failed. actions: those that it takes; violation: the first; trace: what happened then."""
+    """A seed that failed. actions: the shortened script; violation: the first one; trace: the log of its simulation."""
 
     seed: int
     violation: str
@@ -35,7 +35,7 @@ class Failure:
 
 
 def knobs_of(seed: int, models: Sequence[str] = MODELS) -> Knobs:
-    """The limits of a seed's replicas, and what they serve."""
+    """Returns the limits of a seed's replicas, and the models that they serve."""
     rng = random.Random(f"{seed}/knobs")
     return replace(
         Knobs(models=tuple(models)),
@@ -52,12 +52,12 @@ def knobs_of(seed: int, models: Sequence[str] = MODELS) -> Knobs:
 
 
 def script_of(seed: int, models: Sequence[str] = MODELS) -> list[Action]:
-    """What happens in a seed."""
+    """Returns a seed's script."""
     return draw(random.Random(f"{seed}/script"), knobs_of(seed).num_replicas, models)
 
 
 def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> Journal:
-    """Simulates a script with the seed's delays and faults. knobs: other limits than the seed's."""
+    """Simulates a script with the seed's delays and faults. knobs: limits to use instead of the seed's."""
 
     async def act(world: World) -> None:
         await world.perform(actions)
@@ -71,7 +71,7 @@ def run_seed(seed: int, models: Sequence[str] = MODELS) -> Journal:
 
 
 def shrink(seed: int, journal: Journal, models: Sequence[str] = MODELS) -> Failure:
-    """Leaves actions out, by halves and then one by one, for as long as the seed fails in the same way."""
+    """Removes actions, first halves and then ever smaller parts, while the seed still fails in the same way."""
     actions, knobs = script_of(seed, models), knobs_of(seed, models)
     kind = kind_of(journal.violations[0])
     num_left = _MAX_SHRINKS
@@ -91,7 +91,7 @@ def shrink(seed: int, journal: Journal, models: Sequence[str] = MODELS) -> Failu
 
 
 def kind_of(violation: str) -> str:
-    """The words of a violation, without its names and numbers."""
+    """Returns the words of a violation without names and numbers, to compare violations."""
     words = [word for word in violation.split() if word.isalpha()]
     return " ".join(words[:12])
 
@@ -104,7 +104,8 @@ def main(
     max_seeds: int | None = None,
     on_failure: Callable[[Failure], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs seeds from `seed` on until the time is over, or so many. Returns `seeds`, `events` and `violations`."""
+    """Runs seeds, beginning with `seed`, until `seconds` have passed or `max_seeds` have run. Returns `seeds`, `events`
+    and `violations`."""
     end_s = time.monotonic() + seconds
     num_seeds = num_events = 0
     violations: list[dict[str, Any]] = []

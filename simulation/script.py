@@ -1,6 +1,6 @@
-"""What the clients of one seed do, and what nature does to the replicas: drawn before anything runs.
+"""Draws the actions of one seed's clients and the faults of its replicas and store, before anything runs.
 
-A script is a list of actions, so that a seed that fails can be cut down: an action that is left out changes nothing of
+A script is a list of actions, so that the script of a failing seed can be shortened: removing an action does not change
 the others.
 """
 
@@ -15,11 +15,12 @@ from simulation.arithmetic import VOCABULARY_SIZE
 from simulation.bundles import LAZY, OF_NUMBERS, PROMPT, TRANSLATOR
 
 NATURE = -1
-"""The actor that is no client."""
+"""The actor of faults. All other actors are clients."""
 
 
 class Action(NamedTuple):
-    """actor: a client's number, or NATURE. pause_s: before it, after the actor's action before. args: of `op`."""
+    """actor: a client's number, or NATURE. pause_s: seconds after the actor's previous action. args: arguments of
+    `op`."""
 
     actor: int
     op: str
@@ -76,20 +77,20 @@ _NATURE_OPS = {
 
 
 _LEASE_OPS = {"pause": 4, "cut": 4, "kill": 1, "outage": 1}
-"""What can take a replica's lease, and lasts for longer than one."""
+"""Faults that can cost a replica its lease. Here they last longer than a lease."""
 _MOVING_OPS = {"resume": 5.0, "settle": 3.0, "idle": 2.0, "snapshot": 2.0, "rewind": 2.0, "fork": 2.0, "get_state": 2.0}
-"""What clients do more often when replicas lose their leases, so that sessions change hands."""
+"""Factors for what clients do more often when replicas lose their leases, so that sessions change their replica."""
 
 
 _LOSSES = ["empty", "evict"]
-"""What the store forgets: everything, or some records."""
+"""What the store loses: all records, or some."""
 
 
 def draw(rng: random.Random, num_replicas: int = 2, models: Sequence[str] = OF_NUMBERS) -> list[Action]:
-    """A script of 30 to 90 actions. models: whose sessions are opened, `OF_NUMBERS` among them."""
+    """Returns a script of 30 to 90 actions. models: models whose sessions are opened; they include `OF_NUMBERS`."""
     num_clients = rng.choice([1, 2, 2, 3])
     num_nature = rng.choice([0, 0, 1, 2, 4])
-    # each script leans on some kinds of actions, so that they meet more often
+    # Each script prefers some kinds of actions, so that these occur together more often.
     weights = {op: weight * rng.choice([0.3, 1.0, 1.0, 3.0]) for op, weight in _CLIENT_OPS.items()}
     is_of_leases = rng.random() < 0.25
     if is_of_leases:
@@ -121,14 +122,14 @@ def draw(rng: random.Random, num_replicas: int = 2, models: Sequence[str] = OF_N
             loss = Action(NATURE, rng.choice(_LOSSES), rng.random() * 0.5, {"duration_s": 0.0, "replica": 0})
             actions.insert(rng.randrange(len(actions) + 1), loss)
     others = [model for model in models if model not in OF_NUMBERS]
-    if others:  # drawn last: a script without them is as it is
+    if others:  # drawn last, so that scripts without them stay the same
         share, favoured = rng.choice([0.3, 0.6, 1.0]), [rng.choice(others)] * rng.choice([0, 4])
         actions = [_of_files(action, rng, [*others, *favoured], share) for action in actions]
     return actions
 
 
 def _of_files(action: Action, rng: random.Random, models: Sequence[str], share: float) -> Action:
-    """Opens a session of a model that has files in place of another. share: of all openings, where that is done."""
+    """Replaces the model of an open by one with ONNX files. share: fraction of the opens for which this is done."""
     if action.op != "open" or rng.random() >= share:
         return action
     model = rng.choice(models)
@@ -137,13 +138,13 @@ def _of_files(action: Action, rng: random.Random, models: Sequence[str], share: 
 
 
 def _spread(action: Action, rng: random.Random, num_replicas: int) -> Action:
-    """An action that turned to the second of two replicas turns to any but the first."""
+    """Replaces the second of two replicas in an action by any replica but the first."""
     others = {name: rng.randrange(1, num_replicas) for name in ("slot", "replica") if action.args.get(name)}
     return action._replace(args=action.args | others)
 
 
 def _lasting(action: Action, rng: random.Random) -> Action:
-    """An action where sessions outlive their servers, and clients turn to either of two."""
+    """Changes an action so that sessions outlive their servers, and clients use either of two replicas."""
     args = dict(action.args)
     if action.op == "open":
         args["durability"] = rng.choice([pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])

@@ -1,12 +1,12 @@
-"""A store that replicas share, and that fails, delays, forgets and reorders as the seed says.
+"""A store that replicas share. It fails, delays, loses and reorders as the seed determines.
 
-The service's `MemoryStore` keeps the records, by its own rules. What is simulated is here: a replica counts as there
-for `lease_s` after its last heartbeat, and nothing of it reaches the store once its life is over. Rules:
+The service's `MemoryStore` keeps the records by its own rules. This file simulates the rest: a replica counts as alive
+for `lease_s` after its last heartbeat, and nothing reaches the store from a replica whose life is over. Rules:
 
-1. During an outage every call raises. At other times a call fails now and then.
-2. A write that raises has changed none, some, or all of its records; a claim or a reservation that raises may have
-   been carried out.
-3. Nothing that was acknowledged is forgotten before its time is over, but by `Shelf.lose`.
+1. During an outage every call raises. At other times a call fails with `error_rate`.
+2. A write that raises has changed none, some, or all of its records. A claim or a reservation that raises may have been
+   carried out.
+3. Acknowledged records are kept until they expire, unless `Shelf.lose` removes them.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True)
 class Shelf(memory.Shelf):
-    """What the replicas share. clock: Unix seconds; on_change: told of each write that is done, with the record as it
+    """The data that the replicas share. clock: Unix seconds; on_change: called after each write, with the record as it
     was before."""
 
     clock: Callable[[], float]
     lease_s: float
     on_change: Callable[[Record | None, Write], None] = lambda record, write: None
     leases: dict[str, float] = field(default_factory=dict)
-    """Until when each replica counts as there."""
+    """The time until which each replica counts as alive."""
     terms: Counter[str] = field(default_factory=Counter)
-    """How often each has lapsed."""
+    """The number of leases that each replica has had. A new lease begins after one has run out."""
     presence: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Since when each was there without a gap, and its last heartbeat."""
+    """For each replica, since when it has been alive without a gap, and the time of its last heartbeat."""
     lapsed: set[str] = field(default_factory=set)
-    """Those whose lease has run out although they live."""
+    """Replicas that still run although their lease has run out once."""
 
     def current(self, session_id: str) -> Record | None:
-        """The record of a session whose time is not over."""
+        """Returns the record of a session; None if there is none or it has expired."""
         return self.find(session_id, self.clock())
 
     def is_there(self, owner: str) -> bool:
-        """Whether a replica's lease holds."""
+        """Whether a replica's lease is valid."""
         return self.leases.get(owner, 0.0) > self.clock()
 
     def lose(self, rng: random.Random, *, is_all: bool) -> list[str]:
-        """Forgets everything, or some records. Returns the ids of those that are gone."""
+        """Removes all records, or some. Returns the removed ids."""
         lost = list(self.records) if is_all else [name for name in self.records if rng.random() < 0.5]
         for name in lost:
             del self.records[name]
@@ -64,7 +64,8 @@ class Shelf(memory.Shelf):
         return lost
 
     def rivals_s(self, owner: str) -> float:
-        """For how long another was there, at most, while a replica counted as gone, whose heartbeat this comes with."""
+        """Returns the longest time, in seconds, that another replica was alive while `owner` did not count as alive.
+        Called with a heartbeat of `owner`."""
         now, since = self.clock(), self.clock()
         gone = now
         if owner in self.presence:
@@ -77,7 +78,7 @@ class Shelf(memory.Shelf):
         return max([0.0, *times])
 
     def beat(self, owner: str) -> None:
-        """A heartbeat of a replica."""
+        """Extends a replica's lease."""
         until_s = self.leases.get(owner)
         if until_s is None or until_s < self.clock():
             self.terms[owner] += 1
@@ -88,26 +89,26 @@ class Shelf(memory.Shelf):
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong with a store, and when. error_rate: of calls outside outages; clock: Unix seconds."""
+    """The faults of a store. error_rate: fraction of failing calls outside outages; clock: Unix seconds."""
 
     rng: random.Random
     clock: Callable[[], float]
     error_rate: float = 0.0
     outages: list[tuple[float, float]] = field(default_factory=list)
     is_down: bool = False
-    """Set by a scenario: down until it is set back."""
+    """Set by a scenario: the store is down until the scenario clears it."""
     cuts: dict[str, float] = field(default_factory=dict)
-    """Until when a replica's calls do not reach the store, by its name."""
+    """For each replica, by name, the time until which its calls do not reach the store."""
     troubles: list[tuple[float, float]] = field(default_factory=list)
-    """Between which times it did not answer at all, not always, or late."""
+    """The periods in which the store did not answer, failed sometimes, or answered late."""
 
     def trouble_s(self, since: float) -> float:
-        """For how many seconds since a time the store did not answer as it should."""
+        """Returns for how many seconds since a time the store did not work properly."""
         now = self.clock()
         return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self.troubles)
 
     def is_cut(self, replica: str) -> bool:
-        """Whether nothing of a replica reaches the store."""
+        """Whether the replica's calls do not reach the store."""
         return self.is_down or self.cuts.get(replica, 0.0) > self.clock()
 
     def strike(self, replica: str) -> bool:
@@ -119,11 +120,11 @@ class Faults:
 
 
 class SimulatedStore:
-    """One replica's way to the shelf: a `StateStore`. life: the replica's."""
+    """One replica's access to the shelf: a `StateStore`. life: the replica's."""
 
     def __init__(self, shelf: Shelf, owner: str, faults: Faults, life: Life) -> None:
         self.num_refused = 0
-        """Writes that were refused, because the record was another's."""
+        """Number of writes that were refused because another replica owns the record."""
         self._store = MemoryStore(shelf, clock=shelf.clock, owner=owner)
         self._shelf = shelf
         self._faults = faults
@@ -207,7 +208,7 @@ class SimulatedStore:
         self._shelf.leases.pop(self._store.owner, None)
 
     def _take(self, take: Callable[[], T]) -> T:
-        """One that fails may have been carried out: its answer came too late."""
+        """Claims or reserves. A call that fails may have been carried out, with an answer that came too late."""
         is_struck = self._strikes()
         if not is_struck or (not self._is_cut and self._faults.rng.random() < 0.5):
             taken = take()
@@ -218,7 +219,7 @@ class SimulatedStore:
         raise StoreError("the simulated store fails")
 
     def _be_there(self) -> None:
-        """Who gets or makes a record counts as there."""
+        """Starts a new lease if none is valid, because a replica that gets or makes a record counts as alive."""
         if not self._shelf.is_there(self._store.owner):
             self._shelf.beat(self._store.owner)
 
@@ -231,7 +232,7 @@ class SimulatedStore:
         return self._faults.is_cut(self._replica)
 
     def _strikes(self) -> bool:
-        """Whether a call fails. Raises StoreError for a replica that is dead: nothing of it reaches the store."""
+        """Whether a call fails. Raises StoreError for a dead replica, whose calls never reach the store."""
         if self._life.is_over:
             raise StoreError("the process is dead")
         return self._faults.strike(self._replica)

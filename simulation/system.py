@@ -1,7 +1,7 @@
-"""The system under simulation, composed of the service's own parts as `service.server` does it.
+"""The system under simulation, composed of the service's own parts as `service.server` composes them.
 
-With `adapters.py` the only file that knows how the service is composed and what its parts are called. It shows the
-rest of the simulation replicas that take calls, and what they hold as plain numbers.
+Only this file and `adapters.py` know how the service is composed and what its parts are called. To the rest of the
+simulation, this file offers replicas that serve calls, and shows their contents as plain numbers.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _SPILLED = (State.SPILLING, State.SPILLED, State.RESTORING)
 
 
 class Replica:
-    """One replica. It is started, killed, and started again, each time with a new life.
+    """One replica. It can be started, killed and started again; each start begins a new `Life`.
 
-    rng: draws what its engines do; on_bug: told what no server may do, such as a handler that raises.
+    rng: draws the failures of its engines; on_bug: called when a server does what it must never do, such as a handler
+    that raises an unexpected error.
     """
 
     def __init__(
@@ -69,45 +70,45 @@ class Replica:
 
     @property
     def patience_s(self) -> float:
-        """For how long it waits for another to hand a session over."""
+        """Seconds that it waits for another replica to hand a session over."""
         return self.knobs.lease_s + 2.0
 
     @property
     def may_lose_sessions(self) -> bool:
-        """Whether its lease has run out in this life: another replica may have taken its sessions."""
+        """Whether its lease has run out in this life, so that another replica may have taken its sessions."""
         return self.life.name in self._shelf.lapsed or not self._shelf.is_there(self.life.name)
 
     async def start(self) -> None:
-        """Starts it, as `Server.start` does."""
+        """Starts the replica as `Server.start` does."""
         self.num_lives += 1
         self.is_draining = False
         self.life = Life(f"{self.name}.{self.num_lives}")
         await self.life.start(self._start(self.life))
 
     def kill(self) -> None:
-        """Ends it without a word: its lease runs out by itself."""
+        """Kills the replica without a shutdown. Its lease runs out later."""
         self.is_up = False
         self.life.end()
 
     async def drain(self, grace_s: float) -> None:
-        """Ends it as `Server.stop` does."""
+        """Drains and stops the replica as `Server.stop` does."""
         self.is_draining = True
         await self.life.start(self._drain(grace_s))
         self.is_up = False
         self.life.end()
 
     def stream(self, connection: Any, caller: Tenant | None = None) -> asyncio.Task[error_pb2.Error | None]:
-        """Serves one `Inference.Stream` call. The task gives how it ended: None for OK."""
+        """Serves one `Inference.Stream` call. The task returns the call's error; None for OK."""
         serve = partial(self._guarded, self.life, "Stream", partial(self._inference.Stream, None, connection))
         return self.life.start(_called_by(caller, serve))
 
     def watch(self, request: Any, connection: Any) -> asyncio.Task[error_pb2.Error | None]:
-        """Serves one `Inference.Watch` call. The task gives how it ended: None for OK."""
+        """Serves one `Inference.Watch` call. The task returns the call's error; None for OK."""
         serve = partial(self._guarded, self.life, "Watch", partial(self._inference.Watch, request, connection))
         return self.life.start(serve())
 
     def call(self, method: str, request: Any, caller: Tenant | None = None) -> asyncio.Task[Any]:
-        """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
+        """Serves one call, such as `Sessions.Get`. The task returns the response, or a `carousel.v1.Error`."""
         service_name, _, name = method.partition(".")
         servicers = {"Inference": self._inference, "Sessions": self._sessions, "Models": self._models}
         servicer = servicers[service_name]
@@ -115,24 +116,24 @@ class Replica:
         return self.life.start(_called_by(caller, serve))
 
     def has(self, session_id: str) -> bool:
-        """Whether a session is live here."""
+        """Whether a session is in this replica's memory."""
         return self._service.directory.get(session_id) is not None
 
     def store_trouble_s(self, since_s: float) -> float:
-        """For how many seconds since a virtual time its store did not answer as it should."""
+        """Returns for how many seconds since a virtual time the store did not work properly."""
         return self._faults.trouble_s(EPOCH + since_s)
 
     @property
     def lag_s(self) -> float:
-        """For how long the session has waited that waits longest to be stored."""
+        """Seconds that the session that waits longest has waited to be stored."""
         return self._service.checkpoints.lag_s
 
     def is_recording(self, session_id: str) -> bool:
-        """Whether the store has yet to know that a session of this replica has ended."""
+        """Whether a session of this replica has ended and the store does not have this record yet."""
         return self.is_up and self._service.directory.is_ending(session_id)
 
     def counts(self) -> Counts:
-        """What is bounded of what it holds now: looked at after all that happens."""
+        """Returns the counts that have bounds. They are checked after every event."""
         return Counts(
             num_sessions=len(self._service.directory),
             num_tombstones=len(self._service.registry.tombstones),
@@ -141,7 +142,7 @@ class Replica:
         )
 
     def statistics(self) -> Statistics:
-        """What it holds now."""
+        """Returns the replica's current contents."""
         service = self._service
         live = list(service.directory)
         seen = [engine.statistics for engine in self._engines if not engine.is_stopped]
@@ -265,14 +266,14 @@ class Replica:
             await self._hosting.reap()
 
     def _check_ages(self) -> None:
-        """After a look at them no session is older than it may be."""
+        """Checks that no session is older than its limit after the expiry has run."""
         now_s, limit_s = self._service.registry.wall_clock(), self.knobs.max_age_s
         age_s = max((now_s - session.opened_at for session in self._service.directory), default=0.0)
         if limit_s and age_s >= limit_s:
             self._on_bug(f"{self.life.name} has a session of {age_s:g} s, and its limit is {limit_s:g} s")
 
     async def _guarded(self, life: Life, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """As the interceptor of calls does: refusals are told, anything else is a bug."""
+        """Turns refusals into errors like the interceptor of calls, and reports any other exception as a bug."""
         try:
             return await work()
         except CarouselError as error:
@@ -290,7 +291,7 @@ class Replica:
         return make_bundle(model, 1, self._fails)
 
     def _fails(self) -> bool:
-        """Whether a run of a graph raises; never while engines warm up."""
+        """Whether a run of a graph must raise. Never while engines warm up."""
         return self._graph_fails()
 
     def _draw_graph_failure(self) -> bool:
@@ -298,7 +299,8 @@ class Replica:
 
 
 async def _called_by(caller: Tenant | None, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Serves a call of somebody. work: makes no coroutine before it is awaited, as its life may be over by then."""
+    """Serves a call with a caller's identity. work: makes its coroutine only when awaited, because the life may be over
+    before."""
     if caller is not None:
         CALLER.set(Caller(Principal(caller.name, max_sessions=caller.max_sessions), asyncio.get_running_loop().time))
     return await work()

@@ -1,7 +1,7 @@
-"""One call's connection, in place of gRPC's: what `context` is to a servicer of the service.
+"""One call's simulated connection, which replaces gRPC's: the `context` that the service's servicers use.
 
-Requests arrive in order, each after a delay. A response is copied as the transport would, handed to the client after
-a delay, and `write` waits while the client has too much that it has not read. Either side may leave.
+Requests arrive in order, each after a delay. A response is copied, as a transport does, and delivered to the client
+after a delay. `write` waits while the client has too many unread responses. Either side may end the connection.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import grpc
 from google.protobuf.message import Message
 
 _WINDOW = 4
-"""Responses that are on their way to a client that does not read, before `write` waits."""
+"""Unread responses of a client that does not read, above which `write` waits."""
 
 
 _TICK_S = 1e-6
-"""Between two messages: timers of one time have no order."""
+"""Seconds between two messages, because timers at the same time have no order."""
 
 
-class CallEnded(Exception):  # what grpc calls an abort
+class CallEnded(Exception):  # grpc calls this an abort
     """The servicer ended the call with a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -32,8 +32,9 @@ class CallEnded(Exception):  # what grpc calls an abort
 
 
 class Connection:
-    """A `ServicerContext`, as far as servicers use one. receive: told of each response; written: told of each
-    response when the servicer hands it over; delay: draws how long a message is on its way."""
+    """The methods of a `ServicerContext` that servicers use. receive: called with each response that reaches the
+    client; written: called with each response when the servicer writes it; delay: draws the seconds that a message is
+    on its way."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Connection:
         written: Callable[[Any], None] = lambda response: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._context = copy_context()  # the client's: what it does on a response is not the server's doing
+        self._context = copy_context()  # the client's: its reaction to a response is not the server's work
         self._receive = receive
         self._written = written
         self._delay = delay
@@ -54,27 +55,27 @@ class Connection:
         self.is_reading = True
         self.has_left = False
 
-    # the client's side
+    # The client's side.
 
     def send(self, request: Any) -> None:
-        """Sends a request, or grpc.aio.EOF: the client's last word."""
+        """Sends a request, or grpc.aio.EOF to half-close."""
         self._arrives_at_s = max(self._loop.time() + self._delay(), self._arrives_at_s + _TICK_S)
         self._loop.call_at(self._arrives_at_s, self._arrive, request)
 
     def leave(self) -> None:
-        """The client is gone: it gets nothing more."""
+        """Disconnects the client, which receives nothing more."""
         self.has_left = True
         self._arrive(grpc.aio.EOF)
         self._make_room()
 
     def set_reading(self, is_reading: bool) -> None:
-        """Stops reading, or reads what waits and goes on."""
+        """Stops reading, or reads all unread responses and continues."""
         self.is_reading = is_reading
         while self.is_reading and self._unread:
             self._receive(self._unread.popleft())
         self._make_room()
 
-    # the servicer's side
+    # The servicer's side.
 
     def peer(self) -> str:
         """See `ServicerContext`."""
@@ -88,7 +89,7 @@ class Connection:
         return ()
 
     def finish(self, word: Any) -> None:
-        """The call is over: `word` comes after all that is on its way."""
+        """Ends the call: the client receives `word` after all earlier responses."""
         self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s + _TICK_S)
         self._loop.call_at(self._reaches_at_s, self._reach, word, context=self._context)
 
@@ -101,7 +102,7 @@ class Connection:
         self._unread.clear()
 
     async def read(self) -> Any:
-        """The next request; grpc.aio.EOF when there will be no more."""
+        """Returns the next request; grpc.aio.EOF when there are no more."""
         while not self._requests:
             self._arrival = self._loop.create_future()
             await self._arrival
@@ -110,7 +111,7 @@ class Connection:
         return self._requests.popleft()
 
     async def write(self, response: Message) -> None:
-        """Hands a response over. Raises grpc.aio.InternalError when the client has left."""
+        """Writes a response. Raises grpc.aio.InternalError when the client has disconnected."""
         while len(self._unread) >= _WINDOW and not self.has_left:
             self._room = self._loop.create_future()
             await self._room
@@ -146,12 +147,12 @@ class Connection:
 
 
 class ConnectionAtOnce(Connection):
-    """One on Envoy's wire, where a response may be written where it is made."""
+    """A connection like Envoy's, which can also write a response without waiting."""
 
     _has_written = False
 
     async def write(self, response: Message) -> None:
-        """As `Connection.write`."""
+        """See `Connection.write`."""
         self._has_written = True
         await super().write(response)
 

@@ -1,4 +1,4 @@
-"""One simulation: replicas, a store, clients and nature, on one virtual clock."""
+"""One simulation: replicas, a store, clients and injected faults, on one virtual clock."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from simulation.streams import ClientStream
 from simulation.system import Replica
 
 _ANSWER_S = 20.0
-"""Virtual seconds in which everything must be answered once nothing fails any more."""
+"""Virtual seconds within which every request must be answered after the last fault."""
 _END_S = 5.0
-"""Virtual seconds in which a stream must end once its client has half-closed and all is answered."""
+"""Virtual seconds within which a stream must end after its client has half-closed and everything is answered."""
 _CALM_S = 4.0
-"""Virtual seconds after the last fault from which on every session can be had, or is told to be gone."""
+"""Virtual seconds after the last fault, from which on every session can be resumed or is reported as gone."""
 _EMPTY_S = 6.0
-"""Virtual seconds after which nothing must be left of clients that are gone."""
+"""Virtual seconds after which nothing of disconnected clients may be left."""
 _WIRE_S = 0.002
 _STORE_S = 0.004
 
 
 class World:
-    """Made on the simulated loop, by `simulate`. knobs: of all replicas; rng: draws what happens."""
+    """The simulated world. `simulate` creates it on the simulated loop. knobs: limits of all replicas; seed: seeds all
+    random draws."""
 
     def __init__(self, loop: SimulatedLoop, knobs: Knobs, seed: str) -> None:
         self.journal = Journal(loop.time)
@@ -64,22 +65,22 @@ class World:
             await replica.start()
 
     def connect(self, slot: int = 0, caller: Tenant | None = None) -> ClientStream:
-        """A stream without a client that knows what it should get: for scenarios."""
+        """Returns a new stream whose answers no client model checks. For scenarios."""
         name = f"stream{len(self.streams)}"
         stream = ClientStream(name, self.replicas[slot], self.journal, self.delay, caller=caller)
         self.streams.append(stream)
         return stream
 
     async def call(self, method: str, request: Any, slot: int = 0, caller: Tenant | None = None) -> Any:
-        """One call of `Sessions` or `Models`: its response, or a `carousel.v1.Error`."""
+        """Makes one call and returns its response, or a `carousel.v1.Error`."""
         return await asyncio.wait_for(self.replicas[slot].call(method, request, caller), 60.0)
 
     def stored(self, session_id: str) -> Any:
-        """What the store has of a session."""
+        """Returns the store's record of a session."""
         return stored(self.shelf, session_id)
 
     async def perform(self, actions: list[Action]) -> None:
-        """Does what a script says."""
+        """Performs a script."""
         actors = sorted({action.actor for action in actions})
         for number in range(max(actors, default=0) + 1):
             self.clients.append(Client(number, self.replicas, self.journal, self.delay, partial(stamps, self.shelf)))
@@ -90,7 +91,7 @@ class World:
             await task
 
     async def finish(self) -> None:
-        """Ends all faults, waits for answers, lets the clients go, and looks whether anything is left."""
+        """Ends all faults, waits for answers, disconnects the clients, and checks that nothing is left."""
         await self._heal()
         streams = [*self.streams, *(stream for client in self.clients for stream in client.all_streams)]
         streams = [stream for stream in streams if not (stream.is_over or stream.has_left)]
@@ -113,7 +114,7 @@ class World:
             check_empty(self.journal, replica)
 
     async def _heal(self) -> None:
-        """Ends all faults."""
+        """Ends all faults and starts replicas that are down."""
         self.faults.outages.clear()
         self.faults.error_rate, self.faults.is_down = 0.0, False
         self.faults.cuts.clear()
@@ -132,7 +133,7 @@ class World:
                 self.journal.violate(f"{sent} is never answered")
 
     async def _have_all(self) -> None:
-        """Resumes every session, somewhere; opens those that are gone anew, under their ids; and closes them."""
+        """Resumes every session, opens those that are gone again under their ids, and closes all."""
         await asyncio.sleep(_CALM_S)
         names = sorted({view.name for client in self.clients for view in client.views if view.name})
         for number, name in enumerate(names):
@@ -151,7 +152,7 @@ class World:
             stream.leave()
 
     async def stop(self) -> None:
-        """Kills what runs, so that the loop can be closed."""
+        """Kills all replicas and tasks, so that the loop can be closed."""
         for replica in self.replicas:
             replica.kill()
         for _ in range(20):
@@ -211,14 +212,14 @@ class World:
             await replica.start()
 
     def _lose(self, *, is_all: bool) -> None:
-        """The store loses everything, or some records. Two replicas may have a session of which one is not sure: it is
-        then with the one that stores it first."""
+        """Makes the store lose all records, or some. If a replica's lease had run out, two replicas may then have the
+        same session, and the first one that stores it keeps it."""
         is_one_unsure = any(replica.is_up and replica.may_lose_sessions for replica in self.replicas)
         lost = self.shelf.lose(self.faults.rng, is_all=is_all)
         self.journal.note(f"the store has lost {', '.join(map(repr, lost))}")
-        is_spilled = any(name.startswith("~") for name in lost)  # of some session
+        is_spilled = any(name.startswith("~") for name in lost)  # it is not known of which session
         for view in [view for client in self.clients for view in client.views]:
-            if view.name in lost or is_spilled or not view.name:  # one whose id is made is not told it yet
+            if view.name in lost or is_spilled or not view.name:  # the client may not know its id yet
                 view.forgotten()
                 view.is_exclusive = view.is_exclusive and not is_one_unsure
 
@@ -236,12 +237,12 @@ class World:
 def simulate(
     act: Callable[[World], Awaitable[None]], *, seed: str, knobs: Knobs | None = None, does_finish: bool = True
 ) -> Journal:
-    """Runs `act` in a world of its own, and looks whether anything is left afterwards."""
+    """Runs `act` in a new world, and then checks that nothing is left. Returns the journal."""
     rng = random.Random(f"{seed}/loop")
     loop = SimulatedLoop(delays(rng, _STORE_S))
     asyncio.set_event_loop(loop)
     was_enabled = gc.isenabled()
-    gc.disable()  # what a collection finds would be told at another moment in each run
+    gc.disable()  # a collection would report its findings at another moment in each run
     world = World(loop, knobs or Knobs(), seed)
 
     async def run() -> None:
@@ -252,7 +253,7 @@ def simulate(
 
     try:
         with deterministic(loop, random.Random(f"{seed}/ids"), world.knobs.models), warnings.catch_warnings():
-            # a killed replica starts nothing any more; on a living one the error itself is told
+            # A killed replica starts no coroutines any more; on a running replica the error itself is reported.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             try:
                 loop.run_until_complete(run())
