@@ -53,9 +53,8 @@ class GenerateCalls(Unpicklable):
         constants: see `session`.
         decoding: see `DecodingOptions`.
         resume_timeout: how many seconds to retry after a lost connection, or when the server shuts down, until new
-        tokens
-            arrive. A retry generates all tokens again with the same version of the model, and the client drops those
-            that had arrived before.
+            tokens arrive. A retry generates all tokens again with the same version of the model, and the client drops
+            those that had arrived before.
         timeout: seconds for the whole generation; default the client's.
 
         A model that outputs values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,

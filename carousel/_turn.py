@@ -28,7 +28,7 @@ class Turn:
 
     def __enter__(self) -> None:
         self._home.check()
-        if not self._lock.acquire(blocking=self.is_awaited):  # a canceling thread holds the lock only briefly
+        if not self._lock.acquire(blocking=self.is_awaited):  # a cancelling thread holds the lock only briefly
             raise ConcurrentUseError(
                 f"another call of this {self._name} has not returned yet: one thread at a time may use it. Use a"
                 f" {self._name} per thread, or AsyncClient",

@@ -100,8 +100,7 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
 
         tokens: for each session, one token id or a sequence of them.
         features: for models that read vectors, in place of tokens: one vector for each session, a dict of named parts
-        as
-            in `Session.feed`, or the numbers of all vectors in one sequence.
+            as in `Session.feed`, or the numbers of all vectors in one sequence.
         places: which sessions; default all, except those that `close_session` has closed.
         top_k, logits, outputs: as in `Session.feed`.
         end: as in `Session.feed`, for all these sessions, or one flag for each.

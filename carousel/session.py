@@ -134,8 +134,7 @@ class Session(SessionProperties):
             with named inputs (see `inputs`), a dict of those names, each [steps, ...] or, for one step, [...].
             `carousel.Frames` cuts samples that arrive in any number into steps.
         top_k: return the k most likely tokens with log-probabilities. Default: the most likely token, or the values of
-        a
-            model that outputs values.
+            a model that outputs values.
         logits: return the logits of the whole vocabulary.
         outputs: False returns only the position.
         every_position: return an output after each token, not only after the last.
