@@ -22,13 +22,13 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.values import DecodingOptions, GeneratedSequence
 
 if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists only for type checkers
 
 Sources = Iterable[Source | None] | AsyncIterable[Source | None]
 
 
 class AsyncManyCalls(Unpicklable):
-    """Many generations on one stream."""
+    """The call that runs many generations on one stream."""
 
     _inference: InferenceAsyncStub
     _timeout: float | None
@@ -48,20 +48,20 @@ class AsyncManyCalls(Unpicklable):
     ) -> AsyncGenerator[GeneratedSequence]:
         """Generates a sequence for each source: see `Client.generate_many`.
 
-        sources: an iterable, which must not block, or an asynchronous one. A task of its own reads them. Close the
-        iterator with `aclose` to close the sessions at once.
+        sources: an iterable that does not block, or an asynchronous one. A separate task reads it. To close the
+        sessions at once, close the iterator with `aclose`.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
         protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
-        decoding_message(**decoding)  # raises for options that no message can hold
+        decoding_message(**decoding)  # raises now for options that no message can hold
         limit = self._timeout if timeout is None else timeout
         run = _Run(partial(AsyncStream, self._inference, protocol), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
 class _Run:
-    """One call: joins the sources, the protocol and one stream after another."""
+    """One call of `generate_many`: connects the sources, the protocol, and one stream after another."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class _Run:
         self._timeout = timeout
         self._stream: AsyncStream | None = None
         self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
-        """Waits for the next response of the stream."""
+        """The task that waits for the stream's next response."""
         self._lost = CallBackoff(resume_timeout)
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
         self._num_done = 0
-        """Sequences that were complete when the program was here last."""
+        """Number of complete sequences at the last `_settle`."""
         self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
 
     async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
@@ -96,8 +96,8 @@ class _Run:
                     room.release()
                     yield result
                 if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
-                    await self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
-                    await reading  # raises what the sources raised
+                    await self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
+                    await reading  # raises the error of the sources, if there was one
                     return
                 await self._settle(was_idle=was_idle)
                 await self._wait(reading)
@@ -119,7 +119,7 @@ class _Run:
                 await room.acquire()
 
     async def _settle(self, *, was_idle: bool) -> None:
-        """Sends sources that waited, once the server may have room, and sets the time to wait until."""
+        """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
         num_more = self._protocol.num_done - self._num_done
         self._num_done = self._protocol.num_done
         if num_more:
@@ -133,7 +133,7 @@ class _Run:
             self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
 
     async def _wait(self, reading: asyncio.Task[None]) -> None:
-        """Waits for a response, or until another source has arrived, or there are no more."""
+        """Waits for a response, for another source, or for the end of the sources."""
         arrival = asyncio.create_task(self._arrived.get())
         waited: list[asyncio.Task[object]] = [arrival]
         if self._stream is not None:

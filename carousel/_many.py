@@ -1,15 +1,15 @@
-"""Generations side by side on one stream, each in a session of its own. Pure: no I/O, no clock, no threads.
+"""Many generations at the same time on one stream, each in its own session. Pure: no I/O, no clock, no threads.
 
-1. A source becomes two requests that are sent together, open and generate: the server carries out the requests of one
-   session in order. The session is closed when its sequence is complete, as closing it earlier would cancel that, or
-   when its generation is refused.
-2. Results leave in the order of the sources, each whole.
-3. A source that is refused has its error as its result; the others go on. One that a full server refuses waits, and
-   those that come after it wait too: sources are sent as others are complete, one more each time, until none waits.
-4. A lost stream ends its sessions. What has no result is sent again on another stream, from its beginning: with the
-   same seed the same version of the model chooses the same tokens.
-5. A request that is too large ends the stream, and the server does not say which it was. All sources without a result
-   are then sent one at a time, until one ends the stream alone: that one is refused.
+1. Each source becomes two requests that are sent together, open and generate: the server runs the requests of one
+   session in order. The session is closed when its sequence is complete, because an earlier close would cancel the
+   generation, or when its generation is refused.
+2. Results are returned in the order of the sources, and each only when it is complete.
+3. If a source is refused, its result is the error, and the others continue. A source that a full server refuses waits,
+   and so do the sources after it. When sources complete, as many waiting ones are sent and one more, until none waits.
+4. A lost stream ends its sessions. Sources without a result are sent again on another stream, from the beginning: with
+   the same seed, the same version of the model chooses the same tokens.
+5. A request that is too large ends the stream, and the server does not say which request it was. All sources without a
+   result are then sent one at a time, until one of them ends the stream alone: its result is the refusal.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from carousel.values import GeneratedSequence, Token
 class _Entry:
     """One source.
 
-    number: its place among the sources. opening, generate: its requests. session_id: of its session on this stream,
-    which the request opening_id opens. is_suspect: it may be too large. state: of its generation. result: what the
-    program gets; None before the end.
+    number: its place among the sources. opening, generate: its requests. session_id: its session on this stream, which
+    the request opening_id opens. is_suspect: whether its request may be too large. state: its generation. result: for
+    the program; None until it is complete.
     """
 
     def __init__(self, number: int, source: Source | None, opening: pb.Open, decoding: pb.Decoding) -> None:
@@ -53,46 +53,47 @@ class _Entry:
 
 
 class ManyGenerations:
-    """Implements `StreamOwner`. One thread, or task, at a time."""
+    """Implements `StreamOwner`. One thread or task at a time may use it."""
 
     id = ""
     route = 0
 
     def __init__(self, opening: pb.Open, decoding: Callable[[], pb.Decoding]) -> None:
-        """opening: of every session, without a source. decoding: makes that of a source, with a seed of its own unless
-        the program gave one."""
+        """opening: the opening of every session, without a source. decoding: makes the decoding of a source, with a new
+        seed for each source unless the program gave one."""
         self._opening = opening
         self._decoding = decoding
         self._entries: deque[_Entry] = deque()
         self._in_flight: dict[str, _Entry] = {}
         """By session id."""
         self._waiting: list[_Entry] = []
-        """To be sent, in the order of the sources."""
+        """Sources to send, in the order of the sources."""
         self._num_sources = 0
         self._last_request_id = 0
         self.num_done = 0
-        """Results so far, those that were taken and those that were not."""
+        """Number of results so far, including those that the program has read."""
         self.refused_by: CarouselError | None = None
-        """Why sources wait: what a full server answered. None when none waits for that."""
+        """The error with which a full server refused a source; None when no source waits for that reason."""
 
     @property
     def num_entries(self) -> int:
-        """Sources whose results were not taken yet."""
+        """Number of sources whose results the program has not read."""
         return len(self._entries)
 
     @property
     def num_in_flight(self) -> int:
-        """Sources that were sent on this stream and have no result yet."""
+        """Number of sources that were sent on this stream and have no result yet."""
         return len(self._in_flight)
 
     @property
     def num_waiting(self) -> int:
-        """Sources that `proceed` would send, now or later."""
+        """Number of sources that wait to be sent by `proceed`."""
         return len(self._waiting)
 
     def add(self, source: Source | None) -> list[pb.StreamRequest]:
-        """Returns the requests for another source; none for one that waits behind others, or that cannot be sent: the
-        result of that is the error."""
+        """Returns the requests for another source. None for a source that waits behind others, and for one that cannot
+        be
+        sent: its result is the error."""
         entry = _Entry(self._num_sources, source, self._opening, self._decoding())
         self._num_sources += 1
         self._entries.append(entry)
@@ -107,17 +108,17 @@ class ManyGenerations:
         return [] if is_behind else self.proceed(1)
 
     def receive(self, response: pb.StreamResponse) -> list[pb.StreamRequest]:
-        """Records a response, and returns the requests that follow from it. Raises UnavailableError when the server is
-        leaving: another stream is needed."""
+        """Records a response. Returns the requests to send because of it. Raises UnavailableError when the server shuts
+        down, and another stream is needed."""
         kind = response.WhichOneof("response")
         if kind == "go_away":
             raise UnavailableError("the server is leaving", reason="GO_AWAY")
         entry = self._in_flight.get(response.session_id)
-        if entry is None:  # its result is known: an answer to `close`, or to a request behind one that was refused
+        if entry is None:  # it has its result: this answers `close`, or a request behind a refused one
             return []
         if kind == "opened":
-            entry.opening.version = response.opened.version  # also on another stream
-        elif kind == "closed":  # by the server, or by an admin
+            entry.opening.version = response.opened.version  # for a retry on another stream
+        elif kind == "closed":  # by the server or by an admin call
             reason = _answers.close_reason(response.closed.reason)
             self._end(entry, session_closed(response.session_id, reason, response.position))
         elif kind == "error":
@@ -128,7 +129,7 @@ class ManyGenerations:
                 self.refused_by = error
             else:
                 self._end(entry, error)
-            if response.request_id != entry.opening_id:  # the session is open, or will be: refusals may come earlier
+            if response.request_id != entry.opening_id:  # the session is open, or will be: refusals may arrive first
                 return [self._closing(entry)]
         elif kind == "generated":
             entry.state.receive(response.generated, response.position)
@@ -138,13 +139,13 @@ class ManyGenerations:
         return []
 
     def take(self) -> Iterator[GeneratedSequence]:
-        """Returns the results that are due, in the order of the sources."""
+        """Yields the complete results, in the order of the sources, up to the first that is not complete."""
         while self._entries and (result := self._entries[0].result) is not None:
             self._entries.popleft()
             yield result
 
     def proceed(self, at_most: int) -> list[pb.StreamRequest]:
-        """Returns the requests of sources that waited. at_most: how many, where the server was full."""
+        """Returns the requests of waiting sources. at_most: how many to send if the server was full."""
         requests: list[pb.StreamRequest] = []
         num_sent = 0
         while self._waiting:
@@ -159,10 +160,10 @@ class ManyGenerations:
         return requests
 
     def is_too_large(self, error: CarouselError) -> bool:
-        """Whether the stream ended because one of its requests was too large: `restart` helps, without delay. Where one
-        source alone was in flight, it has its result."""
+        """Whether a request that was too large ended the stream. Then `restart` helps, without delay. If only one
+        source was in flight, this error becomes its result."""
         if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.reason or error.retry_delay is not None:
-            return False  # gRPC gives no reason, the server does
+            return False  # gRPC's error has no reason, the server's has one
         suspects = list(self._in_flight.values())
         if len(suspects) == 1:
             self._end(suspects[0], error)
@@ -171,7 +172,7 @@ class ManyGenerations:
         return True
 
     def restart(self) -> list[pb.StreamRequest]:
-        """Returns the requests of sources without a result, for another stream."""
+        """Returns the requests of sources without a result, to send them on another stream."""
         self._in_flight.clear()
         self._last_request_id = 0
         self._waiting = [entry for entry in self._entries if entry.result is None]
@@ -188,7 +189,7 @@ class ManyGenerations:
 
     @property
     def _has_suspect(self) -> bool:
-        """Whether the source in flight is to stay alone."""
+        """Whether a source is in flight that must be the only one, because it may be too large."""
         return len(self._in_flight) == 1 and next(iter(self._in_flight.values())).is_suspect
 
     def _requests(self, entry: _Entry) -> list[pb.StreamRequest]:
@@ -212,7 +213,7 @@ class ManyGenerations:
         if error is not None:
             entry.result = GeneratedSequence(entry.source, error=error)
         else:
-            items = list(iter(entry.state.take, None))  # all tokens, or all vectors, which are tuples
+            items = list(iter(entry.state.take, None))  # all are tokens, or all are vectors, which are tuples
             entry.result = GeneratedSequence(
                 entry.source,
                 tokens=tuple(item for item in items if isinstance(item, Token)),

@@ -25,7 +25,7 @@ from carousel.values import DecodingOptions, GeneratedSequence
 
 
 class ManyCalls(Unpicklable):
-    """Many generations on one stream."""
+    """The call that runs many generations on one stream."""
 
     _inference: InferenceStub
     _timeout: float | None
@@ -43,33 +43,35 @@ class ManyCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> Generator[GeneratedSequence]:
-        """Generates a sequence for each source, all on one stream, and yields them in the order of the sources.
+        """Generates a sequence for each source, all on one stream. Yields the results in the order of the sources.
 
-        sources: any number, also without end. A thread of its own reads them, at most `concurrency` ahead of what was
-        yielded, so that a slow iterable delays no result. version, variant, constants, decoding: as in `generate`;
-        without a seed each source is sampled with one of its own. concurrency: sessions at once, 1 or more.
-        resume_timeout: seconds to try again after a lost connection, or while the server is full, until another
-        sequence is complete. timeout: seconds to wait for a sequence.
+        sources: an iterable, which may be endless. A separate thread reads it, at most `concurrency` ahead of the
+            results that were yielded, so a slow iterable delays no result.
+        version, variant, constants, decoding: as in `generate`. Without a seed, each source gets its own seed.
+        concurrency: the most sessions at a time, 1 or more.
+        resume_timeout: how many seconds to retry after a lost connection, or while the server is full, until another
+            sequence is complete.
+        timeout: the most seconds to wait for the next sequence.
 
-        A source that is refused has its error in `GeneratedSequence.error`, and the others go on. The iterator raises
-        UnavailableError and the like when the server cannot be reached, DeadlineExceededError, and what `sources`
-        raises. Closing it closes the sessions.
+        If a source is refused, `GeneratedSequence.error` has the error, and the others continue. The iterator raises
+        UnavailableError or a similar error when the server cannot be reached, DeadlineExceededError, and the errors
+        that `sources` raises. Closing the iterator closes the sessions.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
         protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
-        decoding_message(**decoding)  # raises for options that no message can hold
+        decoding_message(**decoding)  # raises now for options that no message can hold
         limit = self._timeout if timeout is None else timeout
         run = _Run(partial(Stream, self._inference, protocol), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
 class _Reader:
-    """Reads sources in a thread of its own, and tells after each."""
+    """Reads sources in its own thread, and calls `tell` after each."""
 
     def __init__(self, sources: Iterable[Source | None], num_ahead: int, tell: Callable[[], None]) -> None:
         self.arrived: queue.SimpleQueue[tuple[Source | None] | Exception | None] = queue.SimpleQueue()
-        """Each source in a tuple, then None, or the error that reading them raised."""
+        """Each source in a tuple; then None, or the error that the iterable raised."""
         self.room = threading.Semaphore(num_ahead)
         self.is_stopped = False
         self._sources = sources
@@ -86,14 +88,14 @@ class _Reader:
                 self.room.acquire()
                 if self.is_stopped:
                     return
-        except Exception as error:  # raised where the results are read
+        except Exception as error:  # `results` raises it to the program
             end = error
         self.arrived.put(end)
         self._tell()
 
 
 class _Run:
-    """One call: joins the reader, the protocol and one stream after another."""
+    """One call of `generate_many`: connects the reader, the protocol, and one stream after another."""
 
     def __init__(
         self, connect: Callable[[], Stream], protocol: ManyGenerations, resume_timeout: float, timeout: float | None
@@ -106,7 +108,7 @@ class _Run:
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
         self._num_done = 0
-        """Sequences that were complete when the program was here last."""
+        """Number of complete sequences at the last `_settle`."""
 
     def results(self, sources: Iterable[Source | None], concurrency: int) -> Generator[GeneratedSequence]:
         """See `ManyCalls.generate_many`."""
@@ -128,7 +130,7 @@ class _Run:
                     self._settle(was_idle=was_idle)
                     self._receive()
                 elif is_over:
-                    self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
+                    self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
                     if end is not None:
                         raise end
                     return
@@ -143,7 +145,7 @@ class _Run:
             stream.wake()
 
     def _settle(self, *, was_idle: bool) -> None:
-        """Sends sources that waited, once the server may have room, and sets the time to wait until."""
+        """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
         num_more = self._protocol.num_done - self._num_done
         self._num_done = self._protocol.num_done
         if num_more:
@@ -158,7 +160,7 @@ class _Run:
 
     def _receive(self) -> None:
         """Waits for a response, or until the reader has another source."""
-        assert self._stream is not None  # noqa: S101  # the caller has looked
+        assert self._stream is not None  # noqa: S101  # `_settle` leaves a source in flight, so `_post` has connected
         received = self._stream.receive(self._deadline)
         try:
             if isinstance(received, CarouselError):

@@ -45,11 +45,11 @@ def translate(
     concurrency: Annotated[int, typer.Option(min=1, help="Lines that the server works on at once.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Translates standard input, or a file, line by line, on one stream; a line is printed when those before it are.
+    """Translates standard input, or a file, line by line on one stream, and prints the translations in order.
 
-    A line that is refused is named, and ends the command; with --keep-going its line of the output is empty, and the
-    exit code is that of the first one. Empty lines stay empty. With --json an object a line that is not empty: source,
-    line, text, tokens, finish_reason.
+    A refused line is reported and ends the command; with --keep-going its output line is empty, the command continues,
+    and the exit code is that of the first refused line. Empty lines stay empty. With --json an object for each line
+    that is not empty: source, line, text, tokens, finish_reason.
     """
     if length_penalty is not None and beam_size is None:
         raise typer.BadParameter("--length-penalty goes with --beam-size")
@@ -79,29 +79,31 @@ def translate(
 
 
 class _Lines:
-    """The lines of a file, read as they come in one thread, and the lines of the output, printed in their order.
+    """The lines of a file, which one thread reads as they arrive, and the output lines, which are printed in order.
 
-    An empty line is printed where it is read if all before it are printed, so that it is answered without the next.
+    An empty line is printed when it is read, if all lines before it are printed: its output does not wait for more
+    input.
     """
 
     def __init__(self, path: Path, *, as_json: bool) -> None:
         self._path = path
         self._as_json = as_json
         self._unprinted: deque[tuple[int, bool]] = deque()
-        """The number of each line that was read and not printed, and whether it is empty. The first one is not."""
+        """The number of each line that was read and not yet printed, and whether it is empty. The first is not
+        empty."""
         self._lock = threading.Lock()
         """Held while a line is printed."""
 
     @property
     def number(self) -> int:
-        """Of the line that is printed next, from 1."""
+        """The number of the line that is printed next, from 1."""
         return self._unprinted[0][0]
 
     def sources(self) -> Iterator[str]:
         """Yields the lines that are not empty. Raises InputError."""
         is_standard_input = str(self._path) == "-"
         try:
-            # a file of its own: a thread that waits for `sys.stdin` keeps the process from ending
+            # a separate file object: a thread that waits for `sys.stdin` would keep the process from ending
             with open(
                 sys.stdin.fileno() if is_standard_input else self._path, "rb", closefd=not is_standard_input
             ) as file:
@@ -120,14 +122,14 @@ class _Lines:
             raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from None
 
     def print(self, result: GeneratedSequence, info: ModelInfo) -> None:
-        """Prints the next line, which is empty for a source that was refused, and the empty ones after it."""
+        """Prints the next line, which is empty for a refused source, and the empty lines after it."""
         tokens = [token.text for token in result.tokens]
         between = "" if info.tokenizer == "characters" else " "
         text = result.text if info.tokenizer == "subword" else between.join(tokens)
         with self._lock:
             number, _ = self._unprinted.popleft()
             if not self._as_json:
-                typer.echo(text.replace("\n", " "))  # a line stays one, whatever a model makes of it
+                typer.echo(text.replace("\n", " "))  # one output line for each source, even if the model adds line ends
             elif result.error is None:
                 found: dict[str, Any] = {"source": result.source, "line": number, "text": text, "tokens": tokens}
                 print_json(found | {"finish_reason": result.finish_reason})
@@ -138,5 +140,5 @@ class _Lines:
         while self._unprinted and self._unprinted[0][1]:
             self._unprinted.popleft()
             if not self._as_json:
-                # not by `sys.stdout`: a thread that waits to write to it keeps the process from ending
+                # not through `sys.stdout`: a thread that waits to write to it would keep the process from ending
                 os.write(sys.stdout.fileno(), b"\n")
