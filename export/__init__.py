@@ -1,6 +1,6 @@
-"""From a checkpoint to a verified bundle. Needs torch; knows the models and, of the server, the manifest alone."""
+"""Exports a checkpoint as a verified bundle. Needs torch. Imports the models and, of the server, only its manifest."""
 
 import os
 
-# ONNX Runtime's published builds report to their makers unless this is set before they are first imported.
+# ONNX Runtime's published builds send telemetry unless this is set before onnxruntime is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""A trained model to a bundle: exported, proven, described, and only then written, whole."""
+"""Writes a trained model as a bundle: exports and proves its graphs, describes them, then writes all files at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from service.repository.manifest import (
 )
 
 MAX_BUNDLE_BYTES = 16_000_000
-"""The most a bundle may weigh unless its writer says otherwise: shipped bundles live in version control."""
+"""The largest size of a bundle by default, in bytes: shipped bundles are stored in version control."""
 MAX_TOKENS = 256
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -61,15 +61,16 @@ class _Required(TypedDict):
 
 
 class BundleOptions(_Required, total=False):
-    """What every bundle is told, whatever the model.
+    """Options of every bundle, for any model.
 
-    to, name, version: it is written as `to/name/version`, of version 1 unless told otherwise. description: one line.
-    evaluation: the recipe's. sample_rate: of what is sound. max_tokens: generated at most when a request sets no
-    limit. write_card: gives the README of a manifest. extra_files: what lies beside it and is not read at serving, by
-    name. int8: whether to make that variant, which `evaluate_int8` may refuse, given both. weights_in_8_bits: whether
-    to round large weights (`models.rounding`) and to store them so, in a quarter of the room. trace: whether to make
-    the graph that looks inside; it is made unless told otherwise. packages: those that made it, whose versions are
-    told. max_bytes: the most that the bundle may weigh. replace: take the place of the version that is there.
+    to, name, version: the bundle's folder is `to/name/version`; version defaults to 1. description: one line.
+    evaluation: the recipe's results, for the manifest. sample_rate: of a model of sound. max_tokens: most tokens of a
+    generation whose request sets no limit. write_card: makes the README from the manifest. extra_files: further files
+    by name, which the server does not read. int8: whether to make that variant; `evaluate_int8` gets the base and the
+    variant and may reject the variant. weights_in_8_bits: whether to round large weights (`models.rounding`) and store
+    them in 8 bits, a quarter of the size. trace: whether to make the trace graph, by default yes. packages: packages
+    whose versions the manifest lists. max_bytes: the bundle's largest size. replace: whether to replace an existing
+    version.
     """
 
     version: int
@@ -96,12 +97,12 @@ def write_seq2seq(
     max_source_length: int = 64,
     **options: Unpack[BundleOptions],
 ) -> Path:
-    """Writes the bundle of `model` and returns its folder. The model itself is left as it is.
+    """Writes the bundle of `model` and returns its folder. Does not change `model`.
 
-    max_source_length: in tokens. The same model and arguments give the same bytes. Raises, and writes nothing:
-    ExportError when a proof fails, a vocabulary does not fit the model, the version is there already, or the bundle is
-    over max_bytes; pydantic's ValidationError when an argument does not fit the manifest; OSError when the disk
-    refuses.
+    max_source_length: in tokens. The same model and arguments give the same bytes. Raises the following errors, and
+    writes nothing then: ExportError when a proof fails, a vocabulary does not fit the model, the version exists, or the
+    bundle is larger than max_bytes; pydantic's ValidationError when an argument does not fit the manifest; OSError when
+    the files cannot be written.
     """
     _check_vocabulary("source", source, model.config.source_vocabulary_size)
     _check_vocabulary("target", target, model.config.target_vocabulary_size)
@@ -137,7 +138,7 @@ def write_language_model(
 
 
 def write_tagger(model: Tagger, *, vocabulary: Vocabulary, tags: Vocabulary, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a tagger and returns its folder: see `write_seq2seq`. vocabulary: of what it reads."""
+    """Writes the bundle of a tagger and returns its folder: see `write_seq2seq`. vocabulary: of its input tokens."""
     _check_vocabulary("input", vocabulary, model.config.vocabulary_size)
     _check_vocabulary("target", tags, model.config.num_tags)
     model = copy.deepcopy(model).cpu().float().eval()
@@ -162,13 +163,13 @@ def write_forecaster(model: Forecaster, *, max_source_length: int = 1024, **opti
 
 
 def _kept(interface: Interface, step: nn.Module, vocabulary: Vocabulary) -> tuple[Interface, nn.Module]:
-    """A step whose session keeps what the text of its vocabulary needs."""
+    """Adds the history state to the interface and the step if text of the vocabulary's subwords needs it."""
     return (interface, step) if vocabulary.subwords is None else with_history(interface, step)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabularies:
-    """Of the source, of what steps read when it is not the target's, and of the logits. None: there are numbers."""
+    """Vocabularies of the source, the step's input if it differs from the target's, and the logits. None: numbers."""
 
     source: Vocabulary | None = None
     input: Vocabulary | None = None
@@ -176,7 +177,7 @@ class Vocabularies:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The bundle's, by name."""
+        """Returns the vocabularies' files by name."""
         found: dict[str, bytes] = {}
         for file, vocabulary in self._named:
             found |= {} if vocabulary is None else vocabulary.files(file)
@@ -184,7 +185,7 @@ class Vocabularies:
 
     @property
     def specs(self) -> list[VocabularySpec | None]:
-        """What the manifest says of each."""
+        """Returns the manifest's entry of each vocabulary: source, input, target."""
         return [None if vocabulary is None else vocabulary.spec(file) for file, vocabulary in self._named]
 
     @property
@@ -194,8 +195,10 @@ class Vocabularies:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A model in evaluation mode: its modules, called as the interface says, and its vocabularies. reference,
-    encoder_reference: what the graphs are held to, when that is not those modules."""
+    """A model in evaluation mode: its modules, called as `export.interface` says, and its vocabularies.
+
+    reference, encoder_reference: the modules that the graphs are compared with; None: `step` and `encoder`.
+    """
 
     interface: Interface
     step: nn.Module
@@ -208,7 +211,7 @@ class Contents:
 
 
 def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
-    """Exports, proves and writes a model: see `write_seq2seq`."""
+    """Exports a model, proves its graphs and writes its bundle: see `write_seq2seq`."""
     _refuse_existing(options)
     interface = contents.interface
     export = export_in_8_bits if options.get("weights_in_8_bits", False) else export_graphs
@@ -284,7 +287,7 @@ def refuse_sample_rate(options: BundleOptions, *, is_of_tokens: bool) -> None:
 
 
 def _refuse_existing(options: BundleOptions) -> Path:
-    """The bundle's folder, which must not be there already unless it is to be replaced."""
+    """Returns the bundle's folder. Raises ExportError when it exists and `replace` is not set."""
     folder = options["to"] / options["name"] / str(options.get("version", 1))
     refuse_existing(folder, replace=options.get("replace", False))
     return folder

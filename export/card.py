@@ -1,4 +1,4 @@
-"""The reference part of a model card, told from the manifest alone: what a caller sees, the graphs, the proofs."""
+"""Writes the reference part of a model card from the manifest alone: inputs and outputs, graphs, proofs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from service.repository.manifest import ContextSpec, Manifest, PortSpec, StateSp
 
 FILE_NAME = "README.md"
 _FEW = 4
+"""Most numbers of a session constant that the card shows."""
 _TOKENIZERS = {
     "characters": "characters",
     "whitespace": "words between white space",
     "subword": "pieces of words, by SentencePiece",
 }
-"""Numbers that are shown of a value."""
 
 
 def write_card(manifest: Manifest) -> str:
-    """A whole card, in Markdown, for a model of which there is nothing more to tell than its manifest."""
+    """Returns a whole card, in Markdown, made from the manifest alone."""
     return f"# {manifest.model}, version {manifest.version}\n\n{manifest.description}\n\n{reference(manifest)}"
 
 
 def reference(manifest: Manifest) -> str:
-    """The sections every card ends with, in Markdown, each under a second-level heading."""
+    """Returns the sections at the end of every card, in Markdown, each under a second-level heading."""
     return "\n".join([*_text(manifest), *_graphs(manifest), *_variants(manifest), *_proofs(manifest)])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, an empty one after them."""
+    """Returns the lines of a Markdown table and an empty line."""
     lines = [header, ["---"] * len(header), *rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
@@ -62,7 +62,7 @@ def _text(manifest: Manifest) -> list[str]:
 
 
 def _parts(ports: Sequence[PortSpec]) -> str:
-    """The named parts of a vector, in their order."""
+    """Returns the named parts of a vector, in order."""
     told = ", ".join(f"`{port.name}` {port.dtype} {list(port.shape)}" for port in ports)
     return f": {told}" if told else ""
 
@@ -100,7 +100,7 @@ def _graphs(manifest: Manifest) -> list[str]:
 
 
 def _kind(state: StateSpec) -> str:
-    """What a state is: what steps change, or what a session is given and keeps."""
+    """Returns what kind of state it is: one that steps change, or a constant of the session."""
     constant = state.constant
     if constant is None:
         return "state that does not begin with zeros" if state.initial_file else "state"
@@ -148,7 +148,7 @@ def _variants(manifest: Manifest) -> list[str]:
 
 
 def _invariance(step: StepSpec) -> list[str]:
-    """What was found of rows in company, and of several steps in one run."""
+    """Returns the lines about batching and chunking: which of them keep a row's bits."""
     if step.max_rows is None and step.max_chunk is None:
         return [
             "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in "

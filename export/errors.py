@@ -1,4 +1,4 @@
-"""What can go wrong in an export that somebody can act on."""
+"""The exporter's error, and readable texts from errors of other libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 
 class ExportError(Exception):
-    """No bundle was written; the message says why, and what to do where something can be done."""
+    """No bundle was written. The message says why and, where possible, what to do."""
 
 
 _OF_RUNTIME = (
@@ -21,11 +21,11 @@ _OF_RUNTIME = (
     ),
     (re.compile(r"^(\w+ \S*: )\S+\.(?:h|cc|cpp):\d+ .*?\) (?:const )?(?=\S)"), r"\1"),
 )
-"""What ONNX Runtime says of itself around what it says of a file."""
+"""Parts of ONNX Runtime's messages that name its own source, and their replacements."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, its first line, without places in its own source."""
+    """Returns the first line of another library's message, at most 400 characters, without places in its source."""
     line = str(error).strip().partition("\n")[0]
     for pattern, kept in _OF_RUNTIME:
         line = pattern.sub(kept, line)
@@ -33,7 +33,7 @@ def first_line(error: Exception) -> str:
 
 
 def refused_fields(error: ValidationError) -> str:
-    """What a manifest's fields are refused for, a few of them."""
+    """Returns a message with at most three fields that the manifest refuses, and why."""
     told = []
     for one in error.errors(include_url=False):
         field, given = ".".join(map(str, one["loc"])), one["input"]

@@ -1,8 +1,8 @@
-"""Modules of others made ready: their `nn.RNN`, `nn.LSTM` and `nn.GRU` become layers that export as one operator each.
+"""Wraps a user's modules for export: their `nn.RNN`, `nn.LSTM` and `nn.GRU` become layers that export as one operator.
 
-PyTorch's modules know no lengths, so a chunk of a ragged batch would run on into its padding. The layers that take
-their place are told the lengths from outside: `WithLengths` notes them when it is called, and they look there. Weights,
-layers, directions, `batch_first` and a bias that is off are as they were; dropout is none, as in evaluation.
+PyTorch's modules do not know the lengths of rows, so a chunk of a ragged batch would continue into the padding. The
+layers that replace them read the lengths from a shared `Lengths`, which `WithLengths` sets for each call. Weights,
+layers, directions, `batch_first` and a missing bias stay as they are. There is no dropout, as in evaluation mode.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from models.recurrent import CellKind, RecurrentLayer
 
 
 class Lengths:
-    """The lengths of the rows that are run now. Of one thread."""
+    """The lengths of the rows of the current call. For one thread only."""
 
     def __init__(self) -> None:
         self.now: Tensor | None = None
 
 
 class TakesLengths(nn.Module):
-    """A module that may ask for the lengths of the rows that it is given."""
+    """A module that can read the lengths of the rows in the current call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told = Lengths()
 
     def lengths_of(self, inputs: Tensor) -> Tensor:
-        """[B] of inputs [B, T, ...]: those that are run now, or all T."""
+        """Returns the lengths [B] of inputs [B, T, ...]: those of the current call, or all T if there are none."""
         if self.told.now is not None:
             return self.told.now
         return torch.full((inputs.shape[0],), inputs.shape[1], dtype=torch.int64)
 
 
 class WithLengths(nn.Module):
-    """A module called as `module(inputs, *carried)`, made one that is called as `(inputs, lengths, *carried)`."""
+    """Wraps a module called as `module(inputs, *carried)` so that it is called as `(inputs, lengths, *carried)`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class WithLengths(nn.Module):
                 one.told = self._lengths
 
     def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """inputs: [B, T] or [B, T, F]; lengths: [B]. Returns what the module does."""
+        """Returns the module's results as a tuple. inputs: [B, T] or [B, T, F]; lengths: [B]."""
         self._lengths.now = lengths
         try:
             return _as_tuple(self.module(inputs, *carried))
@@ -59,23 +59,24 @@ class WithLengths(nn.Module):
 
 
 class OneStep(nn.Module):
-    """A module called with one step of each row, `module(inputs, *carried)`, as it is exported: `(inputs, *carried)`,
-    inputs [B, 1] or [B, 1, F]."""
+    """Wraps a module that takes one step of each row, for export.
+
+    Called as `(inputs, *carried)`, like the module itself; inputs: [B, 1] or [B, 1, F].
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = _replaced(copy.deepcopy(module), Lengths())
 
     def forward(self, inputs: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """Returns what the module does."""
+        """Returns the module's results as a tuple."""
         return _as_tuple(self.module(inputs, *carried))
 
 
 class StepByStep(nn.Module):
-    """A module that takes one step of each row, run over several, each row alone: what its exported graph is held to.
+    """Runs a one-step module over several steps, each row alone. The exported graph is compared with it.
 
-    carried_axes: of each argument after the first, the axis that counts rows, of which the first `num_states` are
-    states.
+    carried_axes: the batch axis of each argument after the first; the first `num_states` of these arguments are states.
     """
 
     def __init__(self, module: nn.Module, *, carried_axes: Sequence[int], num_states: int) -> None:
@@ -85,7 +86,7 @@ class StepByStep(nn.Module):
         self._num_states = num_states
 
     def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """As `WithLengths.forward`; zero past a row's length."""
+        """Takes and returns the same as `WithLengths.forward`; outputs are zero past a row's length."""
         rows = []
         for row, length in enumerate(lengths.tolist()):
             given = [tensor.narrow(axis, row, 1) for tensor, axis in zip(carried, self._carried_axes, strict=True)]
@@ -100,10 +101,10 @@ class StepByStep(nn.Module):
 
 
 class RowByRow(nn.Module):
-    """What a module says of each row alone, without padding: what its exported graph is held to.
+    """Runs a module on each row alone, without padding. The exported graph is compared with it.
 
-    batch_axes: of each argument after the first, and of each result, the axis that counts rows; time_axes: of each
-    result, the axis that is as long as the first argument's second, or None.
+    carried_axes, result_axes: the batch axis of each argument after the first, and of each result. time_axes: the time
+    axis of each result, which is as long as the second axis of the first argument; None: the result has none.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class RowByRow(nn.Module):
         self._time_axes = time_axes
 
     def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """As `WithLengths.forward`; zero past a row's length."""
+        """Takes and returns the same as `WithLengths.forward`; outputs are zero past a row's length."""
         rows = []
         for row, length in enumerate(lengths.tolist()):
             given = [tensor.narrow(axis, row, 1) for tensor, axis in zip(carried, self._carried_axes, strict=True)]
@@ -142,7 +143,7 @@ class RowByRow(nn.Module):
 
 
 class _Layers(nn.Module):
-    """Runs in the place of one `nn.RNNBase`."""
+    """Replaces the `forward` of one `nn.RNNBase`."""
 
     def __init__(self, rnn: nn.RNNBase, lengths: Lengths) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ class _Layers(nn.Module):
     def forward(
         self, inputs: Tensor, carried: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
-        """As the module's own."""
+        """Takes and returns the same as the replaced module."""
         outputs = inputs.transpose(0, 1) if self._batch_first else inputs  # [T, B, I]
         states = self._zeros(outputs) if carried is None else _as_tuple(carried)
         finals: list[tuple[Tensor, ...]] = []
@@ -168,7 +169,7 @@ class _Layers(nn.Module):
         return shown, joined if self._is_lstm else joined[0]
 
     def _zeros(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The states of the first layer's kind, for all of them."""
+        """Returns zeros as the states of all layers; their sizes are those of the first layer."""
         first = self.layers[0]
         assert isinstance(first, RecurrentLayer)  # noqa: S101  # made above
         count = len(self.layers) * self._num_directions
@@ -176,7 +177,7 @@ class _Layers(nn.Module):
 
 
 def _layer(rnn: nn.RNNBase, index: int) -> RecurrentLayer:
-    """A layer with the weights of one of a module's. Raises ExportError for one that there is no operator for."""
+    """Returns layer `index` of a module, with its weights. Raises ExportError for one that has no ONNX operator."""
     kind: CellKind = "gru" if isinstance(rnn, nn.GRU) else "rnn"
     if isinstance(rnn, nn.LSTM):
         kind = "lstm-projected" if rnn.proj_size else "lstm"
@@ -197,16 +198,16 @@ def _layer(rnn: nn.RNNBase, index: int) -> RecurrentLayer:
     with torch.no_grad():
         for name, parameter in layer.rnn.named_parameters():
             given = found.get(name.replace("_l0", f"_l{index}"))
-            parameter.copy_(torch.zeros_like(parameter) if given is None else given)  # a bias that is off
+            parameter.copy_(torch.zeros_like(parameter) if given is None else given)  # None: the module has no bias
     return layer
 
 
 def _replaced(module: nn.Module, lengths: Lengths) -> nn.Module:
-    """The module, whose recurrent layers stay what they are to whoever looks at them, and run otherwise."""
+    """Returns the module; its recurrent layers keep their classes and attributes but get another `forward`."""
     for rnn in [one for one in module.modules() if isinstance(one, nn.RNNBase)]:
         layers = _Layers(rnn, lengths)
         rnn.add_module("exported", layers)
-        object.__setattr__(rnn, "forward", layers.forward)  # of this one alone, before that of its class
+        object.__setattr__(rnn, "forward", layers.forward)  # on the instance, where it hides that of the class
     return module
 
 

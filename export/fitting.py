@@ -1,8 +1,8 @@
-"""How a module of anybody's wants to be called, found by calling it: with several steps or with one, rows or steps
-first, its states one by one, as a tuple or as pairs. And what of that which it returns is what.
+"""Finds how to call a user's module, by trying: several steps or one, rows or steps first, states one by one, as a
+tuple or in pairs. Also finds which returned tensors are the output and the states.
 
-A module is tried with `ROWS` rows and `STEPS` steps of random inputs. What is found must treat rows alone as it does
-in company, and several steps as it does one by one, where it takes several.
+A module is tried with `ROWS` rows and `STEPS` steps of random inputs. It must return the same for a row alone and in a
+batch. If it takes several steps, it must return the same for several steps at once and one by one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ Layout = Literal["rows first", "steps first", "one step", "one step, steps first
 Nesting = Literal["one by one", "together", "in pairs", "a pair first"]
 _SEVERAL: tuple[Layout, ...] = ("rows first", "steps first")
 _ONE: tuple[Layout, ...] = ("one step", "one row of steps", "one step, steps first")
-"""[B, 1], [B] and [1, B]."""
+"""Layouts of one step: [B, 1], [B] and [1, B]."""
 LENGTHS = ("lengths", "length", "input_lengths", "x_lengths", "x_lens", "seq_lengths", "seq_lens", "lens")
 _NEAR = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How it is called. lengths: the name of the argument that takes them; output, states: the places of these in what
-    it returns, whatever that is made of; is_last: whether it gives the output of the last step alone."""
+    """How to call the module.
+
+    lengths: the name of its argument for lengths; None: it has none. output, states: their places among the returned
+    tensors (`returned.tensors_of`). is_last: whether it returns the output of the last step alone.
+    """
 
     layout: Layout
     nesting: Nesting
@@ -42,13 +45,15 @@ class Call:
 
     @property
     def is_one_step(self) -> bool:
-        """Whether it takes one step of a row."""
+        """Whether a call takes one step of each row."""
         return self.layout in _ONE
 
 
 class Fitted(TakesLengths):
-    """A module called as `(inputs, *states, *contexts)`, inputs [B, T] or [B, T, F], of which T is 1 where it takes one
-    step. Returns the outputs [B, T, N], then every next state."""
+    """A module called as `(inputs, *states, *contexts)`; inputs: [B, T] or [B, T, F], with T = 1 if it takes one step.
+
+    Returns the outputs [B, T, N], then every next state.
+    """
 
     def __init__(self, module: nn.Module, call: Call, expected: Expected) -> None:
         super().__init__()
@@ -58,7 +63,7 @@ class Fitted(TakesLengths):
         self._output_size = expected.output_size
 
     def forward(self, inputs: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Takes and returns what the class describes."""
         found = tensors_of(self.given(inputs, *carried))
         rows, steps = inputs.shape[0], inputs.shape[1]
         output = found[self.call.output]
@@ -69,7 +74,7 @@ class Fitted(TakesLengths):
         return (output, *(found[place] for place in self.call.states))
 
     def given(self, inputs: Tensor, *carried: Tensor, **others: Tensor) -> object:
-        """What the module itself returns. others: arguments beside those that it is always given."""
+        """Returns the module's own result. others: further arguments by name."""
         call = self.call
         arranged = inputs
         if call.layout == "one row of steps":
@@ -94,8 +99,10 @@ def _nested(states: list[Tensor], nesting: Nesting) -> list[Any]:
 
 
 def fit(module: nn.Module, expected: Expected, *, one_step: bool) -> tuple[Call, list[str]]:
-    """How the module is called, and what to say of it. one_step: whether it is told to take one step. Raises
-    ExportError that says what to change."""
+    """Returns how to call the module, and notes for the user.
+
+    one_step: whether the user says that it takes one step. Raises ExportError that says what to change.
+    """
     attempts: list[_Failed] = []
     several = None if one_step else _first(module, expected, _SEVERAL, attempts)
     if several is not None and not several[0].is_last:
@@ -115,7 +122,7 @@ def fit(module: nn.Module, expected: Expected, *, one_step: bool) -> tuple[Call,
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A way to call it that does not do. progress: how far it came."""
+    """A way to call the module that failed. progress: how far it came; the largest gives the best message."""
 
     progress: int
     problem: str
@@ -124,7 +131,7 @@ class _Failed:
 def _first(
     module: nn.Module, expected: Expected, layouts: Sequence[Layout], attempts: list[_Failed]
 ) -> tuple[Call, list[str]] | None:
-    """The first way that does; those before it are noted in `attempts`."""
+    """Returns the first way that works. Adds the ways that failed before it to `attempts`."""
     for call in _calls(module, expected, layouts):
         found = _try(module, expected, call)
         if not isinstance(found, _Failed):
@@ -153,7 +160,7 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
     try:
         with torch.no_grad():
             found = tensors_of(Fitted(module, call, expected).given(inputs, *carried))
-    except Exception as error:  # whatever somebody's module raises
+    except Exception as error:  # a user's module may raise anything
         is_of_arguments = isinstance(error, TypeError) and "argument" in str(error)
         return _Failed(0 if is_of_arguments else 1, _not_called(module, expected, error))
     matched = match(found, expected, steps)
@@ -180,23 +187,25 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
 
 
 def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: Call | None = None) -> None:
-    """Raises ExportError where several steps at once are not what they are one by one. one: how it takes one step,
-    where it gives the output of one alone."""
+    """Raises ExportError when several steps at once give another result than one by one.
+
+    one: how to call the module with one step, if it returns the output of one step alone.
+    """
     inputs, carried = draw(expected, STEPS)
     whole = _run(module, expected, several, inputs, carried) if one is None else _ends(module, expected, several)
     if whole is None:
-        return  # the proofs will say
+        return  # the proofs will report it
     following, outputs, first = list(carried), list[Tensor](), None
     for at in range(STEPS):
         after = _run(module, expected, one or several, inputs[:, at : at + 1], following)
         if after is None:
-            return  # likewise
+            return  # the proofs will report it
         first = first or after
         outputs.append(after[0])
         following[: len(after) - 1] = after[1:]
     assert first is not None  # noqa: S101  # there are steps
     if one is not None and all(map(near, whole, first)):
-        return  # it looks at the first step alone
+        return  # the module reads the first step alone, so it takes one step
     stepped = [torch.cat(outputs, dim=1)[:, -whole[0].shape[1] :], *following[: len(expected.states)]]
     for name, together, apart in zip(("what it gives", *expected.states), whole, stepped, strict=True):
         if not near(together, apart):
@@ -210,7 +219,7 @@ def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: C
 
 
 def _ends(module: nn.Module, expected: Expected, several: Call) -> list[Tensor]:
-    """What a module that gives the output of one step alone says of several."""
+    """Returns the output [B, 1, N] and the states after several steps, of a module that outputs one step alone."""
     inputs, carried = draw(expected, STEPS)
     with torch.no_grad():
         found = tensors_of(Fitted(module, several, expected).given(inputs, *carried))
@@ -223,7 +232,7 @@ def _run(
     try:
         with torch.no_grad():
             return list(Fitted(module, call, expected)(inputs, *carried))
-    except Exception:  # whatever somebody's module raises
+    except Exception:  # a user's module may raise anything
         return None
 
 
@@ -246,7 +255,7 @@ def _not_called(module: nn.Module, expected: Expected, error: Exception) -> str:
 
 
 def draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
-    """Random inputs of so many steps, and states and contexts."""
+    """Returns random inputs of `steps` steps, and random states and contexts. Masks are all true."""
     generator = torch.Generator().manual_seed(0)
     if expected.vocabulary_size is not None:
         inputs = torch.randint(1, expected.vocabulary_size, (ROWS, steps), generator=generator)
@@ -265,7 +274,7 @@ def _shaped(expected: Expected, carried: Sequence[Tensor]) -> list[tuple[Tensor,
 
 
 def _unsteady(module: nn.Module, expected: Expected, call: Call, inputs: Tensor, carried: Sequence[Tensor]) -> str:
-    """What is wrong with a module that gives no numbers, or others each time; empty for any other."""
+    """Returns what is wrong with a module that gives NaN, or another result each time; empty if nothing is."""
     once, again = (_run(module, expected, call, inputs, carried) for _ in range(2))
     if once is None or again is None:
         return ""
@@ -284,5 +293,5 @@ def _row(tensor: Tensor, shape: tuple[int | str, ...]) -> Tensor:
 
 
 def near(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are the same, but for rounding."""
+    """Whether two tensors have one shape and are equal within `_NEAR`."""
     return first.shape == second.shape and bool(torch.allclose(first, second, rtol=_NEAR, atol=_NEAR))

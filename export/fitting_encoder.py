@@ -1,4 +1,4 @@
-"""How an encoder of anybody's wants to be called, and what of that which it returns is what: see `fitting`."""
+"""Finds how to call a user's encoder, by trying, and which returned tensors are contexts and states: see `fitting`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ Shapes = Mapping[str, tuple[int | str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
-    """How it is called. steps_first: whether it reads [S, B]; lengths: the name of the argument that takes them;
-    places: of every context, then of the states that it gives, by name, in what it returns, and `_MADE` of a mask that
-    is made of the lengths; swapped: the contexts that
-    it gives as [S, B, ...]."""
+    """How to call the encoder.
+
+    steps_first: whether it reads [S, B]. lengths: the name of its argument for lengths; None: it has none. places: of
+    every context, then of the states that it returns, by name, among the returned tensors; `_MADE` for a mask that is
+    made from the lengths. swapped: the contexts that it returns as [S, B, ...].
+    """
 
     steps_first: bool
     lengths: str | None
@@ -32,8 +34,10 @@ class EncoderCall:
 
 
 class FittedEncoder(TakesLengths):
-    """An encoder called as `(source)`, [B, S] or [B, S, F], that returns every context, then every state that it gives,
-    in the order of `call.places`."""
+    """An encoder called as `(source)`; source: [B, S] or [B, S, F].
+
+    Returns every context, then every state that the encoder gives, in the order of `call.places`.
+    """
 
     def __init__(self, module: nn.Module, call: EncoderCall) -> None:
         super().__init__()
@@ -41,7 +45,7 @@ class FittedEncoder(TakesLengths):
         self.call = call
 
     def forward(self, source: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Takes and returns what the class describes."""
         call = self.call
         lengths = self.lengths_of(source)
         told = {} if call.lengths is None else {call.lengths: lengths}
@@ -57,7 +61,7 @@ class FittedEncoder(TakesLengths):
 def fit_encoder(
     module: nn.Module, contexts: Shapes, states: Shapes, *, vocabulary_size: int | None, feature_size: int
 ) -> EncoderCall:
-    """How it is called. Raises ExportError that says what to change."""
+    """Returns how to call the encoder. Raises ExportError that says what to change."""
     generator = torch.Generator().manual_seed(0)
     if vocabulary_size is not None:
         source = torch.randint(1, vocabulary_size, (ROWS, SOURCE), generator=generator)
@@ -72,7 +76,7 @@ def fit_encoder(
             with torch.no_grad():
                 told = {} if lengths is None else {lengths: FittedEncoder(module, blank).lengths_of(source)}
                 found = tensors_of(module(source.transpose(0, 1) if steps_first else source, **told))
-        except Exception as error:  # whatever somebody's module raises
+        except Exception as error:  # a user's module may raise anything
             problem = problem or (
                 f"the encoder {type(module).__name__} cannot be called with a source {list(source.shape)}:"
                 f" {type(error).__name__}: {first_line(error)}"
@@ -93,7 +97,7 @@ def _treats_rows_alone(module: nn.Module, call: EncoderCall, source: Tensor, sha
     try:
         with torch.no_grad():
             whole, alone = (FittedEncoder(module, call)(given) for given in (source, source[:1]))
-    except Exception:  # whatever somebody's module raises
+    except Exception:  # a user's module may raise anything
         return False
     axes = [shapes[name].index("batch") for name in call.places]
     return all(near(one.narrow(axis, 0, 1), other) for one, other, axis in zip(whole, alone, axes, strict=True))
@@ -102,8 +106,10 @@ def _treats_rows_alone(module: nn.Module, call: EncoderCall, source: Tensor, sha
 def _match(
     found: Sequence[Tensor], contexts: Shapes, states: Shapes, name: str
 ) -> tuple[dict[str, int], frozenset[str]] | str:
-    """The places of contexts and states, and the contexts that are [S, B, ...]; or what is wrong. A state that is not
-    there begins at zero."""
+    """Returns the places of contexts and states, and the contexts that are [S, B, ...]; or what is wrong.
+
+    A state that the encoder does not return begins at zero.
+    """
     left = list(range(len(found)))
     places: dict[str, int] = {}
     swapped: set[str] = set()
@@ -140,7 +146,7 @@ def _match(
 
 
 def advised(contexts: Shapes, error: ExportError) -> ExportError:
-    """The error, with what to do where attention sees what pads shorter sources."""
+    """Returns the error, with advice if the contexts have no mask and a batch changes a row (attention sees padding)."""
     if not contexts or any(len(shape) == 2 for shape in contexts.values()) or "batch of" not in str(error):
         return error
     return ExportError(

@@ -1,7 +1,7 @@
-"""Whether what a module returns as a state is the next value of that state: of one step alone no comparison shows it.
+"""Checks that each tensor returned as a state is the next value of that state, which comparing one step cannot show.
 
-PyTorch's own layers say which of their results continues which of their arguments. And a tensor that is returned and
-left out, while an argument with the default None takes it, is a state without a name.
+For PyTorch's own layers it is known which result continues which argument. A returned tensor that is not served, and
+that an argument with the default None accepts, is a state that the user did not name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from export.returned import Expected, tensors_of
 
 
 def check_states(module: nn.Module, call: Call, expected: Expected) -> None:
-    """Raises ExportError where states are returned in another order than they are given, and where a tensor that is not
-    served is a state that is not told."""
+    """Raises ExportError when states are returned in another order than they are passed, and when a returned tensor
+    that is not served is a state without a name."""
     _check_order(module, call, expected)
     _check_left_out(module, call, expected)
 
@@ -63,7 +63,7 @@ def _check_left_out(module: nn.Module, call: Call, expected: Expected) -> None:
             try:
                 with torch.no_grad():
                     again = tensors_of(fitted.given(inputs, *carried, **{name: torch.randn_like(tensor)}))
-            except Exception:  # noqa: S112  # whatever somebody's module raises: it does not take this one
+            except Exception:  # noqa: S112  # any error: the argument does not take this tensor
                 continue
             if len(again) == len(found) and not all(map(near, found, again)):
                 raise ExportError(
@@ -73,6 +73,6 @@ def _check_left_out(module: nn.Module, call: Call, expected: Expected) -> None:
 
 
 def _has(state: Tensor, part: Tensor) -> bool:
-    """Whether a tensor is a state, or one of its layers."""
+    """Whether `part` has the values of the state, or of one of its layers."""
     layers = [state, *(state if state.dim() > 2 else ())]
     return any(one.numel() == part.numel() and torch.equal(one.flatten(), part.flatten()) for one in layers)

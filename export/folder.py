@@ -1,10 +1,10 @@
-"""A folder that appears whole or not at all.
+"""Writes a folder so that it appears whole or not at all.
 
-1. Files are written and fsynced in a hidden sibling, `.partial-...`, which nobody reads: scanners skip dot names.
-2. One rename makes it the folder; the rename itself fails when another one was there first.
-3. Whatever interrupts it, the sibling and the parents made for it are taken away again. Only a kill leaves the sibling.
-4. Replacing moves the old folder aside, to `.replaced-...`, and back if the new one does not come; between the two
-   renames there is none.
+1. Files are written and fsynced in a hidden sibling folder, `.partial-...`. Scanners skip names that begin with a dot.
+2. One rename publishes the folder. The rename fails when another process created the folder first.
+3. When writing is interrupted, the sibling and the parents made for it are removed. Only a kill leaves the sibling.
+4. To replace a folder, the old one is renamed to `.replaced-...`, and renamed back if the new one cannot be published.
+   Between the two renames the folder does not exist.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from export.errors import ExportError
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> None:
-    """Writes `files`, by name, as the new folder `folder`, making its parents.
+    """Writes `files`, by name, into the new folder `folder`, and creates its parents.
 
-    Raises ExportError when it is there already and `replace` is false; OSError when the disk refuses.
+    Raises ExportError when it exists and `replace` is false; OSError when the files cannot be written.
     """
     refuse_existing(folder, replace=replace)
     parent = folder.parent
@@ -43,7 +43,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = Fa
 
 
 def refuse_existing(folder: Path, *, replace: bool) -> None:
-    """Raises ExportError when `folder` is there and may not be replaced."""
+    """Raises ExportError when `folder` exists and may not be replaced."""
     if folder.exists() and not replace:
         raise ExportError(f"{folder} is there already: give it another version, or replace it with --replace")
 
@@ -54,7 +54,7 @@ def _publish(partial: Path, folder: Path, *, replace: bool) -> None:
             partial.rename(folder)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                refuse_existing(folder, replace=False)  # another export was faster
+                refuse_existing(folder, replace=False)  # another export created it first
             raise
         return
     aside = folder.parent / f".replaced-{folder.name}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""PyTorch modules to ONNX graphs: plain operators, symbolic axes, and nothing of the machine that made them."""
+"""Exports PyTorch modules as ONNX graphs: plain operators, symbolic axes, and no traces of the exporting machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from service.repository.manifest import Dtype, TensorSpec
 
 OPSET = ONNX_DOMAIN_VERSION
 
-_EXAMPLE_SIZES = {"batch": 3, "time": 4, "source": 8}  # all different, and none 1, which torch would freeze
+_EXAMPLE_SIZES = {"batch": 3, "time": 4, "source": 8}  # distinct, and none is 1: torch would make that axis constant
 _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The serialised ONNX graphs of one model; encoder is None for a model without a source, readout without one.
-    loop: takes several steps of a row, when `step` takes one."""
+    """The serialised ONNX graphs of one model.
+
+    encoder: None if the model has no source. readout: None if it has none. loop: takes several steps of a row, if
+    `step` takes one.
+    """
 
     step: bytes
     encoder: bytes | None = None
@@ -43,7 +46,8 @@ def export_graphs(
 ) -> Graphs:
     """Exports modules in evaluation mode, called as `export.interface` says. The same weights give the same bytes.
 
-    Adds export buffers to their LSTM layers (`prepare_for_export`). Raises ExportError when one is in training mode.
+    Adds export buffers to their recurrent layers (`prepare_for_export`). Raises ExportError when a module is in
+    training mode.
     """
     encoder_graph = readout_graph = None
     if encoder is not None:
@@ -57,7 +61,7 @@ def export_graphs(
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
-    """A graph as a bundle keeps it, the same bytes for the same graph. Raises what the checker of ONNX raises."""
+    """Returns a graph's bytes, the same for the same graph. Raises what ONNX's checker raises."""
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
 
@@ -65,11 +69,10 @@ def serialize(model: onnx.ModelProto) -> bytes:
 def export_module(
     module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, is_one_step: bool = False
 ) -> onnx.ModelProto:
-    """One module as a graph of its own, called with `inputs` in their order. The same weights give the same graph.
-    is_one_step: whether the axis of steps is 1.
+    """Exports one module, called with `inputs` in order, as a graph. The same weights give the same graph.
 
-    Adds export buffers to its recurrent layers (`prepare_for_export`). Raises ExportError when it is in training mode,
-    and for a module that PyTorch cannot export.
+    is_one_step: whether the time axis is 1. Adds export buffers to the module's recurrent layers
+    (`prepare_for_export`). Raises ExportError when it is in training mode, or when PyTorch cannot export it.
     """
     if module.training:
         raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
@@ -103,7 +106,7 @@ def export_module(
 
 
 def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
-    """The dynamic shapes of arguments as `torch.export` wants them: those that `*name` takes together are one."""
+    """Returns the dynamic shapes as `torch.export` expects them: the arguments that `*name` takes are one tuple."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
@@ -113,12 +116,12 @@ def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _told(module: nn.Module) -> Iterator[None]:
-    """Raises ExportError for whatever PyTorch says of a module that it cannot export."""
+    """Turns any error of PyTorch's exporter into an ExportError that names the module."""
     try:
         yield
     except ExportError:
         raise
-    except Exception as error:  # torch raises classes of many kinds
+    except Exception as error:  # torch raises errors of many classes
         cause: Exception = error
         while isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
@@ -126,20 +129,20 @@ def _told(module: nn.Module) -> Iterator[None]:
 
 
 def _innermost(module: nn.Module) -> str:
-    """The name of a module's class, or of that of the module that it is only made ready for export by."""
+    """Returns the class name of a module, or of the module inside the exporter's wrappers."""
     while isinstance(inner := getattr(module, "module", None), nn.Module):
         module = inner
     return type(module).__name__
 
 
 def _example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
-    """A tensor of the right shape to trace with; its values, all one, leave no mark on the graph."""
+    """Returns a tensor of ones, of the right shape and type, to trace with. The graph does not depend on its values."""
     shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
     return torch.ones(shape, dtype=_TORCH_DTYPES[tensor.dtype])
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Takes out what torch notes of its own source: stack traces, file names, module paths, shapes of inner values."""
+    """Removes what torch writes about its source: stack traces, file names, module paths, shapes of inner values."""
     graph = model.graph
     del graph.value_info[:]
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
@@ -149,7 +152,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter: its warnings are about packages not installed and axes that share a name by intent."""
+    """Silences the exporter: its warnings are about missing packages, and about axes that share a name by intent."""
     disabled = logging.root.manager.disable
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -1,11 +1,11 @@
-"""The heads of a step graph: the most likely token and the k most likely, told from the logits inside the graph.
+"""The heads of a step graph: outputs for the likeliest token and the k likeliest tokens, computed from the logits.
 
 1. ONNX Runtime's inference builds run the whole graph whatever is fetched (`only_execute_path_to_fetches` is for its
-   training builds), so a head that is costly beside a step must be asked for: the k best lie in an `If` on `k`, which
-   is 0 unless it is fed. Not asked for, it costs about a microsecond.
-2. The most likely token is always computed. ONNX Runtime's ArgMax is scalar, 330 us for 64 rows of 8,000, and its
-   ReduceMax is not: of a large vocabulary the best of each block comes first, then the best block's best: 40 us.
-3. Both rank the logits, not the log-probabilities, whose rounding makes ties: the first of the k best is next_token.
+   training builds). So a head that is slow compared with a step runs only on request: the k best are inside an `If` on
+   the input `k`, which is 0 by default. When k is 0, this head costs about a microsecond.
+2. The likeliest token is always computed. ONNX Runtime's ArgMax is scalar, 330 us for 64 rows of 8,000; its ReduceMax
+   is vectorised. For a large vocabulary, the graph takes the maximum of each block, then searches the best one: 40 us.
+3. Both heads rank the logits. Log-probabilities are rounded and can tie. So the first of the k best is next_token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MIN_BLOCK, _MAX_BLOCK = 16, 128
 
 
 def add_heads(model: onnx.ModelProto, step: StepSpec) -> None:
-    """Adds the heads that `step` names to a step graph that ends in its logits, and the input `k` with them."""
+    """Adds the heads that `step` names, and the input `k`, to a step graph whose output is the logits."""
     size = step.output.shape[-1]
     if step.next_token is not None and isinstance(size, int):
         _add_next_token(model.graph, step.output.name, step.next_token, size)
@@ -62,7 +62,7 @@ def _add_next_token(graph: onnx.GraphProto, logits: str, output: TensorSpec, siz
 
 
 def _block_size(size: int) -> int | None:
-    """The largest divisor of a large vocabulary's size that makes a good block; None: rank it whole."""
+    """Returns the block size, a divisor of the vocabulary's size; None: rank the vocabulary without blocks."""
     if size < _MIN_VOCABULARY_IN_BLOCKS:
         return None
     return max((block for block in range(_MIN_BLOCK, _MAX_BLOCK + 1) if size % block == 0), default=None)
@@ -106,5 +106,5 @@ def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 
 def _untold(name: str, tensor: TensorSpec) -> onnx.ValueInfoProto:
-    """A branch's output, whose shape is the branch's own affair."""
+    """Returns a branch's output without a shape: the two branches have different shapes."""
     return helper.make_tensor_value_info(name, _ELEMENT_TYPES[tensor.dtype], None)

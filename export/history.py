@@ -1,4 +1,4 @@
-"""The last tokens as a state of the step, for models of subwords: the server makes text of them."""
+"""Adds the last tokens as a state of the step, for subword models: the server makes text from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from service.repository.steps import HISTORY
 
 
 class WithHistory(nn.Module):
-    """A step that shifts its tokens into a state of their own, behind its other states. num_states: how many those
-    are."""
+    """A step that shifts its tokens into one more state, after its other states. num_states: the number of those."""
 
     def __init__(self, step: nn.Module, num_states: int) -> None:
         super().__init__()
@@ -22,8 +21,11 @@ class WithHistory(nn.Module):
         self.num_states = num_states
 
     def forward(self, tokens: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """tokens: [B, T] int64; lengths: [B]; carried: the step's states, the history, [B, `HISTORY`] int64, and its
-        contexts. Returns what the step returns, and the next history."""
+        """Returns the step's outputs and the next history.
+
+        tokens: [B, T] int64; lengths: [B]; carried: the step's states, the history [B, `HISTORY`] int64, and the
+        contexts.
+        """
         states, history, contexts = (
             carried[: self.num_states],
             carried[self.num_states],
@@ -35,7 +37,7 @@ class WithHistory(nn.Module):
 
 
 def with_history(interface: Interface, step: nn.Module) -> tuple[Interface, nn.Module]:
-    """The interface and the step of a model whose session keeps its last tokens, from zeros on."""
+    """Returns the interface and the step with a state of the last tokens, which begins with zeros."""
     tensor = TensorSpec(name="history", dtype="int64", shape=("batch", HISTORY))
     state = StateSpec(name="history", input=tensor, output="next_history")
     told = dataclasses.replace(
