@@ -146,7 +146,7 @@ def _match(
 
 
 def advised(contexts: Shapes, error: ExportError) -> ExportError:
-    """Returns the error, with advice if the contexts have no mask and a batch changes a row (attention sees padding)."""
+    """Returns the error, with advice if a batch changes a row and contexts have no mask: attention reads padding."""
     if not contexts or any(len(shape) == 2 for shape in contexts.values()) or "batch of" not in str(error):
         return error
     return ExportError(

@@ -1,10 +1,11 @@
-"""What an exported model looks like from outside: the tensors of its graphs, in order. What a manifest is made of.
+"""Describes an exported model from outside: the tensors of its graphs, in order. A manifest is made from it.
 
-An encoder is a module called as `encoder(source, lengths)` that returns every context and then every initial state;
-a step is a module called as `step(tokens, lengths, *states, *contexts)`, or with features for tokens, and without
-lengths when it has none, that returns the logits, or values, and then every next state; a readout is a module called as
-`readout(*states, *contexts)`, of those that it reads, that returns the logits after them. All in the order in which an
-`Interface` names them. A language model has no encoder and no contexts.
+The modules take and return tensors in the order in which an `Interface` names them:
+- encoder: `encoder(source, lengths)` returns every context, then every initial state.
+- step: `step(tokens, lengths, *states, *contexts)` returns the logits, or values, then every next state. A step may
+  read features instead of tokens, and may have no lengths.
+- readout: `readout(*states, *contexts)`, with the states and contexts that it reads, returns the next logits.
+A language model has no encoder and no contexts.
 
 Shapes: `B` batch, `T` time, `S` source, `L` layers, `H` hidden, `A` attention size, `V` vocabulary.
 """
@@ -30,9 +31,9 @@ from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, S
 class Interface:
     """A model's graphs, states and contexts.
 
-    source_vocabulary_size, step_vocabulary_size: of the tokens that the encoder and the step read; None where there is
-    no encoder, and where they read features. start: see the manifest's. first_values: those of states that begin with
-    something else than zeros, without the batch axis, by name.
+    source_vocabulary_size, step_vocabulary_size: of the tokens that the encoder and the step read; None if they read
+    features, or if there is no encoder. start: the manifest's `start`. first_values: first values of the states that
+    do not begin with zeros, by name, without the batch axis.
     """
 
     step: StepSpec
@@ -47,13 +48,13 @@ class Interface:
 
     @property
     def is_new(self) -> bool:
-        """Whether a manifest of it is of format version 2."""
+        """Whether its manifest needs format version 2."""
         encoder = () if self.encoder is None else (self.encoder,)
         return any(one.is_new for one in (self.step, *self.states, *encoder))
 
     @property
     def encoder_inputs(self) -> tuple[TensorSpec, ...]:
-        """The encoder graph's inputs in order; none without an encoder."""
+        """The encoder graph's inputs in order; empty without an encoder."""
         return (self.encoder.source, self.encoder.lengths) if self.encoder else ()
 
     @property
@@ -70,24 +71,24 @@ class Interface:
 
     @property
     def carried_inputs(self) -> tuple[TensorSpec, ...]:
-        """Those of them that are carried along: every state, every context."""
+        """The step graph's inputs that a session keeps: every state, every context."""
         return (*(state.input for state in self.states), *(context.input for context in self.contexts))
 
     @property
     def step_outputs(self) -> tuple[TensorSpec, ...]:
-        """The step graph's outputs in order, but for the heads: logits or values, every next state."""
+        """The step graph's outputs in order, without the heads: logits or values, every next state."""
         return (self.step.output, *(_renamed(state.input, state.output) for state in self.states))
 
     @property
     def head_outputs(self) -> tuple[TensorSpec, ...]:
-        """The step graph's last outputs in order: the next token, then log-probabilities and ids of the k best."""
+        """The outputs of the step graph's heads in order: next token, log-probabilities of the k best, their ids."""
         top_k = self.step.top_k
         next_token = () if self.step.next_token is None else (self.step.next_token,)
         return next_token if top_k is None else (*next_token, top_k.log_probabilities, top_k.token_ids)
 
     @property
     def readout_inputs(self) -> tuple[TensorSpec, ...]:
-        """The readout graph's inputs in order: the states, then the contexts that it reads; none without a readout."""
+        """The readout graph's inputs in order: the states and contexts that it reads; empty without a readout."""
         if self.readout is None:
             return ()
         states = [state.input for state in self.states if state.name in self.readout.states]
@@ -95,8 +96,8 @@ class Interface:
 
 
 def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Interface:
-    """The interface of a `models.seq2seq.Seq2Seq`: its cell's states, and with attention the contexts memory and
-    memory_mask."""
+    """Returns the interface of a `models.seq2seq.Seq2Seq`: its cell's states and, with attention, the contexts memory
+    and memory_mask."""
     contexts: tuple[ContextSpec, ...] = ()
     if config.attention != "none":
         memory = TensorSpec(name="memory", dtype="float32", shape=("batch", "source", config.attention_size))
@@ -121,7 +122,7 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
 
 
 def language_model_interface(config: LanguageModelConfig) -> Interface:
-    """The interface of a `models.language_model.LanguageModel`: its cell's states, beginning at zero."""
+    """Returns the interface of a `models.language_model.LanguageModel`: its cell's states, which begin at zero."""
     return Interface(
         step=_step_spec(config.vocabulary_size),
         states=_states_of_stack(config),
@@ -131,7 +132,7 @@ def language_model_interface(config: LanguageModelConfig) -> Interface:
 
 
 def tagger_interface(config: TaggerConfig) -> Interface:
-    """The interface of a `models.tagger.Tagger`: its cell's states, beginning at zero."""
+    """Returns the interface of a `models.tagger.Tagger`: its cell's states, which begin at zero."""
     return Interface(
         step=_step_spec(config.num_tags),
         states=_states_of_stack(config),
@@ -141,7 +142,7 @@ def tagger_interface(config: TaggerConfig) -> Interface:
 
 
 def forecaster_interface(config: ForecasterConfig, *, max_source_length: int) -> Interface:
-    """The interface of a `models.forecaster.Forecaster`: its cell's states and the level, all given by the encoder."""
+    """Returns the interface of a `models.forecaster.Forecaster`: its cell's states and level, all from the encoder."""
     names, size = state_names(config.cell), config.feature_size
     level = TensorSpec(name="level", dtype="float32", shape=("batch", size))
     states = _states(names, (config.hidden_size,) * len(names), config.num_layers, is_initial=True)
@@ -174,7 +175,7 @@ def _states_of_stack(config: LanguageModelConfig | TaggerConfig) -> tuple[StateS
 def _states(
     names: Sequence[str], sizes: Sequence[int], num_layers: int, *, is_initial: bool = False
 ) -> tuple[StateSpec, ...]:
-    """is_initial: whether the encoder gives their first values."""
+    """Returns one state for each name. is_initial: whether the encoder returns their first values."""
     return tuple(
         StateSpec(
             name=name,

@@ -1,8 +1,8 @@
-"""What a signal does to an export: nothing stays half written, and one sentence says so.
+"""Ends an export on a signal: nothing stays half written, and the user gets one message.
 
-1. The signal raises `Interrupted`, which is no `Exception`: what was made so far is taken away on the way out.
-2. Other libraries may turn that into an error of their own, or drop it. So it is raised again, each `_AGAIN_S`, until
-   the export has ended.
+1. The signal raises `Interrupted`, which is no `Exception`. The code that it leaves removes what the export has made.
+2. Other libraries may turn `Interrupted` into an error of their own, or drop it. So it is raised again every `_AGAIN_S`
+   until the export has ended.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ _AGAIN_S = 2.0
 
 
 class Interrupted(BaseException):
-    """The process was told to end, by a signal."""
+    """A signal told the process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.exit_code = 128 + number
-        """As shells have it."""
+        """128 plus the signal's number, as in shells."""
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Has `Interrupted` leave what is within it when a signal comes, whatever it has become on its way. To be used by
-    the main thread: others get no signals, and nothing is done for them."""
+    """Raises `Interrupted` out of its body when SIGTERM or SIGINT arrives, also if a library raises another error then.
+
+    For the main thread, which alone gets signals; in other threads it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

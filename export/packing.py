@@ -1,8 +1,8 @@
-"""Sequences that a module packs, as it packs them: whole.
+"""Replaces PyTorch's packing of sequences by functions that return the whole sequence.
 
-`nn.utils.rnn.pack_padded_sequence` leaves out steps past a row's length. A session has no such steps: each that it is
-fed is one. So while a module is exported, packing hands on what it was given, and rows of other lengths are told the
-recurrent layers from outside (`export.exportable`).
+`nn.utils.rnn.pack_padded_sequence` omits steps past a row's length. A session has no such steps: it runs each step that
+it is fed. So during an export these functions pass their input on, and the recurrent layers get the lengths of rows
+from `export.exportable`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.utils import rnn
 
 
-def _pack_padded(input: Tensor, *_: object, **__: object) -> Tensor:  # as PyTorch names it
+def _pack_padded(input: Tensor, *_: object, **__: object) -> Tensor:  # `input` is PyTorch's name of the argument
     return input
 
 
-def _pad_packed(sequence: Tensor, batch_first: bool = False, **_: object) -> tuple[Tensor, Tensor]:  # likewise
+def _pad_packed(sequence: Tensor, batch_first: bool = False, **_: object) -> tuple[Tensor, Tensor]:  # PyTorch's names
     rows, steps = sequence.shape[:2] if batch_first else sequence.shape[1::-1]
     return sequence, torch.full((rows,), steps)
 
@@ -34,7 +34,7 @@ _INSTEAD: Sequence[tuple[Callable[..., Any], Callable[..., Any]]] = (
 
 @contextlib.contextmanager
 def unpacked() -> Iterator[None]:
-    """While it lasts, packing is handing on, wherever the functions were imported to. Of one thread."""
+    """Replaces the packing functions inside its body, in every module that has imported them. For one thread only."""
     changed = []
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):

@@ -1,7 +1,7 @@
-"""PyTorch's recurrent layers as people change them, made plain again: their weights are what they are at serving.
+"""Turns modified recurrent layers into PyTorch's plain ones, with the weights that serving uses.
 
-`export.exportable` has its own layers run in the place of `nn.LSTM`, `nn.GRU` and `nn.RNN`, with the same weights. So a
-weight that is computed before each run is computed once here, and a layer that runs in another way is refused.
+`export.exportable` runs its own layers in place of `nn.LSTM`, `nn.GRU` and `nn.RNN`, with the same weights. So a weight
+that is computed before each run is computed once here, and a layer with its own `forward` is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def plain(module: nn.Module, notes: list[str]) -> nn.Module:
-    """The module itself in 32-bit floats and evaluation mode, with plain recurrent layers. notes: gets what was
-    changed. Raises ExportError for a recurrent layer with a `forward` of its own."""
+    """Returns the module itself, in 32-bit floats and evaluation mode, with plain recurrent layers.
+
+    notes: gets a line for each change. Raises ExportError for a recurrent layer with its own `forward`.
+    """
     kinds = {str(one.dtype).removeprefix("torch.") for one in module.parameters()} - {"float32"}
     notes += [f"its weights are {kind}, and are served as float32" for kind in sorted(kinds)]
     module = module.float().eval()
@@ -30,9 +32,9 @@ def plain(module: nn.Module, notes: list[str]) -> nn.Module:
 
 
 def _computed_once(layer: nn.RNNBase) -> list[str]:
-    """The names of weights that were computed before each run."""
+    """Makes weights that are computed before each run constant, and returns their names."""
     found = []
-    for hook in list(layer._forward_pre_hooks.values()):  # there is no other way to find them
+    for hook in list(layer._forward_pre_hooks.values()):  # PyTorch has no public way to find these hooks
         if isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
             found.append(hook.name)
@@ -40,7 +42,7 @@ def _computed_once(layer: nn.RNNBase) -> list[str]:
             remove_spectral_norm(layer, hook.name)
             found.append(hook.name)
     if parametrize.is_parametrized(layer):
-        for name in list(layer.parametrizations):  # type: ignore[arg-type]  # they are by name
+        for name in list(layer.parametrizations):  # type: ignore[arg-type]  # iterating gives names
             parametrize.remove_parametrizations(layer, name)
             found.append(name)
     return found

@@ -1,14 +1,16 @@
-"""The int8 variant of a graph: its LSTM layers and big products in 8-bit integers, row by row.
+"""Makes the int8 variant of a graph: its LSTM layers and large products run in 8-bit integers, row by row.
 
-1. Every row is quantised by itself: its scale is its own largest absolute value over 127, to unsigned bytes around 128.
-   ONNX Runtime's own dynamic quantisation scales over the whole batch, so that a neighbour changes a row's bits.
-2. Weights have 7 bits, -63 to 63, and a scale for each output column: with 8, the products of an x86 processor without
-   VNNI saturate in pairs.
-3. An LSTM layer is one step written out, so a graph takes one token a row; the product is over [x, h] together.
-4. Everything else (embedding, attention, small products, the gates' own arithmetic) stays in 32-bit floats.
-5. A row that holds NaN or infinity gives NaN, as in floats: ReduceMax does not see NaN, so the row's sum is asked too.
+1. Each row is quantised by itself: its scale is its own largest absolute value over 127, and its numbers become
+   unsigned bytes around 128. ONNX Runtime's own dynamic quantisation uses one scale for the whole batch, so other rows
+   would change a row's bits.
+2. Weights have 7 bits, -63 to 63, and one scale for each output column. With 8 bits, products on an x86 processor
+   without VNNI saturate in pairs.
+3. An LSTM layer is written as the operators of one step, so a graph takes one token a row. Its product is over [x, h]
+   together.
+4. Everything else (embedding, attention, small products, the arithmetic of gates) stays in 32-bit floats.
+5. A row with NaN or infinity gives NaN, as in floats. ReduceMax ignores NaN, so the scale also uses the row's sum.
 
-Integers are exact and each float operation is an operator of its own, so that the result is defined bit by bit, but for
+Integer arithmetic is exact, and each float operation is one operator. So the result is defined bit by bit, except for
 the last bits of Sigmoid and Tanh.
 """
 
@@ -28,16 +30,16 @@ NUM_ACTIVATION_STEPS = 127
 NUM_WEIGHT_STEPS = 63
 ZERO_POINT = 128
 MIN_SCALE = 1e-30
-"""Added to every scale: a row of zeros must not divide by zero."""
+"""Added to every scale, so that a row of zeros does not divide by zero."""
 MIN_WEIGHTS = 65_536
-"""A product of fewer weights is quicker, or as quick, as it is."""
+"""Fewest weights of a quantised product: a smaller one is as fast, or faster, in floats."""
 
 
 def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of the same inputs and outputs that computes in 8-bit integers what is worth it.
+    """Returns a graph with the same inputs and outputs that computes LSTM layers and large products in 8-bit integers.
 
-    Takes a step graph, of which one token a row may then be fed at once, or a readout. Raises ExportError for an LSTM
-    operator that is not the exporter's plain forward one.
+    model: a step graph, which then takes one token a row, or a readout. Raises ExportError for an LSTM operator that is
+    not a plain forward one, as this exporter writes them.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -56,20 +58,20 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def quantize_weights(weights: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
-    """weights: [K, N]. Returns them in 7 bits, [K, N], and the scale of each column, [N], with which to multiply."""
+    """Returns weights [K, N] as 7-bit integers [K, N], and each column's scale [N], which multiplies them."""
     scales = np.maximum(np.abs(weights).max(axis=0) / np.float32(NUM_WEIGHT_STEPS), np.float32(MIN_SCALE))
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def lstm_weights(weight: FloatArray, recurrence: FloatArray, bias: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """ONNX's weight [1, 4H, I], recurrence [1, 4H, H] and bias [1, 8H] as one product: [I + H, 4H] and [4H]."""
+    """Joins ONNX's weight [1, 4H, I], recurrence [1, 4H, H] and bias [1, 8H] into one product: [I + H, 4H] and [4H]."""
     joined = np.concatenate([weight[0], recurrence[0]], axis=1).T
     from_input, from_hidden = np.split(bias[0], 2)
     return np.ascontiguousarray(joined), from_input + from_hidden
 
 
 class _Rewriter(Writer):
-    """Writes nodes into a graph. What it quantises is time first, as the exporter has it: [1, B, ...]."""
+    """Writes nodes into a graph. Tensors of quantised products are time first, as in exported graphs: [1, B, ...]."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph, "int8/")
@@ -92,12 +94,12 @@ class _Rewriter(Writer):
         return weights is not None and weights.ndim == 2 and weights.size >= MIN_WEIGHTS
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Writes a node as it is, but for the names of what was rewritten before it; what only renames, not at all."""
+        """Writes a node unchanged, except for renamed inputs. Omits a node that only renames its input."""
         inputs = [self._renamed.get(name, name) for name in node.input]
         if node.op_type == "Squeeze" and node.input[0] in self._renamed:
-            self._renamed[node.output[0]] = inputs[0]  # an LSTM's outputs, which have no axis of directions here
+            self._renamed[node.output[0]] = inputs[0]  # the rewritten LSTM's outputs have no axis of directions
             return
-        if node.op_type == "Transpose" and node.input[0] in self._weights:  # of an embedding that the logits share
+        if node.op_type == "Transpose" and node.input[0] in self._weights:  # logits may share the embedding's weights
             axes = {attribute.name: list(attribute.ints) for attribute in node.attribute}
             self._weights[node.output[0]] = self._weights[node.input[0]].transpose(axes.get("perm"))
         copied = self.graph.node.add()
@@ -105,12 +107,12 @@ class _Rewriter(Writer):
         copied.input[:] = inputs
 
     def add_matmul(self, node: onnx.NodeProto) -> None:
-        """[1, B, K] by a constant [K, N]."""
+        """Writes the product of [1, B, K] and a constant [K, N]."""
         x, weights = self._renamed.get(node.input[0], node.input[0]), self._weights[node.input[1]]
         self._product(node.output[0], x, weights, node.output[0])
 
     def add_lstm(self, node: onnx.NodeProto) -> None:
-        """One step of a layer. Gates stand in ONNX's order: i, o, f, c."""
+        """Writes one step of a layer. Gates are in ONNX's order: i, o, f, c."""
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         size = attributes.pop("hidden_size", None)
         if attributes.pop("direction", b"forward") != b"forward" or attributes or len(node.input) != 7:
@@ -138,7 +140,7 @@ class _Rewriter(Writer):
         self._renamed[outputs] = next_hidden
 
     def _product(self, own: str, x: str, weights: FloatArray, output: str) -> None:
-        """output = x weights. x: [1, B, K] of floats; weights: [K, N]; output: [1, B, N] of floats."""
+        """Writes output = x weights. x: [1, B, K] floats; weights: [K, N]; output: [1, B, N] floats."""
         own = own if own.startswith("int8/") else f"int8/{own}"
         quantized, scales = quantize_weights(weights)
         self.constant(f"{own}/weights", quantized)
@@ -157,7 +159,7 @@ class _Rewriter(Writer):
         self.node("Mul", [f"{own}/by_column", f"{own}/row_scales"], output)
 
     def _zero_point(self, own: str) -> str:
-        """The zero point once a row, [B]: QuantizeLinear wants as many as it has scales."""
+        """Returns the zero point of each row, [B]: QuantizeLinear takes as many zero points as scales."""
         if self._zero_points is None:
             self._zero_points = "int8/zero_points"
             self.node("Shape", [f"{own}/row_scale"], "int8/num_rows")

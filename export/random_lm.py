@@ -1,4 +1,4 @@
-"""Language models of random weights: nothing to learn from, but real graphs of any size to measure."""
+"""Exports language models with random weights: real graphs of any size, for measurements."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def export_random_lm(
     to: Path,
     replace: bool,
 ) -> Path:
-    """Writes `to/name/1`: the embedding as wide as the layers, tokens t0, t1, ..., of which two may be start and end.
+    """Writes the bundle `to/name/1` and returns its folder.
 
-    Raises as `export.bundle.write_language_model` does.
+    The embedding is as wide as the layers. Tokens are t0, t1, ...; two of them may be the start and end tokens. Raises
+    what `export.bundle.write_language_model` raises.
     """
     config = LanguageModelConfig(vocabulary_size, hidden_size, hidden_size, num_layers)
     return write_language_model(

@@ -1,4 +1,4 @@
-"""What of that which a module of anybody's returns is what: found by shapes, of a run with few rows and steps."""
+"""Finds the output and the states among the tensors that a user's module returns, by their shapes in a small run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 ROWS, STEPS, SOURCE = 3, 5, 7
-"""What modules are tried with."""
+"""Numbers of rows, steps and source steps in a run that tries a module."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a module must return. output_size: N, of the outputs; states: shapes by name, with the axis of rows;
-    contexts: likewise of those it reads. vocabulary_size: of the tokens that it reads; None: it reads `feature_size`
-    numbers a step."""
+    """What a module must return.
+
+    output_size: N of the outputs [B, T, N]. states, contexts: shapes by name, with "batch" where rows are counted.
+    vocabulary_size: of the tokens that the module reads; None: it reads `feature_size` numbers a step.
+    """
 
     output_size: int
     states: Mapping[str, tuple[int | str, ...]]
@@ -25,7 +27,7 @@ class Expected:
 
 
 def tensors_of(returned: object) -> list[Tensor]:
-    """The tensors in what a module returns, in order, whatever they are in."""
+    """Returns the tensors in a module's result, in order: from nested lists, tuples, mappings and objects."""
     if isinstance(returned, Tensor):
         return [returned]
     if isinstance(returned, Mapping):
@@ -38,7 +40,7 @@ def tensors_of(returned: object) -> list[Tensor]:
 
 
 def match(found: list[Tensor], expected: Expected, steps: int) -> tuple[int, tuple[int, ...], bool] | str:
-    """The places of the output and of the states, and whether the output is of one step alone; or what is wrong."""
+    """Returns the places of the output and the states, and whether the output is of one step; or what is wrong."""
     shapes = [sized(shape) for shape in expected.states.values()]
     size = expected.output_size
     wanted = {"all": ROWS * steps * size, "last": ROWS * size}
@@ -70,6 +72,6 @@ def match(found: list[Tensor], expected: Expected, steps: int) -> tuple[int, tup
 
 
 def sized(shape: Sequence[int | str]) -> tuple[int, ...]:
-    """A shape with the sizes that modules are tried with."""
+    """Returns a shape with "batch" and "source" replaced by the sizes of a run that tries a module."""
     sizes = {"batch": ROWS, "source": SOURCE}
     return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in shape)

@@ -1,8 +1,8 @@
-"""Graphs whose large weights are stored in 8 bits: of a model whose weights `models.rounding` has rounded.
+"""Stores large weights of graphs in 8 bits, for models whose weights `models.rounding` has rounded.
 
-Such a weight is an int8 tensor, its scales, and the Cast and the Mul that make floats of them. ONNX Runtime computes
-those when it loads the graph (constant folding; a DequantizeLinear it would keep), so a step runs what it would with
-float weights, bit by bit.
+Such a weight is stored as an int8 tensor, its scales, and the Cast and the Mul that turn them into floats. ONNX Runtime
+computes these two when it loads the graph (constant folding; it would keep a DequantizeLinear). So a step gives the
+same bits as with float weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STORED, _SCALES, _FLOATS = "int8", "scales", "floats"
 def export_in_8_bits(
     interface: Interface, step: nn.Module, encoder: nn.Module | None = None, readout: nn.Module | None = None
 ) -> Graphs:
-    """As `export_graphs`, of modules whose large weights are rounded first, in place, and stored in 8 bits."""
+    """Rounds large weights of the modules in place, exports them like `export_graphs`, and stores them in 8 bits."""
     for module in (step, encoder, readout):
         if module is not None:
             round_weights(module)
@@ -38,14 +38,14 @@ def export_in_8_bits(
 
 
 def change_in_floats(graph: bytes, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
-    """The graph that `change` makes of one with float weights. What was stored in 8 bits is so in the result, too."""
+    """Applies `change` to a graph with float weights; weights stored in 8 bits are stored so again in the result."""
     model = onnx.load_from_string(graph)
     floats = with_float_weights(model)
     return change(floats) if floats == model else store_in_8_bits(change(floats))
 
 
 def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with every large weight that was rounded stored so; others, and all values, stay as they are."""
+    """Returns the graph with large, rounded weights stored in 8 bits. Other weights, and all values, stay the same."""
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
     graph = stored.graph
@@ -69,7 +69,7 @@ def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that `store_in_8_bits` was given; any other as it is."""
+    """Undoes `store_in_8_bits`. Returns any other graph unchanged."""
     floats = onnx.ModelProto()
     floats.CopyFrom(model)
     graph = floats.graph
@@ -89,8 +89,10 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _integers(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Weights as integers, and the scales that give them exactly: of each row, or transposed of each column; None where
-    there are none."""
+    """Returns weights as integers, and the scales that restore them exactly, or None if there are none.
+
+    One scale for each row (all axes but the last) or, if that is not exact, for each column (the last axis).
+    """
     rows, columns = (-1,), tuple(range(weights.ndim - 1))
     for others in (rows, columns):
         largest = np.abs(weights).max(axis=others, keepdims=True)

@@ -1,4 +1,4 @@
-"""What is done to graphs whatever they become: constants, nodes, and leaving out what leads to no output."""
+"""Basic changes of graphs: adding constants and nodes, removing unused parts, sharing weights, renaming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIN_SHARED_BYTES = 1024
 
 
 class Writer:
-    """Adds nodes and constants to a graph. prefix: before the name of each constant that has not it already."""
+    """Adds nodes and constants to a graph. prefix: added to each constant's name that does not begin with it."""
 
     def __init__(self, graph: onnx.GraphProto, prefix: str) -> None:
         self.graph = graph
@@ -28,20 +28,20 @@ class Writer:
         *outputs: str,
         **attributes: Attribute,
     ) -> None:
-        """Adds a node."""
+        """Adds a node of type `op_type`."""
         node = helper.make_node(op_type, inputs, outputs)
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self.graph.node.append(node)
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Adds a constant, and returns its name."""
+        """Adds a constant and returns its name."""
         name = name if name.startswith(self.prefix) else f"{self.prefix}{name}"
         self.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
 
 def drop_the_unused(graph: onnx.GraphProto) -> None:
-    """Takes out nodes and weights that lead to no output."""
+    """Removes nodes and weights that no output needs."""
     used = {output.name for output in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(list(graph.node)):
@@ -57,7 +57,10 @@ def drop_the_unused(graph: onnx.GraphProto) -> None:
 
 
 def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
-    """Makes constants that the step graph's file holds too external data in it."""
+    """Turns constants whose bytes the step graph's file contains into external data in that file.
+
+    step: the file's bytes. file: its name. Constants below `_MIN_SHARED_BYTES` stay as they are.
+    """
     for tensor in graph.initializer:
         data = numpy_helper.to_array(tensor).tobytes()
         place = step.find(data) if len(data) >= _MIN_SHARED_BYTES else -1
@@ -72,7 +75,7 @@ def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
 
 
 def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Renames what a node reads and gives, also inside its branches and bodies."""
+    """Renames a node's inputs and outputs, also inside its branches and bodies."""
     for field in (node.input, node.output):
         field[:] = [names.get(name, name) for name in field]
     for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""A module of anybody's, described well enough to be exported: `python -m export torch MODULE:FACTORY`.
+"""Exports a user's PyTorch module, from a description: `python -m export torch MODULE:FACTORY`.
 
 The factory is a function without arguments that returns a `TorchModel`.
 """
@@ -40,34 +40,33 @@ from service.repository.manifest import (
 _LOOP = "its steps are a loop in Python, which is exported for one number of steps"
 Shape = Sequence[int | Literal["batch", "source"]]
 
-_BELOW = __package__.rpartition(".")[0]  # the package that has the exporter; none in a checkout
-_MOVED = ("export", "models", "service")  # what a checkout has without it
+_BELOW = __package__.rpartition(".")[0]  # the package that contains the exporter when installed; empty in a checkout
+_MOVED = ("export", "models", "service")  # top-level packages of a checkout that an installed server has below _BELOW
 
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
-    """What is to be known of a module that advances state by steps.
+    """Describes a module that advances states step by step.
 
-    module: called as `module(inputs, *states, *contexts)`, or with the states in a tuple, or in one of pairs, and with
-    `lengths` where it has such an argument; it returns the outputs and then every next state, nested as it likes.
-    inputs: [B, T] int64 tokens, or [B, T, feature_size] floats; outputs: [B, T, N]. It must treat steps as steps: what
-    a step gives depends on the states and on the steps before it in `inputs`, and on nothing else. `nn.RNN`, `nn.LSTM`
-    and `nn.GRU` inside it are exported as ONNX's own operators; everything else as PyTorch exports it. It is put into
-    evaluation mode.
+    module: called as `module(inputs, *states, *contexts)`, or with its states as one tuple or as pairs, and with
+    `lengths` if it has such an argument. Returns the outputs, then every next state, in any nesting. inputs: [B, T]
+    int64 tokens or [B, T, feature_size] floats; outputs: [B, T, N]. A step's output may depend only on the states and
+    on this and earlier steps of `inputs`. `nn.RNN`, `nn.LSTM` and `nn.GRU` inside it become ONNX's own operators;
+    PyTorch exports everything else. The exporter puts it into evaluation mode.
 
     states: the shape of each, by name and in order, with "batch" where rows are counted, such as {"hidden": (1,
-    "batch", 64)}. They begin at zero, or as the encoder says.
+    "batch", 64)}. They begin at zero, or with the encoder's values.
 
-    What it reads: `vocabulary`, or `feature_size` numbers a step. What it gives: logits over `tags`, or over
-    `vocabulary` when there are no tags, or `value_size` numbers. feeds_back: whether those numbers are what the next
-    step reads, so that it can go on by itself.
+    The module reads tokens of `vocabulary`, or `feature_size` numbers a step. It returns logits over `tags`, or over
+    `vocabulary` if there are no tags, or `value_size` numbers. feeds_back: whether these numbers are the next step's
+    input, so that the model can generate.
 
-    encoder: called as `encoder(source)`, it returns every context and then every state's first value. source: [B, S]
-    tokens of `source_vocabulary`, 0 where padded, or [B, S, source_feature_size]. contexts: the shape of each, by
-    name, beginning with "batch", "source", bool without other axes and floats with them; zero where padded.
-    max_source_length: in steps. one_step: the module takes one step of each row, [B], [B, 1], or [1, B], with features
-    behind them; found by itself where it cannot take several. start: "last_of_source" has the source's last vector run
-    before a session's first step.
+    encoder: called as `encoder(source)`, returns every context, then every state's first value. source: [B, S] tokens
+    of `source_vocabulary`, padded with 0, or [B, S, source_feature_size]. contexts: the shape of each, by name,
+    beginning with "batch", "source"; bool without further axes, floats with them; zero where padded.
+    max_source_length: in steps. one_step: whether the module takes one step of each row, [B], [B, 1] or [1, B], then
+    features; detected if it cannot take several. start: "last_of_source" runs the source's last vector before a
+    session's first step.
     """
 
     module: nn.Module
@@ -90,7 +89,7 @@ class TorchModel:
 
 
 def load_factory(place: str) -> TorchModel:
-    """Calls the factory that `MODULE:FACTORY` names; modules of the present folder are found. Raises ExportError."""
+    """Calls the factory that `MODULE:FACTORY` names, also from a module in the current folder. Raises ExportError."""
     module_name, _, name = place.partition(":")
     if not module_name or not name:
         raise ExportError(f"{place!r} must be MODULE:FACTORY, such as my_models:make")
@@ -105,7 +104,7 @@ def load_factory(place: str) -> TorchModel:
         raise ExportError(f"{place} cannot be found: {module.__name__} ({module.__file__}) has no {name!r}")
     try:
         model = getattr(module, name)()
-    except Exception as error:  # whatever somebody's function raises
+    except Exception as error:  # a user's function may raise anything
         raise ExportError(f"{place} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, TorchModel):
         raise ExportError(f"{place} returned a {type(model).__name__}: it must return an export.torch_model.TorchModel")
@@ -113,7 +112,7 @@ def load_factory(place: str) -> TorchModel:
 
 
 def _not_imported(place: str, module_name: str, error: ImportError) -> str:
-    """What is said of a module that is missing, or that is there and imports what is not."""
+    """Returns the message for a module that does not exist, or that exists and imports one that does not."""
     if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
         return f"{place} cannot be found: {error}"
     told = f"{place} is there, but an import in it failed: {error}"
@@ -123,8 +122,8 @@ def _not_imported(place: str, module_name: str, error: ImportError) -> str:
 
 
 def write_module(model: TorchModel, *, notes: list[str] | None = None, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a module of anybody's and returns its folder: see `export.bundle.write_seq2seq`. The graphs
-    are held to the module itself, run row by row. notes: gets what was found of it."""
+    """Writes the bundle of a user's module and returns its folder: see `export.bundle.write_seq2seq`. Compares the
+    graphs with the module itself, run row by row. notes: gets lines about the module for the user."""
     _check(model)
     refuse_sample_rate(options, is_of_tokens=model.vocabulary is not None)
     told: list[str] = [] if notes is None else notes
@@ -132,7 +131,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
         raise ExportError("a TorchModel needs the module itself: a scripted one cannot be exported")
     try:
         module = model.module.cpu()
-    except NotImplementedError as error:  # its weights are nowhere
+    except NotImplementedError as error:  # its weights are on the meta device, without values
         raise ExportError(f"the module cannot be copied to the CPU: {first_line(error)}") from error
     module = plain(module, told)
     with unpacked():
@@ -175,7 +174,7 @@ def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> F
 
 
 def _contents(model: TorchModel, module: nn.Module, encoder: FittedEncoder | None, *, is_one_step: bool) -> Contents:
-    """module, encoder: as they are called here; is_one_step: whether the graph takes one step."""
+    """module, encoder: as `fitting` wraps them. is_one_step: whether the graph takes one step."""
     interface = _interface(model, encoder, is_one_step=is_one_step)
     state_axes = [state.input.shape.index("batch") for state in interface.states]
     context_axes = [0] * len(interface.contexts)
@@ -226,7 +225,7 @@ def _shapes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int | str, ...]]:
 
 
 def _vocabularies(model: TorchModel) -> Vocabularies:
-    """By what the bundle calls them: an input vocabulary is one that differs from the target's."""
+    """Returns the bundle's vocabularies; `vocabulary` is the input's if there are no logits or they are over tags."""
     if model.tags is not None:
         return Vocabularies(source=model.source_vocabulary, input=model.vocabulary, target=model.tags)
     if model.value_size:

@@ -1,10 +1,10 @@
-"""The trace graph: a step graph whose recurrent operators are written out, so that gates and states can be seen.
+"""Makes the trace graph: a step graph whose recurrent operators are written as plain ones, to show gates and states.
 
-1. It is made from the proven step graph alone, so every model has one whose layers are ONNX's `RNN`, `GRU` and
-   `LSTM`, or the `Scan` of a projected layer, whoever exported it. A step graph with none of these has none.
-2. It takes one step a row. What it tells is for eyes: its bits may differ from the step's own in the last place, and
-   are held to the step's states within `TOLERANCE`.
-3. Its weights are not stored twice: they are external data that lie in the step graph's own file.
+1. It is made from the proven step graph alone, so it works for any exporter's graphs. A model has a trace graph if its
+   layers are ONNX's `RNN`, `GRU` or `LSTM`, or the `Scan` of a projected layer; otherwise it has none.
+2. It takes one step a row. It is for display: its bits may differ from the step's in the last place. Its states are
+   compared with the step's states within `TOLERANCE`.
+3. Its weights are not stored twice: they are external data in the step graph's file.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ TOLERANCE = 1e-4
 """The largest absolute difference allowed between a state in the trace and the step's own."""
 
 _MIN_OPSET = 18
-"""Of what is written here; older graphs are converted first."""
+"""The least opset of the operators written here; older graphs are converted first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace graph and what the manifest says of it."""
+    """A trace graph and its entry in the manifest."""
 
     spec: TraceSpec
     graph: bytes
 
 
 def make_trace(step: bytes, interface: Interface) -> Trace | None:
-    """The trace of a proven step graph, held to it; None when there is nothing to look into.
+    """Returns the trace of a proven step graph, compared with it; None when the step has no gates or states to show.
 
-    Raises ExportError when what it tells is not what the step does.
+    Raises ExportError when a state in the trace is not one of the step's.
     """
     stored = onnx.load_from_string(step)
     model = with_float_weights(stored)
@@ -76,7 +76,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
         model.graph.output.append(value)
     drop_the_unused(model.graph)
     _drop_unused_inputs(model.graph)
-    onnx.checker.check_model(model)  # what its shapes are, ONNX Runtime says: of some `If`, onnx infers none
+    onnx.checker.check_model(model)  # not full_check: ONNX Runtime checks shapes; onnx infers none for some `If`
     spec = TraceSpec(file=FILE, outputs=tuple(outputs))
     if is_in_8_bits:
         model = store_in_8_bits(model)
@@ -105,7 +105,7 @@ def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
 
 
 def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:
-    """Holds every state in the trace to the step's own, of random rows after their first tokens."""
+    """Compares every state in the trace with the step's states, on random rows after one step from random states."""
     generator = np.random.default_rng(0)
     rows = draw_rows(interface, generator, num_rows=interface.step.max_rows or 7, max_tokens=1)
     tokens = np.stack([row.tokens[:1] for row in rows])
@@ -136,7 +136,7 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
 
 
 def _find_columns(known: NDArray[np.float32], tensor: NDArray[np.float32]) -> int | None:
-    """Where the columns of a state lie among those of all states."""
+    """Returns the first column of `known` at which the columns of `tensor` are, within `TOLERANCE`; None: nowhere."""
     width = tensor.shape[1]
     for place in range(known.shape[1] - width + 1):
         if np.abs(known[:, place : place + width] - tensor).max() <= TOLERANCE:
@@ -145,7 +145,7 @@ def _find_columns(known: NDArray[np.float32], tensor: NDArray[np.float32]) -> in
 
 
 def _random(tensor: TensorSpec, num_rows: int, generator: np.random.Generator) -> NDArray[np.generic]:
-    """Values of a state or a context: of a context of 8 source tokens, all of them real."""
+    """Returns random values of a state or a context. Booleans are all true; a context has 8 source tokens."""
     sizes = {"batch": num_rows, "source": 8}
     shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
     if tensor.dtype == "bool":

@@ -1,4 +1,4 @@
-"""One step of each recurrent operator, written out in plain ones, with its gates and states told."""
+"""Writes one step of each recurrent operator as plain operators, with its gates and states as outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
 
 @dataclass(slots=True)
 class _Layer:
-    """The parts of one operator node. size: units."""
+    """An operator's node with its attributes. size: number of units."""
 
     node: onnx.NodeProto
     size: int
@@ -26,7 +26,7 @@ class _Layer:
 
 
 class Unroller(Writer):
-    """Writes the nodes of a step graph again, one step at a time. told: the trace's outputs, and their sizes."""
+    """Rewrites the nodes of a step graph for one step. told: the trace's outputs and their sizes."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph, "trace/")
@@ -38,14 +38,14 @@ class Unroller(Writer):
         self.constant("one", np.array([1], np.int64))
 
     def node(self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: Attribute) -> None:
-        """See `Writer.node`: kept aside."""
+        """Adds a node like `Writer.node`, but to `written` instead of the graph."""
         super().node(op_type, inputs, *outputs, **attributes)
         self.written.append(self.graph.node.pop())
 
     def take(self, node: onnx.NodeProto) -> None:
-        """Writes a node out, or as it is."""
+        """Writes a recurrent node as plain operators, and any other node unchanged."""
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        if attributes.get("layout") == 0:  # time first, as it is when nothing is said
+        if attributes.get("layout") == 0:  # 0 is the default: time first
             del attributes["layout"]
         if node.op_type in _FAMILY and attributes.pop("direction", b"forward") == b"forward":
             size = attributes.pop("hidden_size", None)
@@ -62,7 +62,7 @@ class Unroller(Writer):
             self.written.append(node)
 
     def add_attention(self) -> None:
-        """Tells where each attention looked: the weights over the source, which add up to 1."""
+        """Adds an output for each attention: its weights over the source, which add up to 1."""
         producers = {name: node for node in self.written for name in node.output}
         for node in list(self.written):
             if node.op_type != "Div":
@@ -83,13 +83,13 @@ class Unroller(Writer):
         return f"trace/layer{self._num_layers}/{name}"
 
     def _tell(self, name: str, value: str, size: int) -> None:
-        """value: [B, H]. Told as [B, 1, H]."""
+        """Adds `value` [B, H] to the trace's outputs as [B, 1, H]."""
         told = f"layer{self._num_layers}.{name}"
         self.node("Unsqueeze", [value, "trace/one"], f"trace/{told}")
         self.told[told] = size
 
     def _state(self, layer: _Layer, index: int, name: str) -> str:
-        """The state that an operator begins with, [B, H]; zeros when it is given none."""
+        """Returns the operator's initial state, [B, H]. Raises ExportError when the node has no such input."""
         given = layer.node.input[index] if len(layer.node.input) > index else ""
         if not given:
             raise ExportError(f"the operator {layer.node.name} begins at zero, and not where the last step ended")
@@ -97,7 +97,7 @@ class Unroller(Writer):
         return self._own(f"before/{name}")
 
     def _products(self, layer: _Layer, hidden: str, num_gates: int) -> tuple[list[str], list[str]]:
-        """For each gate in the operator's order, [B, H]: W x with half of the bias, and R h with the other half."""
+        """Returns [B, H] for each gate in the operator's order: W x with half of the bias, R h with the other half."""
         node, size = layer.node, layer.size
         self.node("Squeeze", [node.input[0], "trace/zero"], self._own("x"))
         bias = (
@@ -122,7 +122,7 @@ class Unroller(Writer):
         return pieces[0], pieces[1]
 
     def _end(self, layer: _Layer, *states: str) -> None:
-        """The operator's own outputs: all that was shown, [1, 1, B, H], and the states after it, [1, B, H]."""
+        """Writes the operator's own outputs: the step's output [1, 1, B, H], and the states after it [1, B, H]."""
         for output, state in zip(layer.node.output[1:], states, strict=False):
             if output:
                 self.node("Unsqueeze", [state, "trace/zero"], output)
@@ -201,7 +201,7 @@ class Unroller(Writer):
         self._end(layer, self._own("hidden"))
 
     def _scan(self, node: onnx.NodeProto) -> None:
-        """A projected layer, or a vanilla one: the body of its scan, once."""
+        """Writes a projected or vanilla layer: the body of its scan, once."""
         attributes = {one.name: one for one in node.attribute}
         body, num_scanned = attributes["body"].g, attributes["num_scan_inputs"].i
         num_states = len(node.input) - num_scanned
@@ -237,7 +237,7 @@ class Unroller(Writer):
 
 
 def _is_layer(node: onnx.NodeProto) -> bool:
-    """Whether a scan is one of `models.recurrent`'s: of two states and four gates, or of one state and none."""
+    """Whether a scan is a layer of `models.recurrent`: two states and four gates, or one state and no gate."""
     bodies = [one.g for one in node.attribute if one.name == "body"]
     splits = [one for body in bodies for one in body.node if one.op_type == "Split"]
     if len(node.output) == 3:

@@ -1,4 +1,4 @@
-"""Variants of a model's graphs: other arithmetic for the same states, made from the proven graphs and proven again."""
+"""Makes variants of a model: other arithmetic for the same states, made from the proven graphs and proven again."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from service.repository.manifest import ReadoutSpec, VariantSpec
 
 INT8 = "int8"
 INT8_TOLERANCE = 3.0
-"""The largest absolute difference from the 32-bit graphs that is allowed in any value, gathered over a sequence.
+"""The largest allowed absolute difference from the 32-bit graphs, in any value, over a whole sequence.
 
-It finds what is broken and no more. The sequences are random, which no model has learnt: on g2p-en, whose logits are of
-the order of 10, an attention that turns to another letter makes 2.1; a language model of random weights is off by
-0.001. What the difference costs is for the recipe's own evaluation to say.
+It only finds broken graphs. The sequences are random, and no model has learnt them. On g2p-en, whose logits are of the
+order of 10, attention that moves to another letter changes a logit by 2.1. A language model with random weights differs
+by 0.001. The recipe's own evaluation says what the difference costs.
 """
 
 _DESCRIPTION = "LSTM layers and large products in 8-bit integers, quantised row by row; one token a row in a run"
 
 Evaluate = Callable[[OnnxRunner, OnnxRunner], Mapping[str, object]]
-"""Given the base and the variant, gives the variant's evaluation; raises ExportError when too much is lost."""
+"""Takes the base and the variant, returns the variant's evaluation. Raises ExportError when its results are too bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What a bundle keeps of a variant. files: its graphs by name, but for those that are the base's too."""
+    """A variant in a bundle. files: its graphs by name, without those that it shares with the base."""
 
     spec: VariantSpec
     files: Mapping[str, bytes]
@@ -41,7 +41,7 @@ class Variant:
 def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = None) -> Variant:
     """Quantises proven graphs and proves the result: signature, parity with the base, invariance, evaluation.
 
-    Raises ExportError saying what does not hold, and what `evaluate` raises.
+    Raises ExportError that says which proof failed, and what `evaluate` raises.
     """
     step = serialize(change_in_floats(graphs.step, quantize))
     files = {f"step.{INT8}.onnx": step}
@@ -66,7 +66,7 @@ def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = 
 
 
 def _make_readout(readout: bytes, spec: ReadoutSpec, files: dict[str, bytes]) -> tuple[bytes, ReadoutSpec]:
-    """The quantised readout, noted among the files; the base's own when none of its products is worth it."""
+    """Returns the quantised readout and adds it to `files`; returns the base's if it has no large product."""
     quantized = serialize(change_in_floats(readout, quantize))
     if quantized == readout:
         return readout, spec
