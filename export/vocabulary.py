@@ -1,4 +1,4 @@
-"""A vocabulary as the bundle keeps it: one token a line, the line number from 0 being its id."""
+"""A vocabulary of a bundle: a file with one token a line, whose line number, from 0, is the token's id."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """tokens: in the order of their ids; tokenizer, lowercase, unknown_id: how text becomes tokens, as `VocabularySpec`
-    has it; subwords: the content of a model of SentencePiece, for the tokenizer `subword` alone."""
+    """A vocabulary.
+
+    tokens: in order of their ids. tokenizer, lowercase, unknown_id: how text becomes tokens, see `VocabularySpec`.
+    subwords: the content of a SentencePiece model, for the tokenizer `subword` only.
+    """
 
     tokens: tuple[str, ...]
     tokenizer: Literal["characters", "whitespace", "subword"]
@@ -25,16 +28,16 @@ class Vocabulary:
 
     @classmethod
     def of_subwords(cls, model: bytes) -> Vocabulary:
-        """The pieces of a model of SentencePiece. Raises what SentencePiece raises for what is none."""
+        """Returns the pieces of a SentencePiece model. Raises SentencePiece's error when `model` is not one."""
         return cls(tuple(Subwords(model).pieces), "subword", subwords=model)
 
     @property
     def escaped(self) -> bool:
-        """Whether the file must be: some token cannot be a line of its own, or would be read as an escape."""
+        """Whether the file must be escaped: some token contains a line break or a backslash."""
         return any(token.splitlines() != [token] or "\\" in token for token in self.tokens if token)
 
     def to_lines(self) -> bytes:
-        """The text file, UTF-8. Raises ExportError for a token twice, or an empty one."""
+        """Returns the text file, UTF-8. Raises ExportError for a repeated or an empty token."""
         seen: dict[str, int] = {}
         for token_id, token in enumerate(self.tokens):
             if token in seen:
@@ -46,11 +49,11 @@ class Vocabulary:
         return "".join(f"{_escape(token) if escaped else token}\n" for token in self.tokens).encode()
 
     def files(self, file: str) -> dict[str, bytes]:
-        """What the bundle has of it, kept in `file`, by name. Raises as `to_lines` does."""
+        """Returns the bundle's files of this vocabulary by name. file: of the tokens. Raises as `to_lines` does."""
         return {file: self.to_lines()} | ({} if self.subwords is None else {_subwords_file(file): self.subwords})
 
     def spec(self, file: str) -> VocabularySpec:
-        """What the manifest says of it, kept in `file`."""
+        """Returns the manifest's entry. file: of the tokens."""
         return VocabularySpec(
             file=file,
             size=len(self.tokens),
@@ -63,7 +66,7 @@ class Vocabulary:
 
 
 def _subwords_file(file: str) -> str:
-    """The model's, beside the file of the tokens."""
+    """Returns the name of the SentencePiece model's file, next to the tokens' file."""
     return f"{file.removesuffix('.txt')}.subwords"
 
 

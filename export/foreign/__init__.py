@@ -1,1 +1,1 @@
-"""ONNX files that somebody else made: read, run, wrapped, proven."""
+"""Exports ONNX files from other exporters: reads, runs, wraps and proves them."""

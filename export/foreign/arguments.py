@@ -15,7 +15,7 @@ ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_
 
 
 def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds them."""
+    """Adds the flags to `parser`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
     parser.add_argument(
         "--state", type=pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"

@@ -1,4 +1,4 @@
-"""The tensors of an ONNX file, and which of their axes count rows and steps: found where they can be, else told."""
+"""Tensors of an ONNX file, and which of their axes count rows and steps: detected if possible, otherwise from flags."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TIME_NAMES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output. shape: sizes, and the names of axes that have none."""
+    """One input or output. shape: the size of each axis, or the name of an axis without a size."""
 
     name: str
     dtype: Dtype
@@ -43,13 +43,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
-    an axis; batch_axes: by tensor; inputs, outputs: those of the step, in their order; windows: lengths by input;
-    start, end: the inputs that are true at a session's first and last step; session_constants: the values to try of
-    inputs that each session is given once, by input; session_id: the input that is the session's number; initial: first
-    values of states, without the batch axis, by input; force_state: take pairs that contradict the graph; are_sure:
-    whether `states` are known to be all, and the graph is not asked; expose_state: make the states of recurrent nodes
-    inputs and outputs."""
+    """What the user says with flags.
+
+    states: outputs by input. constants: values by input. axes: sizes by the name of an axis. batch_axes: by tensor.
+    inputs, outputs: those of the step, in order. windows: lengths by input. start, end: the inputs that are true at a
+    session's first and last step. session_constants: values to try, the default first, of inputs that each session gets
+    once, by input. session_id: the input that is the session's number. initial: first values of states, without the
+    batch axis, by input. force_state: accept pairs that contradict the graph. are_sure: whether `states` are known to
+    be complete, so that the graph is not searched for states. expose_state: make the states of recurrent nodes inputs
+    and outputs.
+    """
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -69,13 +72,13 @@ class Hints:
 
     @property
     def lone(self) -> tuple[str, ...]:
-        """The inputs with a part of their own: neither read as a step's numbers nor carried from step to step."""
+        """The inputs that are neither a step's numbers nor states: constants, session constants, start, session id."""
         single = (self.start, self.session_id)
         return (*self.constants, *self.session_constants, *(name for name in single if name is not None))
 
 
 def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
-    """What a file declares. Raises ExportError for a type that is not served."""
+    """Returns the tensor that a file declares. Raises ExportError for a type that is not served."""
     kind = value.type.tensor_type
     dtype = _DTYPES.get(kind.elem_type)
     if dtype is None:
@@ -92,7 +95,7 @@ def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
 
 
 def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
-    """Raises ExportError for the size of an axis that the file does not have, or that has another."""
+    """Raises ExportError for a size, from flags, of an axis that the file does not have, or that has another size."""
     free, sized = set(), {}
     for value in [*model.graph.input, *model.graph.output]:
         for place, axis in enumerate(value.type.tensor_type.shape.dim):
@@ -111,7 +114,7 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
 
 
 def check_constant(tensor: Tensor, values: Sequence[float], flag: str = "--constant") -> None:
-    """Raises ExportError for values that a tensor of whole numbers cannot have. flag: that gives them."""
+    """Raises ExportError for values outside the range of an integer or boolean tensor. flag: for the message."""
     ranges = {"bool": (0.0, 2.0), "int32": (-(2.0**31), 2.0**31), "int64": (-(2.0**63), 2.0**63)}
     least, end = ranges.get(tensor.dtype, (None, None))
     for value in values:
@@ -120,7 +123,7 @@ def check_constant(tensor: Tensor, values: Sequence[float], flag: str = "--const
 
 
 def check_numbers(flag: str, tensor: Tensor, values: Sequence[float]) -> None:
-    """Raises ExportError for numbers, of a flag, that a tensor cannot have, or that are none."""
+    """Raises ExportError for a flag's numbers that a tensor cannot represent, or that are not finite."""
     check_constant(tensor, values, flag)
     with np.errstate(over="ignore"):
         rounded = np.array(values, np.float64).astype(tensor.dtype)
@@ -130,8 +133,11 @@ def check_numbers(flag: str, tensor: Tensor, values: Sequence[float]) -> None:
 
 
 def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:
-    """The axis of a step's input that counts rows: its name, or its size where that is fixed. others: by name, of which
-    some may be told to count rows by an axis of this size. Raises ExportError where it cannot be found."""
+    """Returns the axis of a step's input that counts rows: its name, or its size if that is fixed.
+
+    others: other tensors by name; a flag may give the batch axis of one, and an axis of the same size or name counts
+    rows here too. Raises ExportError when the axis cannot be found.
+    """
     if source.name in hints.batch_axes:
         return source.shape[batch_axis(source, hints, lambda: 0)]
     told = {others[name].shape[place] for name, place in hints.batch_axes.items() if place < len(others[name].shape)}
@@ -147,7 +153,7 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
     first = source.shape[0] if source.shape else None
     if isinstance(first, str) and not _TIME_NAMES.match(first):
         return first
-    others_of_rows = [axis for axis in source.shape[1:] if axis == 1] or named[1:]  # the first counts steps
+    others_of_rows = [axis for axis in source.shape[1:] if axis == 1] or named[1:]  # the first axis counts steps
     if isinstance(first, str) and len(others_of_rows) == 1:
         return others_of_rows[0]
     raise ExportError(
@@ -157,7 +163,7 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
 
 
 def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
-    """Where a tensor counts rows, as told or else as found. Raises ExportError for an axis that it does not have."""
+    """Returns a tensor's batch axis, from flags or else from `find`. Raises ExportError for an axis out of range."""
     if tensor.name not in hints.batch_axes:
         return find()
     place = hints.batch_axes[tensor.name]
@@ -174,14 +180,17 @@ def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
 
 
 def axis_named(tensor: Tensor, batch: str | int) -> int:
-    """Where a tensor counts rows: its axis of that name, or of that size, or else the first."""
+    """Returns a tensor's batch axis: the one with that name or size, or else the first."""
     return tensor.shape.index(batch) if batch in tensor.shape else 0
 
 
 def state_batch_axis(tensor: Tensor, batch: str | int) -> int:
-    """Where a state counts rows: the axis of that name, or of that size; or the only one of size 1 or without a size;
-    of several, the second of three, as in [layers, batch, units], or else the first. Raises ExportError for a state
-    that has none."""
+    """Returns a state's batch axis.
+
+    That is the axis with the name or size `batch`, or the only axis of size 1 or without a size. If there are several,
+    it is the second of three axes, as in [layers, batch, units], or else the first of them. Raises ExportError for a
+    state that has none.
+    """
     if batch != 1 and tensor.shape.count(batch) == 1:
         return tensor.shape.index(batch)
     free = [place for place, axis in enumerate(tensor.shape) if not isinstance(axis, int) or axis == 1]
@@ -196,12 +205,12 @@ def state_batch_axis(tensor: Tensor, batch: str | int) -> int:
 
 
 def is_time_name(name: str) -> bool:
-    """Whether an axis of that name is likely to count steps."""
+    """Whether an axis with that name probably counts steps."""
     return _TIME_NAMES.match(name) is not None
 
 
 def sized_axes(model: onnx.ModelProto, name: str) -> set[str]:
-    """The inputs that have an axis of that name."""
+    """Returns the inputs that have an axis with that name."""
     return {
         value.name
         for value in model.graph.input
@@ -210,8 +219,10 @@ def sized_axes(model: onnx.ModelProto, name: str) -> set[str]:
 
 
 def is_time(tensor: Tensor, place: int) -> bool:
-    """Whether an axis counts steps: one without a size, of tokens or between rows and features, that does not count
-    rows."""
+    """Whether an axis may count steps: it has no size, and it belongs to tokens or is not the last axis.
+
+    place: an axis that does not count rows.
+    """
     if not isinstance(tensor.shape[place], str):
         return False
     is_last = place == len(tensor.shape) - 1
@@ -219,7 +230,7 @@ def is_time(tensor: Tensor, place: int) -> bool:
 
 
 def size_of(tensor: Tensor, place: int) -> int:
-    """How long an axis is. Raises ExportError for one without a size."""
+    """Returns the length of an axis. Raises ExportError for one without a size."""
     axis = tensor.shape[place]
     if isinstance(axis, int):
         return axis

@@ -1,4 +1,4 @@
-"""A decoder with what one source gives bound to it: a graph of a step and its states alone, read as any file is."""
+"""Makes the encoder's outputs for one source constants of a decoder: a graph with only the step and its states."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def bind(
     token: Tensor | None,
     rows: int | None,
 ) -> onnx.ModelProto:
-    """The model without the inputs of `values`, which each row has the same. placed: those inputs; token: the input
-    that has as many rows as a run, counted by its axis `rows`; None: a run has one."""
+    """Returns the model without the inputs of `values`, which have the same value in each row.
+
+    placed: those inputs. token, rows: the input whose axis `rows` has as many rows as the run; None: a run has one row.
+    """
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
     graph = bound.graph

@@ -1,7 +1,7 @@
-"""Branches that a constant decides: those that are never run are left out of the graph, with what they would need.
+"""Removes branches that a constant rules out, with the nodes that only they need.
 
-Shape inference and the search for states look at every branch of an `If`; with a sampling rate that is told once for
-all, one of them is another model, which does not fit the step's input.
+Shape inference and the search for states look at every branch of an `If`. If, for example, the user fixes the sampling
+rate, one branch is another model that does not fit the step's input.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ _EVALUATED = (
     "LessOrEqual",
     "GreaterOrEqual",
 )
-"""The operators that a condition is made of."""
+"""The operators that compute conditions."""
 
 
 def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto, Hints, dict[str, Array], list[str]]:
-    """The model without the branches that its constants rule out; hints, and by name the values, of the constants that
-    it does not read any more; and notes of them. The model as it is where there is nothing to leave out.
+    """Returns the model without the branches that its constants rule out.
 
-    Raises ExportError for a constant of a type that is not served, or that its type cannot have.
+    Also returns the hints without the constants that it does not read any more, the values of these constants by name,
+    and notes about them. If there is no such branch, returns the model and the hints unchanged.
+
+    Raises ExportError for a constant of a type that is not served, or with a value that its type cannot represent.
     """
     told = _constants(model, hints)
     pruned = onnx.ModelProto()
@@ -77,7 +79,7 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
 
 
 def _constants(model: onnx.ModelProto, hints: Hints) -> dict[str, Array]:
-    """Those that are told, of inputs whose sizes are known."""
+    """Returns the values of the constants from flags, for inputs whose sizes are known."""
     found: dict[str, Array] = {}
     for value in model.graph.input:
         given = hints.constants.get(value.name)
@@ -94,7 +96,7 @@ def _constants(model: onnx.ModelProto, hints: Hints) -> dict[str, Array]:
 
 
 def _evaluate(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], values: dict[str, Any]) -> None:
-    """Notes what a node gives, where that is decided already."""
+    """Adds a node's output to `values`, if its inputs are known."""
     if node.op_type == "Constant" and node.attribute[0].name == "value":
         values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     if node.op_type not in _EVALUATED:
@@ -102,12 +104,12 @@ def _evaluate(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], value
     given = {name: numpy_helper.to_array(known[name]) for name in node.input if name in known}
     given |= {name: values[name] for name in node.input if name in values}
     if len(given) == len(set(node.input)):
-        results: list[Any] = ReferenceEvaluator(node).run(None, given)  # type: ignore[assignment]  # a list, when all are asked for
+        results: list[Any] = ReferenceEvaluator(node).run(None, given)  # type: ignore[assignment]  # a list of all
         values[node.output[0]] = results[0]
 
 
 def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of a branch, for the graph that its `If` is in: with names of their own."""
+    """Returns the nodes of a branch, renamed to be unique, for the graph that contains its `If`."""
     own = [name for inner in branch.node for name in inner.output] + [one.name for one in branch.initializer]
     names = {name: f"{node.output[0]}/{name}" for name in own if name}
     given = {name for inner in branch.node for name in inner.output}
@@ -116,7 +118,7 @@ def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphPro
         if output.name in given:
             given.discard(output.name)
             names[output.name] = name
-        else:  # a value of the graph around it, or one that it gives twice
+        else:  # a value of the surrounding graph, or a second output with the same value
             copies.append(onnx.helper.make_node("Identity", [names.get(output.name, output.name)], [name]))
     for tensor in branch.initializer:
         moved = graph.initializer.add()
@@ -132,7 +134,7 @@ def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphPro
 
 
 def _drop_the_unread(graph: onnx.GraphProto) -> set[str]:
-    """Takes out the nodes whose outputs nobody reads. Returns what is read."""
+    """Removes the nodes whose outputs nothing reads. Returns the names that are read."""
     while True:
         read = _read_by(graph)
         kept = [node for node in graph.node if read.intersection(node.output)]
@@ -143,7 +145,7 @@ def _drop_the_unread(graph: onnx.GraphProto) -> set[str]:
 
 
 def _read_by(graph: onnx.GraphProto) -> set[str]:
-    """All that the nodes of a graph read, also inside their branches and bodies, and what it gives."""
+    """Returns all names that a graph's nodes read, also inside branches and bodies, and its outputs."""
     read = {one.name for one in graph.output}
     for node in graph.node:
         read.update(node.input)

@@ -1,6 +1,6 @@
-"""Why rows or steps of an ONNX file may depend on those beside them in a run: likely causes, read off its graph.
+"""Finds likely causes, in an ONNX graph, why rows or steps depend on others in the same run.
 
-Nothing is run here, and nothing decided: proofs find that something differs, and this says why, and what helps.
+Runs nothing and decides nothing: the proofs find the difference, and this explains it and says what helps.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import onnx
 from export.foreign.reading import Reading, StepOutput
 
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
-"""Operators that take the scale of what they read from the smallest and largest value of all of it."""
+"""Operators that take their scale from the smallest and largest value of their whole input."""
 _WITHOUT = "without dynamic quantization (in 32-bit floats, or quantized statically)"
 
 
 def of_company(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -> str:
-    """Why a row may be another beside other rows, and what helps; empty when nothing is known of it. sizes: numbers of
-    each output, of one row."""
+    """Returns why a row may differ in a batch, and what helps; empty if no cause is known.
+
+    sizes: how many numbers each output has for one row.
+    """
     if node := _quantized(model):
         return (
             f"{node} is quantized dynamically: its scale is taken over all rows of a run, so that each row changes the"
@@ -34,7 +36,7 @@ def of_company(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -
 
 
 def of_steps(model: onnx.ModelProto, reading: Reading) -> str:
-    """Why several steps at once may be others than steps one by one; empty when nothing is known of it."""
+    """Returns why several steps at once may differ from steps one by one; empty if no cause is known."""
     node = _quantized(model)
     if not node:
         return ""
@@ -48,19 +50,19 @@ def of_steps(model: onnx.ModelProto, reading: Reading) -> str:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether rows of a run change each other a little, because their scale is common."""
+    """Whether rows of a run change each other slightly, because they share a quantization scale."""
     return bool(_quantized(model))
 
 
 def _is_of_one_row(output: StepOutput, size: int) -> bool:
-    """Whether an output has no axis for rows: its axes have sizes, and hold what one row gives. size: of that."""
+    """Whether an output has no batch axis: all its axes have sizes, for exactly the `size` numbers of one row."""
     sizes = [axis for axis in output.tensor.shape if isinstance(axis, int)]
     has_row = bool(sizes) and output.tensor.shape[output.batch_axis] == 1
     return len(sizes) == len(output.tensor.shape) and prod(sizes) == size and not has_row
 
 
 def _quantized(model: onnx.ModelProto) -> str:
-    """The first node that quantizes dynamically, as an error names it; empty when there is none."""
+    """Returns the name, for messages, of the first node that quantizes dynamically; empty if there is none."""
     for node in _nodes(model.graph):
         if node.op_type in _DYNAMIC:
             return f"{node.op_type} {node.name or node.output[0]!r}"
@@ -68,7 +70,7 @@ def _quantized(model: onnx.ModelProto) -> str:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Those of a graph and of the graphs within it."""
+    """Yields the nodes of a graph and of the graphs inside it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -1,7 +1,7 @@
-"""A graph that takes one step, in a loop over several: a feed of many steps is one run, and a batch is ragged.
+"""Runs a one-step graph in a loop over several steps, so that a feed of many steps is one run on a ragged batch.
 
-The loop is ONNX's `Scan`. Rows that have no more steps keep their states, and what they give is not read. What the loop
-gives is held to the steps one by one before it is used.
+The loop is ONNX's `Scan`. A row without further steps keeps its states, and its further outputs are ignored. The loop
+is used only if its outputs equal those of the steps one by one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from export.surgery import Writer, rename
 from service.repository.manifest import TensorSpec
 
 MIN_OPSET = 11
-"""Of `Range`, and of `Scan` as it is since."""
+"""The opset that adds `Range` and the form of `Scan` that is used here."""
 
 FILE = "loop.onnx"
 LENGTHS = TensorSpec(name="carousel/lengths", dtype="int64", shape=("batch",))
 
 
 def in_chunks(interface: Interface) -> Interface:
-    """The interface of the loop over a step."""
+    """Returns the interface of the loop over a step."""
     step = interface.step.model_copy(update={"lengths": LENGTHS, "max_chunk": None, "loop": FILE})
     return replace(interface, step=step)
 
 
 def loop(graph: bytes, interface: Interface) -> bytes:
-    """The loop over a graph that takes one step. interface: of that."""
+    """Returns the loop over a graph that takes one step. interface: of the one-step graph."""
     model = onnx.load_from_string(graph)
     outer, step = model.graph, interface.step
     states, nodes = [state.input for state in interface.states], list(outer.node)
@@ -61,7 +61,7 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     num_rows: str | int = rows.dim_param or rows.dim_value
 
     def value(name: str, kind: int, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
-        """Scan wants the shapes of what its body reads and gives."""
+        """Returns a declaration with a shape, which Scan needs for its body's inputs and outputs."""
         return helper.make_tensor_value_info(name, kind, [num_rows if axis == "batch" else axis for axis in shape])
 
     body.input.extend(value(inner[one.name], kinds[one.name], one.shape) for one in states)
@@ -91,8 +91,11 @@ def loop(graph: bytes, interface: Interface) -> bytes:
 
 
 def _rows(writer: Writer, step_input: str) -> None:
-    """Which of the states before a step and those after it each row has then, [batch, time]: after it where the row has
-    the step. They are taken by their place: ONNX Runtime's `Where` makes 0 of -0."""
+    """Writes, for each row and step, the place of its next state among the states before and after it, [batch, time].
+
+    A row that has the step takes the state after it, another row keeps the state before it. The graph gathers states
+    by place, because ONNX Runtime's `Where` turns -0 into 0.
+    """
     zero, one = (writer.constant(name, np.array(value, np.int64)) for name, value in (("zero", 0), ("one", 1)))
     column = writer.constant("column", np.array([-1, 1], np.int64))
     writer.node("Shape", [step_input], "carousel/loop/shape")

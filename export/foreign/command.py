@@ -1,4 +1,4 @@
-"""`python -m export onnx`: its flags to what `writing` wants, and what was found to people."""
+"""`python -m export onnx`: turns flags into the arguments of `writing`, and prints what was found."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(parsed: argparse.Namespace) -> Path:
 
 
 def _all(given: list[tuple[str, list[float] | None]]) -> dict[str, list[list[float]]]:
-    """All values that are given of each name."""
+    """Returns all values given for each name."""
     found: dict[str, list[list[float]]] = {}
     for name, values in given:
         found.setdefault(name, []).extend([] if values is None else [values])
@@ -89,7 +89,7 @@ def _check_roles(hints: Hints) -> None:
 
 
 def report(reading: Reading, notes: object) -> None:
-    """Prints what was found."""
+    """Prints what was found in the file."""
     for part in reading.inputs:
         if part.is_end:
             print(f"last step      {part.tensor} is true in it alone, where the client says so")

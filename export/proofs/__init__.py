@@ -1,1 +1,1 @@
-"""What must hold of graphs before a bundle of them is written."""
+"""Proofs that graphs must pass before their bundle is written."""

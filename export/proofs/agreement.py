@@ -1,4 +1,4 @@
-"""Agreement: the heads and the readout say what the logits say."""
+"""Proof of agreement: the heads and the readout agree with the logits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from export.proofs.runners import PROVEN_K
 from export.proofs.walks import READOUT, Walk
 
 LOG_PROBABILITY_TOLERANCE = 2e-5
-"""The largest relative error allowed in a log-probability: single precision over a sum of some thousand terms."""
+"""The largest relative error of a log-probability: that of a single-precision sum of some thousand terms."""
 
 
 def check_agreement(found: Walk, interface: Interface) -> None:
-    """Holds one row's heads and readout to its logits. Raises ExportError naming the tensor that disagrees.
+    """Compares one row's heads and readout with its logits. Raises ExportError that names the tensor that disagrees.
 
-    The readout has the bits of the last step's logits; tokens are those that a stable sort of the logits gives, so of
-    equal ones the lowest id; log-probabilities are within `LOG_PROBABILITY_TOLERANCE` of double precision.
+    The readout must have the bits of the last step's logits. Tokens must be those of a stable sort of the logits, so of
+    equal logits the lowest id comes first. Log-probabilities must be within `LOG_PROBABILITY_TOLERANCE` of double
+    precision.
     """
     logits = found[interface.step.output.name]  # [T, V]
     if READOUT in found and found[READOUT].tobytes() != logits[-1].tobytes():

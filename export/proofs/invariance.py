@@ -1,6 +1,6 @@
-"""Invariance: a row's bits do not depend on its batch, its place in it, its chunks, its padding or its neighbours.
+"""Proof of invariance: a row's bits do not depend on its batch, place, chunks, padding or neighbouring rows.
 
-A row that runs alone, step by step, is the reference. Everything here is compared bit by bit.
+The reference is the row run alone, step by step. All comparisons here are bit by bit.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
 
 
 def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> None:
-    """Holds rows in company, in every case below, to the same rows alone.
+    """Compares rows in a batch, in every case below, with the same rows run alone.
 
-    Raises ExportError naming the tensor, the difference and the case when one bit differs, when a context is not zero
-    past a row's source (the server pads contexts with zeros, so it must find them there too), or when heads or readout
-    do not agree with the logits.
+    Raises ExportError that names the tensor, the difference and the case: when a bit differs; when a context is not
+    zero past a row's source (the server pads contexts with zeros, so the graph must do so too); or when heads or
+    readout do not agree with the logits.
     """
     generator = np.random.default_rng(seed)
     for company_size in _COMPANY_SIZES:
@@ -46,7 +46,7 @@ def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> 
 def _cases(
     graphs: Runner, interface: Interface, subjects: list[Row], company: list[Row], generator: np.random.Generator
 ) -> Iterator[tuple[str, list[Walk]]]:
-    """Each case in words, and the subjects' walks in it."""
+    """Yields each case: its description, and the subjects' walks in it."""
     rows, count = [*subjects, *company], len(subjects)
     batch = f"in a batch of {len(rows)}"
 

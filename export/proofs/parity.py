@@ -1,7 +1,7 @@
-"""Parity: the graphs answer what PyTorch answers, within a stated tolerance, on random ragged batches.
+"""Proof of parity: the graphs' outputs equal PyTorch's within a tolerance, on random ragged batches.
 
-PyTorch computes in double precision. A variant is held to the bundle's own graphs instead. Each side carries its own
-states from step to step, so that the error recorded is the error a session would gather.
+PyTorch computes in double precision. A variant is compared with the bundle's own graphs instead. Each side keeps its
+own states from step to step, so the measured error is the one that accumulates in a session.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from export.proofs.walks import chunked, draw_rows, stepwise, walk
 from service.repository.manifest import Parity
 
 TOLERANCE = 5e-4
-"""The largest absolute difference allowed in any value.
+"""The largest allowed absolute difference of any value.
 
-Single precision alone makes 1e-4 on g2p-en (logits of the order of 10, through an attention whose scores are of the
-order of 100): PyTorch's single precision is that far from its double too. A wrong gate or mask makes more than 0.1.
+Single precision alone causes 1e-4 on g2p-en (logits of the order of 10, through an attention whose scores are of the
+order of 100); PyTorch's single precision differs as much from its double. A wrong gate or mask causes more than 0.1.
 """
 
 RELATIVE_TOLERANCE = 1e-5
-"""The largest difference allowed beside it in a value, of the largest that its place has in a row's steps.
+"""The difference allowed in addition to `TOLERANCE`, relative to the largest value at the same place in a row's steps.
 
 A sum of n products in single precision is off by up to n * 2^-24 of the sum of their magnitudes (Higham, Accuracy and
-Stability of Numerical Algorithms, 2002, 3.1): this is n of 168. A place that has small values alone is held to
-`TOLERANCE`, whatever its neighbours have.
+Stability of Numerical Algorithms, 2002, 3.1); this value is for n = 168. A place whose values are all small is
+compared within `TOLERANCE`, whatever values other places have.
 """
 
 _BATCH_SIZES = (1, 3, 17, 48)
@@ -45,9 +45,9 @@ def measure_parity(
 ) -> Parity:
     """Compares contexts and logits at real positions, initial states and last states, stepwise and chunked.
 
-    relative: what is allowed beside `tolerance`, see `RELATIVE_TOLERANCE`. reference: what `modules` are called in a
-    message. The `tolerance` of what is returned is the largest that was made use of. Raises ExportError naming the
-    tensor, the difference and the case when one is over what is allowed.
+    relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `modules` in
+    messages. The `tolerance` of the result is the largest one that was needed. Raises ExportError that names the
+    tensor, the difference and the case when a difference is too large.
     """
     generator = np.random.default_rng(seed)
     worst = {tensor.name: 0.0 for tensor in (*interface.encoder_outputs, *interface.step_outputs)}
@@ -76,14 +76,13 @@ def measure_parity(
 
 
 def _largest(expected: Array) -> Array:
-    """The largest magnitude of each place, over the first axis, which mostly is steps."""
+    """Returns the largest magnitude at each place, over the first axis, which is steps for most tensors."""
     magnitude = np.abs(np.where(np.isfinite(expected), expected, 0.0).astype(np.float64))
     return magnitude.max(axis=0, initial=0.0) if magnitude.ndim > 1 else magnitude
 
 
 def _is_within(found: Array, expected: Array, error: float, allowed: Array) -> bool:
-    """Whether no value is off by more than is allowed. error: the largest difference, infinite where they cannot be
-    compared."""
+    """Whether each difference is allowed. error: the largest difference; infinite if values cannot be compared."""
     if not np.isfinite(error):
         return False
     is_finite = np.isfinite(expected)
@@ -92,8 +91,10 @@ def _is_within(found: Array, expected: Array, error: float, allowed: Array) -> b
 
 
 def max_abs_error(found: Array, expected: Array) -> float:
-    """The largest absolute difference; infinite when shapes differ, or a value is not finite that is not minus infinity
-    in both: the logarithm of 0."""
+    """Returns the largest absolute difference.
+
+    Returns infinity when shapes differ or a value is not finite. Minus infinity in both, the logarithm of 0, is equal.
+    """
     if found.shape != expected.shape:
         return float("inf")
     is_log_of_0 = np.isneginf(found) & np.isneginf(expected) if found.dtype.kind == "f" else np.zeros(found.shape, bool)

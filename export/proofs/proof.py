@@ -1,4 +1,4 @@
-"""What must hold of graphs before a bundle of them is written: signature, parity, agreement, invariance."""
+"""Proves graphs before their bundle is written: signature, parity, agreement, invariance."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)":
 
 
 def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Module | None = None) -> Parity:
-    """Proves the graphs of modules in evaluation mode, with ONNX Runtime; the same graphs give the same figures.
+    """Proves the graphs of modules in evaluation mode, with ONNX Runtime. The same graphs give the same parity.
 
-    Returns the parity measured. Raises ExportError saying what does not hold, by how much, and in which case.
+    Returns the measured parity. Raises ExportError that says which proof failed, by how much, and in which case.
     """
     try:
         runner = OnnxRunner(graphs, interface)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         raise ExportError(f"ONNX Runtime cannot run the module's graph: {first_line(error)}") from error
     check_signature(runner, interface)
     with one_torch_thread():
@@ -35,9 +35,9 @@ def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Mod
 
 
 def check_signature(runner: OnnxRunner, interface: Interface) -> None:
-    """Holds the graphs' inputs and outputs (order, names, dtypes, symbolic shapes) to the interface.
+    """Compares the graphs' inputs and outputs (order, names, dtypes, symbolic shapes) with the interface.
 
-    Raises ExportError naming the graph and both signatures.
+    Raises ExportError that names the graph and both signatures.
     """
     sides: list[tuple[str, Sequence[Any], Sequence[TensorSpec]]] = [
         ("step inputs", runner.step_session.get_inputs(), interface.step_inputs),
@@ -68,7 +68,7 @@ def check_signature(runner: OnnxRunner, interface: Interface) -> None:
 
 
 def _with_one_token(tensor: TensorSpec, shape: Sequence[int | str | None]) -> TensorSpec:
-    """ONNX Runtime infers, of some outputs of a graph that takes one token a row, that their time axis is 1."""
+    """Returns the tensor with a time axis of 1 if ONNX Runtime infers that size, in a graph of one token a row."""
     axes = [1 if (axis, found) == ("time", 1) else axis for axis, found in zip(tensor.shape, shape, strict=False)]
     return tensor.model_copy(update={"shape": (*axes, *tensor.shape[len(axes) :])})
 

@@ -1,6 +1,6 @@
-"""Two ways to run one model, PyTorch's and ONNX Runtime's, behind one protocol, so that proofs can compare them.
+"""Runs one model in PyTorch or in ONNX Runtime, behind one protocol, so that proofs can compare them.
 
-Arrays are in the shapes and dtypes that the interface gives them.
+Arrays have the interface's shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -28,32 +28,35 @@ IntArray = NDArray[np.int64]
 
 
 PROVEN_K = 2
-"""How many of the best tokens are asked for when graphs are proven; every vocabulary has as many."""
+"""Number of best tokens that proofs request; every vocabulary has as many."""
 
 
 class Runner(Protocol):
     """Runs a model's encoder, its step and its readout."""
 
     float_dtype: type[np.floating]
-    """What it computes in, and what its states and contexts are."""
+    """The float type of its arithmetic, states and contexts."""
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
-        """source: [B, S], or features [B, S, F], padded with 0; lengths: [B]. Returns the encoder's outputs in the
-        interface's order."""
+        """Returns the encoder's outputs in the interface's order.
+
+        source: [B, S], or features [B, S, F], padded with 0; lengths: [B].
+        """
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
-        """tokens: [B, T], or features [B, T, F]; lengths: [B]; carried: every state, then every context.
+        """Runs one step or a chunk of steps of every row.
 
-        Returns the logits, [B, T, V], meaningless past a row's length, then every next state, then what the heads say,
-        [B, T] or [B, T, `PROVEN_K`] each, when it has them.
+        tokens: [B, T], or features [B, T, F]; lengths: [B]; carried: every state, then every context. Returns the
+        logits [B, T, V], undefined past a row's length, then every next state, then the outputs of the heads, if there
+        are heads: [B, T] or [B, T, `PROVEN_K`] each.
         """
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
-        """carried: every state, then every context. Returns logits, [B, V], or None without a readout."""
+        """Returns the readout's logits [B, V]; None without a readout. carried: every state, then every context."""
 
 
 class OnnxRunner:
-    """The exported graphs on ONNX Runtime's CPU provider with one intra-op thread, as serving runs them."""
+    """Runs the exported graphs on ONNX Runtime's CPU provider with one intra-op thread, like the server."""
 
     float_dtype: type[np.floating] = np.float32
 
@@ -106,7 +109,7 @@ class OnnxRunner:
         constants: dict[str, Array],
         groups: list[list[int]],
     ) -> list[Array]:
-        """As serving runs a graph that takes one row, or one value for all rows: in groups."""
+        """Runs each group of rows by itself, like the server: for graphs of one row, or of one value for all rows."""
         interface = self._interface
         axes = {state.input.name: state.input.shape.index("batch") for state in interface.states}
         along = {state.output: axes[state.input.name] for state in interface.states}
@@ -134,10 +137,10 @@ class OnnxRunner:
 
 
 class TorchRunner:
-    """The PyTorch modules, in evaluation mode on the CPU, computing in double precision.
+    """Runs the PyTorch modules in evaluation mode on the CPU, in double precision.
 
-    In single precision PyTorch's own rounding would be counted against the graphs: on g2p-en its logits are as far
-    from the double-precision ones as ONNX Runtime's are, 1e-4.
+    In single precision, PyTorch's own rounding would count as an error of the graphs: on g2p-en its logits differ from
+    the double-precision ones by 1e-4, as much as ONNX Runtime's do.
     """
 
     float_dtype: type[np.floating] = np.float64
@@ -157,17 +160,19 @@ class TorchRunner:
         return _call(self._step, _double(tokens), lengths, *carried)
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
-        """None: a readout is held to the step's logits, bit by bit, not to PyTorch."""
+        """Returns None: a readout is compared bit by bit with the step's logits, not with PyTorch."""
         return None
 
 
 def session_of(graph: bytes | onnx.ModelProto | Path) -> Any:  # onnxruntime ships no types
-    """A session as serving has it: on the CPU, with one thread, and quiet. graph: a Path where weights lie beside it.
-    Raises what ONNX Runtime raises."""
+    """Returns an ONNX Runtime session configured like the server's: on the CPU, with one thread, without log messages.
+
+    graph: a Path if its weights are in files next to it. Raises what ONNX Runtime raises.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails comes as an exception, and its warnings are of what is meant to be so
+    options.log_severity_level = 4  # errors raise exceptions, and the warnings are about intended properties
     content = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else graph
     disabled = left_out(content.read_bytes() if isinstance(content, Path) else content)
     return onnxruntime.InferenceSession(
@@ -177,7 +182,8 @@ def session_of(graph: bytes | onnx.ModelProto | Path) -> Any:  # onnxruntime shi
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Rows this small gain nothing from threads, and lose a hundredfold when a busy machine delays one of them."""
+    """Limits PyTorch to one thread in its body: threads do not speed up such small rows, and on a busy machine one late
+    thread makes a run a hundred times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -187,7 +193,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _double(array: Array) -> Array:
-    """Features in double precision; ids as they are."""
+    """Returns features in double precision, and ids unchanged."""
     return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
 
 

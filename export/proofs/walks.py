@@ -1,4 +1,4 @@
-"""Random ragged rows, and what a model answers when it walks through them, in any company and any chunks.
+"""Draws random ragged rows, and runs a model over them ("walks"), in any batch and any chunks.
 
 Shapes: `B` batch, `T` time, `S` source.
 """
@@ -16,22 +16,25 @@ from export.proofs.runners import Array, IntArray, Runner
 from service.repository.manifest import SOURCE_MULTIPLE, StateSpec, TensorSpec
 
 MAX_DRAWN_SOURCE = 64
-"""Sources drawn at random are at most this long, whatever longer ones the model accepts."""
+"""Longest random source, also for models that accept longer ones."""
 
 Plan = Sequence[int]
-"""How one row's tokens are fed: the number at each round, 0 when the row sits it out; they add up to its tokens."""
+"""How one row's tokens are fed: the number of tokens in each round, 0 for none. The sum is the row's tokens."""
 
 Walk = dict[str, Array]
-"""All that one row was answered, by output: contexts at its real positions, initial states, logits and heads at each
-token, last states, and under `READOUT` the readout of those."""
+"""All outputs for one row, by name: contexts at its real positions, initial states, logits and heads at each token,
+last states, and under `READOUT` the readout of the last states."""
 
 READOUT = "readout"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One session's input. source: [S] tokens or [S, F] features, empty for a model without an encoder; tokens: [T], or
-    [T, F] features, at least one; constants: what it is given at its opening, by the state's name."""
+    """One session's input.
+
+    source: [S] tokens or [S, F] features, empty for a model without an encoder. tokens: [T], or [T, F] features, at
+    least one. constants: the values that a session gets when it opens, by the state's name.
+    """
 
     source: Array
     tokens: Array
@@ -39,8 +42,10 @@ class Row:
 
 
 def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows: int, max_tokens: int) -> list[Row]:
-    """Rows of random ids, 1 and up, or of normal features, in random lengths from 1 to what the model (or
-    `MAX_DRAWN_SOURCE`) allows."""
+    """Returns rows of random ids, 1 and up, or of normally distributed features.
+
+    Lengths are random, from 1 to `max_tokens`, and for sources to the model's limit, at most `MAX_DRAWN_SOURCE`.
+    """
     encoder, rows = interface.encoder, []
     for _ in range(num_rows):
         source: Array = np.empty(0, np.int64)
@@ -60,9 +65,9 @@ def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows:
 
 
 def _draw_constant(generator: np.random.Generator, state: StateSpec) -> Array:
-    """One of the values that it may have, or near its default, or any."""
+    """Returns a random allowed value of a session constant: a choice, a value near its default, or any numbers."""
     constant = state.constant
-    assert constant is not None  # noqa: S101  # the caller has looked
+    assert constant is not None  # noqa: S101  # the caller has checked it
     noise = generator.standard_normal(state.size)
     numbers: Array
     if constant.is_session_number:
@@ -95,7 +100,7 @@ def chunked(row: Row) -> Plan:
 
 
 def interleaved(row: Row, generator: np.random.Generator) -> Plan:
-    """Chunks of random sizes, with rounds sat out between them, as continuous batching has it."""
+    """Chunks of random sizes, and rounds without a token between them, as in continuous batching."""
     plan: list[int] = []
     while (left := len(row.tokens) - sum(plan)) > 0:
         plan.append(min(left, int(generator.integers(0, 6))))
@@ -103,7 +108,7 @@ def interleaved(row: Row, generator: np.random.Generator) -> Plan:
 
 
 def padded_width(rows: Sequence[Row]) -> int:
-    """The least source width that holds every row and is a multiple of `SOURCE_MULTIPLE`."""
+    """Returns the smallest multiple of `SOURCE_MULTIPLE` that is at least the length of each source."""
     longest = max(len(row.source) for row in rows)
     return -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
 
@@ -117,12 +122,11 @@ def walk(
     source_width: int | None = None,
     spoiled: Mapping[int, float] | None = None,
 ) -> list[Walk]:
-    """Runs all rows as one batch, each by its own plan, and returns what each was answered.
+    """Runs all rows as one batch, each by its own plan, and returns each row's outputs.
 
-    A plan's chunks are cut to what the step graph takes at once, as serving cuts them.
-
-    source_width: the source axis, padded (default: `padded_width`). spoiled: rows whose states and contexts are
-    filled with a value before the first step, such as NaN.
+    A chunk larger than the step graph accepts is cut, as the server cuts it. source_width: size of the padded source
+    axis (default: `padded_width`). spoiled: for some rows, a value such as NaN that fills their states and contexts
+    before the first step.
     """
     contexts, states, walks = _begin(runner, interface, rows, source_width or padded_width(rows))
     for index, value in (spoiled or {}).items():
@@ -166,7 +170,7 @@ def walk(
 def _begin(
     runner: Runner, interface: Interface, rows: Sequence[Row], source_width: int
 ) -> tuple[list[Array], list[Array], list[Walk]]:
-    """Contexts and initial states in batch order, and walks that hold what the encoder answered each row."""
+    """Returns contexts and initial states in batch order, and walks with the encoder's outputs for each row."""
     given: dict[str, Array] = {}
     if interface.encoder is not None:
         source, lengths = _pad([row.source for row in rows], source_width)
@@ -197,7 +201,7 @@ def _cut(plan: Plan, max_chunk: int | None) -> Plan:
 
 
 def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, IntArray]:
-    """Ids [B, width], or features [B, width, F], padded with 0, and lengths [B]."""
+    """Returns ids [B, width], or features [B, width, F], padded with 0, and lengths [B]."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     first = sequences[0]
     ids = np.zeros((len(sequences), width or int(lengths.max()), *first.shape[1:]), first.dtype)
@@ -207,7 +211,7 @@ def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, I
 
 
 def _first(state: StateSpec, interface: Interface, rows: Sequence[Row], float_dtype: type[np.floating]) -> Array:
-    """What a state of no encoder's begins with in each row."""
+    """Returns the first values, in all rows, of a state that the encoder does not return."""
     tensor = state.input
     dtype = float_dtype if tensor.dtype == "float32" else np.dtype(tensor.dtype)
     values = np.zeros([len(rows) if axis == "batch" else int(axis) for axis in tensor.shape], dtype)
@@ -224,5 +228,5 @@ def _batch_axis(tensor: TensorSpec) -> int:
 
 
 def _row(tensor: TensorSpec, index: int) -> tuple[slice | int, ...]:
-    """The index of one row of a tensor, whichever axis is the batch."""
+    """Returns the index of one row of a tensor, at its batch axis."""
     return (*(slice(None),) * _batch_axis(tensor), index)
