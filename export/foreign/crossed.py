@@ -1,9 +1,10 @@
-"""States of plain cells that flags have crossed: a cell state that is fed as a hidden state, and the other way round.
+"""Finds states of plain cells that flags have crossed: for example, a cell state that is fed back as a hidden state.
 
-What is kept is multiplied by a gate and added to, and nothing else is done to it: c' = f c + i g, h' = (1 - z) n + z h.
-An input that becomes an output so is carried to it. A pair is crossed where its output is what another input is carried
-to; that input is paired with an output to which it is not carried, as the pair's own is not; and exchanged, each output
-would come of its input. The last keeps lines of delays apart, in which each becomes the next.
+A plain cell multiplies its state by a gate and adds to it: c' = f c + i g, h' = (1 - z) n + z h. An input that reaches
+an output in this way is "carried" to it. A pair (a, a') from a flag is crossed with a pair (b, b') when:
+1. b is carried to a', and a is not.
+2. b is not carried to b'.
+3. b' depends on a. This excludes delay lines, in which each state becomes the next one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ _ADDS = ("Add", "Sub", "Sum")
 def refuse_crossed(
     model: onnx.ModelProto, wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes: list[str]
 ) -> None:
-    """Raises ExportError for a told pair that is crossed with another. pairs: state outputs by state input. Adds a note
-    where --force-state lets it through."""
+    """Raises ExportError for a flag's pair that is crossed with another pair.
+
+    pairs: state outputs by state input. With --force-state, adds a note instead.
+    """
     carried = {name: _carried(model.graph, name) for name in pairs}
     for name, output in pairs.items():
         if name not in hints.states or output in carried[name]:
@@ -46,11 +49,11 @@ def refuse_crossed(
 
 
 def _carried(graph: onnx.GraphProto, name: str) -> set[str]:
-    """The outputs that an input is carried to, in the graph itself: branches and bodies are not looked into."""
+    """Returns the outputs that an input is carried to in the graph itself, without branches and bodies."""
     constants = {one.name for one in graph.initializer}
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    reached = {name: {(False, False)}}  # whether there was a gate, and whether it was added to
-    for node in graph.node:  # in the order in which they run
+    reached = {name: {(False, False)}}  # for each path: whether it has passed a gate, and whether an addition
+    for node in graph.node:  # nodes are in execution order
         is_product = node.op_type == "Mul"
         if not (is_product or node.op_type in (*_MOVES, *_ADDS)):
             continue

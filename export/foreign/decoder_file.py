@@ -1,5 +1,6 @@
-"""The decoder of a translator as somebody exported it: which of its inputs come of the encoder, and the rest of it as a
-graph of one step, with what a source gives bound to it, so that it is read as any other file is.
+"""Reads a translator's decoder: finds the inputs that come from the encoder, and makes a one-step graph of the rest.
+
+The encoder's outputs for one source become constants of that graph, so that it can be read like any other file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _LOGITS = re.compile(r"logit|prob|pred|score|out", re.IGNORECASE)
 def read_decoder(
     file: Path, encoder: EncoderFile, hints: Hints, joints: Joints, vocabulary_size: int | None
 ) -> DecoderFile:
-    """vocabulary_size: of the logits, where that is told. Raises ExportError that says what to say otherwise."""
+    """Returns the decoder as it was read. vocabulary_size: of the logits, if known. Raises ExportError that names the
+    flags that help."""
     model = load(file)
     check_opset(file, opset_of(model))
     weights = {one.name for one in model.graph.initializer}
@@ -71,7 +73,7 @@ def read_decoder(
 
 
 def _rows(token: Tensor | None, hints: Hints) -> int | None:
-    """The axis of the token that counts rows; None where their number is fixed."""
+    """Returns the token's batch axis; None if the number of rows is fixed."""
     if token is None:
         return None
     name = batch_name(token, {}, hints)
@@ -79,7 +81,7 @@ def _rows(token: Tensor | None, hints: Hints) -> int | None:
 
 
 def _lengths(left: Mapping[str, Tensor], joints: Joints, hints: Hints) -> Tensor | None:
-    """The input that is how long the source is: told, or whole, one number a row, of a name that says so."""
+    """Returns the input with the source's length: a flag names it, or it has one integer a row and a fitting name."""
     for name, one in left.items():
         is_likely = one.dtype in WHOLE and len(one.shape) <= 1 and _LENGTHS.search(name) and name not in hints.inputs
         if name in joints.lengths or (not joints.lengths and is_likely):
@@ -94,7 +96,7 @@ def _find_contexts(
     outputs: Mapping[str, Tensor],
     joints: Joints,
 ) -> None:
-    """The inputs over the source that the encoder gives."""
+    """Finds the inputs over the source that are outputs of the encoder."""
     offers = {name: one for name, one in encoder.outputs.items() if one.source is not None}
     others = (*found.hints.inputs, *joints.masks)
     wanted = {
@@ -117,13 +119,13 @@ def _find_contexts(
     matched = match("--context", [Wanted(one, may_share=True) for one in wanted.values()], offers, growing, fits)
     for name, output in matched.items():
         placed = place_of(left[name], offers[output], left)
-        assert placed is not None  # noqa: S101  # it fits
+        assert placed is not None  # noqa: S101  # `fits` has checked it
         found.contexts[name], found.places[name] = output, placed
         found.notes.append(f"context {name} = {output} of the encoder")
         del left[name]
     for one in left.values():
         if any(may_be(one, output) for output in outputs.values()):
-            continue  # a state, whose layers may be as many
+            continue  # a state, which may have as many layers as a source has places
         for offer in offers.values():
             at = fixed_source(one, offer)
             if at is not None:
@@ -135,7 +137,7 @@ def _find_contexts(
 
 
 def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor], joints: Joints) -> None:
-    """The inputs over the source that the encoder does not give, and that have one number for each of its places."""
+    """Finds the masks: inputs over the source, with one number for each place, that the encoder does not return."""
     for name, one in list(left.items()):
         if name not in joints.masks and (not is_over_source(one, left) or name in found.hints.inputs):
             continue
@@ -151,7 +153,7 @@ def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor
 
 
 def _token(found: DecoderFile, left: Mapping[str, Tensor]) -> Tensor | None:
-    """The input that is a step's token; None where a step reads numbers."""
+    """Returns the input that is a step's token; None if a step reads numbers."""
     whole = [one for one in left.values() if one.dtype in WHOLE]
     told = [one for one in whole if one.name in found.hints.inputs]
     named = [one for one in whole if TOKENS.search(one.name)]
@@ -177,7 +179,7 @@ def _find_states(
     outputs: Mapping[str, Tensor],
     joints: Joints,
 ) -> None:
-    """The states, with what they begin with, and what the encoder gives that stays as it is."""
+    """Finds the states with their first values, and the encoder's outputs that stay the same in every step."""
     inputs = {
         name: one
         for name, one in found.inputs.items()
@@ -222,7 +224,7 @@ def _find_states(
 
 
 def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], vocabulary_size: int | None) -> list[str]:
-    """The output that is what a step gives: of those that are no states and do not grow with the source."""
+    """Returns the output of a step: the one that is no state and does not grow with the source."""
     short, long = step.run(SHORT), step.run(LONG)
     for name in found.hints.outputs:
         if name in short and short[name].shape != long[name].shape:

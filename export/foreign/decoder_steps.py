@@ -1,4 +1,4 @@
-"""The decoder of a translator as somebody exported it, and its steps on what the encoder gives for random sources."""
+"""A translator's decoder as it was exported, and its steps on the encoder's outputs for random sources."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from export.foreign.over_source import one_row
 from export.proofs.runners import Array
 
 SHORT, LONG = 5, 7
-"""How long random sources are."""
+"""Lengths of random sources."""
 
 
 @dataclass(slots=True)
 class DecoderFile:
-    """The file, and what was found of it. contexts: outputs of the encoder by input; kept: likewise, of inputs that do
-    not grow with the source; initial: likewise, of states; places: of the inputs over the source; masks, lengths: that
-    are made for it; token: what a step reads; model: the file's; bound: with what a source gives bound to it, whose
-    inputs are a step's and the states; hints: for reading that."""
+    """The decoder's file, and what was found in it.
+
+    contexts: the encoder's outputs by input. kept: the same for inputs that do not grow with the source. initial: the
+    same for states. places: axes of the inputs over the source. masks, lengths: inputs that the exporter computes.
+    token: the input that a step reads. model: the file's. bound: the model with one source's values as constants; its
+    inputs are a step's and the states. hints: for reading `bound`.
+    """
 
     file: Path
     model: onnx.ModelProto
@@ -44,7 +47,7 @@ class DecoderFile:
 
 
 class Steps:
-    """A decoder's steps on what the encoder gives for random sources."""
+    """Runs steps of a decoder on the encoder's outputs for random sources."""
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Steps:
         self._constants = constants
 
     def given(self, length: int = SHORT, seed: int = 0) -> dict[str, Array]:
-        """What a source gives, as the file has it, with one row."""
+        """Returns the inputs that depend on a random source, as the file declares them, with one row."""
         found = self._found
         row = self._encoder.run(self._encoder.draw(length, seed))
         feeds = {name: found.places[name].as_file(row[output]) for name, output in found.contexts.items()}
@@ -69,7 +72,7 @@ class Steps:
         return feeds
 
     def rows(self) -> Iterator[Placed]:
-        """The inputs that are bound, and which of their axes counts rows."""
+        """Yields the inputs of `given` with their batch axes."""
         found = self._found
         for name in self.given():
             placed = found.places.get(name) or next(
@@ -82,10 +85,10 @@ class Steps:
             yield placed
 
     def run(self, length: int) -> dict[str, Array]:
-        """What a first step gives. Raises ExportError."""
+        """Returns the outputs of a step on a random source. Raises ExportError when the file cannot run it."""
         try:
             return self._session.run(self._others(0) | self.given(length))
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             raise ExportError(
                 f"{self._found.file.name} cannot be run on what the encoder gives for {length} tokens:"
                 f" {first_line(error)}. Export it with dynamic axes for rows and the source, or say with --context,"
@@ -93,7 +96,7 @@ class Steps:
             ) from error
 
     def padded(self, name: str, mask: Mask, own: int, behind: int) -> dict[str, Array]:
-        """See `masks.Try`."""
+        """Runs a padded source with one mask; see `masks.Try`. name: of the mask's input."""
         found = self._found
         feeds = self._others(own) | self.given(SHORT, own)
         tail = np.random.default_rng(behind)
@@ -109,7 +112,7 @@ class Steps:
         return {output: array for output, array in found_now.items() if array.dtype.kind == "f" and array.size}
 
     def _others(self, seed: int) -> dict[str, Array]:
-        """What does not come of the source: constants, a token, and states of random numbers."""
+        """Returns the inputs that do not depend on the source: constants, a token, random states."""
         found = self._found
         random = np.random.default_rng(0)
         feeds = dict(self._constants)

@@ -1,7 +1,8 @@
-"""Inputs that a file has a default value for: an initializer of the same name.
+"""Handles inputs with a default value in the file: an initializer of the same name.
 
-Nobody has to give them, and most are weights that an exporter lists as inputs. A state among them would be its default
-in every step, without a word. So one that a flag names, or whose graph or name pairs it with an output, is an input.
+A run need not give them, and most are weights that an exporter lists as inputs. But a state among them would silently
+have its default in every step. So such an input counts as one if a flag names it, or if the graph or its name pairs it
+with an output.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from export.foreign.wiring import Wiring, may_be
 
 
 def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str]]:
-    """Takes the default values of inputs that are states, or that flags name, out of the model. Returns the hints, with
-    those that states begin with, and notes of them and of inputs that stay at their default."""
+    """Removes from the model the default values of inputs that are states or that flags name.
+
+    Returns the hints, with these defaults as first values of states, and notes about them and about inputs that keep
+    their default.
+    """
     values = {one.name: one for one in model.graph.initializer}
     listed = {one.name: one for one in model.graph.input}
     defaults = {name: tensor for name, one in listed.items() if name in values and (tensor := _served(one, hints))}
@@ -50,7 +54,7 @@ def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str
 
 
 def _served(value: onnx.ValueInfoProto, hints: Hints) -> Tensor | None:
-    """None for a tensor of a type that is not served, such as a quantized weight."""
+    """Returns the tensor; None for a type that is not served, such as a quantized weight."""
     try:
         return tensor_of(value, hints)
     except ExportError:
@@ -58,8 +62,11 @@ def _served(value: onnx.ValueInfoProto, hints: Hints) -> Tensor | None:
 
 
 def _is_state(wiring: Wiring, tensor: Tensor) -> bool:
-    """Whether a recurrent node begins with an input and ends with an output, or an output of its shape that comes of it
-    has a kindred name."""
+    """Whether an input with a default is a state.
+
+    Either a recurrent node starts with it and ends with an output, or an output of its shape depends on it and has a
+    related name.
+    """
     name = tensor.name
     for output in wiring.reached(name):
         if not may_be(tensor, wiring.outputs[output]) or not tensor.shape:

@@ -1,8 +1,8 @@
-"""The encoder of a translator as somebody exported it: what it reads, and what it gives, by running it.
+"""Reads a translator's encoder by running it: finds its inputs and outputs.
 
-1. Names of axes are what its author liked. An output's axis that grows with the source is the source's, one that grows
-   with the number of rows is theirs.
-2. A source is run alone and at its own length: that is what a bundle is held to.
+1. Names of axes are not reliable. An output's axis that grows with the source is the source axis; one that grows with
+   the number of rows is the batch axis.
+2. A bundle is compared with runs of one source alone, at its own length.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ _MOST_TOKENS = 1 << 22
 
 
 class EncoderFile:
-    """The file, read and run. vocabulary_size: of the source, None: it is found; source: what it reads; lengths, masks:
-    of the source, where it takes them; outputs: by name; notes: of what was found. Raises ExportError."""
+    """The encoder's file, read and run.
+
+    vocabulary_size: of the source; None: it is found by running. source: the input that is the source. lengths, masks:
+    inputs for the source's length and masks, if there are any. outputs: by name. notes: what was found. The constructor
+    raises ExportError.
+    """
 
     def __init__(self, file: Path, hints: Hints, joints: Joints, vocabulary_size: int | None) -> None:
         self.file = file
@@ -81,21 +85,23 @@ class EncoderFile:
             self.notes.append(f"mask {name} of {file.name}: {self.masks[-1].form}, made of the lengths")
 
     def run(self, row: Array) -> dict[str, Array]:
-        """What a source of one row gives, [S] or [S, F]: of each output the row's own numbers, the source's axis first.
-        Raises what ONNX Runtime raises."""
+        """Returns each output's numbers for a source of one row, [S] or [S, F], with the source axis first.
+
+        Raises what ONNX Runtime raises.
+        """
         feeds = self._feeds(row, len(row)) | {mask.placed.tensor.name: mask.of_row(len(row)) for mask in self.masks}
         found = self._session.run(feeds)
         return {name: placed.of_row(found[name]) for name, placed in self.outputs.items()}
 
     def draw(self, length: int, seed: int) -> Array:
-        """A random source of one row."""
+        """Returns a random source of one row: [length] ids or [length, F] features."""
         generator = np.random.default_rng(seed)
         if self.feature_size:
             return generator.standard_normal((length, self.feature_size)).astype(np.float32)
         return generator.integers(1, self.vocabulary_size or 2, length)
 
     def _feeds(self, row: Array, length: int) -> dict[str, Array]:
-        """row: of one row, padded where it is longer than `length`."""
+        """Returns the file's inputs for one row. row: longer than `length` if it is padded."""
         feeds = dict(self.constants)
         feeds[self.source.tensor.name] = self.source.as_file(row).astype(self.source.tensor.dtype)
         if self.lengths is not None:
@@ -116,7 +122,7 @@ class EncoderFile:
         }
 
     def _placed(self, tensor: Tensor, hints: Hints) -> Placed:
-        """Which axes of the source count rows and tokens. Raises ExportError for one of a fixed length."""
+        """Returns the source's batch and source axes. Raises ExportError for a source of a fixed length."""
         rank = len(tensor.shape) - bool(self.feature_size)
         shape = (self.feature_size,) if self.feature_size else ()
         if rank == 1:
@@ -152,12 +158,12 @@ class EncoderFile:
         return min(1, batch_axis(tensor, hints, partial(axis_named, tensor, name)))
 
     def _vocabulary_size(self, told: int | None) -> int:
-        """How many tokens it reads, up to as many as are told. Raises ExportError where it reads fewer."""
+        """Returns the number of tokens that the file accepts, or `told`. Raises ExportError if `told` is too many."""
 
         def reads(token: int) -> bool:
             try:
                 self._session.run(self._feeds(np.full(_SHORT, token, np.int64), _SHORT))
-            except Exception:  # ONNX Runtime raises classes of its own
+            except Exception:  # ONNX Runtime raises its own error classes
                 return False
             return True
 
@@ -165,7 +171,7 @@ class EncoderFile:
             return told
         try:
             self._session.run(self._feeds(np.zeros(_SHORT, np.int64), _SHORT))
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             raise ExportError(
                 f"{self.file.name} cannot be run on a source of {_SHORT} tokens: "
                 + advice(error, "with dynamic axes for rows and tokens")
@@ -184,7 +190,7 @@ class EncoderFile:
         return most
 
     def _outputs_with_masks(self, hints: Hints) -> dict[str, Placed]:
-        """As `_outputs`, with masks of the meaning that can be run: all of a source masked gives NaN."""
+        """Returns `_outputs` with masks assumed `real` or else `padding`: the wrong one masks the whole source."""
         try:
             return self._outputs(hints)
         except ExportError:
@@ -219,15 +225,17 @@ class EncoderFile:
         return Placed(source.tensor, source.source, source.rows, source.shape)
 
     def _found(self, source: Placed, hints: Hints) -> dict[str, Placed]:
-        """Where its outputs count rows and the source. Raises ExportError where two rows in a run are not what each is
-        alone, or an output is longer than its source, or shorter."""
+        """Returns the outputs with their batch and source axes, found by running. source: the source's axes to try.
+
+        Raises ExportError when two rows in a run differ from each row alone, or an output's length is not its source's.
+        """
         before, self.source = self.source, source
         try:
             return self._as_run(hints)
         except ExportError:
             self.source = before
             raise
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             self.source = before
             raise ExportError(
                 f"{self.file.name} cannot be run on sources of {_SHORT} and {_LONG} tokens: "
@@ -273,7 +281,7 @@ class EncoderFile:
             if name in self._unmasked:
                 place = self._unmasked[name].rows or 0
             joined[name] = np.concatenate([one[name] for one in feeds], place)
-        for name in self.constants:  # one of each row
+        for name in self.constants:  # a constant with a batch axis has one value for each row
             free = [at for at, size in enumerate(self.inputs[name].shape) if isinstance(size, str)]
             if free:
                 joined[name] = np.repeat(joined[name], 2, axis=free[0])

@@ -1,7 +1,7 @@
-"""The encoder of a bundle around a file's own: sources come padded, with their lengths.
+"""Wraps a translator's encoder for a bundle, where sources come padded, with their lengths.
 
-`together` is one run of the file for all rows, which it must be able to take. `apart` is a `Loop` in which each row is
-cut to its length and run alone, as its author does it.
+`together` runs the file once for all rows, if the file can do so. `apart` is a `Loop` that cuts each row to its length
+and runs it alone, as the file's author does.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ SOURCE, LENGTHS = "carousel/source", "carousel/source_lengths"
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What becomes of an output of the file. tensor: of the bundle's encoder; a context has a source axis."""
+    """How the bundle uses an output of the file. tensor: of the bundle's encoder; a context has a source axis."""
 
     output: str
     tensor: TensorSpec
 
     @property
     def is_context(self) -> bool:
-        """Whether it is as long as the source."""
+        """Whether it has a source axis."""
         return "source" in self.tensor.shape
 
     @property
     def row_shape(self) -> list[int]:
-        """Its sizes but for rows and the source."""
+        """Its sizes without the batch and source axes."""
         return [axis for axis in self.tensor.shape if isinstance(axis, int)]
 
 
 def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) -> bytes:
-    """One run for all rows. length_name: of the output that is the lengths, if there is one. Raises ExportError where
-    the file has no axis for rows."""
+    """Returns a graph that encodes all rows in one run.
+
+    length_name: the name of an output for the lengths; None: none. Raises ExportError if the file has no batch axis.
+    """
     model, nodes, writer = _begin(encoder, uses, length_name)
     source = encoder.source
     if source.rows is None or encoder.has_fixed_row or any(encoder.outputs[use.output].rows is None for use in uses):
@@ -75,7 +77,7 @@ def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None)
 
 
 def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) -> bytes:
-    """Each row alone, at its own length: see `together`."""
+    """Returns a graph that encodes each row alone, at its own length. length_name: see `together`."""
     model, nodes, writer = _begin(encoder, uses, length_name)
     body = helper.make_graph([], "row", [], [])
     inside = Writer(body, "carousel/row/")
@@ -149,7 +151,7 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
 
 
 def are_tokens(writer: Writer, wide: str, lengths: str, name: str) -> None:
-    """Where each row has tokens, bool [batch, source]. wide: a tensor whose second axis is the source."""
+    """Writes where each row has tokens, bool [batch, source]. wide: a tensor whose second axis is the source."""
     zero, one = (writer.constant(f"{name}/{value}", np.array(value, np.int64)) for value in (0, 1))
     column = writer.constant(f"{name}/column", np.array([-1, 1], np.int64))
     writer.node("Shape", [wide], f"{name}/shape")
@@ -160,7 +162,7 @@ def are_tokens(writer: Writer, wide: str, lengths: str, name: str) -> None:
 
 
 def made_mask(writer: Writer, tokens: str, at_tokens: Array, behind: Array, placed: Placed) -> None:
-    """A mask for rows of any length. tokens: see `are_tokens`."""
+    """Writes a mask for rows of different lengths. tokens: the output of `are_tokens`."""
     name, dtype = placed.tensor.name, placed.tensor.dtype
     if dtype == "bool":
         writer.node("Identity" if at_tokens else "Not", [tokens], f"carousel/{name}/plain")
@@ -175,7 +177,7 @@ def made_mask(writer: Writer, tokens: str, at_tokens: Array, behind: Array, plac
 
 
 def sized_mask(writer: Writer, at_tokens: Array, placed: Placed, rows: str, length: str) -> None:
-    """A mask for rows of one length, which has the value of tokens alone. rows, length: [1] each."""
+    """Writes a mask for rows of one length: it has only the value of tokens. rows, length: their numbers, [1] each."""
     name = placed.tensor.name
     value = writer.constant(f"{name}/at", at_tokens)
     one = writer.constant(f"{name}/single", np.array([1], np.int64))
@@ -187,7 +189,7 @@ def sized_mask(writer: Writer, at_tokens: Array, placed: Placed, rows: str, leng
 def _begin(
     encoder: EncoderFile, uses: Sequence[Use], length_name: str | None
 ) -> tuple[onnx.ModelProto, list[onnx.NodeProto], Writer]:
-    """A model with the bundle's inputs and outputs, the file's weights and no nodes; and the file's nodes."""
+    """Returns a model with the bundle's inputs and outputs, the file's weights and no nodes; the nodes; a writer."""
     model = onnx.ModelProto()
     model.CopyFrom(encoder.model)
     graph = model.graph
@@ -219,7 +221,7 @@ def _turned(writer: Writer, name: str, perm: Sequence[int], turned: str) -> None
 
 
 def _clean(writer: Writer, name: str, use: Use) -> None:
-    """Zeros behind each row's source: by a product, which keeps the sign of a zero."""
+    """Writes zeros past each row's source, with a product, which keeps the sign of a zero."""
     own = use.tensor.name
     shape = writer.constant(f"{own}/column", np.array([0, 0, *[1] * len(use.row_shape)], np.int64))
     writer.node("Reshape", ["carousel/are_tokens", shape], f"{own}/are_tokens")
@@ -231,7 +233,7 @@ def _clean(writer: Writer, name: str, use: Use) -> None:
 
 
 def _rows_placed(writer: Writer, name: str, use: Use) -> None:
-    """Puts the axis of rows, which is the first, where the state has it."""
+    """Moves the batch axis from the first place to its place in the state."""
     axis = use.tensor.shape.index("batch")
     perm = [*range(1, len(use.tensor.shape))]
     perm.insert(axis, 0)

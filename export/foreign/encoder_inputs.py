@@ -1,4 +1,4 @@
-"""What an input of a translator's encoder is: its source, how long that is, a mask over it, a constant."""
+"""Tells what an input of a translator's encoder is: the source, its length, a mask over it, or a constant."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from export.foreign.wiring import Wiring
 from export.proofs.runners import Array
 
 MIN_OPSET = 11
-"""Of what is put around both files."""
+"""The least opset of the nodes that are added to both files."""
 WHOLE = ("int64", "int32")
 """The types of token ids."""
 _LENGTHS = re.compile(r"len", re.IGNORECASE)
 _MASKS = re.compile(r"mask|pad", re.IGNORECASE)
 _CLOSE = 1e-4
 QUANTIZED = 0.3
-"""How far rows may be from themselves in company where their scale is common."""
+"""The largest difference of a row in a batch from the row alone, if rows share a quantization scale."""
 
 
 def check_opset(file: Path, opset: int) -> None:
-    """Raises ExportError for a file of operators that are too old to be put between others."""
+    """Raises ExportError for a file whose opset is too old for the nodes that are added to it."""
     if opset < MIN_OPSET:
         raise ExportError(
             f"{file.name} has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
@@ -35,7 +35,7 @@ def check_opset(file: Path, opset: int) -> None:
 
 
 def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]:
-    """Those that flags give, with one row. Raises ExportError for values that do not fit."""
+    """Returns the constants from flags, with one row. Raises ExportError for values that do not fit."""
     found: dict[str, Array] = {}
     for name, values in hints.constants.items():
         if name not in inputs:
@@ -51,8 +51,11 @@ def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]
 
 
 def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int], *, close: float = _CLOSE) -> bool:
-    """Whether two rows of a run are what each is alone. axes: that count them; none: both have the same; close: the
-    largest difference, absolute or of a value."""
+    """Whether two rows of one run equal each row run alone.
+
+    axes: the axes that grow with the number of rows; empty: both rows share the output. close: the largest allowed
+    difference, absolute or relative.
+    """
     if len(axes) > 1:
         return False
     parts = np.split(together, 2, axis=axes[0]) if axes else [together, together]
@@ -62,7 +65,7 @@ def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int], *, c
 
 
 def feature_size_of(source: Tensor) -> int:
-    """Numbers in each vector of a source; 0 of tokens. Raises ExportError for what is neither."""
+    """Returns how many numbers each vector of a source has; 0 for tokens. Raises ExportError for any other source."""
     last = source.shape[-1] if source.shape else 0
     if source.dtype in WHOLE:
         return 0
@@ -72,7 +75,8 @@ def feature_size_of(source: Tensor) -> int:
 
 
 def are_lengths(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
-    """Whether an input is how long each source is: told, or one number a row of a name that says so, or beside ids."""
+    """Whether an input is the sources' lengths: a flag says so, or it has one integer a row and a fitting name or
+    shape."""
     if joints.lengths:
         return tensor.name in joints.lengths
     sizes = [axis for axis in tensor.shape if axis != 1]
@@ -82,7 +86,7 @@ def are_lengths(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> boo
 
 
 def is_mask(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
-    """Whether an input is a mask over the source: told, or of a name or a type that says so."""
+    """Whether an input is a mask over the source: a flag says so, or its name or type does."""
     if tensor.name in joints.masks:
         return True
     if joints.masks or len(others) == 1:
@@ -92,7 +96,7 @@ def is_mask(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
 
 
 def first_states(wiring: Wiring, taken: Container[str]) -> dict[str, Array]:
-    """The inputs that a recurrent node begins with, as zeros of one row. taken: inputs that are something else."""
+    """Returns zeros of one row for the inputs that recurrent nodes start with. taken: inputs with another role."""
     found = {}
     for name, tensor in wiring.inputs.items():
         slots = wiring.starts(name)
@@ -102,7 +106,7 @@ def first_states(wiring: Wiring, taken: Container[str]) -> dict[str, Array]:
 
 
 def placed_mask(tensor: Tensor, source: Placed, file: Path, *, has_fixed_row: bool) -> Placed:
-    """Where a mask counts rows and the source: as the source does, or by its only axes that are not of size 1."""
+    """Returns a mask's batch and source axes: those of the source, or its only axes without a size."""
     if len(tensor.shape) == len(source.places) - len(source.shape) and isinstance(
         tensor.shape[source.source or 0], str
     ):

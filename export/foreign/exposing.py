@@ -1,9 +1,9 @@
-"""`--expose-state`: the states of recurrent nodes that a file keeps to itself become inputs and outputs of its graph.
+"""`--expose-state`: turns the states of recurrent nodes that a file does not expose into inputs and outputs.
 
-1. A node's first state takes the place of what it began with, which must be zero. Its last one becomes an output.
-2. Outputs of the file that were such a last state already are left out; those that a step gives stay.
-3. A time axis of a fixed length becomes one of length 1.
-4. The file as it was, run over a whole sequence, must give what the new graph gives step by step from zero.
+1. A new input replaces a node's initial state, which must be zero in the file. The node's last state becomes an output.
+2. The file's outputs that are only such last states are removed. The outputs of a step stay.
+3. A time axis of a fixed length gets the length 1.
+4. The original file, run over a whole sequence, must give the same as the new graph run step by step from zero.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from export.foreign.wiring import Wiring
 
 
 def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto, list[str]]:
-    """The model with its states as inputs and outputs, and notes of what was done: as it is without --expose-state.
+    """Returns the model with its states as inputs and outputs, and notes; the model itself without --expose-state.
 
-    Raises ExportError when no state is hidden, when one cannot be exposed, and when steps differ from the whole.
+    Raises ExportError when no state is hidden, when one cannot be exposed, and when steps differ from the whole
+    sequence.
     """
     if not hints.expose_state:
         return model, []
@@ -70,7 +71,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
 
 
 def _told(wiring: Wiring) -> list[str]:
-    """The inputs that begin a state which an output ends."""
+    """Returns the inputs that are the first value of a slot whose last value is an output."""
     ended = frozenset[Slot]().union(*(wiring.ends(name) for name in wiring.outputs if wiring.is_last(name)))
     return [name for name in wiring.inputs if wiring.starts(name) & ended]
 
@@ -82,7 +83,7 @@ def _is_open(wiring: Wiring, slot: Slot) -> bool:
 
 
 def _expose(model: onnx.ModelProto, wiring: Wiring, slot: Slot, hints: Hints, *, is_fed: bool) -> str:
-    """Makes a slot an input, but for one that an input feeds already, and an output. Returns the names."""
+    """Makes a slot an output, and an input unless an input feeds it already. Returns the new names, for a note."""
     graph = model.graph
     node = graph.node[slot.node]
     place = 5 if slot.part == "hidden" else 6
@@ -106,7 +107,7 @@ def _expose(model: onnx.ModelProto, wiring: Wiring, slot: Slot, hints: Hints, *,
 
 
 def _rows(wiring: Wiring, slot: Slot, hints: Hints) -> str | int:
-    """The axis of a state that counts rows, as the step's input names it; 1 where it is fixed."""
+    """Returns a state's batch axis: its name in the step's input, or 1 if the number of rows is fixed."""
     for name, tensor in wiring.inputs.items():
         is_other = name in hints.lone or bool(wiring.starts(name)) or (bool(hints.inputs) and name not in hints.inputs)
         if not is_other and slot.source in wiring.flow.reach([(0, name)], ["moves", "computes", "recurs"]):
@@ -123,7 +124,7 @@ def _new_name(graph: onnx.GraphProto, name: str) -> str:
 
 
 def _leave_out(model: onnx.ModelProto, wiring: Wiring, exposed: Sequence[Slot], hints: Hints) -> None:
-    """Takes away the file's outputs that are the last values of exposed slots alone, as long as one stays."""
+    """Removes the file's outputs that are only last values of exposed slots, but keeps at least one output."""
     graph = model.graph
     own = [one.name for one in graph.output if one.name in wiring.outputs]
     spare = [
@@ -131,7 +132,7 @@ def _leave_out(model: onnx.ModelProto, wiring: Wiring, exposed: Sequence[Slot], 
         for name in own
         if wiring.is_last(name) and wiring.ends(name) <= set(exposed) and name not in (*hints.outputs, *hints.states)
     ]
-    if len(spare) == len(own):  # a step gives its state itself
+    if len(spare) == len(own):  # then a step's output is its state
         spare = spare[1:]
     kept = [one for one in graph.output if one.name not in spare]
     del graph.output[:]
@@ -139,7 +140,7 @@ def _leave_out(model: onnx.ModelProto, wiring: Wiring, exposed: Sequence[Slot], 
 
 
 def _time_axis(reading: Reading, length: int | None) -> int | None:
-    """The axis of what a step reads that counts steps, None when there is none."""
+    """Returns the axis of the step's input that counts steps; None if there is none."""
     step, source = reading.inputs[0], reading.inputs[0].tensor
     places = [place for place in range(len(source.shape)) if place != step.batch_axis]
     dynamic = [place for place in places if isinstance(source.shape[place], str) and step.shape[place] == 1]
@@ -151,7 +152,7 @@ def _time_axis(reading: Reading, length: int | None) -> int | None:
 
 
 def _one_step(model: onnx.ModelProto, reading: Reading, time_axis: int | None) -> int | None:
-    """Makes a time axis of a fixed length one of length 1. Returns that length, None where it is not fixed."""
+    """Sets a time axis of a fixed length to length 1. Returns the old length; None if it is not fixed."""
     if time_axis is None or isinstance(reading.inputs[0].tensor.shape[time_axis], str):
         return None
     graph = model.graph

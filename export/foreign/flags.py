@@ -1,5 +1,4 @@
-"""Flags that commands share, and what flags give beyond their own form: names told once, vocabularies, ids of their
-tokens."""
+"""Flags that several commands share, and checks of flags' values: unique names, vocabularies, token ids."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """What is said of the bundle of a model that nobody here has made. `common_options` hands it on."""
+    """Adds the flags for the bundle of another exporter's model. `common_options` reads them."""
     parser.add_argument("--name", type=forms.model_name, required=True, help="the model's name: a-z 0-9 . _ -")
     add_place(parser)
     parser.add_argument("--description", help="one line about it")
@@ -33,7 +32,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Where a bundle is written, as which version, and whether in place of another."""
+    """Adds the flags for where a bundle is written, its version, and whether it replaces an existing one."""
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     parser.add_argument("--version", type=forms.version, default=1, help="the bundle's version (default: 1)")
     parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
@@ -42,7 +41,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 def common_options(
     parsed: argparse.Namespace, *, description: str, evaluation: Mapping[str, object] | None = None
 ) -> BundleOptions:
-    """All that `add_common_flags` has added, for whoever writes the bundle. description: where no flag gives one."""
+    """Returns the bundle's options from the flags of `add_common_flags`. description: the default."""
     return {
         "to": parsed.to,
         "name": parsed.name,
@@ -57,7 +56,7 @@ def common_options(
 
 
 def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
-    """What is told by name. Raises ExportError for a name that is told twice."""
+    """Returns the values by name. Raises ExportError for a name given twice, or for two states with one output."""
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ExportError(f"{flag} names {twice[0]} twice")
@@ -69,7 +68,7 @@ def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
 
 
 def vocabulary_of(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
-    """Raises ExportError for a file that is no list of tokens."""
+    """Reads a vocabulary file; None without a path. Raises ExportError for a file that is no list of tokens."""
     if path is None:
         return None
     try:
@@ -86,8 +85,10 @@ def vocabulary_of(flag: str, path: Path | None, tokenizer: Literal["characters",
 
 
 def token_of(flag: str, token_id: int | None, vocabulary: Vocabulary | None, *, is_of_file: bool = True) -> int | None:
-    """An id of the vocabulary. is_of_file: whether the vocabulary must be given. Raises ExportError for one that it has
-    not."""
+    """Returns a token id from a flag, checked; None if there is none.
+
+    is_of_file: whether a vocabulary must be given. Raises ExportError for an id that the vocabulary does not have.
+    """
     if token_id is None:
         return None
     if not is_of_file and token_id >= 0:

@@ -1,10 +1,11 @@
-"""How values flow through an ONNX graph, from its inputs to its outputs, `If` branches and `Loop` and `Scan` bodies
-included. Nothing is run here, and names mean nothing here.
+"""Follows values through an ONNX graph, from inputs to outputs, also inside `If` branches, `Loop` and `Scan` bodies.
+
+Runs nothing, and ignores what names suggest.
 
 1. Operators that only move values (`Reshape`, `Concat`, `Slice`, ...) make edges of kind MOVES.
-2. All other operators make edges of kind COMPUTES, but for those that read a shape alone: they make none.
-3. A recurrent node makes edges of kind RECURS from what it reads to what it gives, and one slot for each state tensor.
-   The variables that a `Loop` or a `Scan` carries are slots too.
+2. Other operators make edges of kind COMPUTES. Operators that only read a shape make none.
+3. A recurrent node makes edges of kind RECURS from its inputs to its outputs, and one slot for each state tensor. The
+   variables that a `Loop` or a `Scan` carries are slots too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Kind = Literal["moves", "computes", "recurs"]
 
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 _PARTS = {5: "hidden", 6: "cell"}
-"""What the inputs of a recurrent node are the first values of."""
+"""For each input of a recurrent node that is a first state value: the part of the state."""
 _MOVED = {
     **dict.fromkeys(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Gather"), 1),
     **dict.fromkeys(("Cast", "CastLike", "Flatten", "Expand", "Tile", "Pad", "Dropout", "SplitToSequence"), 1),
@@ -30,16 +31,19 @@ _MOVED = {
     "SequenceInsert": 2,
     **dict.fromkeys(("Concat", "SequenceConstruct"), 1 << 16),
 }
-"""How many of an operator's first inputs it moves."""
+"""How many of an operator's first inputs it moves to its outputs."""
 _SCATTERS = ("ScatterND", "ScatterElements")
 _OF_SHAPES = ("Shape", "Size", "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike")
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A state tensor of one node. initial: its value before the node ran, None when it is left out; final: its value
-    afterwards, None when it is not given; sequence: its values after every step. is_in_loop: whether the node is in
-    the body of a `Loop` or `Scan`."""
+    """A state tensor of one node.
+
+    initial: its value before the node runs; None if the node has no such input. final: its value afterwards; None if it
+    is not an output. sequence: its values after every step. is_in_loop: whether the node is in the body of a `Loop` or
+    `Scan`.
+    """
 
     op_type: str
     node_name: str
@@ -51,7 +55,7 @@ class Slot:
     final: Value | None
     sequence: Value | None
     source: Value | None
-    """What the node reads at each step."""
+    """The node's input at each step."""
     hidden_size: int
     direction: str
     is_batch_first: bool
@@ -59,12 +63,12 @@ class Slot:
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether it belongs to an LSTM, a GRU or an RNN."""
+        """Whether it belongs to an LSTM, GRU or RNN node."""
         return self.op_type in RECURRENT
 
     @property
     def owner(self) -> tuple[int, int]:
-        """The node that it belongs to."""
+        """Its node: the number of the graph, and the node's place there."""
         return self.graph, self.node
 
     def __str__(self) -> str:
@@ -72,7 +76,7 @@ class Slot:
 
 
 class _Found(NamedTuple):
-    """A node, the number of its graph, and its place there. inputs, outputs: its values."""
+    """A node, the number of its graph and its place there. inputs, outputs: its values; None for omitted ones."""
 
     node: onnx.NodeProto
     graph: int
@@ -95,7 +99,7 @@ class Flow:
         self._graph(model.graph, (), is_in_loop=False)
 
     def reach(self, starts: Iterable[Value | None], kinds: Collection[Kind]) -> set[Value]:
-        """Everything that comes of `starts` along edges of `kinds`, `starts` included."""
+        """Returns all values that depend on `starts` along edges of `kinds`, and `starts` themselves."""
         found = {start for start in starts if start is not None}
         waiting = list(found)
         while waiting:
@@ -108,7 +112,7 @@ class Flow:
         return found
 
     def _graph(self, graph: onnx.GraphProto, outer: _Scopes, *, is_in_loop: bool) -> _Scopes:
-        """Adds a graph's edges. Returns the scopes within it."""
+        """Adds a graph's edges. Returns the scopes inside it."""
         number = self._num_graphs
         self._num_graphs += 1
         scopes = (*outer, (number, _names(graph)))
@@ -170,14 +174,14 @@ class Flow:
             )
 
     def _loop(self, found: _Found, scopes: _Scopes) -> None:
-        """A `Loop` or a `Scan`: its body's edges, and what it carries as slots."""
+        """Adds a `Loop` or a `Scan`: its body's edges, and a slot for each variable that it carries."""
         node, inputs, outputs = found.node, found.inputs, found.outputs
         attributes = {one.name: one for one in node.attribute}
         body = attributes["body"].g
         inner = self._graph(body, scopes, is_in_loop=True)
         into = [_resolve(one.name, inner) for one in body.input]
         out = [_resolve(one.name, inner) for one in body.output]
-        if node.op_type == "Loop":  # inputs: number of turns, condition, carried; the body gives a condition first
+        if node.op_type == "Loop":  # inputs: trip count, condition, carried; the body returns a condition first
             num_carried, inputs, into, out = len(inputs) - 2, inputs[2:], into[2:], out[1:]
         else:
             num_carried = len(inputs) - attributes["num_scan_inputs"].i
@@ -204,7 +208,7 @@ class Flow:
             )
 
     def _move(self, before: Sequence[Value | None], after: Sequence[Value | None]) -> None:
-        for one, other in zip(before, after, strict=False):  # the shorter counts: the rest is not carried
+        for one, other in zip(before, after, strict=False):  # values past the shorter side are not carried
             self._edge("moves", [one], [other])
 
     def _edge(self, kind: Kind, before: Iterable[Value | None], after: Iterable[Value | None]) -> None:
@@ -215,7 +219,7 @@ class Flow:
 
 
 _Scopes = tuple[tuple[int, set[str]], ...]
-"""The graphs around a node, the innermost last: number, and the names that it defines."""
+"""The graphs that contain a node, the innermost last: their numbers, and the names that they define."""
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
@@ -225,7 +229,7 @@ def _names(graph: onnx.GraphProto) -> set[str]:
 
 
 def _resolve(name: str, scopes: _Scopes) -> Value | None:
-    """The value of that name, None when an optional input is left out."""
+    """Returns the value with that name; None for an omitted optional input."""
     if not name:
         return None
     return next(((number, name) for number, names in reversed(scopes) if name in names), (0, name))

@@ -1,4 +1,4 @@
-"""The form of flags' values: what argparse gets of their text."""
+"""Parses the values of flags, as types for argparse. Each function raises argparse.ArgumentTypeError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.repository.manifest import ModelName
 
 
 def model_name(text: str) -> str:
-    """A model's name."""
+    """Parses a model's name."""
     try:
         return TypeAdapter(ModelName).validate_python(text)
     except ValidationError:
@@ -20,27 +20,27 @@ def model_name(text: str) -> str:
 
 
 def count(text: str) -> int:
-    """A whole number, 1 or more."""
+    """Parses a whole number, 1 or more."""
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
 
 
 def version(text: str) -> int:
-    """A bundle's version."""
+    """Parses a bundle's version, 1 to 2**31 - 1."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {2**31 - 1}")
     return int(text)
 
 
 def pairs(text: str) -> str:
-    """As it is: which of its equals signs is between two names, the file says."""
+    """Checks NAME=NAME and returns it unchanged: only the file tells which equals sign separates the two names."""
     pair(text)
     return text
 
 
 def pair(text: str) -> tuple[str, str]:
-    """A name, which may have equals signs, and a value, which has none."""
+    """Parses NAME=VALUE; the name may contain equals signs."""
     name, equals, value = text.rpartition("=")
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
@@ -48,7 +48,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def numbers(text: str) -> tuple[str, list[float]]:
-    """A name and its numbers."""
+    """Parses NAME=NUMBER[,NUMBER...]."""
     name, value = pair(text)
     try:
         return name, [float(part) for part in value.split(",")]
@@ -57,12 +57,12 @@ def numbers(text: str) -> tuple[str, list[float]]:
 
 
 def maybe_numbers(text: str) -> tuple[str, list[float] | None]:
-    """A name, and its numbers where it has some."""
+    """Parses NAME or NAME=NUMBER[,NUMBER...]."""
     return numbers(text) if "=" in text else (text, None)
 
 
 def size(text: str) -> tuple[str, int]:
-    """A name and a size, 1 or more."""
+    """Parses NAME=SIZE; the size is 1 or more."""
     name, value = pair(text)
     if not (value.isascii() and value.isdecimal() and int(value) >= 1):
         raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
@@ -70,14 +70,14 @@ def size(text: str) -> tuple[str, int]:
 
 
 def length(text: str) -> int:
-    """How long a source may be."""
+    """Parses a source's largest length, 1 to 65536."""
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65536):  # the manifest's limit
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 65536")
     return int(text)
 
 
 def place(text: str) -> tuple[str, int]:
-    """A name and a place, 0 or more."""
+    """Parses NAME=PLACE; the place is 0 or more."""
     name, value = pair(text)
     if not (value.isascii() and value.isdecimal()):
         raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 0 or more")

@@ -1,4 +1,4 @@
-"""First values of states that are not zeros."""
+"""First values of states that do not begin with zeros."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from export.proofs.runners import Array
 
 
 def initial_values(text: str) -> Array:
-    """What `--initial` says: numbers between commas, or the name of a NumPy file (.npy). Raises ExportError."""
+    """Parses the value of `--initial`: numbers separated by commas, or a NumPy file (.npy). Raises ExportError."""
     if not text.endswith(".npy"):
         try:
             return np.array([float(part) for part in text.split(",")])
@@ -30,7 +30,7 @@ def initial_values(text: str) -> Array:
 
 
 def first_value(tensor: Tensor, shape: tuple[int, ...], hints: Hints) -> Array | None:
-    """A state's first value, with 1 row; None for zeros. Raises ExportError for values that do not fit it."""
+    """Returns a state's first value, for 1 row; None for zeros. Raises ExportError for values that do not fit it."""
     values = hints.initial.get(tensor.name)
     if values is None:
         return None

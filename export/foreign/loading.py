@@ -1,7 +1,8 @@
-"""An ONNX file from disk: read whole, or refused in a sentence that says what the file is and what to do.
+"""Loads an ONNX file whole, or refuses it with a message that says what the file is and what to do.
 
-Nothing is run here, and no role is looked for: only that there is a valid graph whose inputs and outputs are tensors of
-a known number of axes, with all its weights beside it, and no operator that ONNX Runtime cannot have.
+Runs nothing, and does not ask what inputs and outputs mean. Checks that there is a valid graph whose inputs and outputs
+are tensors with a known number of axes, that all weights are in the file or next to it, and that ONNX Runtime has all
+operators.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from export.errors import ExportError, first_line
 
 _MIN_IR = 4
-"""The first version in which a weight need not be an input: what is added to a graph relies on it."""
+"""The first version in which a weight need not be an input; weights that the exporter adds are none."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc")
-"""Whose operators ONNX Runtime has."""
+"""Domains of the operators that ONNX Runtime has."""
 _AGAIN = "Copy or download the file again"
 _BEGINNINGS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS. Fetch the file itself with git lfs pull"),
@@ -25,11 +26,12 @@ _BEGINNINGS = (
     (b"\x80", "it is a pickle, as PyTorch writes them. Export the module with torch.onnx.export"),
     (b"\x89HDF", "it is an HDF5 file, as Keras writes them. Convert it with tf2onnx"),
 )
-"""What other files begin with, and what to do."""
+"""First bytes of other kinds of files, and what to do."""
 
 
 def load(file: Path) -> onnx.ModelProto:
-    """The model in a file, of IR version 4 or later. Raises ExportError that says what is wrong and what to do."""
+    """Returns the model in a file, with IR version 4 or later. Raises ExportError that says what is wrong and what
+    to do."""
     model = _parsed(file)
     _check_weights(file, model)
     try:
@@ -38,7 +40,7 @@ def load(file: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except ExportError:
         raise
-    except Exception as error:  # onnx raises classes of its own
+    except Exception as error:  # onnx raises its own error classes
         raise ExportError(f"{file} is not a valid ONNX model: {first_line(error)}. Export it again") from error
     _check_operators(model)
     model.ir_version = max(model.ir_version, _MIN_IR)
@@ -66,7 +68,7 @@ def _parsed(file: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except Exception as error:  # protobuf raises classes of its own
+    except Exception as error:  # protobuf raises its own error classes
         is_text = all(byte in b"\t\n\r" or byte >= 0x20 for byte in content[:256])
         what = "it is text" if is_text else f"its {len(content):,} bytes are cut off, or are something else"
         raise ExportError(f"{file} is not an ONNX model: {what}. {_AGAIN}") from error
@@ -86,12 +88,12 @@ def _parsed(file: Path) -> onnx.ModelProto:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard operators; 0 when it is not told."""
+    """Returns the version of the standard operators; 0 if the model does not say."""
     return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
 
 
 def _check_values(model: onnx.ModelProto) -> None:
-    """Raises ExportError for inputs and outputs that are no tensors; takes away sizes that are none."""
+    """Raises ExportError for inputs and outputs that are no tensors; removes negative sizes."""
     graph = model.graph
     weights = {one.name for one in graph.initializer}
     for what, values in (("input", graph.input), ("output", graph.output)):
@@ -117,7 +119,7 @@ def _check_values(model: onnx.ModelProto) -> None:
 
 
 def _check_weights(file: Path, model: onnx.ModelProto) -> None:
-    """Raises ExportError for weights that are to be in other files, and are not."""
+    """Raises ExportError for weights in other files that are missing or too short."""
     for tensor in _tensors(model.graph):
         if not uses_external_data(tensor):
             continue
@@ -142,7 +144,7 @@ def _check_weights(file: Path, model: onnx.ModelProto) -> None:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Those of a graph and of the graphs within it."""
+    """Yields the tensors of a graph and of the graphs inside it."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -153,7 +155,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _name_shapes(model: onnx.ModelProto) -> None:
-    """Declares the shapes of outputs where the file leaves them out. Raises ExportError for those that stay unknown."""
+    """Adds the shapes of outputs if the file omits them. Raises ExportError for shapes that stay unknown."""
     for what, values in (("input", model.graph.input), ("output", model.graph.output)):
         unknown = [one for one in values if not one.type.tensor_type.HasField("shape")]
         if what == "output" and unknown:
@@ -169,7 +171,7 @@ def _name_shapes(model: onnx.ModelProto) -> None:
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
-    """Raises ExportError for operators that only the program that made the file has."""
+    """Raises ExportError for operators that ONNX Runtime does not have."""
     own = {(one.domain, one.name) for one in model.functions}
     for node in _nodes(model.graph):
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:

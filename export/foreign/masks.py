@@ -1,5 +1,5 @@
-"""Masks over a source: what their values mean, found by running. Numbers behind a source change nothing where it is
-masked rightly, and its own numbers do."""
+"""Finds by running what the values of a mask over the source mean: with the right mask, numbers in the padding change
+nothing, and the source's own numbers do."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ _SAID = (
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask that is made for a file. at_tokens, behind: its values."""
+    """A mask that the exporter computes. at_tokens, behind: its values at tokens and in the padding."""
 
     placed: Placed
     form: Form
 
     @property
     def at_tokens(self) -> Array:
-        """The value at a source's tokens."""
+        """The value at a source's tokens, a scalar."""
         return np.array(self.form == "real", self.placed.tensor.dtype)
 
     @property
     def behind(self) -> Array:
-        """The value behind them."""
+        """The value in the padding, a scalar."""
         dtype = self.placed.tensor.dtype
         if self.form == "additive":
             return np.array(-1e4 if dtype == "float16" else -1e9, dtype)
         return np.array(self.form == "padding", dtype)
 
     def of_row(self, length: int, width: int | None = None) -> Array:
-        """The mask of one row as its file has it."""
+        """Returns the mask of one row in the file's layout: `length` tokens, then padding up to `width`."""
         row = np.full(width or length, self.behind)
         row[:length] = self.at_tokens
         return self.placed.as_file(row)
 
 
 Try = Callable[[Mask, int, int], Mapping[str, Array]]
-"""Runs a padded row with a mask, seeds of its own numbers and of those behind, and gives what does not lie behind."""
+"""Runs a padded row with a mask, the seed of its tokens and that of its padding. Returns outputs without padding."""
 
 
 def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
-    """The mask as its file means it. told: what the flag says. Raises ExportError where runs do not tell."""
+    """Returns the mask with the meaning of its values. told: the flag's value. Raises ExportError if runs do not show
+    it."""
     name, dtype = placed.tensor.name, placed.tensor.dtype
     forms: Sequence[Form] = ("real", "additive", "padding") if dtype.startswith("float") else ("real", "padding")
     if told is not None:
@@ -63,16 +64,16 @@ def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
         raise ExportError(f"--mask {name}={told}: {placed.tensor} may be {' or '.join(forms)}")
     scores = {form: _score(Mask(placed, form), run) for form in forms}
     best = [form for form in forms if scores[form] == max(scores.values())]
-    if not scores[best[0]] or (len(best) > 1 and "real" in best):  # others are alike at tokens: 0
+    if not scores[best[0]] or (len(best) > 1 and "real" in best):  # a tie of the others is fine: both are 0 at tokens
         raise ExportError(f"what do the values of the mask {placed.tensor} mean? Say --mask {name}= with {_SAID}")
     return Mask(placed, best[0])
 
 
 def _score(mask: Mask, run: Try) -> int:
-    """How many outputs change with a row's own numbers, and not with those behind it."""
+    """Returns how many outputs change with a row's own numbers and do not change with those in the padding."""
     try:
         found, other_behind, other = (run(mask, own, behind) for own, behind in ((0, 1), (0, 2), (3, 1)))
-    except Exception:  # ONNX Runtime raises classes of its own, and a mask that cannot be run is not meant
+    except Exception:  # ONNX Runtime raises its own error classes; a mask that cannot be run is the wrong one
         return 0
     return sum(
         bool(np.isfinite(array).all())

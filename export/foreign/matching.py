@@ -1,8 +1,11 @@
-"""Which output of a translator's encoder goes into which input of its decoder.
+"""Matches outputs of a translator's encoder with inputs of its decoder.
 
-1. What flags say. 2. The same name, or one that differs in what tells before from after, or encoder from decoder.
-3. The only output that fits. 4. Of several that fit, the one that is of the same part of a recurrent node: a hidden
-state, or a cell. What is left is asked for. Names and parts count among what fits alone.
+The first of these rules that gives one output decides:
+1. Flags.
+2. The same name, or names that differ only in words for before and after, or for encoder and decoder.
+3. The only output that fits.
+4. The only fitting output that is the same part of a recurrent node: a hidden state or a cell state.
+If none does, the user must say. Names and parts choose only among outputs that fit.
 """
 
 from __future__ import annotations
@@ -22,8 +25,11 @@ _SAME = {"hidden": "h", "cell": "c", "hid": "h", "hidden_state": "h", "cell_stat
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An input of the decoder. part: of the node whose first state it is; empty: of none. may_share: whether an output
-    that is another input's, too, may be its."""
+    """An input of the decoder.
+
+    part: the part of a node's first state that it is; empty: none. may_share: whether its output may also be another
+    input's.
+    """
 
     tensor: Tensor
     part: str = ""
@@ -37,10 +43,10 @@ def match(
     told: Mapping[str, str],
     fits: Callable[[Tensor, Placed], bool],
 ) -> dict[str, str]:
-    """Outputs by input; inputs that no output fits are left out. flag: that says otherwise.
+    """Returns outputs by input, without inputs that no output fits. flag: the one that lets the user choose.
 
-    Raises ExportError, naming the candidates, for an input that several outputs fit, and for what is told and is not
-    there, or does not fit.
+    Raises ExportError for an input that several outputs fit, with their names, and for an output from flags that does
+    not exist or does not fit.
     """
     found: dict[str, str] = {}
     for one in wanted:
@@ -108,7 +114,7 @@ def _free(
     found: Mapping[str, str],
     fits: Callable[[Tensor, Placed], bool],
 ) -> list[str]:
-    """The outputs that may be an input's: those that are no other's, if there are any."""
+    """Returns the outputs that an input may take: unused ones, or else any that fits if the input may share."""
     fitting = [name for name, offer in offers.items() if fits(one.tensor, offer)]
     unused = [name for name in fitting if name not in found.values()]
     return unused or (fitting if one.may_share else [])
@@ -123,7 +129,7 @@ def _kindred(name: str, other: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name without the side that it is of."""
+    """Returns a name without the words for encoder, decoder, before and after."""
     stem = re.sub(r"[.:/]", "_", name.lower())
     stem = _SIDES.sub("", stem).strip("_") or stem
     stem = re.sub(r"_?(?:[n0t]|in|out|init|initial|last|final|next|prev)$", "", stem) or stem

@@ -1,4 +1,4 @@
-"""Names of a file's tensors: as flags give them, and as a manifest may have them."""
+"""Names of a file's tensors: in flags, and in the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OTHERS = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def plain_names(names: Iterable[str]) -> list[str]:
-    """Tensors' names as they may be in a manifest, in their order: each another."""
+    """Returns unique names that a manifest accepts, in the tensors' order."""
     found: list[str] = []
     for name in names:
         plain = _OTHERS.sub("_", name)
@@ -28,7 +28,7 @@ def plain_names(names: Iterable[str]) -> list[str]:
 
 
 def renamed(kind: str, names: Sequence[str]) -> list[str]:
-    """Notes of those that have another name in the manifest. kind: what they are, such as `state`."""
+    """Returns notes about tensors with another name in the manifest. kind: what they are, such as `state`."""
     return [
         f"{kind} {name} is named {plain} in the bundle and its API"
         for name, plain in zip(names, plain_names(names), strict=True)
@@ -37,9 +37,9 @@ def renamed(kind: str, names: Sequence[str]) -> list[str]:
 
 
 def split_pairs(texts: Sequence[str], file: Path) -> list[tuple[str, str]]:
-    """Each INPUT=OUTPUT as two names: those of the file, where a name has an equals sign itself.
+    """Splits each INPUT=OUTPUT into two names. If a name contains an equals sign, looks the names up in the file.
 
-    Raises ExportError where the file has several such pairs, and as `load` does.
+    Raises ExportError if the file has several such pairs, and what `load` raises.
     """
     if all(text.count("=") == 1 for text in texts):
         return [(name, output) for name, _, output in (text.partition("=") for text in texts)]

@@ -1,4 +1,4 @@
-"""An ONNX file as it is, run one row and one step at a time: what its bundle is held to."""
+"""Runs an ONNX file itself, one row and one step at a time; its bundle is compared with it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from export.foreign.reading import Reading
 from export.proofs.runners import Array, IntArray, session_of
 
 _MANY = 8
-_NEAR_1 = 1e-2  # sums of 16-bit floats are as far from it
+_NEAR_1 = 1e-2  # sums of 16-bit floats differ from 1 by as much
 
 
 class Original:
-    """See `export.proofs.runners.Runner`. decided: constants that `reading` does not have. Raises ExportError for a
-    file that ONNX Runtime cannot load."""
+    """A `export.proofs.runners.Runner` of a file.
+
+    decided: constants that `reading` does not contain. The constructor raises ExportError when ONNX Runtime cannot load
+    the file.
+    """
 
     float_dtype: type[np.floating] = np.float32
 
     def __init__(self, model: onnx.ModelProto, reading: Reading, decided: Mapping[str, Array]) -> None:
         try:
             self._session = session_of(model)
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             raise ExportError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
         self.takes_logarithms = False
-        """Whether what `step` returns are the logarithms of what the file gives."""
+        """Whether `step` returns the logarithms of the file's outputs."""
         self._reading = reading
         self._num_states = len(reading.states)
         self._output_shapes: list[tuple[int, ...]] = []
@@ -39,12 +42,14 @@ class Original:
         self._constants |= decided
 
     def output_shapes(self) -> list[tuple[int, ...]]:
-        """What each output of a step is, but for axes of size 1. Raises ExportError when the file cannot be run as it
-        was read, or what it gives is not the same twice."""
+        """Returns the shape of each step output, without axes of size 1.
+
+        Raises ExportError when the file cannot be run as it was read, or when two equal runs differ.
+        """
         reading = self._reading
         try:
             first, second = (self.run(self._draw_zeros(), self.zeros()) for _ in range(2))
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             shown = ", ".join(f"{part.tensor} as {list(part.shape)}" for part in reading.inputs)
             raise ExportError(
                 f"the file cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE,"
@@ -63,8 +68,10 @@ class Original:
         return self._output_shapes
 
     def gives_probabilities(self, vocabulary_size: int | None) -> bool:
-        """Whether what it gives, in steps of random inputs, is never below 0, and sums to 1. vocabulary_size: of the
-        tokens that it reads; None: it reads numbers."""
+        """Whether the output, in steps on random inputs, is never below 0 and sums to 1.
+
+        vocabulary_size: of the tokens that the file reads; None: it reads numbers.
+        """
         carried = self.zeros()
         for vector in self.draw(_MANY, vocabulary_size):
             outputs, carried = self.run(vector, carried)
@@ -74,8 +81,10 @@ class Original:
         return True
 
     def useless_states(self, vocabulary_size: int | None, *, may_be_all: bool) -> list[str]:
-        """The states that change nothing in what a step gives, as far as a few random steps show. Raises ExportError
-        when no state changes anything, unless that may be."""
+        """Returns the states that do not change any output, as a few random steps show.
+
+        Raises ExportError when no state changes an output, unless `may_be_all`.
+        """
         *before, last = self.draw(_MANY, vocabulary_size)
         carried = self.zeros()
         for vector in before:
@@ -97,15 +106,15 @@ class Original:
         return [one.tobytes() for one in (*outputs, *after)]
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
-        """It has no encoder."""
+        """Raises ValueError: the file has no encoder."""
         raise ValueError("this model has no encoder")
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
-        """It has no readout."""
+        """Returns None: the file has no readout."""
         return None
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
-        """tokens: [B, T] or [B, T, F]. Each row is run alone, step by step. See `export.proofs.runners.Runner`."""
+        """Runs each row alone, step by step. tokens: [B, T] or [B, T, F]. See `export.proofs.runners.Runner`."""
         constants = self._reading.session_constants
         num_others = len(carried) - self._num_states - len(constants)
         axes = [state.batch_axis for state in self._reading.states]
@@ -122,13 +131,12 @@ class Original:
                 column.append(array)
         joined = [np.concatenate(column, axis=axis) for column, axis in zip(following, axes, strict=True)]
         if self.takes_logarithms:
-            with np.errstate(divide="ignore"):  # of 0: minus infinity
+            with np.errstate(divide="ignore"):  # log(0) is minus infinity
                 answered = np.log(answered)
         return [answered, *joined]
 
     def zeros(self) -> list[Array]:
-        """What is carried of one row before its first step: the states, then the windows, then whether it has begun,
-        then what the session is given."""
+        """Returns what one row carries before its first step: states, windows, started or not, session constants."""
         reading = self._reading
         states = [
             np.zeros(state.shape, state.input.dtype) if state.initial is None else state.initial
@@ -139,7 +147,7 @@ class Original:
         return [*states, *windows, *started, *(constant.example for constant in reading.session_constants)]
 
     def draw(self, count: int, vocabulary_size: int | None) -> list[Array]:
-        """Random vectors of as many steps, or tokens, of one row."""
+        """Returns `count` random vectors, or tokens, of one row."""
         generator = np.random.default_rng(0)
         size = sum(part.size for part in self._reading.inputs)
         if vocabulary_size is not None:
@@ -153,13 +161,16 @@ class Original:
         return list(drawn)
 
     def run(self, vector: Array, carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """Runs one step of one row. vector: what the step reads, one input's numbers after the other's; carried: see
-        `zeros`. Returns the outputs as the file gives them, and what is carried on. Raises what ONNX Runtime raises."""
+        """Runs one step of one row. Raises what ONNX Runtime raises.
+
+        vector: the step's inputs, one after the other. carried: see `zeros`. Returns the file's outputs, and what the
+        row carries afterwards.
+        """
         return self._run([vector], carried)
 
     def run_at_once(self, vectors: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """Runs several steps of one row, from the beginning, in one run: see `run`. Each input has a time axis, and no
-        window."""
+        """Runs several steps of one row from the beginning in one run: see `run`. Each input must have a time axis and
+        no window."""
         return self._run(vectors, self.zeros())
 
     def _run(self, vectors: Sequence[Array], carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:

@@ -1,4 +1,4 @@
-"""Inputs of a translator's decoder over its source: which they are, and what their axes count."""
+"""Finds the inputs of a translator's decoder that have a source axis, and their batch and source axes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from export.foreign.encoder_inputs import WHOLE
 from export.foreign.joints import Placed, without_ones
 
 TOKENS = re.compile(r"tok|inp|tgt|trg|target|prev|word|char|(?:^|_)(?:y|x|ids?)(?:$|_)", re.IGNORECASE)
-"""Names of what a step reads."""
+"""Names of a step's token input."""
 
 
 def one_row(tensor: Tensor) -> tuple[int, ...]:
-    """A tensor's shape with 1 for what has no size."""
+    """Returns a tensor's shape with 1 for each axis without a size."""
     return tuple(axis if isinstance(axis, int) else 1 for axis in tensor.shape)
 
 
 def is_over_source(tensor: Tensor, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor has an axis for the source: one without a size that does not count rows."""
+    """Whether a tensor has a source axis: an axis without a size that does not count rows."""
     free = [axis for axis in tensor.shape if isinstance(axis, str)]
     others = [one for one in inputs.values() if one is not tensor]
     is_fixed = not any(str(axis).lower().startswith("batch") for one in inputs.values() for axis in one.shape) and any(
@@ -30,7 +30,7 @@ def is_over_source(tensor: Tensor, inputs: Mapping[str, Tensor]) -> bool:
 
 
 def place_of(tensor: Tensor, offer: Placed, inputs: Mapping[str, Tensor]) -> Placed | None:
-    """Where an input has the axes of what the encoder gives; None where it cannot have it."""
+    """Returns an input's axes if it may take an encoder's output; None if it cannot."""
     rank = len(tensor.shape)
     named = [at for at, axis in enumerate(tensor.shape) if str(axis).lower().startswith(("batch", "n_batch"))]
     shared = [
@@ -63,12 +63,12 @@ def place_of(tensor: Tensor, offer: Placed, inputs: Mapping[str, Tensor]) -> Pla
         return None
     rows, source = choices[0]
     rest = _rest(tensor, offer, (rows, source))
-    assert rest is not None  # noqa: S101  # as chosen
+    assert rest is not None  # noqa: S101  # checked for each choice
     return Placed(tensor, rows, source, rest)
 
 
 def _rest(tensor: Tensor, offer: Placed, ahead: Sequence[int]) -> tuple[int, ...] | None:
-    """The sizes of the axes but for `ahead`, where they have as many numbers as the encoder's do."""
+    """Returns the sizes of the axes other than `ahead`; None if the encoder's output does not fit them."""
     axes = [axis for at, axis in enumerate(tensor.shape) if at not in ahead]
     if all(isinstance(axis, int) for axis in axes):
         sizes = tuple(int(axis) for axis in axes)
@@ -77,7 +77,7 @@ def _rest(tensor: Tensor, offer: Placed, ahead: Sequence[int]) -> tuple[int, ...
 
 
 def fixed_source(tensor: Tensor, offer: Placed) -> int | None:
-    """How long a source an input is made for that has a size there; None where it is none."""
+    """Returns the source length that an input is fixed to; None if the input does not have such an axis."""
     if tensor.dtype != offer.tensor.dtype or len(tensor.shape) != len(offer.places) or not offer.shape:
         return None
     source = offer.source or 0
@@ -88,6 +88,6 @@ def fixed_source(tensor: Tensor, offer: Placed) -> int | None:
 
 
 def is_of_row(tensor: Tensor, shape: Sequence[int]) -> bool:
-    """Whether a tensor with one row may have as many numbers, in the same order, as `shape`."""
+    """Whether a tensor with one row may have the numbers of `shape`, in the same order."""
     sizes = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
     return without_ones(sizes) == without_ones(shape)

@@ -1,8 +1,8 @@
-"""Several steps at once against one after the other, by a file's own graph: what differs is no step of a stream.
+"""Compares several steps at once with single steps, in a file's own graph. A file that differs cannot serve a stream.
 
-A file whose time axis has no size says that it takes several steps. Run at once from zero states, they must give what
-they give one by one, each with the states that the one before it left. A layer that looks ahead, or that keeps
-something which is no state of the file, gives something else, and is found here before anything is served.
+A file whose time axis has no size claims to take several steps. Run at once from zero states, they must give the same
+as one by one, each with the states of the step before. A layer that looks ahead, or that keeps something that is no
+state of the file, gives something else. This check finds it before anything is served.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from export.proofs.runners import Array
 
 NUM_STEPS = 7
 TOLERANCE = 1e-4
-"""The largest difference, absolute or of a value: the same numbers, multiplied in other groups."""
+"""The largest difference, absolute or relative: the same numbers are multiplied in other groups."""
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _ACROSS_TIME = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "InstanceNormalization", "CumSum", "STFT", "Resize")
-"""Operators that join neighbours of an axis which is usually time."""
+"""Operators that combine neighbours along an axis that is usually time."""
 
 
 def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original, vocabulary_size: int | None) -> str:
-    """Holds a file to itself over time. vocabulary_size: of the tokens that it reads. Returns a note for people; empty
-    when the file takes one step only.
+    """Compares several steps at once with single steps. Returns a note for the user; empty if the file takes one step.
 
-    Raises ExportError that names the first output that differs, by how much, and the likely cause.
+    vocabulary_size: of the tokens that the file reads. Raises ExportError that names the first output that differs, by
+    how much, and the likely cause.
     """
     if reading.start is not None or any(len(part.time_axes) != 1 or part.window for part in reading.inputs):
         return ""
     steps = original.draw(NUM_STEPS, vocabulary_size)
     try:
         outputs, states = original.run_at_once(steps)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         return f"it was not run over several steps at once, because that cannot be done: {first_line(error)}"
     carried, one_by_one = original.zeros(), []
     for step in steps:
@@ -52,8 +52,8 @@ def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original
 
 
 def _over_time(at_once: Array, outputs: Sequence[Array]) -> list[Array]:
-    """What several steps gave, one by one, by the axis that has grown with their number; the last alone where none
-    has."""
+    """Splits an output of several steps into single steps, along the axis that has grown; or returns it as the last
+    step's alone if none has."""
     one = outputs[-1]
     grown = [
         place
@@ -84,13 +84,13 @@ def _hold_equal(
 
 
 def _tolerance(model: onnx.ModelProto) -> float:
-    """What steps may differ by: a state of 16-bit floats is rounded after each step, and not within a run."""
+    """Returns the allowed difference: 16-bit states are rounded after each step, but not inside a run."""
     has_halves = any(one.data_type == onnx.TensorProto.FLOAT16 for one in model.graph.initializer)
     return NUM_STEPS * float(np.finfo(np.float16).eps) if has_halves else TOLERANCE
 
 
 def _cause(model: onnx.ModelProto, reading: Reading) -> str:
-    """The likely reason, and what helps, in one sentence."""
+    """Returns the likely cause and what helps, in one sentence."""
     nodes = list(model.graph.node)
     for node in nodes:
         for attribute in node.attribute:
@@ -118,9 +118,9 @@ def _cause(model: onnx.ModelProto, reading: Reading) -> str:
 
 
 def _reached(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:
-    """All that depends on some inputs."""
+    """Returns all values that depend on the inputs `names`."""
     reached = set(names)
-    for node in graph.node:  # in the order in which they run
+    for node in graph.node:  # nodes are in execution order
         inner = [name for attribute in node.attribute for one in attribute.g.node for name in one.input]
         if reached.intersection([*node.input, *inner]):
             reached.update(node.output)

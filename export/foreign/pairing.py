@@ -1,11 +1,11 @@
-"""Which state input belongs to which state output of an ONNX file, found by following its graph.
+"""Pairs state inputs with state outputs of an ONNX file by following its graph.
 
-1. A recurrent node says it: what becomes its first hidden or cell state belongs to what becomes of its last one. The
-   same holds for what a `Loop` or a `Scan` carries.
-2. For other inputs, a path from input to output decides, where type and shape leave one choice.
-3. Names break ties, and decide alone where an input reaches no output of its shape.
-4. A pair that is told and contradicts the graph is refused, and so is a recurrent node whose state is not kept from
-   step to step.
+1. A recurrent node pairs the input that becomes its first hidden or cell state with the output made from its last one.
+   The same holds for variables that a `Loop` or a `Scan` carries.
+2. Other inputs are paired along a path from input to output, if type and shape leave one choice.
+3. Names break ties. They decide alone if an input reaches no output of its shape.
+4. A pair from flags that contradicts the graph is refused, and so is a recurrent node whose state is not kept from step
+   to step.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _Tensors = Mapping[str, "Tensor"]
 def pair_states(
     model: onnx.ModelProto, inputs: _Tensors, outputs: _Tensors, hints: Hints, notes: list[str]
 ) -> dict[str, str]:
-    """State outputs by state input: those told by `hints`, then those found.
+    """Returns state outputs by state input: those from flags, then those found.
 
-    Adds to `notes` why each found pair is one. Raises ExportError for a file without states, with states that are lost
-    between steps, and for a told pair that the graph contradicts.
+    Adds to `notes` why each pair was found. Raises ExportError for a file without states, for states that are lost
+    between steps, and for a pair from flags that the graph contradicts.
     """
     if hints.are_sure:
         return dict(hints.states)
@@ -77,7 +77,7 @@ def pair_states(
 
 
 def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes: list[str]) -> None:
-    """Refuses a told pair of which a recurrent node says otherwise. Pairs of other shapes are left to a run."""
+    """Refuses a pair from flags that a recurrent node contradicts. A later run finds pairs of different shapes."""
     starts = wiring.starts(one.name)
     ends = wiring.ends(other.name)
     if not may_be(one, other) or not (starts or ends) or starts & ends:
@@ -86,7 +86,7 @@ def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes:
         slot = min(starts, key=str)
         belongs = [name for name in wiring.outputs if wiring.ends(name) & starts]
         if not belongs and not ends:
-            return  # nothing else is known of it
+            return  # the graph says nothing against the pair
         said = f"{slot} begins with {one.name} as its {slot.part} state"
         ended = f", and ends with {' or '.join(belongs)}" if belongs else f", and {other.name} is of another state"
     else:
@@ -103,23 +103,23 @@ def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes:
 
 
 def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints) -> dict[str, tuple[str, str]]:
-    """Outputs by input, with why, as the recurrent nodes say."""
+    """Returns outputs by input, with the reason, as recurrent nodes pair them."""
     found: dict[str, tuple[str, str]] = {}
     taken: set[str] = set()
-    certain = sorted(inputs, key=lambda name: not wiring.is_moved(name))  # those first that a node takes as they are
+    certain = sorted(inputs, key=lambda name: not wiring.is_moved(name))  # inputs that a node takes unchanged first
     for name in certain:
         starts = wiring.starts(name)
         if not any(slot.is_recurrent for slot in starts) and len(inputs) - len(found) <= (not hints.inputs):
-            continue  # a loop may carry what a step reads as well
+            continue  # a loop may also carry the step's own input
         choices = [one for one in outputs if one not in taken and may_be(inputs[name], outputs[one])]
         choices = [one for one in choices if wiring.ends(one) & starts]
-        has_more = len(outputs) - len(taken) > (not hints.outputs)  # one is left for the step to give
+        has_more = len(outputs) - len(taken) > (not hints.outputs)  # one output must remain for the step
         choices = [one for one in choices if wiring.is_last(one) or (has_more and _is_step(inputs[name], outputs[one]))]
         if not starts or not choices or not _is_alone(wiring, name, inputs, outputs[choices[0]]):
             continue
 
         def rank(place: int, name: str = name, choices: list[str] = choices) -> tuple[bool, bool, bool, bool, int]:
-            """Best: the last values themselves, of all of its slots, of its very shape, of a kindred name, and last."""
+            """Prefers last values themselves, for all slots, of the same shape, with a related name, and late ones."""
             output = choices[place]
             is_last, ends = wiring.is_last(output), wiring.ends(output)
             is_same = outputs[output].shape == inputs[name].shape
@@ -137,12 +137,12 @@ def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints)
 
 
 def _is_step(one: Tensor, other: Tensor) -> bool:
-    """Whether an output of all steps has a state's shape where there is one step: one axis may be that of time."""
+    """Whether an output of all steps has a state's shape when there is one step: one axis may be the time axis."""
     return sum(left != right for left, right in zip(one.shape, other.shape, strict=False)) <= 1
 
 
 def _is_alone(wiring: Wiring, name: str, inputs: _Tensors, output: Tensor) -> bool:
-    """Whether no other input may be the one whose values a node computes its first state from."""
+    """Whether no other input may be the one from which a node computes its first state."""
     if wiring.is_moved(name):
         return True
     rivals = [
@@ -157,10 +157,10 @@ def _is_alone(wiring: Wiring, name: str, inputs: _Tensors, output: Tensor) -> bo
 def _by_paths(
     wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints, *, by_moves: bool
 ) -> dict[str, tuple[str, str]]:
-    """Outputs by input, with why, for states of no recurrent node: plain cells and caches.
+    """Returns outputs by input, with the reason, for states outside recurrent nodes: plain cells and caches.
 
-    by_moves: whether other pairs are known. Then only names, or an output with the input's own values, make one more: a
-    value beside the states, such as a mask, is no state although it reaches an output of its shape.
+    by_moves: whether other pairs are known. Then a further pair needs related names, or an output with the input's own
+    values: another input, such as a mask, is no state even if it reaches an output of its shape.
     """
     found: dict[str, tuple[str, str]] = {}
     left = {name: one for name, one in inputs.items() if one.shape}
@@ -188,31 +188,31 @@ def _by_paths(
             for name, names in choices.items()
             if len(names) == 1
             and wanted.count(next(iter(names))) == 1
-            and not any(may_be(one, free[next(iter(names))]) for one in unreached)  # it may be replaced in every step
+            and not any(may_be(one, free[next(iter(names))]) for one in unreached)  # a step may replace such a state
         ]
-        num_inputs = len(left) - (not hints.inputs)  # one is left for the step to read
+        num_inputs = len(left) - (not hints.inputs)  # one input must remain for the step
         num_outputs = len(free) - (not hints.outputs)
         if min(num_inputs, num_outputs) < len(alone):
-            break  # which of them is no state?
+            break  # it is unknown which of them is no state
         for name in alone:
             take(name, next(iter(choices[name])), "the only output of its shape that comes of it")
     return found
 
 
 def _choices(wiring: Wiring, tensor: Tensor, outputs: _Tensors, *, by_moves: bool) -> set[str]:
-    """The outputs that come of an input and may be it after a step: those of its very shape, if there are any."""
+    """Returns the outputs that depend on an input and may be its next value; of these, those of its shape if any."""
     reached = wiring.reached(tensor.name, by_moves=by_moves)
     alike = {name for name in reached if name in outputs and may_be(tensor, outputs[name])}
     return {name for name in alike if outputs[name].shape == tensor.shape} or alike
 
 
 def are_kindred(name: str, other: str) -> bool:
-    """Whether names differ in what tells before from after alone."""
+    """Whether names differ only in words for before and after."""
     return _stem(name) == _stem(other)
 
 
 def _stem(name: str) -> str:
-    """A name without what tells before from after."""
+    """Returns a name without the words for before and after."""
     stem = re.sub(r"[.:/]", "_", name.lower()).strip("_")
     while (shorter := _AFFIXES.sub("", stem).strip("_")) and shorter != stem:
         stem = shorter

@@ -1,4 +1,4 @@
-"""How a file's graph is proven step by step, and what of a bundle it can have: many rows in a run, a loop, a trace."""
+"""Proves a file's graph, and finds what its bundle can have: several rows in a run, a loop over steps, a trace."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from export.trace import make_trace
 from service.repository.manifest import Parity
 
 TOLERANCE = 1e-5
-"""The largest absolute difference from the file itself: the same operators on the same numbers, in another company."""
+"""The largest absolute difference from the file itself: the same operators on the same numbers, with other rows."""
 
 
 def prove(
     wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
 ) -> tuple[bytes, Interface, Parity]:
-    """The graph and the interface as they can be served, and their parity with the file. wrapped: makes the graph of an
-    interface; cause: why company may change a row."""
+    """Returns the graph and the interface that can be served, and their parity with the file.
+
+    Tries several rows in a run first, then one row. wrapped: makes the graph of an interface. cause: why other rows may
+    change a row, for the note; empty: unknown. Raises ExportError if one row cannot be proven either.
+    """
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
         notes.append("its batch is fixed at one row: sessions are run one by one")
@@ -43,7 +46,7 @@ def prove(
         except ExportError as error:
             why = cause or error
             notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             why = cause or first_line(error)
             notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
     with random_inputs(interface.step_vocabulary_size):
@@ -56,13 +59,15 @@ def prove(
 
 @contextmanager
 def random_inputs(vocabulary_size: int | None) -> Iterator[None]:
-    """While a file is run on them. vocabulary_size: of the tokens that it reads. Raises ExportError for one that cannot
-    be."""
+    """Turns any error in its body, in which a file runs on random inputs, into an ExportError.
+
+    vocabulary_size: of the tokens that the file reads.
+    """
     try:
         yield
     except ExportError:
         raise
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         told = (
             ""
             if vocabulary_size is None
@@ -78,14 +83,14 @@ def prove_chunks(
     notes: list[str],
     parity: Parity,
 ) -> tuple[Graphs, Interface, Parity]:
-    """The graphs that are served, their interface and parity: with a loop over the proven step, where that holds."""
+    """Adds a loop over the proven step, if it gives the same. Returns the graphs, their interface and parity."""
     graph, chunked = graphs.step, in_chunks(interface)
     try:
         looped = loop(graph, interface)
         runner = OnnxRunner(replace(graphs, loop=looped), chunked)
         found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference=parity.reference)
         check_invariance(runner, chunked)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
         why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
         told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
@@ -98,12 +103,12 @@ def prove_chunks(
 
 
 def can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:
-    """Whether the file's layers are of operators that can be written out."""
+    """Whether a trace graph can be made from the file's layers. Adds a note if not."""
     try:
         if make_trace(graph, interface) is not None:
             return True
         reason = "it has no LSTM, GRU or RNN operator"
-    except Exception as error:  # a file's graph may be anything, and need not be looked into to be served
+    except Exception as error:  # a file's graph may be anything, and needs no trace to be served
         reason = first_line(error)
     notes.append(f"it cannot be looked into: {reason}")
     return False
