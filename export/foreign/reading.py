@@ -1,5 +1,6 @@
-"""What an ONNX file that nobody here made takes and gives: which input is the step's, which pairs are state, what is
-constant, which axis counts rows. Found where it can be, told by flags where it cannot; nothing is run here.
+"""Reads what inputs and outputs of an ONNX file mean: the step's inputs, pairs of state, constants, batch axes.
+
+Finds them in the graph if possible, and takes them from flags otherwise. Runs nothing.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ MIN_OPSET = 7
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state tensor: its input, its output, and the axis that counts rows. shape: with 1 row; initial: its first value
-    where that is not zeros, of that shape."""
+    """A state tensor: its input, its output and its batch axis.
+
+    shape: with 1 row. initial: its first value, in that shape; None: zeros.
+    """
 
     input: Tensor
     output: str
@@ -49,9 +52,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """A tensor that each step reads. shape: of one step of one row, its batch and its time axes 1; time_axes: those
-    that count steps, and have no size; window: how many of the first elements of its last axis are the last of the
-    steps before; is_end: whether it is true at a session's last step alone."""
+    """A tensor that each step reads.
+
+    shape: of one step of one row, so the batch axis and the time axes are 1. time_axes: axes that count steps and have
+    no size. window: how many of the first elements of its last axis repeat the last ones of the steps before. is_end:
+    whether it is true only at a session's last step.
+    """
 
     tensor: Tensor
     batch_axis: int
@@ -62,13 +68,13 @@ class StepInput:
 
     @property
     def size(self) -> int:
-        """Numbers that a step brings."""
+        """How many new numbers a step brings."""
         return prod(self.shape) - self.window
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """A tensor that each step gives."""
+    """An output of each step."""
 
     tensor: Tensor
     batch_axis: int
@@ -76,8 +82,11 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was found. repeated: constants of which each row has one; start: the input that is true at a session's first
-    step; fixed_batch: how many rows the file says that it takes; None: any number."""
+    """What was found in a file.
+
+    repeated: constants with one value for each row. start: the input that is true at a session's first step.
+    fixed_batch: the number of rows that the file is fixed to; None: any number.
+    """
 
     inputs: tuple[StepInput, ...]
     outputs: tuple[StepOutput, ...]
@@ -91,12 +100,13 @@ class Reading:
 
     @property
     def is_of_tokens(self) -> bool:
-        """Whether a step reads a token, or numbers."""
+        """Whether a step reads a token; otherwise it reads numbers."""
         return len(self.inputs) == 1 and self.inputs[0].tensor.dtype in ("int64", "int32")
 
 
 def read(model: onnx.ModelProto, hints: Hints) -> Reading:
-    """Raises ExportError that says what is missing and which flag gives it."""
+    """Returns what the file's inputs and outputs are. Raises ExportError that says what is missing and which flag gives
+    it."""
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
         raise ExportError(
@@ -170,7 +180,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
 
 
 def _check_start(start: Tensor | None, batch: str | int) -> None:
-    """Raises ExportError for a start that is not one number, or one a row."""
+    """Raises ExportError for a start input that is not one number, or one for each row."""
     if start is not None and [axis for axis in start.shape if axis not in (batch, 1)]:
         raise ExportError(f"--start {start.name}: {start} must be one number, or one a row: [], [batch] or [batch, 1]")
 
@@ -217,7 +227,7 @@ def _constants(
 
 
 def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: Hints) -> list[Tensor]:
-    """Those that each step reads: as told, or all that are nothing else. others: what the rest is."""
+    """Returns the inputs that each step reads: those from flags, or all without another role. others: the rest."""
     left = [one for name, one in inputs.items() if name not in others]
     unknown = [one for one in left if hints.inputs and one.name not in hints.inputs]
     if unknown:
@@ -231,7 +241,7 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
 
 
 def _of_more_files(left: Sequence[Tensor]) -> str:
-    """What to do with a token and tensors that another file may give: memories, and their masks or lengths."""
+    """Returns advice for a token with tensors that another file may return: memories, their masks or lengths."""
     tokens = [one for one in left if one.dtype.startswith("int")]
     given = [one for one in left if one.dtype.startswith("float") and len(one.shape) > 1]
     if not tokens or not given:
@@ -246,7 +256,7 @@ def _of_more_files(left: Sequence[Tensor]) -> str:
 
 
 def _roles(tensor: Tensor) -> str:
-    """What an input may be, and the flag that says so."""
+    """Returns what an input may be, with the flag for each."""
     name = tensor.name
     if not tensor.shape or (len(tensor.shape) == 1 and isinstance(tensor.shape[0], str)):
         return (

@@ -1,9 +1,10 @@
-"""Which axes count rows, by running: two rows in one run must be what each of them is alone.
+"""Finds batch axes by running: two rows in one run must give the same as each row alone.
 
-1. An axis of time looks like one of rows where neither has a size or a name that tells. Taken for rows, it costs all
-   company and every look at several steps at once, and no proof says why. Both are tried where an input has two.
-2. An output's axis of rows is the one that is twice as long for two rows. Its name, which files leave out or make up,
-   decides only where they cannot be run.
+1. A time axis looks like a batch axis if neither has a size or a telling name. If it is taken for the batch axis, rows
+   cannot share a run, several steps cannot be compared with single ones, and no proof says why. So both are tried if an
+   input has two such axes.
+2. An output's batch axis is the one that is twice as long for two rows. Its name, which files omit or invent, decides
+   only if two rows cannot be run.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from export.foreign.reading import Reading, read
 from export.proofs.runners import Array, session_of
 
 _TOLERANCE = 1e-4
-"""The largest difference, absolute or of a value: company may change bits, and no more."""
+"""The largest difference, absolute or relative: other rows in a run may change only the last bits."""
 
 
 def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> Reading:
-    """The reading, with axes of rows as runs show them: of inputs, where those of time were taken for them; of outputs.
+    """Returns the reading with the batch axes that runs show.
 
-    Raises ExportError where the axis that runs refuse is told by --batch-axis.
+    These are axes of inputs whose time axis was taken for the batch axis, and axes of outputs. Raises ExportError when
+    --batch-axis names an axis that runs contradict.
     """
     try:
         session = session_of(model)
-    except Exception:  # ONNX Runtime raises classes of its own: `Original` says why it cannot be loaded
+    except Exception:  # ONNX Runtime raises its own error classes; `Original` reports why the file cannot be loaded
         return reading
     two = _Two(session, reading)
     if two.are_alone():
@@ -39,7 +41,7 @@ def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> 
     swapped = {part.tensor.name: part.time_axes[0] for part in reading.inputs if len(part.time_axes) == 1}
     try:
         other = _Two(session, read(model, replace(hints, batch_axes={**hints.batch_axes, **swapped})))
-    except ExportError:  # it cannot be so
+    except ExportError:  # the file cannot be read with that batch axis
         return reading
     if not swapped or not other.are_alone():
         return reading
@@ -56,7 +58,7 @@ def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> 
 
 
 class _Two:
-    """Two rows of random values and states, alone and in one run."""
+    """Two rows of random values and states, run alone and together."""
 
     def __init__(self, session: Any, reading: Reading) -> None:  # onnxruntime ships no types
         self._session = session
@@ -87,11 +89,11 @@ class _Two:
             self._constants[reading.start.name] = np.ones(shape, reading.start.dtype)
 
     def are_alone(self) -> bool:
-        """Whether both have the states after a step that they have alone. False where they cannot be run."""
+        """Whether both rows have the same states after a step as when run alone. False if they cannot be run."""
         names = [state.output for state in self._reading.states]
         try:
             found, *alone = self._together(names), *(self._run(names, row) for row in self._rows)
-        except Exception:  # ONNX Runtime raises classes of its own
+        except Exception:  # ONNX Runtime raises its own error classes
             return False
         for state, both, *each in zip(self._reading.states, found, *alone, strict=True):
             if any(one.shape != state.shape for one in each):
@@ -102,7 +104,7 @@ class _Two:
         return True
 
     def with_outputs(self, hints: Hints) -> Reading:
-        """The reading, with those axes of its outputs that are twice as long for two rows."""
+        """Returns the reading with the outputs' batch axes: those that are twice as long for two rows."""
         reading = self._reading
         names = [output.tensor.name for output in reading.outputs]
         outputs = []
@@ -113,7 +115,7 @@ class _Two:
                 place for place, size in enumerate(short.shape) if size and long.shape[place : place + 1] == (2 * size,)
             ]
             found = output
-            if short.ndim != len(output.tensor.shape):  # what the file declares is wrong
+            if short.ndim != len(output.tensor.shape):  # the file declares a wrong shape
                 found = replace(output, tensor=replace(output.tensor, shape=short.shape), batch_axis=0)
             if len(grown) == 1 and long.ndim == short.ndim and output.tensor.name not in hints.batch_axes:
                 shape = (*found.tensor.shape[: grown[0]], "batch", *found.tensor.shape[grown[0] + 1 :])
@@ -149,7 +151,7 @@ def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> A
 
 
 def free_rows(model: onnx.ModelProto, reading: Reading) -> None:
-    """Takes the number of rows out of what a file declares."""
+    """Replaces the fixed number of rows in the file's inputs and outputs by the axis `batch`."""
     axes = {part.tensor.name: part.batch_axis for part in reading.inputs}
     axes |= {output.tensor.name: output.batch_axis for output in reading.outputs}
     for state in reading.states:

@@ -1,7 +1,7 @@
-"""Inputs of an ONNX file that a session is given once: its constants, and the number by which the file tells it apart.
+"""Inputs of an ONNX file that a session gets once: its constants, and the number that identifies it in the file.
 
-In a bundle they are states that no step changes. One without a batch axis is the same for all rows of a run; rows with
-another value are run apart.
+In a bundle they are states that no step changes. An input without a batch axis has one value for all rows of a run;
+rows with different values run separately.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from service.repository.manifest import SessionConstantSpec
 
 @dataclass(frozen=True, slots=True)
 class SessionConstant:
-    """One of them. batch_axis: which axis counts rows; None: the file has one for all rows. shape: of one row, without
-    that axis."""
+    """One such input. batch_axis: None: one value for all rows. shape: of one row, without that axis."""
 
     tensor: Tensor
     batch_axis: int | None
@@ -30,14 +29,15 @@ class SessionConstant:
 
     @property
     def example(self) -> Array:
-        """A value that it may have, with the axis that counts rows: the first where the file has none."""
+        """An allowed value of one row, with the batch axis; it is the first axis if the file has none."""
         numbers = self.spec.default or (1.0,) * prod(self.shape)
         value = np.array(numbers, self.tensor.dtype).reshape(self.shape)
         return np.expand_dims(value, self.batch_axis or 0)
 
 
 def session_constants(inputs: Mapping[str, Tensor], batch: str | int, hints: Hints) -> tuple[SessionConstant, ...]:
-    """Those that are told. batch: the axis that counts rows. Raises ExportError for values that do not fit."""
+    """Returns the session constants from flags. batch: the step input's batch axis. Raises ExportError for values that
+    do not fit."""
     found = [_constant(inputs[name], values, batch, hints) for name, values in hints.session_constants.items()]
     if hints.session_id is not None:
         tensor = inputs[hints.session_id]
@@ -68,7 +68,7 @@ def _constant(tensor: Tensor, tried: Sequence[Sequence[float]], batch: str | int
 
 
 def _row(tensor: Tensor, batch: str | int, hints: Hints, flag: str) -> tuple[int | None, tuple[int, ...]]:
-    """The axis that counts rows, if there is one, and the sizes of the others."""
+    """Returns the batch axis, or None, and the sizes of the other axes."""
     axis: int | None = None
     if tensor.name in hints.batch_axes:
         axis = batch_axis(tensor, hints, lambda: 0)

@@ -1,6 +1,7 @@
-"""The decoder of a translator with a bundle's contexts for its own inputs: `wrapping` makes the rest of its step.
+"""Makes a translator's decoder read a bundle's contexts as its inputs. `wrapping` makes the rest of its step.
 
-Where rows of a run have sources of one length, contexts are cut to it, so that the file reads what it reads alone.
+If all rows of a run have sources of one length, contexts are cut to it, so that the file reads the same as with one row
+alone.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _LENGTH, _ROWS = "carousel/own_length", "carousel/num_rows"
 
 
 def needs_length(decoder: DecoderFile) -> bool:
-    """Whether a step must know how long its source is."""
+    """Whether a step needs the length of its source."""
     return bool(decoder.contexts or decoder.masks or decoder.lengths)
 
 
 def contexts_of(decoder: DecoderFile, encoder: EncoderFile) -> tuple[ContextSpec, ...]:
-    """The contexts of the bundle, in the decoder's order."""
+    """Returns the bundle's contexts, in the decoder's order."""
     names = plain_names(decoder.contexts)
     return tuple(
         ContextSpec(
@@ -46,8 +47,10 @@ def contexts_of(decoder: DecoderFile, encoder: EncoderFile) -> tuple[ContextSpec
 
 
 def states_of_source(decoder: DecoderFile, *, by_length: bool, taken: Sequence[str]) -> tuple[StateSpec, ...]:
-    """The states that no step changes: the source's length, and what the encoder gives once. by_length: whether rows of
-    a run have the same length; taken: names of others."""
+    """Returns the states that no step changes: the source's length, and encoder outputs that do not grow with it.
+
+    by_length: whether all rows of a run have sources of one length. taken: names of other states and contexts.
+    """
     states = []
     *_, plain = plain_names([*taken, "source_length"])
     if needs_length(decoder):
@@ -78,7 +81,7 @@ def states_of_source(decoder: DecoderFile, *, by_length: bool, taken: Sequence[s
 
 
 def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: bool) -> onnx.ModelProto:
-    """The decoder's model, which reads contexts as a bundle has them. by_length: see `states_of_source`."""
+    """Returns the decoder's model with the bundle's contexts as inputs. by_length: see `states_of_source`."""
     model = onnx.ModelProto()
     model.CopyFrom(decoder.model)
     graph = model.graph
@@ -94,7 +97,7 @@ def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: b
         writer.node("Identity", [SOURCE_LENGTH], f"{SOURCE_LENGTH}/next")
         writer.node("Shape", [SOURCE_LENGTH], _ROWS)
         writer.node("Gather", [SOURCE_LENGTH, zero], "carousel/first_length", axis=0)
-        writer.node("Equal", ["carousel/first_length", zero], "carousel/has_none")  # a row of nobody's has no source
+        writer.node("Equal", ["carousel/first_length", zero], "carousel/has_none")  # a row without a session: length 0
         writer.node("Cast", ["carousel/has_none"], "carousel/none", to=onnx.TensorProto.INT64)
         writer.node("Add", ["carousel/first_length", "carousel/none"], _LENGTH)
     for name, output in decoder.contexts.items():

@@ -1,4 +1,4 @@
-"""`python -m export onnx DECODER --encoder ENCODER`: its flags to what `translators` wants."""
+"""`python -m export onnx DECODER --encoder ENCODER`: turns flags into the arguments of `translators`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OF_TWO_FILES = ("source_vocabulary", "source_bos", "source_eos", "context", "ma
 
 
 def run(parsed: argparse.Namespace) -> Written:
-    """Writes the bundle and returns it. Raises as `translators.write_translator` does."""
+    """Writes the bundle and returns it. Raises what `translators.write_translator` raises."""
     for name in _OF_ONE_FILE:
         if getattr(parsed, name):
             raise ExportError(f"--{name.replace('_', '-')} and --encoder do not go together")
@@ -90,10 +90,10 @@ def run(parsed: argparse.Namespace) -> Written:
 
 
 def _are_swapped(encoder: Path, decoder: Path) -> bool:
-    """Whether the files can be read the other way round."""
+    """Whether the files can be read with swapped roles."""
     try:
         read_decoder(encoder, EncoderFile(decoder, Hints(), Joints(), None), Hints(), Joints(), None)
-    except Exception:  # as files of other roles they may fail in any way
+    except Exception:  # a file in the wrong role may fail in any way
         return False
     return True
 

@@ -1,9 +1,9 @@
-"""`python -m export onnx DECODER --encoder ENCODER`: a translator of two files to a bundle.
+"""`python -m export onnx DECODER --encoder ENCODER`: writes a translator of two files as a bundle.
 
-1. The encoder is read by running it, the decoder's inputs are matched with what it gives, and the rest of the decoder
-   is read as any file of one step is.
-2. Each way to run rows together is held to a bare loop over the two files, and the first that gives its numbers, bit
-   by bit, is written: see docs/decisions/0039.
+1. The encoder is read by running it, and its outputs are matched with the decoder's inputs. The rest of the decoder is
+   read like any file of one step.
+2. Each way to run rows together is compared with a bare loop over the two files. The first one with the same bits is
+   written; the last one may differ within a tolerance. See docs/decisions/0039.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ _FILE = "encoder.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """What is told of a translator beside its tensors. source, target: vocabularies, None: ids alone; source_bos,
-    source_eos: the tokens that the server adds to each source; special_tokens: of the decoder."""
+    """What the user says of a translator besides its tensors.
+
+    source, target: vocabularies; None: only ids. source_bos, source_eos: the tokens that the server adds to each
+    source. special_tokens: of the decoder.
+    """
 
     source: Vocabulary | None
     target: Vocabulary | None
@@ -60,13 +63,13 @@ class Translated:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A way to run the step: of rows of one source length or any, and of many rows or one."""
+    """A way to run the step: with rows of one source length or of any, and with one row (max_rows 1) or many (None)."""
 
     by_length: bool
     max_rows: int | None
 
 
-def write_translator(  # the files, and what is told of them
+def write_translator(  # both files, and what the user says of them
     encoder_file: Path,
     decoder_file: Path,
     hints: Hints,
@@ -74,7 +77,7 @@ def write_translator(  # the files, and what is told of them
     told: Translated,
     **options: Unpack[BundleOptions],
 ) -> Written:
-    """Writes the bundle of two ONNX files and returns its folder, with what was found: see `writing.write_onnx`."""
+    """Writes the bundle of two ONNX files and returns its folder and what was found: see `writing.write_onnx`."""
     source_size = None if told.source is None else len(told.source.tokens)
     target_size = None if told.target is None else len(told.target.tokens)
     encoder = EncoderFile(encoder_file, hints, joints, source_size)
@@ -110,7 +113,7 @@ def write_translator(  # the files, and what is told of them
 
 
 def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joints: Joints) -> None:
-    """Raises ExportError for a flag that names what neither file has."""
+    """Raises ExportError for a flag that names an input that neither file has."""
     inputs = {**encoder.inputs, **decoder.inputs}
     for flag, names in (
         ("--input", hints.inputs),
@@ -124,8 +127,8 @@ def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joint
 
 
 def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, notes: list[str]) -> tuple[int, bool]:
-    """How many logits a step gives, and whether that is probabilities. Raises ExportError for a decoder that cannot
-    be served."""
+    """Returns the number of logits of a step, and whether they are probabilities. Raises ExportError for a decoder that
+    cannot be served."""
     if not reading.is_of_tokens:
         raise ExportError(
             f"{decoder.file.name}: {reading.inputs[0].tensor} reads numbers, and a translator's step a token"
@@ -149,7 +152,7 @@ def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, 
 
 
 def _check_ids(told: Translated, target_size: int, source_size: int | None) -> None:
-    """Raises ExportError for a special token that its side does not have."""
+    """Raises ExportError for a special token that its vocabulary does not have."""
     special = told.special_tokens
     for flag, token_id, size in (
         ("--bos", special.bos_id, target_size),
@@ -162,13 +165,13 @@ def _check_ids(told: Translated, target_size: int, source_size: int | None) -> N
 
 
 def _ids(size: int, side: str, flag: str, notes: list[str]) -> Vocabulary:
-    """Tokens that are named by their ids."""
+    """Returns a vocabulary of `size` tokens, named by their ids."""
     notes.append(f"{side} tokens are named by their ids, 0 to {size - 1}: {flag} FILE names them")
     return Vocabulary(tuple(map(str, range(size))), "whitespace")
 
 
 def _interface(pair: Pair, told: Translated, size: int) -> Interface:
-    """The bundle's, whose steps may take rows of any length."""
+    """Returns the bundle's interface, whose steps may take rows with sources of any length."""
     encoder, decoder, reading = pair.encoder, pair.decoder, pair.reading
     features = (encoder.feature_size,) if encoder.feature_size else ()
     states = [_begun(state, decoder) for state in states_of(reading)]
@@ -206,7 +209,7 @@ def _begun(state: StateSpec, decoder: DecoderFile) -> StateSpec:
 
 
 def _uses(interface: Interface, decoder: DecoderFile) -> list[Use]:
-    """What becomes of the encoder's outputs, but for the lengths."""
+    """Returns how the bundle uses the encoder's outputs, without the lengths."""
     uses = [
         Use(output, context.input.model_copy(update={"name": context.output}))
         for context, output in zip(interface.contexts, decoder.contexts.values(), strict=True)
@@ -220,7 +223,7 @@ def _uses(interface: Interface, decoder: DecoderFile) -> list[Use]:
 
 
 def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
-    """All sources in one run, where that gives each the bits that it has alone; else each in a run of its own."""
+    """Returns a graph that encodes all sources in one run, if that keeps each source's bits; else one by one."""
     encoder, uses = pair.encoder, _uses(interface, pair.decoder)
     length_name = f"{SOURCE_LENGTH}/first" if needs_length(pair.decoder) else None
     original = TwoFiles(pair, interface)
@@ -237,7 +240,7 @@ def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
 
 
 def _encodes_alike(graph: bytes, original: TwoFiles, interface: Interface, encoder: EncoderFile) -> bool:
-    """Whether rows of random lengths, padded, are encoded to the bits of each alone."""
+    """Whether padded rows of random lengths are encoded with the bits of each row alone."""
     runner = OnnxRunner(Graphs(step=graph, encoder=graph), interface)
     generator = np.random.default_rng(0)
     longest = min(64, interface.encoder.max_source_length if interface.encoder else 1)
@@ -257,7 +260,7 @@ def _encodes_alike(graph: bytes, original: TwoFiles, interface: Interface, encod
 def _prove(
     pair: Pair, interface: Interface, encoder_graph: bytes, notes: list[str]
 ) -> tuple[Graphs, Interface, Parity]:
-    """The first way to run rows together that gives what the two files give. Raises ExportError where none does."""
+    """Returns the first way to run rows together that gives the files' own results. Raises ExportError if none does."""
     encoder, decoder, reading = pair.encoder, pair.decoder, pair.reading
     takes_logarithms = pair.takes_logarithms
     has_source = needs_length(decoder)
@@ -285,7 +288,7 @@ def _prove(
             graphs = Graphs(step=step, encoder=encoder_graph)
             runner = OnnxRunner(graphs, own)
             parity = measure_parity(runner, original, own, tolerance=TOLERANCE, reference=_REFERENCE)
-            inexact = own.step.output.name if takes_logarithms else None  # logarithms are ONNX Runtime's own
+            inexact = own.step.output.name if takes_logarithms else None  # ONNX Runtime computes its own logarithms
             worst = max(error for name, error in parity.max_abs_error.items() if name != inexact)
             if worst and not is_last:
                 continue
@@ -294,7 +297,7 @@ def _prove(
             if is_last:
                 raise
             continue
-        except Exception as error:  # ONNX Runtime raises classes of its own
+        except Exception as error:  # ONNX Runtime raises its own error classes
             if is_last:
                 raise ExportError(f"the two files cannot be run together: {first_line(error)}") from error
             continue

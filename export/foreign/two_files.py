@@ -1,5 +1,7 @@
-"""The two files of a translator as they are, in a bare loop: one row, its source at its own length, one step at a time.
-What its bundle is held to."""
+"""Runs the two files of a translator in a bare loop: one row, its source at its own length, one step at a time.
+
+The bundle is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from export.proofs.runners import Array, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both files, as they were read. takes_logarithms: whether what steps give are probabilities."""
+    """Both files as they were read. takes_logarithms: whether steps return probabilities, so that logits are their
+    logarithms."""
 
     encoder: EncoderFile
     decoder: DecoderFile
@@ -28,7 +31,7 @@ class Pair:
 
 
 class TwoFiles:
-    """See `export.proofs.runners.Runner`."""
+    """A `export.proofs.runners.Runner` of both files."""
 
     float_dtype: type[np.floating] = np.float32
 
@@ -87,16 +90,16 @@ class TwoFiles:
             for array, new, axis in zip(following, own, self._axes, strict=False):
                 array[(slice(None),) * axis + (row,)] = new.take(0, axis=axis)
         if self._takes_logarithms:
-            with np.errstate(divide="ignore"):  # of 0: minus infinity
+            with np.errstate(divide="ignore"):  # log(0) is minus infinity
                 answered = np.log(answered)
         return [answered, *following]
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
-        """It has no readout."""
+        """Returns None: the files have no readout."""
         return None
 
     def _of_source(self, row: int, own: Sequence[Array], contexts: Sequence[Array]) -> dict[str, Array]:
-        """What the decoder reads of a row's source in each step."""
+        """Returns the decoder's inputs that depend on a row's source; they are the same in every step."""
         decoder = self._decoder
         length = 1 if self._length_at is None else int(own[self._length_at].item())
         feeds = {

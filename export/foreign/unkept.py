@@ -1,5 +1,6 @@
-"""Recurrent nodes over a stream's time whose state a step does not keep: an ONNX file that would be wrong if it were
-served. Those over the frequencies of one frame begin at zero in every step, as they should.
+"""Finds recurrent nodes over the stream's time whose state is not kept from step to step: serving them would be wrong.
+
+Nodes over the frequencies of one frame are fine: they begin at zero in every step.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
     from export.foreign.axes import Hints
 
 FORCED = "forced by --force-state"
-"""What a note says of that which --force-state let through."""
+"""Text of a note about something that --force-state allows."""
 
 
 def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes: list[str]) -> None:
-    """Raises ExportError that names the nodes over time that read backwards, or whose state is in no pair."""
+    """Raises ExportError that names the nodes over time that run backward, or whose state is in no pair."""
     slots = nodes_over_time(wiring, pairs)
     refuse_backward(wiring, slots, hints)
     unkept = [slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_told(wiring, slot, hints)]
-    if pairs and any(slot.graph for slot in unkept):  # such as one for a stream's first step, or another sampling rate
+    if pairs and any(slot.graph for slot in unkept):  # such as a branch for the first step or another sampling rate
         inside = [slot for slot in unkept if slot.graph]
         notes.append(f"{named(inside)} of a branch of an If keep no state: streams are taken to run other branches")
         unkept = [slot for slot in unkept if not slot.graph]
@@ -49,7 +50,7 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
 
 
 def refuse_backward(wiring: Wiring, slots: Iterable[Slot], hints: Hints) -> None:
-    """Raises ExportError for a node that needs what comes later. --force-state is for those of unknown length alone."""
+    """Raises ExportError for a node that reads later steps. --force-state allows those of unknown length only."""
     for slot in slots:
         if slot.direction != "forward" and not (hints.force_state and wiring.length(slot) is None):
             raise ExportError(
@@ -59,10 +60,10 @@ def refuse_backward(wiring: Wiring, slots: Iterable[Slot], hints: Hints) -> None
 
 
 def nodes_over_time(wiring: Wiring, pairs: Collection[str]) -> list[Slot]:
-    """The slots of recurrent nodes that read the stream's time.
+    """Returns the slots of recurrent nodes that read the stream's time.
 
-    Such a node reads one element in a step, or as many as a node whose state is in a pair; where neither is known of
-    any node, as many as the node that reads the fewest. pairs: the state inputs.
+    Such a node reads one element in a step, or an unknown number, or as many as a node whose state is in a pair. If
+    there is no such node and no pair, it reads as many as the node that reads the fewest. pairs: the state inputs.
     """
     slots = [slot for slot in wiring.flow.slots if slot.is_recurrent and not slot.is_in_loop and wiring.is_used(slot)]
     lengths = {slot: wiring.length(slot) for slot in slots}
@@ -73,7 +74,7 @@ def nodes_over_time(wiring: Wiring, pairs: Collection[str]) -> list[Slot]:
 
 
 def named(slots: Sequence[Slot]) -> str:
-    """The nodes of slots, as an error names them."""
+    """Returns the nodes of slots, as messages name them."""
     nodes = {slot.owner: f"{slot} (hidden size {slot.hidden_size})" for slot in slots}
     shown = list(nodes.values())
     more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
@@ -81,7 +82,7 @@ def named(slots: Sequence[Slot]) -> str:
 
 
 def _begins(wiring: Wiring, slot: Slot) -> set[str]:
-    """The inputs that a slot's first value comes from."""
+    """Returns the inputs that a slot's first value comes from."""
     return {name for name in wiring.inputs if slot in wiring.starts(name)}
 
 
@@ -90,7 +91,7 @@ def _is_kept(wiring: Wiring, slot: Slot, pairs: Mapping[str, str]) -> bool:
 
 
 def _is_told(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
-    """Whether a slot's pair is told and not judged here: it is forced, or a run says that its shapes differ."""
+    """Whether flags give a slot's pair that is not checked here: it is forced, or a run will report its shapes."""
     told = _begins(wiring, slot) & set(hints.states)
     return any(
         hints.force_state or not may_be(wiring.inputs[name], wiring.outputs[hints.states[name]]) for name in told
@@ -98,5 +99,5 @@ def _is_told(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
 
 
 def forced(notes: Iterable[str]) -> str:
-    """What --force-state let through, as the bundle's card says it; nothing when it let nothing through."""
+    """Returns the text for the bundle's card about what --force-state allowed; empty if it allowed nothing."""
     return "".join(f". {note[:1].upper()}{note[1:]}" for note in notes if FORCED in note)

@@ -1,4 +1,4 @@
-"""An ONNX file over a whole sequence, beside its exposed graph step by step: the proof of `--expose-state`."""
+"""Compares an ONNX file over a whole sequence with its exposed graph step by step: the proof of `--expose-state`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from export.foreign.reading import Reading
 from export.proofs.runners import Array, session_of
 
 NUM_STEPS = 6
-"""How long the sequence is where the file takes any length."""
+"""The length of the sequence if the file accepts any length."""
 TOLERANCE = 1e-5
-"""The largest absolute difference of a whole sequence from its steps: the same products in matrices of other sizes."""
+"""The largest absolute difference between a sequence and its steps: the same products, in matrices of other sizes."""
 
 
 class Whole:
-    """One row of random values, and what both graphs give for it.
+    """One row of random values, and the outputs of both graphs for it.
 
-    reading: of the exposed graph. time_axis: of what a step reads, None when there is none. num_steps: the fixed length
-    of that axis in the file, None where it takes any.
+    reading: of the exposed graph. time_axis: of the step's input; None if there is none. num_steps: the fixed length of
+    that axis in the file; None if it accepts any.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Whole:
             shape[time_axis] = self._num_steps
         random = np.random.default_rng(0)
         is_float = reading.inputs[0].tensor.dtype.startswith("float")
-        drawn = random.standard_normal(shape) if is_float else random.integers(0, 2, shape)  # ids that all have
+        drawn = random.standard_normal(shape) if is_float else random.integers(0, 2, shape)  # ids of every vocabulary
         self._sequence: Array = drawn.astype(reading.inputs[0].tensor.dtype)
         self._constants: dict[str, Array] = {
             name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
@@ -54,13 +54,13 @@ class Whole:
 
     @property
     def note(self) -> str:
-        """What `check` proves."""
+        """Returns a note about what `check` proves."""
         if self._time_axis is None:
             return "the file takes one step: it was held to the exposed graph on a first step alone"
         return f"{self._num_steps} steps with exposed states are within {TOLERANCE:g} of the file over all of them"
 
     def values(self, names: Sequence[Value]) -> list[Array]:
-        """Values within the file, as it runs."""
+        """Returns values inside the file, from its run over the sequence."""
         return self._run_whole([name for _, name in names]) if names else []
 
     def check(self) -> None:
@@ -72,7 +72,7 @@ class Whole:
         steps = self._run_steps(outputs, states)
         for name, expected, found in zip(outputs, whole, steps, strict=True):
             difference = self._difference(name, expected, found)
-            if not difference <= TOLERANCE:  # nor is NaN
+            if not difference <= TOLERANCE:  # also true for NaN
                 raise ExportError(
                     f"--expose-state: {name} differs by {difference:.2g} (at most {TOLERANCE:g}) between"
                     f" {self._num_steps} steps with the exposed states and the whole sequence. The file keeps another"
@@ -80,7 +80,7 @@ class Whole:
                 )
 
     def _difference(self, name: str, expected: Array, found: Sequence[Array]) -> float:
-        """The largest difference over all steps, or in the last step of an output without a time axis."""
+        """Returns the largest difference over all steps, or in the last step for an output without a time axis."""
         given = found[-1]
         if expected.shape != given.shape:
             longer = [place for place, size in enumerate(given.shape) if expected.shape[place : place + 1] != (size,)]
@@ -108,7 +108,7 @@ class Whole:
         return _run(_session(model, what), names, feeds, what)
 
     def _run_steps(self, names: Sequence[str], states: Mapping[str, str]) -> list[list[Array]]:
-        """What each output is at each step."""
+        """Returns each output's values, one for each step."""
         what = "one step at a time" if self._time_axis is not None else "with its states as inputs"
         session = _session(self._exposed, what)
         now = dict(self._states)
@@ -126,14 +126,14 @@ class Whole:
 def _session(model: onnx.ModelProto, what: str) -> Any:  # onnxruntime ships no types
     try:
         return session_of(model)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         raise _refusal(what) from error
 
 
 def _run(session: Any, names: Sequence[str], feeds: Mapping[str, Array], what: str) -> list[Array]:
     try:
         found: list[Array] = session.run(list(names), dict(feeds))
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         raise _refusal(what) from error
     return found
 

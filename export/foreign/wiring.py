@@ -1,4 +1,4 @@
-"""What an ONNX graph says of a file's inputs and outputs: which begin a state of a node, and which end it."""
+"""Tells which inputs and outputs of an ONNX graph are the first and last values of a node's state."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ class Wiring:
                     self._ends[name] |= {slot}
 
     def starts(self, name: str) -> frozenset[Slot]:
-        """The slots whose first value an input is: moved, or computed where no input is moved there."""
+        """Returns the slots whose first value is this input: moved, or computed if no input is moved there."""
         return self._starts[name]
 
     def is_moved(self, name: str) -> bool:
-        """Whether an input is moved to each of them as it is."""
+        """Whether an input's value reaches all of these slots unchanged."""
         return self._moved[name] == self._starts[name]
 
     def ends(self, name: str) -> frozenset[Slot]:
-        """The slots whose last value an output has, or, in a sequence of one step, whose only one."""
+        """Returns the slots whose last value is in this output; in a sequence of one step, it may be the only value."""
         return self._ends[name]
 
     def is_last(self, name: str) -> bool:
-        """Whether an output has the last values themselves, however long the sequence is."""
+        """Whether an output has the last values themselves, for a sequence of any length."""
         return bool(self._ends[name]) and self._last[name] == self._ends[name]
 
     def reached(self, name: str, *, by_moves: bool = False) -> set[str]:
-        """The outputs that come of an input; by_moves: that have its own values."""
+        """Returns the outputs that depend on an input. by_moves: only those that have the input's own values."""
         found = self.flow.reach([(0, name)], ["moves"] if by_moves else ["moves", "computes", "recurs"])
         return {name for name in self.outputs if (0, name) in found}
 
     def is_used(self, slot: Slot) -> bool:
-        """Whether any output depends on a slot's node."""
+        """Whether an output depends on a slot's node."""
         own = [one for one in self.flow.slots if one.owner == slot.owner]
         given = [value for one in own for value in (one.final, one.sequence)]
         found = self.flow.reach(given, ["moves", "computes", "recurs"])
         return any((0, name) in found for name in self.outputs)
 
     def length(self, slot: Slot) -> int | None:
-        """How many elements its node reads in one step of the stream, None when that is not known.
+        """Returns how many elements a slot's node reads in one step of the stream; None if unknown.
 
-        Axes without a length are taken to be 1: a node over the stream's time reads one, and a node over the
-        frequencies of a frame reads as many as these are.
+        Axes without a length count as 1. So a node over the stream's time reads one element, and a node over the
+        frequencies of a frame reads as many as there are frequencies.
         """
         place = 1 if slot.is_batch_first else 0
         found = None if slot.source is None else self._inferred.get(slot.source)
@@ -81,7 +81,7 @@ class Wiring:
         return found.shape.dim[place].dim_value
 
     def element_type(self, slot: Slot) -> int:
-        """The type of its node's numbers: 32-bit floats where it is not known."""
+        """Returns the element type of a slot's node; 32-bit floats if unknown."""
         found = None if slot.source is None else self._inferred.get(slot.source)
         return onnx.TensorProto.FLOAT if found is None else found.elem_type
 
@@ -90,7 +90,7 @@ class Wiring:
 
     @cached_property
     def _inferred(self) -> dict[Value, onnx.TypeProto.Tensor]:
-        """The types and shapes of values when every axis without a length has length 1."""
+        """Types and shapes of values when every axis without a length has length 1; empty if inference fails."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         if model.functions:
@@ -104,7 +104,7 @@ class Wiring:
         del model.graph.value_info[:]
         try:
             inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except Exception:  # onnx raises classes of its own, and what is not known is None
+        except Exception:  # onnx raises its own error classes; without shapes, lengths are unknown
             return {}
         return {
             (number, one.name): one.type.tensor_type
@@ -114,10 +114,10 @@ class Wiring:
 
 
 def may_be(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors may be one state before and after: of one type, and of one shape as far as it is known."""
+    """Whether two tensors may be one state before and after a step: equal types, and equal shapes as far as known."""
     if one.dtype != other.dtype:
         return False
-    is_unknown = not other.shape  # some exporters leave out the shapes of outputs
+    is_unknown = not other.shape  # some exporters omit the shapes of outputs
     if is_unknown:
         return bool(one.shape)
     return len(one.shape) == len(other.shape) and all(
@@ -127,7 +127,7 @@ def may_be(one: Tensor, other: Tensor) -> bool:
 
 
 def _numbered(graph: onnx.GraphProto) -> Iterator[tuple[int, onnx.GraphProto]]:
-    """A graph and those within it, in the order in which `Flow` numbers them."""
+    """Yields a graph and the graphs inside it, with the numbers that `Flow` gives them."""
     waiting = [graph]
     number = 0
     while waiting:

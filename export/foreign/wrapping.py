@@ -1,8 +1,8 @@
-"""A file's graph between what brings a step into its form and what brings it out of it.
+"""Wraps a file's graph: nodes before it make its inputs from a step's input, nodes after it make a step's output.
 
-The step reads one vector, which has the numbers of each of the file's inputs after those of the one before, and gives
-one, likewise. A window, and whether a session has begun, are states of the graph: whatever resumes, rewinds or forks a
-session does the same to them. Everything is of operators that every opset from 7 on has.
+A step reads one vector, the numbers of the file's inputs one after the other, and returns one vector of the outputs in
+the same way. A window, and whether a session has begun, are states of the graph, so a resume, rewind or fork of a
+session includes them. All added operators exist in every opset from 7 on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
 
 
 def states_of(reading: Reading) -> tuple[StateSpec, ...]:
-    """The states of the wrapped graph: the file's, then the windows, then whether a session has begun."""
+    """Returns the wrapped graph's states: the file's, windows, whether a session has begun, session constants."""
     names = iter(plain_names(state_names(reading)))
     states = [
         StateSpec(
@@ -63,7 +63,7 @@ def states_of(reading: Reading) -> tuple[StateSpec, ...]:
 
 
 def state_names(reading: Reading) -> list[str]:
-    """What the states are called, in the order of `states_of`, as far as a manifest may have it: see `names`."""
+    """Returns the states' names in the order of `states_of`; `names.plain_names` turns them into a manifest's."""
     windows = [f"window.{part.tensor.name}" for part in reading.inputs if part.window]
     constants = [constant.tensor.name for constant in reading.session_constants]
     started = ["started"] if reading.start else []
@@ -71,7 +71,7 @@ def state_names(reading: Reading) -> list[str]:
 
 
 def first_values(reading: Reading) -> dict[str, Array]:
-    """The first values of the file's states that are not zeros, without the batch axis, by the states' names."""
+    """Returns first values, without the batch axis, of the file's states that do not begin with zeros, by name."""
     return {
         name: np.take(state.initial, 0, axis=state.batch_axis)
         for state, name in zip(reading.states, plain_names(state_names(reading)), strict=False)
@@ -95,7 +95,11 @@ def _state_of_constant(constant: SessionConstant, plain: str) -> StateSpec:
 def wrap(
     model: onnx.ModelProto, reading: Reading, interface: Interface, sizes: Sequence[int], *, takes_logarithms: bool
 ) -> bytes:
-    """sizes: numbers of each output; takes_logarithms: of the outputs, which are probabilities. Raises ExportError."""
+    """Returns the wrapped graph's bytes. Raises ExportError if the result is no valid graph.
+
+    sizes: how many numbers each output has. takes_logarithms: whether the outputs are probabilities, so that logits are
+    their logarithms.
+    """
     wrapped = onnx.ModelProto()
     wrapped.CopyFrom(model)
     graph, step = wrapped.graph, interface.step
@@ -132,7 +136,7 @@ def wrap(
 
 
 def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *, is_whole: bool) -> None:
-    """An input of the file, of its part of what a step reads."""
+    """Writes an input of the file from its part of the step's vector, which begins at `begin`."""
     name, last, dtype = part.tensor.name, step_input.name, step_input.dtype
     if not is_whole:
         last = _gathered(writer, f"{name}/part", last, range(begin, begin + part.size), axis=2)
@@ -148,9 +152,9 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
         writer.node("Cast", [last], f"carousel/{name}/cast", to=ELEMENT_TYPES[part.tensor.dtype])
         last = f"carousel/{name}/cast"
     rest = [size for place, size in enumerate(part.shape) if place != part.batch_axis]
-    shape = writer.constant(f"{name}/shape", np.array([0, *rest], np.int64))  # 0: as many rows as there are
+    shape = writer.constant(f"{name}/shape", np.array([0, *rest], np.int64))  # 0: the number of rows is unchanged
     places = list(range(1, len(part.shape)))
-    places.insert(part.batch_axis, 0)  # a row's own axes, with that of the rows among them
+    places.insert(part.batch_axis, 0)  # puts the batch axis among a row's own axes
     if places == sorted(places):
         writer.node("Reshape", [last, shape], name)
     else:
@@ -159,14 +163,16 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
 
 
 def _take(writer: Writer, output: StepOutput, size: int, *, is_alone: bool) -> str:
-    """An output of the file as [batch, 1, size] of 32-bit floats; its name. is_alone: whether there is one row, for
-    which an output need not have an axis."""
+    """Writes an output of the file as [batch, 1, size] of 32-bit floats, and returns its name.
+
+    is_alone: whether a run has one row; then the output may have no batch axis.
+    """
     name, axis, last = output.tensor.name, output.batch_axis, output.tensor.name
     if axis and not is_alone:
         ahead = [axis, *(place for place in range(len(output.tensor.shape)) if place != axis)]
         last = f"carousel/{name}/rows_first"
         writer.node("Transpose", [name], last, perm=ahead)
-    rows = 1 if is_alone else 0  # 0: as many as there are
+    rows = 1 if is_alone else 0  # 0: the number of rows is unchanged
     shape = writer.constant(f"{name}/flat_shape", np.array([rows, 1, size], np.int64))
     writer.node("Reshape", [last, shape], f"carousel/{name}/flat")
     if output.tensor.dtype == "float32":
@@ -176,7 +182,7 @@ def _take(writer: Writer, output: StepOutput, size: int, *, is_alone: bool) -> s
 
 
 def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:
-    """A constant of one row, once for each row of a step."""
+    """Writes a constant of one row as an input with one copy for each row of the run."""
     shape = [int(axis) for axis in tensor.shape]
     one = writer.constant(f"constant/{name}", np.array(values, tensor.dtype).reshape(shape))
     writer.node("Shape", [step_input], f"carousel/shape/{name}")
@@ -187,14 +193,14 @@ def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], 
 
 
 def _start(writer: Writer, tensor: Tensor) -> None:
-    """The input that is true at a session's first step: until that, what tells whether it has begun is zero."""
+    """Writes the input that is true at a session's first step: while the state `started` is 0. Sets that state to 1."""
     writer.node("Cast", [_STARTED], "carousel/has_started", to=TensorProto.BOOL)
     writer.node("Not", ["carousel/has_started"], "carousel/is_start")
     writer.node("Cast", ["carousel/is_start"], "carousel/start", to=ELEMENT_TYPES[tensor.dtype])
     shape = [-1 if isinstance(axis, str) else axis for axis in tensor.shape]
     form = writer.constant("start_shape", np.array(shape, np.int64))
     start = "carousel/start"
-    if -1 not in shape:  # one for all rows of a run, which have the same
+    if -1 not in shape:  # the file has one value for all rows, and the rows of a run have the same
         start = _gathered(writer, "first_start", start, range(1), axis=0)
     writer.node("Reshape", [start, form], tensor.name)
     writer.node("Sub", [_STARTED, _STARTED], "carousel/zero")
@@ -202,7 +208,7 @@ def _start(writer: Writer, tensor: Tensor) -> None:
 
 
 def _keep(writer: Writer, constant: SessionConstant) -> None:
-    """What a session is given, which no step changes. Where the file has one for all rows it is the first row's."""
+    """Writes a session constant, which no step changes. An input without a batch axis gets the first row's value."""
     name = given = constant.tensor.name
     if constant.batch_axis is None:
         given = _constant(name)
@@ -216,14 +222,14 @@ def _constant(name: str) -> str:
 
 
 def _gathered(writer: Writer, name: str, source: str, places: range, *, axis: int) -> str:
-    """Some elements of a tensor; their name."""
+    """Writes some elements of a tensor, and returns their name."""
     index = writer.constant(f"{name}/places", np.array(places, np.int64))
     writer.node("Gather", [source, index], f"carousel/{name}", axis=axis)
     return f"carousel/{name}"
 
 
 def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], rows: int | str) -> None:
-    """Declares the inputs and outputs that the manifest names. taken: inputs of the file that are made of a step's."""
+    """Declares the manifest's inputs and outputs. taken: the file's inputs that the step's vector feeds."""
     step = interface.step
 
     def value(tensor: TensorSpec) -> onnx.ValueInfoProto:

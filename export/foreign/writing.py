@@ -1,11 +1,11 @@
-"""An ONNX file that nobody here made, to a bundle: `python -m export onnx FILE`.
+"""Writes another exporter's ONNX file as a bundle: `python -m export onnx FILE`.
 
-1. The file's graph is kept as it is. Before it, what a step reads is brought into its form (type, axes), and after it,
-   what it gives into the manifest's: [batch, time, ...], of which time is always 1.
-2. The graph is run. Rows alone, in company, in any order, and steps after each other must have the bits that the file
-   itself gives one row. Where company changes bits, or the file takes one row, rows are run one by one, and that is
-   said.
-3. Anything that is missing is told with the flag that gives it.
+1. The file's graph stays unchanged. Nodes before it convert a step's input to the file's form (type, axes). Nodes after
+   it convert the outputs to the manifest's form: [batch, time, ...], where time is always 1.
+2. The graph is run. Rows alone, rows in a batch, in any order, and consecutive steps must have the bits that the file
+   itself gives for one row. If batching changes bits, or if the file takes one row, rows run one by one, and a note
+   says so.
+3. If something is missing, the error names the flag that gives it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ from service.repository.manifest import ConstantSpec, EmitsSpec, Parity, PortSpe
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What is told of a file beside its tensors. vocabulary: of the tokens that it reads; labels: of what it gives
-    logits over, when those are not the tokens, or that it emits; feeds_back: whether its values are what the next step
-    reads; emits: how its values are tokens that it emits."""
+    """What the user says of a file besides its tensors.
+
+    vocabulary: of the tokens that it reads. labels: of its logits, if these are not over the tokens, or of the tokens
+    that it emits. feeds_back: whether its values are the next step's input. emits: how its values encode emitted
+    tokens.
+    """
 
     vocabulary: Vocabulary | None = None
     labels: Vocabulary | None = None
@@ -56,7 +59,7 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A bundle's folder, and what was found on the way to it."""
+    """A bundle's folder, and what was found while making it."""
 
     folder: Path
     reading: Reading
@@ -64,16 +67,16 @@ class Written:
 
 
 def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack[BundleOptions]) -> Written:
-    """Writes the bundle of an ONNX file and returns its folder, with what was found: see `export.bundle.write_seq2seq`.
+    """Writes the bundle of an ONNX file and returns its folder and what was found.
 
-    Raises ExportError that names the flag that helps, and as that does.
+    Raises ExportError that names the flag that helps, and what `export.bundle.write_seq2seq` raises.
     """
     return write_model(load(file), hints, described, **options)
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A file's graphs, held to the file. graph: of one step, and one_step: its interface."""
+    """A file's graphs, compared with the file. graph, one_step: the graph of one step and its interface."""
 
     reading: Reading
     notes: list[str]
@@ -87,7 +90,7 @@ class Proven:
 def write_model(
     whole: onnx.ModelProto, hints: Hints, described: Described, **options: Unpack[BundleOptions]
 ) -> Written:
-    """As `write_onnx`, of a file that was read, as `loading.load` does."""
+    """Writes the bundle of a model that `loading.load` has read: see `write_onnx`."""
     refuse_sample_rate(options, is_of_tokens=described.vocabulary is not None)
     proven = prove_model(whole, hints, described)
     options["description"] += forced(proven.notes)
@@ -105,7 +108,7 @@ def write_model(
 
 
 def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> Proven:
-    """What `write_model` writes. Raises ExportError."""
+    """Returns the proven graphs that `write_model` writes. Raises ExportError."""
     hints, opened = open_defaults(whole, hints)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
@@ -144,8 +147,10 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
 
 
 def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: list[str]) -> bool:
-    """Whether a step reads a token: one whole number, which --vocabulary names. Adds a note for one that it does not
-    name. Raises ExportError where nothing says what it is."""
+    """Whether a step reads a token: one integer, with a vocabulary.
+
+    Adds a note for an integer that is no token. Raises ExportError if no flag says which it is.
+    """
     if not reading.is_of_tokens or described.vocabulary is not None:
         return reading.is_of_tokens
     source = reading.inputs[0].tensor
@@ -161,7 +166,7 @@ def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: l
 def _step_spec(
     reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]], *, is_tokens: bool
 ) -> StepSpec:
-    """shapes: of the outputs; is_tokens: whether a step reads a token, or numbers."""
+    """Returns the step's entry in the manifest. shapes: of the outputs. is_tokens: whether a step reads a token."""
     feature_size, num_outputs = sum(part.size for part in reading.inputs), sum(map(prod, shapes))
     first = reading.inputs[0].tensor
     if not is_tokens and described.vocabulary is not None:
