@@ -1,1 +1,1 @@
-"""The bundles that come with the project: their recipes' checkpoints to bundles, and their cards."""
+"""Makes the bundles that come with the project, from their recipes' checkpoints, with their cards."""

@@ -1,4 +1,4 @@
-"""The bundle of `models.recipes.g2p`: English spelling to phonemes."""
+"""Makes the bundle of `models.recipes.g2p`: English spelling to phonemes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DESCRIPTION = "English spelling to ARPAbet phonemes without stress, trained on t
 MAX_SOURCE_LENGTH = 64
 MAX_TOKENS = 64
 
-_EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # all of the test split
+_EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # all from the test split
 _LICENCE_FILE = "LICENSE.cmudict"
 
 
 def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
-    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    """Writes the bundle of a checkpoint and returns its folder. Reads `evaluation.json` and, if it exists, `curves.png`
+    from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.g2p")
     options["evaluation"] = evaluation.model_dump()

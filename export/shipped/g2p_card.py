@@ -1,4 +1,4 @@
-"""What is told of `g2p-en`: what it is, how good it is beside what is published, what it cannot do, whose data."""
+"""The card of `g2p-en`: what it is, its figures next to published ones, its limits, the source of its data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PUBLISHED = (
 )
 
 Example = tuple[str, str, Sequence[str]]
-"""A word, the model's phonemes for it, and those the dictionary lists."""
+"""A word, the model's phonemes for it, and the dictionary's pronunciations."""
 
 
 class Rates(BaseModel):
@@ -34,26 +34,26 @@ class Rates(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     word_error_rate: float
-    """Words whose transcription differs from every listed pronunciation, over words."""
+    """Share of words whose transcription differs from every listed pronunciation."""
     phoneme_error_rate: float
-    """Summed edit distance to the nearest listed pronunciation, over the summed length of those."""
+    """Sum of edit distances to the nearest listed pronunciation, divided by the sum of their lengths."""
     num_words: int
-    """Words scored."""
+    """Number of scored words."""
 
 
 class Evaluation(recipe_card.Evaluation):
-    """What the recipe writes into `evaluation.json`; fields beyond these are kept as they are."""
+    """The contents of the recipe's `evaluation.json`; further fields are kept."""
 
     num_training_words: int
-    """Words trained on."""
+    """Number of words in training."""
     num_validation_words: int
-    """Words that chose the epoch."""
+    """Number of words that chose the best epoch."""
     num_test_words: int
-    """Words scored."""
+    """Number of scored words."""
     greedy: Rates
-    """Taking the likeliest phoneme at each step."""
+    """Rates with the likeliest phoneme at each step."""
     beam_4: Rates
-    """Beam search of width 4, by mean log-probability."""
+    """Rates with a beam search of width 4, by mean log-probability."""
 
 
 def story(
@@ -66,7 +66,7 @@ def story(
     max_source_length: int,
     licence_file: str,
 ) -> Story:
-    """Returns what the card tells. licence_file: the name of a file beside it."""
+    """Returns the contents of the card. licence_file: the name of a file next to it."""
     measured = [("greedy", evaluation.greedy), ("beam of 4", evaluation.beam_4)]
     for name, variant in variants.items():
         measured.append((f"{name}, greedy", Rates.model_validate(variant.evaluation["greedy"])))

@@ -1,4 +1,4 @@
-"""The int8 variant of `g2p-en`, and what it costs: words of the test split, decoded greedily by both."""
+"""Evaluates the int8 variant of `g2p-en`: base and variant decode the words of the test split greedily."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from models.recipes import g2p as recipe
 from service.repository.manifest import SOURCE_MULTIPLE
 
 MAX_LOSS = 0.003
-"""The word error rate, as a fraction, that the variant may add."""
+"""The largest allowed increase of the word error rate, as a fraction."""
 
 _BATCH_SIZE = 256
 
 
 def evaluate(base: Runner, variant: Runner) -> dict[str, object]:
-    """Both graphs' greedy error rates on the whole test split, and the difference of the word error rates.
+    """Returns both graphs' greedy error rates on the whole test split, and the difference of the word error rates.
 
     Raises ExportError when the variant adds more than `MAX_LOSS`.
     """
@@ -44,7 +44,7 @@ def evaluate(base: Runner, variant: Runner) -> dict[str, object]:
 
 
 def transcribe(runner: Runner, words: Sequence[str]) -> dict[str, list[str]]:
-    """The phonemes of each word, decoded greedily in batches through the graphs of `g2p-en`."""
+    """Returns the phonemes of each word, decoded greedily in batches through the graphs of `g2p-en`."""
     by_width: dict[int, list[str]] = defaultdict(list)
     for word in words:
         by_width[-(-len(word) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE].append(word)

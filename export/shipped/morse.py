@@ -1,4 +1,4 @@
-"""The bundle of `models.recipes.morse`: sound to characters, as they are keyed."""
+"""Makes the bundle of `models.recipes.morse`: sound to characters, while they are keyed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Rates(NamedTuple):
 
 
 class MorseEvaluation(Evaluation):
-    """What the recipe writes."""
+    """The contents of the recipe's `evaluation.json`."""
 
     by_snr_db: dict[str, Rates]
-    """By the signal-to-noise ratio in decibels, `inf` for no noise."""
+    """Rates by signal-to-noise ratio in decibels; `inf` is no noise."""
     by_words_per_minute: dict[str, Rates]
-    """By the speed."""
+    """Rates by speed in words a minute."""
 
 
 def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
-    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    """Writes the bundle of a checkpoint and returns its folder. Reads `evaluation.json` and, if it exists, `curves.png`
+    from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, MorseEvaluation, "models.recipes.morse")
     options["evaluation"] = evaluation.model_dump()
@@ -58,7 +58,7 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
 
 
 def story(model: Transducer, evaluation: MorseEvaluation) -> Story:
-    """What only its author can tell of it."""
+    """Returns the contents of the card that the manifest does not have."""
     config = model.config
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     slowest, fastest = data.SPEEDS

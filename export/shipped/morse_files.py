@@ -1,4 +1,4 @@
-"""A trained transducer as three ONNX files and a list of tokens, the form in which people export recognisers."""
+"""Writes a trained transducer as three ONNX files and a list of tokens, the common form of exported recognisers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from models.transducer import Transducer
 from service.repository.manifest import TensorSpec
 
 VOCABULARY = Vocabulary(data.VOCABULARY, "characters")
-"""What it spells with; token 0 is the blank."""
+"""The model's tokens; token 0 is the blank."""
 
 
 class TransducerFiles(NamedTuple):
-    """Where the files are."""
+    """Paths of the written files."""
 
     encoder: Path
     predictor: Path
@@ -27,13 +27,13 @@ class TransducerFiles(NamedTuple):
 
 
 def write_files(model: Transducer, folder: Path) -> TransducerFiles:
-    """Writes `encoder.onnx`, `predictor.onnx`, `joiner.onnx` and `tokens.txt` into a folder, which is made where there
-    is none. The same weights give the same bytes.
+    """Writes `encoder.onnx`, `predictor.onnx`, `joiner.onnx` and `tokens.txt` into a folder, and returns their paths.
 
-    encoder: `frames` [batch, time, 320] to `encoded` [batch, time, J], with `hidden` and `cell`; predictor: `tokens`
-    [batch, 1] to `predicted` [batch, 1, J], with `predictor_hidden` and `predictor_cell`; joiner: `encoded` and
-    `predicted` [batch, J] to `logits` [batch, V]. A state's next value is `next_` and its name. Raises ExportError for
-    a model in training mode, and OSError.
+    Creates the folder if it does not exist. The same weights give the same bytes. encoder: `frames` [batch, time, 320]
+    to `encoded` [batch, time, J], with `hidden` and `cell`; predictor: `tokens` [batch, 1] to `predicted` [batch, 1,
+    J], with `predictor_hidden` and `predictor_cell`; joiner: `encoded` and `predicted` [batch, J] to `logits` [batch,
+    V]. A state's next value has the name of the state with `next_` before it. Raises ExportError for a model in
+    training mode, and OSError when a file cannot be written.
     """
     config = model.config
     joined = ("batch", config.joined_size)

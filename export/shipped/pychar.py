@@ -1,4 +1,4 @@
-"""The bundle of `models.recipes.pychar`: Python source, character by character."""
+"""Makes the bundle of `models.recipes.pychar`: Python source, character by character."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MAX_COMPLETION = 40
 
 
 def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
-    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    """Writes the bundle of a checkpoint and returns its folder. Reads `evaluation.json` and, if it exists, `curves.png`
+    from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.pychar")
     options["evaluation"] = evaluation.model_dump()

@@ -1,5 +1,5 @@
-"""The card of a shipped model: what it is, how good it is beside a baseline, how to make it, what it cannot do, whose
-data. What can be told from the manifest alone is `card`'s."""
+"""Writes the card of a shipped model: what it is, its figures next to a baseline's, how to make it, its limits, its
+data. `export.card` writes the part that the manifest contains."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from service.repository.manifest import Manifest
 
 
 class Evaluation(BaseModel):
-    """What a recipe writes into `evaluation.json`; fields beyond these are kept as they are."""
+    """The contents of a recipe's `evaluation.json`; further fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     checkpoint_sha256: str
-    """SHA-256 of the checkpoint that was measured, in hexadecimal."""
+    """SHA-256 of the measured checkpoint, in hexadecimal."""
     task: str
-    """What was measured, in words."""
+    """What was measured, as text."""
     split: str
-    """How the data were divided, in words."""
+    """How the data were divided, as text."""
 
     def figure(self, name: str) -> float:
-        """One of the fields beyond these. Raises KeyError, and TypeError when it is no number."""
+        """Returns a further field. Raises KeyError when it does not exist, TypeError when it is no number."""
         found = (self.model_extra or {})[name]
         if not isinstance(found, int | float):
             raise TypeError(f"{name} = {found!r} is not a number")
@@ -34,10 +34,10 @@ class Evaluation(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What only its author can tell of a model.
+    """The contents of a card that only the model's author knows.
 
-    about: paragraphs. figures: a table, its header first. commands: that make it again. limits: each a sentence or
-    two. data: whose they are, and under what licence.
+    about: paragraphs. figures: a table, its header first. commands: those that make the model again. limits: one or two
+    sentences each. data: the owner and the licence.
     """
 
     about: Sequence[str]
@@ -50,7 +50,7 @@ class Story:
 
 
 def write_card(manifest: Manifest, evaluation: Evaluation, story: Story, *, curves_file: str | None) -> str:
-    """The whole card, in Markdown. curves_file: the name of a picture beside it."""
+    """Returns the whole card, in Markdown. curves_file: the name of a picture next to it; None: no picture."""
     lines = [f"# {manifest.model}, version {manifest.version}", "", f"{manifest.description}.", ""]
     for paragraph in story.about:
         lines += [paragraph, ""]

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, read and checked: its checkpoint, its evaluation, its curves."""
+"""Reads and checks the files of a training run: checkpoint, evaluation, curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Evaluation = TypeVar("Evaluation", bound=BaseModel)
 
 
 def load_model(checkpoint: Path, load: Callable[[Path], Model], name: str) -> Model:
-    """The model of a checkpoint, as its recipe loads it. Raises ExportError when it is none of that recipe's."""
+    """Returns a checkpoint's model, loaded by its recipe. Raises ExportError when the file is no checkpoint of it."""
     try:
         return load(checkpoint)
     except (OSError, SafetensorError) as error:
@@ -31,8 +31,10 @@ def load_model(checkpoint: Path, load: Callable[[Path], Model], name: str) -> Mo
 
 
 def load_evaluation(checkpoint: Path, kind: type[Evaluation], recipe: str) -> Evaluation:
-    """The `evaluation.json` beside a checkpoint, of which it must be. recipe: the module that makes it. Raises
-    ExportError saying how to make it."""
+    """Returns the `evaluation.json` in a checkpoint's folder, which must be of this checkpoint.
+
+    recipe: the module that makes it. Raises ExportError that says how to make it.
+    """
     path = checkpoint.parent / "evaluation.json"
     make_it = f"make it with: python -m {recipe} evaluate {checkpoint}"
     try:
@@ -47,6 +49,6 @@ def load_evaluation(checkpoint: Path, kind: type[Evaluation], recipe: str) -> Ev
 
 
 def curves_of(checkpoint: Path) -> dict[str, bytes]:
-    """The curves of the run, by the name of their file; nothing when there are none."""
+    """Returns the picture of the run's curves, by its file name; empty if there is none."""
     path = checkpoint.parent / CURVES_FILE
     return {CURVES_FILE: path.read_bytes()} if path.exists() else {}

@@ -1,4 +1,4 @@
-"""The bundle of `models.recipes.stress`: phonemes of running speech to stress."""
+"""Makes the bundle of `models.recipes.stress`: phonemes of running speech to stress."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LICENCE_FILE = "LICENSE.cmudict"
 
 
 def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
-    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    """Writes the bundle of a checkpoint and returns its folder. Reads `evaluation.json` and, if it exists, `curves.png`
+    from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.stress")
     options["evaluation"] = evaluation.model_dump()

@@ -1,1 +1,1 @@
-"""A transducer in three ONNX files, or in two, to a bundle: `python -m export transducer`."""
+"""Exports a transducer in three ONNX files, or in two, as a bundle: `python -m export transducer`."""

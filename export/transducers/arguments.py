@@ -15,7 +15,7 @@ tokens.txt --name recogniser --to my_repository"""
 
 
 def add_transducer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds them."""
+    """Adds the flags to `parser`."""
     parser.add_argument("encoder", type=Path, metavar="ENCODER", help="the .onnx file that reads frames")
     parser.add_argument("predictor", type=Path, metavar="PREDICTOR", help="the .onnx file that reads tokens")
     parser.add_argument(

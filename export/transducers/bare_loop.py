@@ -1,5 +1,8 @@
-"""A transducer's files in a plain loop, one row: what its bundle is held to, bit by bit. Greedy: of each frame the
-likeliest token, until that is the blank, or there are as many as a frame may have."""
+"""Runs a transducer's files in a plain loop, one row at a time. The bundle is compared with it, bit by bit.
+
+Decoding is greedy: of each encoded frame it takes the likeliest token, until that is the blank or the frame has its
+largest number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ from export.transducers.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How tokens are chosen. blank_id: the token that ends a frame; start_id: the one before the first; max_symbols:
-    tokens of an encoded frame at most; blank_penalty: taken off the blank's logit; history: how many of the last tokens
-    a session keeps."""
+    """How tokens are chosen.
+
+    blank_id: the token that ends a frame. start_id: the token before the first one. max_symbols: most tokens of an
+    encoded frame. blank_penalty: subtracted from the blank's logit. history: how many of its last tokens a session
+    keeps.
+    """
 
     blank_id: int = 0
     start_id: int = 0
@@ -26,21 +32,21 @@ class Rules:
 
 
 class BareLoop:
-    """One session. Not thread-safe."""
+    """One session's loop. Not thread-safe."""
 
     def __init__(self, encoder: Network, decoder: Decoder, rules: Rules) -> None:
         self._encoder, self._decoder, self._rules = encoder, decoder, rules
         self._states = [kept.initial for kept in encoder.states]
         self._carried = [one.initial[np.newaxis] for one in decoder.carried]
         self.tokens: list[int] = []
-        """All so far."""
+        """All tokens so far."""
         self.num_limited = 0
-        """Encoded frames that had as many as they may."""
+        """Number of encoded frames that reached the largest number of tokens."""
         self.margins: list[float] = []
-        """How far the blank was ahead of the likeliest other token, each time it was asked."""
+        """At each choice: the blank's logit minus the largest other logit."""
 
     def step(self, frames: Array) -> tuple[list[int], list[float]]:
-        """Tokens of what the encoder reads at once, and their log-probabilities."""
+        """Runs the encoder on its input of one step; returns the emitted tokens and their log-probabilities."""
         encoded, self._states = self._encoder.run({"frames": frames[np.newaxis]}, self._states)
         tokens: list[int] = []
         scores: list[float] = []
@@ -65,28 +71,28 @@ class BareLoop:
 
     @property
     def carried(self) -> list[Array]:
-        """What is carried now, without an axis of rows."""
+        """The decoder's tensors after the last step, without a batch axis."""
         return [one[0] for one in self._carried]
 
 
 def num_frames(encoder: Network, decoder: Decoder) -> int:
-    """Encoded frames of what the encoder reads at once."""
+    """Returns the number of encoded frames in one step."""
     return encoder.gives.size // encoded_size(encoder, decoder)
 
 
 def encoded_size(encoder: Network, decoder: Decoder) -> int:
-    """E: as many numbers as the joiner reads."""
+    """Returns E, the size of an encoded frame: that of the joiner's input."""
     return next(one.reads["encoded"].size for one in decoder.networks if "encoded" in one.reads)
 
 
 def are_columns(encoder: Network, size: int) -> bool:
-    """Whether the encoder gives frames as columns, [E, frames]."""
+    """Whether the encoder returns frames as columns, [E, frames]."""
     shape = [axis for axis in encoder.gives.row_shape if axis != 1]
     return len(shape) == 2 and shape[0] == size and shape[1] != size
 
 
 def frames_of(encoded: Array, encoder: Network, decoder: Decoder) -> list[Array]:
-    """The encoded frames [1, E] of one row."""
+    """Returns the encoded frames of one row, [1, E] each."""
     size = encoded_size(encoder, decoder)
     if are_columns(encoder, size):
         encoded = encoded.reshape(size, -1).T

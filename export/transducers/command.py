@@ -1,4 +1,4 @@
-"""`python -m export transducer`: its flags to files that are put together, proven and written."""
+"""`python -m export transducer`: reads the files that flags name, joins, proves and writes them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from export.transducers.proving import described_as, hints_of, prove_emitting, p
 from export.vocabulary import Vocabulary
 
 _OF_TOKENS = ("state emitted changes nothing", "state num_emitted changes nothing")
-"""Notes of states that are there to be read."""
+"""Notes about states that only the server reads."""
 
 
 def run(parsed: argparse.Namespace) -> Path:
-    """Writes the bundle and returns its folder. Raises as `write_transducer` does."""
+    """Writes the bundle and returns its folder. Raises what `write_transducer` raises."""
     refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
     files = [parsed.encoder, parsed.predictor, *([parsed.joiner] if parsed.joiner else [])]
     hints = Hints(
@@ -70,8 +70,11 @@ def read_files(
     outputs: dict[str, str | None] | None = None,
     inputs: dict[str, str] | None = None,
 ) -> tuple[Network, Decoder]:
-    """The encoder, and what goes on from it. files: encoder, prediction network and joiner, or encoder and both in one;
-    outputs, inputs: names that are told. Raises ExportError."""
+    """Reads the encoder and the decoder.
+
+    files: encoder, prediction network and joiner; or the encoder, and one file with both others. outputs, inputs: names
+    of tensors from flags. Raises ExportError.
+    """
     told = outputs or {}
     encoder = read_encoder(files[0], hints, told.get("encoder"))
     predictor = read_predictor(files[1], hints, told.get("predictor"))
@@ -98,7 +101,7 @@ def read_files(
 
 
 def _check_states(hints: Hints, networks: tuple[Network, Network]) -> None:
-    """Raises ExportError for a pair of states that neither file has."""
+    """Raises ExportError for a pair of states, from flags, that neither file has."""
     known = {(network.role, kept.input.name, kept.output) for network in networks for kept in network.states}
     own = {(name.removeprefix(f"{role}."), output.removeprefix(f"{role}.")) for role, name, output in known}
     for pair in hints.states.items():
@@ -108,14 +111,14 @@ def _check_states(hints: Hints, networks: tuple[Network, Network]) -> None:
 
 
 def _check_tokens(rules: Rules, size: int) -> None:
-    """size: logits that the joiner gives."""
+    """Raises ExportError for a blank or a start token out of range. size: the number of the joiner's logits."""
     for flag, token in (("--blank", rules.blank_id), ("--start-token", rules.start_id)):
         if not 0 <= token < size:
             raise ExportError(f"{flag} {token}: the joiner gives {size} logits, whose ids are counted from 0")
 
 
 def _sizes(encoder: Network) -> list[int]:
-    """How many numbers an encoded frame may have: the last axis of what the encoder gives, or the first."""
+    """Returns possible sizes of an encoded frame: the last and the first axis of the encoder's output."""
     shape = [axis for axis in encoder.gives.row_shape if axis != 1] or [1]
     return [shape[-1], shape[0]]
 
@@ -123,8 +126,11 @@ def _sizes(encoder: Network) -> list[int]:
 def write_transducer(
     encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary, **options: Unpack[BundleOptions]
 ) -> Written:
-    """Writes the bundle of a transducer: see `export.bundle.write_seq2seq`. Raises ExportError where its files are not
-    of one model, or a proof fails, and as that does."""
+    """Writes the bundle of a transducer and returns it and what was found.
+
+    Raises ExportError when the files are not of one model or a proof fails, and what `export.bundle.write_seq2seq`
+    raises.
+    """
     size = decoder.vocabulary_size
     if len(vocabulary.tokens) != size:
         raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, and the joiner gives {size} logits")

@@ -1,7 +1,7 @@
-"""A transducer as one graph of one step: the encoder, then the loop that emits tokens.
+"""Composes a transducer into one graph of one step: the encoder, then the loop that emits tokens.
 
-A step gives, of each row, how many tokens it emitted, at how many of its encoded frames there were as many as may be,
-then the tokens, then their log-probabilities: see `service.repository.manifest.EmitsSpec`.
+For each row, a step returns the number of emitted tokens, the number of encoded frames that reached the largest number
+of tokens, the tokens, and their log-probabilities: see `service.repository.manifest.EmitsSpec`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from export.transducers.network import Network, Port
 from service.repository.manifest import EmitsSpec
 
 _MIN_OPSET = 13
-"""Of the operators that join the files."""
+"""The least opset of the operators that join the files."""
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
@@ -36,8 +36,11 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """The graph. states: outputs by input, the encoder's first; batch_axes: of those; initial: first values that are
-    not zeros, without the axis of rows, by input; emits: what a step gives."""
+    """The composed graph.
+
+    states: outputs by input, the encoder's first. batch_axes: by state input. initial: first values that are not zeros,
+    without the batch axis, by state input. emits: how a step's output encodes tokens. frames: the step's input.
+    """
 
     model: onnx.ModelProto
     states: dict[str, str]
@@ -48,12 +51,13 @@ class Composed:
 
 
 def size_of_step(capacity: int) -> int:
-    """Numbers that a step gives of a row."""
+    """Returns how many numbers a step returns for a row."""
     return 2 + 2 * capacity
 
 
 def compose(encoder: Network, decoder: Decoder, rules: Rules, *, rows: int | None = None) -> Composed:
-    """rows: that it takes in a run; None: as many as the files. Raises ExportError for files that cannot be joined."""
+    """Returns the composed graph. rows: of a run; None: any number, if the files take any. Raises ExportError for files
+    that cannot be joined."""
     encoder, *others = _in_opset([encoder, *decoder.networks])
     capacity = num_frames(encoder, decoder) * rules.max_symbols
     model = onnx.ModelProto()
@@ -99,7 +103,7 @@ def _add_imports(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
 
 
 def _declare(graph: onnx.GraphProto, parts: Parts, states: dict[str, str], told: int | None) -> None:
-    """The inputs and outputs of the whole: rows of any number, where the files take any."""
+    """Declares the graph's inputs and outputs. told: the fixed number of rows; None: any, if all files take any."""
     encoder, decoder = parts.encoder, parts.decoder
     weights = {tensor.name for tensor in graph.initializer}
     kept = [one for one in graph.input if one.name in weights]
@@ -126,14 +130,14 @@ def _declare(graph: onnx.GraphProto, parts: Parts, states: dict[str, str], told:
 
 
 def _takes_rows(network: Network) -> bool:
-    """Whether a file takes any number of rows."""
+    """Whether a file accepts any number of rows."""
     declared = {value.name: value.type.tensor_type.shape.dim for value in network.model.graph.input}
     ports = [*network.reads.values(), *(kept.input for kept in network.states)]
     return not any(declared[port.name][port.batch_axis].HasField("dim_value") for port in ports)
 
 
 def _in_opset(networks: Sequence[Network]) -> list[Network]:
-    """The same with models of one opset. Raises ExportError for a file that cannot be converted."""
+    """Converts all models to one opset. Raises ExportError for a file that cannot be converted."""
     opset = max(_MIN_OPSET, *(opset_of(network.model) for network in networks))
     found = []
     for network in networks:
@@ -141,7 +145,7 @@ def _in_opset(networks: Sequence[Network]) -> list[Network]:
         if opset_of(model) != opset:
             try:
                 model = version_converter.convert_version(model, opset)
-            except Exception as error:  # onnx raises classes of its own
+            except Exception as error:  # onnx raises its own error classes
                 raise ExportError(
                     f"{network.file} has opset {opset_of(model)}, and cannot be converted to {opset}, which the others"
                     f" need: {first_line(error)}. Export it again with opset {opset}"

@@ -1,4 +1,4 @@
-"""Rows, as the loop that emits tokens has them, to what a file reads, and back. outer: writes the constants.
+"""Converts between the rows of the emitting loop and a file's own tensor layout. outer: writes the constants.
 
 Shapes: `A` rows.
 """
@@ -14,7 +14,7 @@ from export.transducers.network import Network, Port
 
 
 def entered(outer: Writer, writer: Writer, port: Port, rows: str) -> None:
-    """An input of a file, of rows [A, size]: see `_nodes`."""
+    """Writes an input of a file from rows [A, size], under the name that `nodes_of` gives it."""
     inner = f"{port.name}/given"
     shape = outer.constant(f"{port.name}/row_shape", np.array([-1, *port.row_shape], np.int64))
     name = f"{port.name}/rows"
@@ -31,12 +31,12 @@ def entered(outer: Writer, writer: Writer, port: Port, rows: str) -> None:
 
 
 def left_state(outer: Writer, writer: Writer, port: Port, output: str) -> str:
-    """The next value of a state as rows [A, size]; its name."""
+    """Writes a state's next value as rows [A, size], and returns its name."""
     return left(outer, writer, Port(output, port.dtype, port.shape, port.batch_axis), output, output)
 
 
 def left(outer: Writer, writer: Writer, port: Port, output: str, name: str, *, is_flat: bool = True) -> str:
-    """An output of a file as rows [A, size], or as they are; its name."""
+    """Writes an output of a file as rows [A, size], or [A, ...] if not `is_flat`, and returns its name."""
     last = output
     if port.batch_axis:
         ahead = [port.batch_axis, *(place for place in range(len(port.shape)) if place != port.batch_axis)]
@@ -50,7 +50,7 @@ def left(outer: Writer, writer: Writer, port: Port, output: str, name: str, *, i
 
 
 def nodes_of(network: Network) -> list[onnx.NodeProto]:
-    """A file's nodes, which read what they are given: its inputs' own names are those of the sessions' states."""
+    """Returns a file's nodes with renamed inputs, because the inputs' own names are the bundle's states."""
     ports = [*network.reads.values(), *(kept.input for kept in network.states)]
     names = {port.name: f"{port.name}/given" for port in ports}
     nodes = []

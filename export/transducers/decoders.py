@@ -1,7 +1,7 @@
-"""What a transducer carries from one token to the next, and how it goes on by one: as three files, or as two.
+"""A transducer's decoder: what it carries from one token to the next, and how a token advances it.
 
-In three files the prediction network's output is carried with its states, so that frames without a token run the joiner
-alone. In two, of which the second is prediction network and joiner in one, the last token is carried.
+With three files, the prediction network's output is carried with its states, so that a frame without a token runs only
+the joiner. With two files, the second contains prediction network and joiner, and the last tokens are carried.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from export.proofs.runners import Array
 from export.transducers.network import Kept, Network
 
 CONTEXT = "context"
-"""The tokens that the prediction network reads next, among the bundle's states."""
+"""The name of the bundle's state with the tokens that the prediction network reads next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What is carried of a row: its name among the bundle's states, and its first value, without an axis of rows."""
+    """A tensor that a row carries: its name among the bundle's states, and its first value, without a batch axis."""
 
     name: str
     initial: Array
 
 
 class Decoder(Protocol):
-    """The prediction network and the joiner. All arrays have rows first."""
+    """The prediction network and the joiner. In all arrays the first axis is the batch."""
 
     @property
     def carried(self) -> Sequence[Carried]:
-        """What is carried of a row, in order."""
+        """The tensors that a row carries, in order."""
 
     @property
     def networks(self) -> list[Network]:
-        """Its files."""
+        """The decoder's files."""
 
     @property
     def vocabulary_size(self) -> int:
-        """V, the blank among them."""
+        """V, including the blank."""
 
     def join(self, encoded: Array, carried: Sequence[Array]) -> tuple[Array, list[Array]]:
-        """Logits [A, V] of an encoded frame [A, E], and what `advance` wants beside the token."""
+        """Returns the logits [A, V] of encoded frames [A, E], and what `advance` needs besides the tokens."""
 
     def advance(self, tokens: Array, carried: Sequence[Array], joined: Sequence[Array]) -> list[Array]:
-        """What is carried after a token [A] was emitted."""
+        """Returns the carried tensors after one emitted token of each row; tokens: [A]."""
 
 
 def context_of(network: Network) -> int:
-    """How many tokens the prediction network reads at once."""
+    """Returns how many tokens the prediction network reads at once."""
     return network.reads["tokens"].size
 
 
 def pushed(context: Array, tokens: Array) -> Array:
-    """The last tokens [A, C] after one more [A]."""
+    """Returns the last tokens [A, C] after one more token [A]."""
     return np.concatenate([context[:, 1:], tokens[:, np.newaxis]], axis=1)
 
 
 class ThreeFiles:
-    """See `Decoder`. start: the token before the first."""
+    """The `Decoder` of a transducer in three files. start: the token before the first one."""
 
     def __init__(self, predictor: Network, joiner: Network, start: int) -> None:
         self.predictor, self.joiner = predictor, joiner
@@ -99,7 +99,7 @@ class ThreeFiles:
 
 
 class TwoFiles:
-    """See `Decoder`. network: prediction network and joiner in one."""
+    """The `Decoder` of a transducer in two files. network: prediction network and joiner. start: see `ThreeFiles`."""
 
     def __init__(self, network: Network, start: int) -> None:
         self.network = network
@@ -128,5 +128,5 @@ class TwoFiles:
 
 
 def entered_states(states: Sequence[Kept], carried: Sequence[Array]) -> list[Array]:
-    """States as a file has them, of those carried."""
+    """Returns the carried states in the file's layout."""
     return [kept.input.enter(one) for kept, one in zip(states, carried, strict=False)]

@@ -1,11 +1,11 @@
-"""The loop of a transducer's graph that emits tokens, of many rows at once.
+"""Writes the loop of a transducer's graph that emits tokens, for many rows at once.
 
-In each turn the joiner runs for the rows that have a frame left, and the prediction network for those of them that have
-emitted a token. Inside, what is carried is [B, size], rows first. Shapes: `B` rows, `A` those with a frame left, `F`
-encoded frames of a step, `E` numbers of each, `C` tokens of a step at most.
+In each turn, the joiner runs for the rows that have a frame left, and the prediction network for those of them that
+emit a token. Inside the loop, each carried tensor is [B, size]. Shapes: `B` rows, `A` rows with a frame left, `F`
+encoded frames of a step, `E` numbers of each, `C` most tokens of a step.
 
-Each file's weights are in the graph that runs its nodes: ONNX Runtime prepares those of an outer graph in another way,
-which changes bits.
+Each file's weights are in the graph that runs its nodes. ONNX Runtime prepares weights of an outer graph in another
+way, which changes bits.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles, context_o
 from export.transducers.network import Network
 
 OUTPUT, EMITTED, NUM_EMITTED = "carousel/emitted", "emitted", "num_emitted"
-"""What a step gives, and the states that have the last tokens and the number of all."""
+"""The names of a step's output, of the state with the last tokens, and of the state with the number of all tokens."""
 _NAME = "transducer/"
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is put together. others: the decoder's files, of the encoder's opset."""
+    """The parts of the graph. others: the decoder's files, in the encoder's opset. capacity: most tokens of a step."""
 
     encoder: Network
     decoder: Decoder
@@ -50,13 +50,13 @@ class Parts:
 
     @property
     def carried_shapes(self) -> list[tuple[int, ...]]:
-        """As sessions have it: a state's own axes, without that of rows."""
+        """The shapes of carried tensors in a session, without the batch axis."""
         of_states = {kept.input.name: kept.input.row_shape for network in self.others for kept in network.states}
         return [of_states.get(one.name, one.initial.shape) for one in self.decoder.carried]
 
 
 class Emission:
-    """Adds the loop to the encoder's graph."""
+    """Adds the loop to the encoder's graph. Call `write` once."""
 
     def __init__(self, graph: onnx.GraphProto, parts: Parts) -> None:
         self._outer = Writer(graph, _NAME)
@@ -64,7 +64,7 @@ class Emission:
         self._names = [one.name for one in parts.decoder.carried]
 
     def write(self) -> None:
-        """Once."""
+        """Writes the loop and what is around it."""
         outer, parts = self._outer, self._parts
         self._constants()
         self._encoded()
@@ -104,7 +104,7 @@ class Emission:
         self._blank = constant("blank", np.array(parts.rules.blank_id, np.int64))
 
     def _encoded(self) -> None:
-        """The encoded frames of all rows, [B * F, E]."""
+        """Writes the encoded frames of all rows, [B * F, E]."""
         parts, outer = self._parts, self._outer
         last = left(self._outer, outer, parts.encoder.gives, parts.encoder.gives.name, "encoded", is_flat=False)
         if are_columns(parts.encoder, parts.encoded_size):
@@ -116,7 +116,7 @@ class Emission:
         outer.node("Reshape", [last, shape], f"{_NAME}frames")
 
     def _body(self, loop: Sequence[str]) -> onnx.GraphProto:
-        """One turn: a token, or the blank, for each row that has a frame left."""
+        """Returns the body of one turn: it chooses a token or the blank for each row that has a frame left."""
         body = Writer(helper.make_graph([], "turn", [], []), _NAME)
         now = {name: f"{name}/now" for name in loop}
         at, symbols, limited = (now[f"{_NAME}{name}"] for name in ("at", "symbols", "limited"))
@@ -179,8 +179,10 @@ class Emission:
         return body.graph
 
     def _joined(self, body: Writer) -> list[str]:
-        """Writes the joiner, which gives `turn/logits`. Returns what `_advanced` wants beside the token: names, rows
-        first."""
+        """Writes the joiner, whose output is `turn/logits`.
+
+        Returns names of the tensors, with rows first, that `_advanced` needs besides the tokens.
+        """
         parts, decoder = self._parts, self._parts.decoder
         network = parts.others[-1]
         joined: list[str] = []
@@ -209,7 +211,7 @@ class Emission:
         return joined
 
     def _emitted(self, changed: Sequence[str], now: dict[str, str], joined: Sequence[str]) -> onnx.GraphProto:
-        """What is changed where rows emit a token."""
+        """Returns the branch for a turn in which at least one row emits a token."""
         branch = Writer(helper.make_graph([], "emitted", [], []), _NAME)
         node = branch.node
         node("Gather", ["turn/active", "turn/emitting"], "emit/rows", axis=0)
@@ -236,7 +238,7 @@ class Emission:
         return self._branch(branch, changed, outputs)
 
     def _advanced(self, branch: Writer, joined: Sequence[str]) -> list[str]:
-        """Writes the prediction network for the rows that emit. Returns names of what is carried then, rows first."""
+        """Writes the prediction network for the rows that emit. Returns names of the next carried tensors."""
         decoder, node = self._parts.decoder, branch.node
         size = context_of(self._parts.others[0])
         context = "emit/token_column"
@@ -274,7 +276,7 @@ class Emission:
         return branch.graph
 
     def _kinds(self) -> dict[str, tuple[int, list[str | int]]]:
-        """Types and shapes of what the loop carries."""
+        """Returns the types and shapes of the loop's variables."""
         parts = self._parts
         found: dict[str, tuple[int, list[str | int]]] = {
             f"{_NAME}{name}": (TensorProto.INT64, ["batch"]) for name in ("at", "symbols", "count", "limited")
@@ -286,7 +288,7 @@ class Emission:
         return found
 
     def _after(self) -> None:
-        """What a step gives, and what is kept: the last tokens, their number, and what is carried."""
+        """Writes the step's output and next states: the last tokens, their number, and the carried tensors."""
         outer, parts = self._outer, self._parts
         for name, shape in zip(self._names, parts.carried_shapes, strict=True):
             form = outer.constant(f"{name}/shape", np.array([-1, *shape], np.int64))
@@ -306,8 +308,8 @@ class Emission:
 
 
 _VARIABLES = ("at", "symbols", "count", "limited", "tokens", "scores")
-"""What the loop carries of each row beside the prediction network's: the encoded frame it is at, tokens of that frame,
-of the step, frames that had as many as they may, the tokens and their log-probabilities."""
+"""The loop's variables for each row besides the decoder's: the current encoded frame, the number of tokens of that
+frame and of the step, the number of frames that reached their limit, the tokens, and their log-probabilities."""
 
 
 def _zeros(kind: type[np.generic]) -> onnx.TensorProto:

@@ -1,4 +1,4 @@
-"""One of a transducer's files: its tensors, its states, and how it is run.
+"""One of a transducer's files: its tensors and states, and how to run it.
 
 Shapes: `A` rows.
 """
@@ -18,12 +18,12 @@ from export.proofs.runners import Array
 from service.repository.manifest import Dtype
 
 _CLOSE = 1e-3
-"""The largest difference, absolute or of a value: company may change bits, and no more."""
+"""The largest difference, absolute or relative: other rows in a run may change only the last bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A tensor of a file. shape: of one row, whose axis is `batch_axis`."""
+    """A tensor of a file. shape: with one row; `batch_axis` counts rows."""
 
     name: str
     dtype: Dtype
@@ -32,28 +32,28 @@ class Port:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Without the axis of rows."""
+        """Its shape without the batch axis."""
         return (*self.shape[: self.batch_axis], *self.shape[self.batch_axis + 1 :])
 
     @property
     def size(self) -> int:
-        """Numbers of a row."""
+        """How many numbers a row has."""
         return prod(self.shape)
 
     def enter(self, rows: Array) -> Array:
-        """Rows [A, ...] in the file's form."""
+        """Returns rows [A, ...] in the file's layout."""
         whole = rows.reshape(len(rows), *self.row_shape).astype(self.dtype, copy=False)
         return np.ascontiguousarray(np.moveaxis(whole, 0, self.batch_axis))
 
     def leave(self, array: Array) -> Array:
-        """What the file gives as rows [A, size]."""
+        """Returns a tensor in the file's layout as rows [A, size]."""
         ahead = np.moveaxis(array, self.batch_axis, 0)
         return ahead.reshape(len(ahead), -1)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A state: its input, the output that is its next value, and what it begins with, of one row."""
+    """A state: its input, the output with its next value, and its first value with one row."""
 
     input: Port
     output: str
@@ -62,8 +62,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One of the files. Its names begin with its role and a point. reads: inputs that are no states, by what they are;
-    gives: the output that is no state; states: in the file's order."""
+    """One of the files. Names of its tensors begin with its role and a dot.
+
+    reads: inputs that are no states, by role. gives: the output that is no state. states: in the file's order.
+    """
 
     role: str
     file: Path
@@ -72,19 +74,20 @@ class Network:
     gives: Port
     states: tuple[Kept, ...] = ()
     notes: tuple[str, ...] = ()
-    session: Any = field(default=None, compare=False)  # of ONNX Runtime, which ships no types
+    session: Any = field(default=None, compare=False)  # an InferenceSession; onnxruntime ships no types
 
     def run(self, reads: Mapping[str, Array], states: Sequence[Array]) -> tuple[Array, list[Array]]:
-        """reads: rows [A, ...] by what they are; states: as the file has them. Returns rows [A, size] and the next
-        states."""
+        """Runs the file. Returns its output as rows [A, size], and the next states.
+
+        reads: rows [A, ...] by role. states: in the file's layout.
+        """
         feeds = {port.name: port.enter(reads[what]) for what, port in self.reads.items()}
         feeds |= {kept.input.name: state for kept, state in zip(self.states, states, strict=True)}
         given, *following = self.session.run([self.gives.name, *(kept.output for kept in self.states)], feeds)
         return self.gives.leave(given), following
 
     def has_rows(self) -> bool:
-        """Whether two rows in one run are what each is alone; False where they cannot be run, as of a file that takes
-        one row."""
+        """Whether two rows in one run equal each row alone. False if they cannot run, as in a file of one row."""
         generator = np.random.default_rng(0)
 
         def draw(port: Port) -> Array:
@@ -103,7 +106,7 @@ class Network:
         try:
             given, after = self.run(reads, self._joined([states for _, states in each]))
             alone = [self.run(*one) for one in each]
-        except Exception:  # ONNX Runtime raises classes of its own
+        except Exception:  # ONNX Runtime raises its own error classes
             return False
         expected = [np.concatenate([one for one, _ in alone]), *self._joined([states for _, states in alone])]
         return all(
@@ -112,6 +115,6 @@ class Network:
         )
 
     def _joined(self, rows: Sequence[Sequence[Array]]) -> list[Array]:
-        """States of several rows as those of one run."""
+        """Joins the states of several rows along their batch axes."""
         axes = [kept.input.batch_axis for kept in self.states]
         return [np.concatenate(each, axis) for axis, each in zip(axes, zip(*rows, strict=True), strict=True)]

@@ -1,7 +1,7 @@
-"""The files of a transducer (Graves 2012), each read and run once: an encoder of frames, a prediction network over the
-tokens so far, and a joiner of both, which may be one file with the prediction network.
+"""Reads the files of a transducer (Graves 2012) and runs each once: an encoder of frames, a prediction network over the
+tokens so far, and a joiner of both. Prediction network and joiner may be one file.
 
-Shapes: `A` rows, `E` numbers of an encoded frame, `P` of a prediction, `V` tokens, the blank among them.
+Shapes: `A` rows, `E` numbers of an encoded frame, `P` of a prediction, `V` tokens including the blank.
 """
 
 from __future__ import annotations
@@ -36,19 +36,26 @@ ENCODER, PREDICTOR, JOINER = "encoder", "predictor", "joiner"
 
 
 def read_encoder(file: Path, hints: Hints, output: str | None) -> Network:
-    """hints: of its states and axes; output: the one that is the encoded frames, where there are several. Raises
-    ExportError that says what is missing and which flag gives it."""
+    """Reads the encoder.
+
+    hints: of its states and axes. output: the output with the encoded frames, if there are several. Raises ExportError
+    that says what is missing and which flag gives it.
+    """
     return _read(ENCODER, file, hints, {"frames": _is_of_numbers}, output)
 
 
 def read_predictor(file: Path, hints: Hints, output: str | None) -> Network:
-    """Reads tokens alone; or, where it is one with the joiner, an encoded frame too. Raises as `read_encoder`."""
+    """Reads the prediction network: it reads tokens, and also an encoded frame if the file contains the joiner. Raises
+    as `read_encoder`."""
     return _read(PREDICTOR, file, hints, {"tokens": _is_of_tokens, "encoded": _is_of_numbers}, output)
 
 
 def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapping[str, str]) -> Network:
-    """sizes: numbers of an encoded frame and of a prediction, by what they are; inputs: names that are told. Raises as
-    `read_encoder`."""
+    """Reads the joiner.
+
+    sizes: of an encoded frame and of a prediction, by role. inputs: names of inputs from flags, by role. Raises as
+    `read_encoder`.
+    """
     model, tensors, outputs = _opened(JOINER, file, hints)
     by_name = {one.name.removeprefix(f"{JOINER}."): one for one in tensors.values()}
     if len(tensors) != len(sizes):
@@ -83,7 +90,7 @@ _BEGINNINGS = {"encoded": ("enc", "am", "trans", "acoustic", "f"), "predicted": 
 
 
 def _first_axis(tensor: Tensor) -> str | int:
-    """The first without a size, or the first of all."""
+    """Returns the first axis without a size, or else the first axis."""
     return next((one for one in tensor.shape if isinstance(one, str)), tensor.shape[0] if tensor.shape else 1)
 
 
@@ -138,8 +145,10 @@ def _read(
 
 
 def _as_run(with_rows: Callable[[Hints], Network], frames: Tensor, hints: Hints) -> Network:
-    """The encoder, whose rows are counted by the axis that runs of two rows show. with_rows: the encoder as hints have
-    it. Raises ExportError."""
+    """Returns the encoder with the batch axis that runs of two rows show.
+
+    with_rows: reads the encoder with given hints. Raises ExportError when it cannot be read.
+    """
     places = [place for place, axis in enumerate(frames.shape[:-1]) if isinstance(axis, str)]
     first: Network | ExportError
     try:
@@ -162,7 +171,7 @@ def _as_run(with_rows: Callable[[Hints], Network], frames: Tensor, hints: Hints)
 
 
 def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[str, Tensor], dict[str, Tensor]]:
-    """A file's model, its inputs and its outputs, by names that begin with the role."""
+    """Returns a file's model, inputs and outputs, with names that begin with the role."""
     model = inliner.inline_local_functions(load(file))
     graph = compose.add_prefix_graph(model.graph, f"{role}.")
     del graph.value_info[:]
@@ -173,7 +182,7 @@ def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[
 
 
 def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
-    """The hints that name tensors of a file, as it calls them or as they are called here."""
+    """Returns the hints about tensors of a file. Flags may use the file's names, or names that begin with the role."""
 
     def own(name: str) -> str:
         return name if name in known else f"{role}.{name}"
@@ -186,7 +195,7 @@ def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
 
 
 def _refuse_lengths(file: Path, inputs: Mapping[str, Tensor], hints: Hints) -> None:
-    """Raises ExportError for an input that is how long each row is: no state, though there may be such an output."""
+    """Raises ExportError for an input with the length of each row, even if an output has its shape: it is no state."""
     whole = [one for one in inputs.values() if one.dtype in ("int64", "int32") and one.name not in hints.states]
     for one in whole:
         if len(one.shape) == 1 and any(other is not one and _may_be_read(other) for other in inputs.values()):
@@ -202,7 +211,7 @@ def _may_be_read(tensor: Tensor) -> bool:
 
 
 def _port(tensor: Tensor, hints: Hints, batch: str | int, *, is_state: bool = False, size: int | None = None) -> Port:
-    """batch: the axis that counts rows; size: of its last axis, where that has none."""
+    """Returns a tensor's port. batch: the batch axis. size: of the last axis, if the file gives it no size."""
     if not tensor.shape:
         raise ExportError(f"{tensor} is a scalar: a part of a transducer reads rows. Export the module without it")
     find = partial(state_batch_axis if is_state else axis_named, tensor, batch)
@@ -223,7 +232,7 @@ def _port(tensor: Tensor, hints: Hints, batch: str | int, *, is_state: bool = Fa
 
 
 def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path) -> Port:
-    """The output that is no state; its shape is found by a run."""
+    """Returns the output that is no state, without its shape, which a run finds. told: its name from a flag."""
     names = list(outputs)
     if told is not None:
         names = [name for name in names if name == f"{role}.{told}"]
@@ -235,13 +244,13 @@ def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path)
 
 
 def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
-    """The network with its session, and with what its output is. Raises ExportError when it cannot be run."""
+    """Returns the network with its session and its output's shape. Raises ExportError when it cannot be run."""
     feeds = {port.name: np.zeros(port.shape, port.dtype) for port in network.reads.values()}
     feeds |= {kept.input.name: kept.initial for kept in network.states}
     try:
         session = session_of(network.model)
         given = session.run([network.gives.name, *(kept.output for kept in network.states)], feeds)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         shown = ", ".join(f"{port.name} as {list(port.shape)}" for port in network.reads.values())
         raise ExportError(
             f"{network.file} cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE and"

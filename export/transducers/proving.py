@@ -1,8 +1,7 @@
-"""What holds a transducer's graph to its files: a bare loop over them has the same bits, of frames without tokens and
-of frames with many.
+"""Proves a transducer's graph: a bare loop over its files has the same bits, for frames without tokens and with many.
 
-Random frames may make a trained model emit nothing. So the proofs run a second time with a penalty on the blank that
-makes about every second turn emit.
+On random frames a trained model may emit nothing. So the proofs run a second time, with a penalty on the blank that
+makes about every second turn emit a token.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from export.vocabulary import Vocabulary
 
 _NUM_FRAMES = 48
 TOLERANCE = 1e-5
-"""Of a token's log-probability; of ids and states not a bit may differ."""
+"""The largest difference of a token's log-probability. Ids and states must be equal bit by bit."""
 
 
 class Emitting(NamedTuple):
-    """What was found of frames that emit tokens. is_one_by_one: whether company changes what they emit."""
+    """What the proof with emitted tokens found. is_one_by_one: whether other rows in a run change them. note: for the
+    user."""
 
     is_one_by_one: bool
     note: str
 
 
 def hints_of(composed: Composed) -> Hints:
-    """What is known of the graph."""
+    """Returns the hints about the composed graph: its states are known."""
     return Hints(
         states=composed.states,
         batch_axes=composed.batch_axes,
@@ -47,13 +47,15 @@ def hints_of(composed: Composed) -> Hints:
 
 
 def described_as(composed: Composed, vocabulary: Vocabulary) -> Described:
-    """What is told of it."""
+    """Returns the description of the composed graph: its vocabulary, and how its output encodes tokens."""
     return Described(labels=vocabulary, emits=composed.emits)
 
 
 def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Rules) -> list[float]:
-    """Holds steps of one row to the bare loop. Returns how far the blank was ahead of other tokens, each time. Raises
-    ExportError when they differ, or the graph cannot be run."""
+    """Compares steps of one row with the bare loop. Returns the loop's margins (`BareLoop.margins`).
+
+    Raises ExportError when they differ, or when the graph cannot be run.
+    """
     frames = _draw(encoder)
     bare = BareLoop(encoder, decoder, rules)
     try:
@@ -83,8 +85,10 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
 def prove_emitting(
     encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary, margins: list[float]
 ) -> Emitting:
-    """Holds frames that emit tokens to the bare loop, and to each other in company. margins: as `prove_loop` returns
-    them. Raises ExportError."""
+    """Compares frames that emit tokens with the bare loop, and rows in a batch with rows alone.
+
+    margins: from `prove_loop`. Raises ExportError when a proof fails.
+    """
     often = replace(rules, blank_penalty=rules.blank_penalty + float(np.quantile(margins, 0.5)))
     composed = compose(encoder, decoder, often)
     prove_loop(composed, encoder, decoder, often)
@@ -97,7 +101,7 @@ def prove_emitting(
 
 
 def _draw(encoder: Network) -> list[Array]:
-    """Random frames, of one row each, quiet and loud ones."""
+    """Returns random frames of one row each, quiet and loud ones."""
     generator = np.random.default_rng(0)
     port = encoder.reads["frames"]
     loudness = generator.uniform(0.1, 3.0, _NUM_FRAMES)
