@@ -101,25 +101,29 @@ class _Lines:
 
     def sources(self) -> Iterator[str]:
         """Yields the lines that are not empty. Raises InputError."""
+        for number, line in enumerate(self._read(), 1):
+            is_empty = not line.strip()
+            with self._lock:
+                self._unprinted.append((number, is_empty))
+                self._print_empty_ones()
+            if not is_empty:
+                yield line
+
+    def _read(self) -> Iterator[str]:
         is_standard_input = str(self._path) == "-"
+        if is_standard_input and sys.stdin is None:
+            raise InputError("standard input is closed")
         try:
             # a separate file object: a thread that waits for `sys.stdin` would keep the process from ending
             with open(
                 sys.stdin.fileno() if is_standard_input else self._path, "rb", closefd=not is_standard_input
             ) as file:
-                for number, data in enumerate(file, 1):
-                    line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                    with self._lock:
-                        self._unprinted.append((number, not line.strip()))
-                        self._print_empty_ones()
-                    if line.strip():
-                        yield line
+                for number, data in enumerate(file):
+                    yield data.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{named(self._path)} is not UTF-8 text: {error.reason}") from None
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from None
+            raise InputError(f"{named(self._path)} cannot be read: {error.strerror or error}") from None
 
     def print(self, result: GeneratedSequence, info: ModelInfo) -> None:
         """Prints the next line, which is empty for a refused source, and the empty lines after it."""

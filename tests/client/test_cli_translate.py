@@ -56,6 +56,17 @@ def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_pa
     assert b"cannot be read" in shell.run("translate", "g2p-en", "-i", str(tmp_path / "none"), code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("redirection", "told"),
+    [("<&-", "standard input is closed"), (">/dev/full", "[Errno 28] No space left on device")],
+)
+def test_what_cannot_be_read_or_written_is_named(shell: Shell, redirection: str, told: str) -> None:
+    command = [*COMMAND, "--target", shell.target, "translate", "g2p-en"]
+    script = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
+    done = subprocess.run(script, input=b"\n", capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.decode()) == (2, f"error: {told}\n")
+
+
 def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shell) -> None:
     command = [*COMMAND, "--target", shell.target, "translate", "g2p-en"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
