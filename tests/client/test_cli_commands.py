@@ -128,7 +128,7 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
         (("score", "g2p-en"), "give TARGET or --input"),
         (
             ("generate", "co2-forecast", "1", "--top-k", "2"),
-            "--top-k: co2-forecast gives numbers",
+            "--top-k: co2-forecast outputs values",
         ),
         (
             ("generate", "pychar-en", "a", "--prompt", "b"),

@@ -59,7 +59,7 @@ def test_names_are_whole_on_a_narrow_terminal(shell: Shell, columns: int) -> Non
     code, out = on_a_terminal([*COMMAND, "-t", shell.target, "models"], columns)
     assert code == 0
     assert {"co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "serving", "atmospheric"} <= set(out.split())
-    assert max(map(len, out.splitlines())) <= max(columns, 22)
+    assert max(map(len, out.splitlines())) <= max(columns, 25)  # the longest name, beside its heading
 
 
 def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
