@@ -222,7 +222,7 @@ def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
     return write_graphs(graphs, interface, contents.vocabularies, contents.special_tokens, parity, **options)
 
 
-def write_graphs(  # what a bundle is made of
+def write_graphs(  # one argument for each part of a bundle
     graphs: Graphs,
     interface: Interface,
     vocabularies: Vocabularies,

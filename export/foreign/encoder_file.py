@@ -190,7 +190,8 @@ class EncoderFile:
         return most
 
     def _outputs_with_masks(self, hints: Hints) -> dict[str, Placed]:
-        """Returns `_outputs` with masks assumed `real` or else `padding`: the wrong one masks the whole source."""
+        """Returns `_outputs`, with masks assumed `real` or else `padding`: the wrong one masks a whole source, which
+        gives NaN."""
         try:
             return self._outputs(hints)
         except ExportError:

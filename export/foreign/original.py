@@ -17,7 +17,7 @@ _NEAR_1 = 1e-2  # sums of 16-bit floats differ from 1 by as much
 
 
 class Original:
-    """A `export.proofs.runners.Runner` of a file.
+    """Implements `export.proofs.runners.Runner` for a file.
 
     decided: constants that `reading` does not contain. The constructor raises ExportError when ONNX Runtime cannot load
     the file.

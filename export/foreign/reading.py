@@ -105,8 +105,8 @@ class Reading:
 
 
 def read(model: onnx.ModelProto, hints: Hints) -> Reading:
-    """Returns what the file's inputs and outputs are. Raises ExportError that says what is missing and which flag gives
-    it."""
+    """Returns the meaning of the file's inputs and outputs. Raises ExportError that says what is missing and which
+    flag gives it."""
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
         raise ExportError(

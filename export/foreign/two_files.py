@@ -31,7 +31,7 @@ class Pair:
 
 
 class TwoFiles:
-    """A `export.proofs.runners.Runner` of both files."""
+    """Implements `export.proofs.runners.Runner` for both files."""
 
     float_dtype: type[np.floating] = np.float32
 

@@ -64,7 +64,7 @@ class Emission:
         self._names = [one.name for one in parts.decoder.carried]
 
     def write(self) -> None:
-        """Writes the loop and what is around it."""
+        """Writes the loop, and the nodes before and after it."""
         outer, parts = self._outer, self._parts
         self._constants()
         self._encoded()
