@@ -60,7 +60,7 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
     bare = BareLoop(encoder, decoder, rules)
     try:
         session = session_of(composed.model)
-    except Exception as error:  # ONNX Runtime raises classes of its own
+    except Exception as error:  # ONNX Runtime raises its own error classes
         raise ExportError(f"the files cannot be run as one graph: {first_line(error)}") from error
     states = _first_states(session, composed)
     for number, frame in enumerate(frames):
