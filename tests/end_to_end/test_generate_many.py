@@ -17,11 +17,13 @@ from carousel import (
     GeneratedSequence,
     InvalidArgumentError,
     ResourceExhaustedError,
+    SessionInfo,
     UnavailableError,
 )
 from examples.local_service import LocalService, local_service
 from examples.ports import free_port
 from tests.conftest import SHIPPED
+from tests.waiting import wait_until
 
 MODEL = "g2p-en"
 WORDS = ["carousel", "a", "sequences", "gate", "forget", "elephant", "state", "recurrent"] * 5
@@ -39,6 +41,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(result: GeneratedSequence) -> list[str]:
     assert result.error is None
     return [token.text for token in result.tokens]
+
+
+def open_sessions(client: Client) -> list[SessionInfo]:
+    return [info for info in client.sessions.list() if info.model == MODEL]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,7 @@ def test_sources_without_end_are_read_a_little_ahead_and_leaving_closes_all(ship
         assert [result.source for result in itertools.islice(results, 10)] == WORDS[:10]
         assert num_read <= 10 + 4
         results.close()
-        assert not [info for info in client.sessions.list() if info.model == MODEL]
+        wait_until(lambda: not open_sessions(client))
 
 
 async def test_leaving_an_asynchronous_iterator_closes_all(shipped_service: LocalService) -> None:
@@ -88,7 +94,8 @@ async def test_leaving_an_asynchronous_iterator_closes_all(shipped_service: Loca
         results = client.generate_many(MODEL, itertools.cycle(WORDS), concurrency=4)
         assert told(await anext(results))
         await results.aclose()
-        assert not [info async for info in client.sessions.list() if info.model == MODEL]
+        with Client(shipped_service.target) as observer:
+            wait_until(lambda: not open_sessions(observer))
 
 
 async def test_refused_generations_leave_no_sessions(shipped_service: LocalService) -> None:
@@ -97,7 +104,7 @@ async def test_refused_generations_leave_no_sessions(shipped_service: LocalServi
         for number, result in enumerate(client.generate_many(MODEL, WORDS, **refused), 1):
             assert isinstance(result.error, InvalidArgumentError)
             if number == len(WORDS):
-                assert len([info for info in client.sessions.list() if info.model == MODEL]) <= 2
+                wait_until(lambda: len(open_sessions(client)) <= 2)
 
 
 async def test_a_source_that_no_message_may_hold_is_refused_alone(shipped_service: LocalService) -> None:
