@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
-from carousel import _arguments, _requests
+from carousel import _arguments
 from carousel._async_stream import AsyncStream
-from carousel._backoff import Backoff, CallBackoff
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
-from carousel._decoding import decoding_message
 from carousel._home import Unpicklable
 from carousel._many import ManyGenerations
+from carousel._many_run import ManyRun, protocol_of
 from carousel._requests import Source
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
@@ -52,35 +50,25 @@ class AsyncManyCalls(Unpicklable):
         sessions at once, close the iterator with `aclose`.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
-        opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
-        protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
-        decoding_message(**decoding)  # raises now for options that no message can hold
+        protocol = protocol_of(model, version=version, variant=variant, constants=constants, decoding=decoding)
         limit = self._timeout if timeout is None else timeout
-        run = _Run(partial(AsyncStream, self._inference, protocol), protocol, resume_timeout, limit)
+        run = _Run(partial(AsyncStream, self._inference), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
-class _Run:
-    """One call of `generate_many`: connects the sources, the protocol, and one stream after another."""
+class _Run(ManyRun[AsyncStream]):
+    """One call of `generate_many`, with a task that reads its sources."""
 
     def __init__(
         self,
-        connect: Callable[[], AsyncStream],
+        connect: Callable[[ManyGenerations], AsyncStream],
         protocol: ManyGenerations,
         resume_timeout: float,
         timeout: float | None,
     ) -> None:
-        self._connect = connect
-        self._protocol = protocol
-        self._timeout = timeout
-        self._stream: AsyncStream | None = None
+        super().__init__(connect, protocol, resume_timeout, timeout)
         self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
         """The task that waits for the stream's next response."""
-        self._lost = CallBackoff(resume_timeout)
-        self._full = Backoff(resume_timeout)
-        self._deadline = Deadline(None)
-        self._num_done = 0
-        """Number of complete sequences at the last `_settle`."""
         self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
 
     async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
@@ -120,17 +108,12 @@ class _Run:
 
     async def _settle(self, *, was_idle: bool) -> None:
         """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
-        num_more = self._protocol.num_done - self._num_done
-        self._num_done = self._protocol.num_done
-        if num_more:
-            self._full.reset()
-        if self._protocol.num_waiting and (num_more or not self._protocol.num_in_flight):
-            if (refused_by := self._protocol.refused_by) is not None:
-                self._full.begin(time.monotonic())
-                await asyncio.sleep(self._full.next(refused_by, time.monotonic()))
+        num_more = self._count()
+        if (delay_s := self._delay_of_waiting(num_more)) is not None:
+            await asyncio.sleep(delay_s)
             self._post(self._protocol.proceed(num_more + 1))
         if num_more or was_idle:
-            self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
+            self._renew_deadline()
 
     async def _wait(self, reading: asyncio.Task[None]) -> None:
         """Waits for a response, for another source, or for the end of the sources."""
@@ -160,17 +143,9 @@ class _Run:
             self._post(self._protocol.receive(received))
         except CarouselError as error:
             await self._end(Deadline(0))
-            if not self._protocol.num_entries:
-                return
-            if not self._protocol.is_too_large(error):
-                now_s, remaining_s = time.monotonic(), self._deadline.remaining()
-                await asyncio.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
-            self._post(self._protocol.restart())
-
-    def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
-        for request in requests:
-            self._stream = self._stream or self._connect()
-            self._stream.post(request)
+            if (delay_s := self._delay_of_restart(error)) is not None:
+                await asyncio.sleep(delay_s)
+                self._post(self._protocol.restart())
 
     async def _end(self, deadline: Deadline) -> None:
         stream, self._stream = self._stream, None

@@ -91,9 +91,8 @@ class ManyGenerations:
         return len(self._waiting)
 
     def add(self, source: Source | None) -> list[pb.StreamRequest]:
-        """Returns the requests for another source. None for a source that waits behind others, and for one that cannot
-        be
-        sent: its result is the error."""
+        """Returns the requests for another source: none for a source that waits behind others, and none for a source
+        that cannot be sent, whose result is the error."""
         entry = _Entry(self._num_sources, source, self._opening, self._decoding())
         self._num_sources += 1
         self._entries.append(entry)

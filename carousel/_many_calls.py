@@ -9,17 +9,14 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Unpack
 
-from carousel import _arguments, _requests
-from carousel._backoff import Backoff, CallBackoff
+from carousel import _arguments
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
-from carousel._decoding import decoding_message
 from carousel._home import Unpicklable
-from carousel._many import ManyGenerations
+from carousel._many_run import ManyRun, protocol_of
 from carousel._requests import Source
 from carousel._stream import Stream
 from carousel.errors import CarouselError
-from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.values import DecodingOptions, GeneratedSequence
 
@@ -58,11 +55,9 @@ class ManyCalls(Unpicklable):
         that `sources` raises. Closing the iterator closes the sessions.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
-        opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
-        protocol = ManyGenerations(opening, partial(decoding_message, **decoding))
-        decoding_message(**decoding)  # raises now for options that no message can hold
+        protocol = protocol_of(model, version=version, variant=variant, constants=constants, decoding=decoding)
         limit = self._timeout if timeout is None else timeout
-        run = _Run(partial(Stream, self._inference, protocol), protocol, resume_timeout, limit)
+        run = _Run(partial(Stream, self._inference), protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
@@ -94,21 +89,8 @@ class _Reader:
         self._tell()
 
 
-class _Run:
-    """One call of `generate_many`: connects the reader, the protocol, and one stream after another."""
-
-    def __init__(
-        self, connect: Callable[[], Stream], protocol: ManyGenerations, resume_timeout: float, timeout: float | None
-    ) -> None:
-        self._connect = connect
-        self._protocol = protocol
-        self._timeout = timeout
-        self._stream: Stream | None = None
-        self._lost = CallBackoff(resume_timeout)
-        self._full = Backoff(resume_timeout)
-        self._deadline = Deadline(None)
-        self._num_done = 0
-        """Number of complete sequences at the last `_settle`."""
+class _Run(ManyRun[Stream]):
+    """One call of `generate_many`, with a reader of its sources."""
 
     def results(self, sources: Iterable[Source | None], concurrency: int) -> Generator[GeneratedSequence]:
         """See `ManyCalls.generate_many`."""
@@ -146,17 +128,12 @@ class _Run:
 
     def _settle(self, *, was_idle: bool) -> None:
         """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
-        num_more = self._protocol.num_done - self._num_done
-        self._num_done = self._protocol.num_done
-        if num_more:
-            self._full.reset()
-        if self._protocol.num_waiting and (num_more or not self._protocol.num_in_flight):
-            if (refused_by := self._protocol.refused_by) is not None:
-                self._full.begin(time.monotonic())
-                time.sleep(self._full.next(refused_by, time.monotonic()))
+        num_more = self._count()
+        if (delay_s := self._delay_of_waiting(num_more)) is not None:
+            time.sleep(delay_s)
             self._post(self._protocol.proceed(num_more + 1))
         if num_more or was_idle:
-            self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
+            self._renew_deadline()
 
     def _receive(self) -> None:
         """Waits for a response, or until the reader has another source."""
@@ -169,17 +146,9 @@ class _Run:
                 self._post(self._protocol.receive(received))
         except CarouselError as error:
             self._end(Deadline(0))
-            if not self._protocol.num_entries:
-                return
-            if not self._protocol.is_too_large(error):
-                now_s, remaining_s = time.monotonic(), self._deadline.remaining()
-                time.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
-            self._post(self._protocol.restart())
-
-    def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
-        for request in requests:
-            self._stream = self._stream or self._connect()
-            self._stream.post(request)
+            if (delay_s := self._delay_of_restart(error)) is not None:
+                time.sleep(delay_s)
+                self._post(self._protocol.restart())
 
     def _end(self, deadline: Deadline) -> None:
         stream, self._stream = self._stream, None
