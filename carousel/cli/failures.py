@@ -56,6 +56,16 @@ def exit_code(error: BaseException) -> int:
     return WRONG
 
 
+def passed_over(failed: LineError, *, keep_going: bool) -> int:
+    """Reports a refused line and returns its exit code. Raises the error where the command ends with it: without
+    keep_going, and where the next line would fail alike."""
+    code = exit_code(failed)
+    if not (keep_going and code in (REFUSED, WRONG)):
+        raise failed from None
+    tell(failed)
+    return code
+
+
 def tell(error: Exception) -> None:
     """Prints an error: a sentence, or with --json an object on one line."""
     cause = error.cause if isinstance(error, LineError) else error

@@ -106,10 +106,8 @@ def generate(
                     if input_file is None:
                         raise
                     failed = LineError(named(input_file), number, _explained(connection, error))
-                    if not (keep_going and failures.exit_code(failed) in (failures.REFUSED, failures.WRONG)):
-                        raise failed from None
-                    failures.tell(failed)
-                    code = code or failures.exit_code(failed)
+                    refused = failures.passed_over(failed, keep_going=keep_going)
+                    code = code or refused
                 if drawn is not None and task is not None:
                     drawn.advance(task)
     if code:

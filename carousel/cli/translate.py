@@ -69,10 +69,8 @@ def translate(
             if error is not None:
                 cause = connection.explained(error) if isinstance(error, CarouselError) else error
                 failed = LineError(named(input_file), lines.number, cause)
-                if not (keep_going and failures.exit_code(failed) in (failures.REFUSED, failures.WRONG)):
-                    raise failed from None
-                failures.tell(failed)
-                code = code or failures.exit_code(failed)
+                refused = failures.passed_over(failed, keep_going=keep_going)
+                code = code or refused
             lines.print(result, info)
     if code:
         raise typer.Exit(code)
