@@ -74,8 +74,8 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     floats.CopyFrom(model)
     graph = floats.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    made = {name.removesuffix(f"/{_STORED}") for name in tensors if f"{name.removesuffix(_STORED)}{_SCALES}" in tensors}
-    made = {name for name in made if f"{name}/{_STORED}" in tensors}
+    names = [name.removesuffix(f"/{_STORED}") for name in tensors if name.endswith(f"/{_STORED}")]
+    made = [name for name in names if f"{name}/{_SCALES}" in tensors]
     for name in made:
         integers, scales = (numpy_helper.to_array(tensors[f"{name}/{part}"]) for part in (_STORED, _SCALES))
         graph.initializer.append(numpy_helper.from_array(integers.astype(np.float32) * scales, name))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Unpack
 
 from export.bundle import BundleOptions, write_forecaster
-from export.shipped.recipe_card import Evaluation, Story, write_card
-from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.runs import load_evaluation, load_model
 from models.forecaster import Forecaster
 from models.recipes import co2 as recipe
 
@@ -21,15 +21,9 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.co2")
-    options["evaluation"] = evaluation.model_dump()
-    curves = curves_of(checkpoint)
-    story = _story(model, evaluation)
-    options.setdefault("extra_files", curves)
+    told = _story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: told)
     options.setdefault("max_tokens", MAX_TOKENS)
-    options.setdefault(
-        "write_card",
-        lambda manifest: write_card(manifest, evaluation, story, curves_file=CURVES_FILE if curves else None),
-    )
     return write_forecaster(model, max_source_length=MAX_SOURCE_LENGTH, **options)
 
 

