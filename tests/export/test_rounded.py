@@ -65,6 +65,8 @@ def test_a_graph_in_8_bits_gives_the_same_bits_in_a_quarter_of_the_room() -> Non
     assert found.tobytes() == expected.tobytes()
     again = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in with_float_weights(stored).graph.initializer}
     assert again.keys() == {tensor.name for tensor in floats.graph.initializer}
+    names = [tensor.name.removesuffix("/int8") for tensor in stored.graph.initializer if tensor.name.endswith("/int8")]
+    assert [name for name in again if name in names] == names, "in one order: the same model gives the same bytes"
     for tensor in floats.graph.initializer:
         assert again[tensor.name].tobytes() == onnx.numpy_helper.to_array(tensor).tobytes()
 
