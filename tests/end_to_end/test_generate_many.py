@@ -17,7 +17,6 @@ from carousel import (
     GeneratedSequence,
     InvalidArgumentError,
     ResourceExhaustedError,
-    SessionInfo,
     UnavailableError,
 )
 from examples.local_service import LocalService, local_service
@@ -43,8 +42,9 @@ def told(result: GeneratedSequence) -> list[str]:
     return [token.text for token in result.tokens]
 
 
-def open_sessions(client: Client) -> list[SessionInfo]:
-    return [info for info in client.sessions.list() if info.model == MODEL]
+def open_sessions(client: Client) -> set[str]:
+    """The ids of the model's open sessions."""
+    return {info.session_id for info in client.sessions.list() if info.model == MODEL}
 
 
 @pytest.mark.parametrize(
@@ -82,29 +82,32 @@ def test_sources_without_end_are_read_a_little_ahead_and_leaving_closes_all(ship
             yield word
 
     with Client(shipped_service.target) as client:
+        others = open_sessions(client)
         results = client.generate_many(MODEL, sources(), concurrency=4)
         assert [result.source for result in itertools.islice(results, 10)] == WORDS[:10]
         assert num_read <= 10 + 4
         results.close()
-        wait_until(lambda: not open_sessions(client))
+        wait_until(lambda: open_sessions(client) <= others)
 
 
 async def test_leaving_an_asynchronous_iterator_closes_all(shipped_service: LocalService) -> None:
-    async with AsyncClient(shipped_service.target) as client:
-        results = client.generate_many(MODEL, itertools.cycle(WORDS), concurrency=4)
-        assert told(await anext(results))
-        await results.aclose()
-        with Client(shipped_service.target) as observer:
-            wait_until(lambda: not open_sessions(observer))
+    with Client(shipped_service.target) as observer:
+        others = open_sessions(observer)
+        async with AsyncClient(shipped_service.target) as client:
+            results = client.generate_many(MODEL, itertools.cycle(WORDS), concurrency=4)
+            assert told(await anext(results))
+            await results.aclose()
+            wait_until(lambda: open_sessions(observer) <= others)
 
 
 async def test_refused_generations_leave_no_sessions(shipped_service: LocalService) -> None:
     refused: dict[str, Any] = {"max_tokens": 10**6, "concurrency": 2}
     with Client(shipped_service.target) as client:
+        others = open_sessions(client)
         for number, result in enumerate(client.generate_many(MODEL, WORDS, **refused), 1):
             assert isinstance(result.error, InvalidArgumentError)
             if number == len(WORDS):
-                wait_until(lambda: len(open_sessions(client)) <= 2)
+                wait_until(lambda: len(open_sessions(client) - others) <= 2)
 
 
 async def test_a_source_that_no_message_may_hold_is_refused_alone(shipped_service: LocalService) -> None:

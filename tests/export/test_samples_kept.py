@@ -148,6 +148,6 @@ def test_a_model_with_constants_is_measured(shell: Shell) -> None:
     words = ("bench", "foreign", "--sessions", "2", "--seconds", "0.3", "--tokens", "3")
     assert shell.json(*words, *GIVEN)["messages"] > 1
     refused = shell.run(*words, code=1).stderr.decode()
-    assert "open.constants has no 'speaker'" in refused
+    assert "open.constants['speaker'] is missing" in refused
     refused = shell.run(*words, "--constant", "tongue=1", code=2).stderr.decode()
     assert "foreign has language, speaker, gain, and not 'tongue'" in " ".join(refused.replace("│", "").split())
