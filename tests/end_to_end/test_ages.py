@@ -1,4 +1,5 @@
-"""A real server closes sessions at their age, tells their clients why, and ends records from before its limit."""
+"""A real server closes sessions at their maximum age and tells clients why, also sessions stored before the limit was
+set."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def feed_for_ever(session: Session) -> None:
 def test_a_blocking_client_in_the_midst_of_its_work_is_told_why_its_session_ends(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-age-s": 1.0}) as service, Client(service.target) as client:
         session = client.session(MODEL, session_id="aged")
-        with pytest.raises((SessionClosedError, RequestCancelledError)) as told:  # the latter when a feed is in flight
+        with pytest.raises((SessionClosedError, RequestCancelledError)) as told:  # the second if a feed is in flight
             feed_for_ever(session)
         assert isinstance(told.value, CarouselError)
         assert told.value.metadata["close_reason"] == "max_age"

@@ -1,4 +1,4 @@
-"""A bundle that is not what its manifest says is not served; the server says why, and serves the others."""
+"""A bundle that does not match its manifest is not served. The server says why, and serves the other bundles."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def double_a_word(folder: Path) -> None:
 
 
 def put_weights_at(place: str) -> Callable[[Path], None]:
-    """Moves a weight of the step graph into a file beside the bundle, which the graph calls by this place."""
+    """Returns a change that moves a weight of the step graph out of the bundle. The graph then refers to the file
+    `place`."""
 
     def damage(folder: Path) -> None:
         graph = onnx.load(folder / "step.onnx")
@@ -79,7 +80,7 @@ def put_weights_at(place: str) -> Callable[[Path], None]:
 
 
 def replace(file: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Does something to one file of the bundle."""
+    """Returns a change of one file of the bundle."""
 
     def damage(folder: Path) -> None:
         change(folder / file)
@@ -99,7 +100,7 @@ def add_many_files(folder: Path) -> None:
 
 
 def bind_a_socket(folder: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(folder):  # as a whole path may be too long
+    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(folder):  # a full path may be too long for a socket
         one.bind("here")
 
 
@@ -218,7 +219,7 @@ def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path],
 
 
 def test_links_within_a_bundle_are_followed(tmp_path: Path) -> None:
-    """As volumes of Kubernetes have them."""
+    """Kubernetes mounts volumes with such links."""
     folder = write_language_model(tmp_path)
     (folder / "..data").mkdir()
     for path in [path for path in folder.iterdir() if path.is_file()]:
@@ -230,7 +231,7 @@ def test_links_within_a_bundle_are_followed(tmp_path: Path) -> None:
 async def test_the_server_starts_without_a_bad_bundle_says_why_and_shows_it_in_health(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     flip_a_byte(write_language_model(tmp_path, model="broken"))
-    shutil.copytree(tmp_path / "tiny-lm" / "1", tmp_path / "tiny-lm" / "2")  # says that it is version 1
+    shutil.copytree(tmp_path / "tiny-lm" / "1", tmp_path / "tiny-lm" / "2")  # its manifest says version 1
     with local_service(tmp_path) as service:
         failed = [line for line in service.log if line["event"] == "model.failed"]
         assert [(line["model"], line["version"]) for line in failed] == [("broken", 1), ("tiny-lm", 2)]

@@ -1,5 +1,5 @@
-"""Bad input gets a precise status and a message that names the field, its value and what was expected, and changes
-nothing else: the session goes on exactly as if it had not come."""
+"""Bad input gets a precise status and a message with the field, its value and what was expected. It changes nothing:
+the session continues as if the request had not come."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ STREAM_ENUMS = {
         "OUTPUT_KIND_EMITTED",
     ),
 }
-"""Every field of a request on a stream that is an enum, and its names."""
+"""All enum fields of a stream's requests, with the names of their values."""
 
 
 class Refusal(NamedTuple):
-    """A request, and the error that it must get."""
+    """A request and its expected error."""
 
     request: dict[str, Any]
     code: grpc.StatusCode
@@ -288,7 +288,7 @@ BAD_REQUESTS = {
 
 
 def check_path(field: str) -> None:
-    """A field is named by its whole path in the request."""
+    """Checks that the field is a full path in the request message."""
     descriptor: Any = pb.StreamRequest.DESCRIPTOR
     for name in filter(None, re.sub(r"\[\d+\]", "", field).split(".")):
         assert name in descriptor.fields_by_name, field
@@ -308,7 +308,7 @@ async def test_a_bad_open_is_refused_and_opens_nothing(shipped_service: LocalSer
         response = await stream.ask(**refusal.request)
         check_error(response.error, refusal)
         assert response.position == 0
-        # the stream goes on, and the refused id is free
+        # the stream continues, and the refused id is free
         opened = await stream.ask(open=g2p())
         assert opened.HasField("opened")
         assert (await stream.ask(close=pb.Close())).HasField("closed")
@@ -357,7 +357,7 @@ async def test_a_session_must_be_named_when_several_are_open(shipped_service: Lo
 async def test_nothing_may_be_fed_while_a_generation_runs(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         await stream.ask("busy", open=lm("tiny-endless"))
-        # more tokens than the window, so that it runs until its reader has read them
+        # more tokens than the window, so the generation runs until the client has read them
         decoding = pb.Decoding(max_tokens=5000)
         generate = await stream.send("busy", generate=pb.Generate(decoding=decoding))
         feed = await stream.send("busy", feed=pb.Feed(token_ids=[4]))
@@ -419,7 +419,7 @@ async def test_a_failed_call_carries_the_error_in_google_rpc_details_and_in_our_
 
 
 def enum_fields(descriptor: Any, path: str = "") -> set[str]:
-    """The paths of the fields of a message that are enums."""
+    """Returns the paths of all enum fields of a message, nested messages included."""
     found = set()
     for field in descriptor.fields:
         if field.enum_type is not None:
@@ -465,7 +465,7 @@ def test_every_enum_that_a_request_may_bring_is_known_here() -> None:
 async def test_what_no_model_can_be_called_is_refused_with_what_it_may(
     shipped_service: LocalService, name: str
 ) -> None:
-    """Load and List take no name for every model."""
+    """Load and List accept the empty name: it means all models."""
     may = "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit"
     told = f"model = {name!r} is not a model's name: {may}"
     async with grpc.aio.insecure_channel(shipped_service.target) as channel, wire(shipped_service.target) as stream:

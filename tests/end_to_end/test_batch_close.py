@@ -1,4 +1,4 @@
-"""One session of a batch is closed while the others go on."""
+"""One session of a batch is closed while the others continue."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_others_are_resumed_without_a_session_that_was_closed(tiny_service: 
         batch.open_many([None] * 3)
         batch.step([2, 3, 4])
         batch.close_session(1)
-        batch._stream._stream._call.cancel()  # the connection is cut
+        batch._stream._stream._call.cancel()  # cuts the connection
         step = batch.step([5, 6])
         assert (step.places, step.positions, step.errors) == ((0, 2), (2, 2), {})
 

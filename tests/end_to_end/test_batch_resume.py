@@ -1,4 +1,4 @@
-"""Programs that step batches do not notice that connections are cut and servers killed."""
+"""Programs that step batches continue when connections are cut and servers are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def token(place: int, index: int) -> int:
 
 
 def expected_logits(repository: Path) -> list[list[tuple[float, ...]]]:
-    """Of each session after each step."""
+    """Returns the logits of each session after each step, by step and session."""
     references = [ReferenceSession(repository / "tiny-endless" / "1") for _ in range(NUM_SESSIONS)]
     return [
         [tuple(reference.step(token(place, index)).tolist()) for place, reference in enumerate(references)]
@@ -38,7 +38,8 @@ def expected_logits(repository: Path) -> list[list[tuple[float, ...]]]:
 def test_a_blocking_program_does_not_notice(
     tiny_repository: Path, tmp_path: Path, number: int, durability: str
 ) -> None:
-    """A strict step may have been stored and its answer lost with its server: that is told, and its tokens count."""
+    """A strict step may be stored while its answer is lost with the server. An error says so, and the step's tokens
+    count."""
     expected = expected_logits(tiny_repository)
     with (
         killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], number) as target,
@@ -75,7 +76,7 @@ async def test_an_asyncio_program_with_steps_in_flight_does_not_notice(tiny_repo
 
 
 def test_one_session_that_is_closed_elsewhere_fails_alone(tiny_service: LocalService, tiny_repository: Path) -> None:
-    """Also when the others are resumed meanwhile, and their handles change."""
+    """The other sessions continue, also when they are resumed and their handles change."""
     expected = expected_logits(tiny_repository)
     with Client(tiny_service.target) as client, client.batch("tiny-endless") as batch:
         batch.open_many([None] * NUM_SESSIONS)
@@ -83,7 +84,7 @@ def test_one_session_that_is_closed_elsewhere_fails_alone(tiny_service: LocalSer
             if index == 3:
                 client.sessions.close(batch.session_ids[1])
             if index == 6:
-                batch._stream._stream._call.cancel()  # the connection is cut
+                batch._stream._stream._call.cancel()  # cuts the connection
             step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
             assert list(step.errors) == ([1] if index >= 3 else [])
             width = len(step.logits) // NUM_SESSIONS
@@ -143,7 +144,7 @@ def test_a_recovery_ends_in_time_and_a_later_call_tries_again(tiny_repository: P
                 batch.receive()
         with local_service(tiny_repository, flags):
             for _ in range(100):
-                with suppress(UnavailableError):  # as long as gRPC does not try to connect
+                with suppress(UnavailableError):  # until gRPC tries to connect again
                     step = batch.receive(timeout=30)
                     break
                 threading.Event().wait(0.1)

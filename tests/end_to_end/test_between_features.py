@@ -1,4 +1,4 @@
-"""What happens between features of a real server: spills, rewinds, closes, ids and limits, each meeting the others."""
+"""Combinations of features on a real server: spills, rewinds, closes, ids and limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def sessions_of(service: LocalService) -> AsyncIterator[Any]:
 
 
 async def none_left(sessions: Any) -> bool:
-    """Whether no session is left, within some seconds."""
+    """Returns whether no session is left, after at most some seconds."""
     for _ in range(100):
         if not (await sessions.List(sessions_pb2.SessionsListRequest())).total_count:
             return True
@@ -217,7 +217,7 @@ async def test_a_session_can_be_opened_closed_and_opened_again_without_waiting_f
 
 
 async def test_a_resumption_that_is_refused_loses_no_session(tiny_repository: Path, tmp_path: Path) -> None:
-    """Also while the server leaves: a session that is on its way out of the store stays in it."""
+    """A session that is being restored when the server shuts down is not lost either."""
     settings = {"store": "lmdb", "data-folder": tmp_path, "max-slots": 1, "shutdown-grace-s": 0}
     strict = lm(durability=pb.DURABILITY_STRICT, on_disconnect=KEEP)
     names = [f"k{number}" for number in range(6)]
@@ -273,7 +273,7 @@ async def test_a_generation_that_is_made_again_is_told_from_the_position_that_wa
 
 
 async def test_a_stored_session_can_be_closed_on_a_server_that_is_full(tiny_repository: Path, tmp_path: Path) -> None:
-    """It takes no place for that; who closes it a second time, or resumes it, is told that it is closed."""
+    """Closing needs no place. A second Close, or a resume, gets an error that says that the session is closed."""
     flags = {"max-sessions": 1, "store": "lmdb", "data-folder": tmp_path}
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream:

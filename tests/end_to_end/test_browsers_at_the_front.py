@@ -1,4 +1,4 @@
-"""What browsers speak, through the Envoy that is deployed, to replicas of either wire."""
+"""Browsers' requests pass through the deployed Envoy to replicas, with either wire."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = "https://app.example"
 def front(
     request: pytest.FixtureRequest, tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Where an Envoy listens that has two replicas of a wire behind it. Pages of two origins may call."""
+    """Yields the address of an Envoy in front of two replicas with the same wire. Pages of two origins may call."""
     program("envoy")
     with ExitStack() as stack:
         replicas = [stack.enter_context(local_service(tiny_repository, {"wire": request.param})) for _ in range(2)]
@@ -39,18 +39,19 @@ def front(
 
 
 def ask(front: str, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST") -> Answer:
-    """One request to a path of `carousel.v1`."""
+    """Sends one request to a path of `carousel.v1`."""
     return web.ask(front, f"/carousel.v1.{path}", body, headers, method)
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
-    """A message of a stream in JSON."""
+    """Returns one JSON message of a stream, with its flags and length in front."""
     data = json.dumps(message).encode()
     return b"\0" + len(data).to_bytes(4, "big") + data
 
 
 def frames(body: bytes) -> list[tuple[int, Any]]:
-    """The messages of a stream in JSON, each with its flags: 2 is the last one, which tells how it ended."""
+    """Returns the JSON messages of a stream with their flags. Flags of 2 mark the last message, which contains the
+    status."""
     found = []
     while body:
         length = int.from_bytes(body[1:5], "big")
@@ -63,7 +64,7 @@ def test_json_is_answered_with_json(front: str) -> None:
     answer = ask(front, "Models/List", b"{}", JSON)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert "tiny-lm" in [model["model"] for model in json.loads(answer.body)["models"]]
-    large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"  # over what Envoy keeps of a stream by default
+    large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"  # more than Envoy buffers for a stream by default
     assert json.loads(ask(front, "Models/Get", large, JSON).body)["model"]["version"] == 1
 
 
@@ -122,7 +123,7 @@ def test_grpc_web_is_spoken(front: str) -> None:
 
 
 def test_all_calls_of_a_session_go_to_one_replica_whatever_they_speak(front: str) -> None:
-    """Each replica has its sessions in memory alone."""
+    """Each replica has its sessions only in memory."""
     names = [f"one-{number}" for number in range(12)]
     with Client(front) as client:
         for name in names:
@@ -145,7 +146,7 @@ def test_pages_of_allowed_origins_may_call(front: str) -> None:
 
 
 def test_other_pages_may_not(front: str) -> None:
-    """Also one whose name means this machine (DNS rebinding), which its browser lets call without asking first."""
+    """This includes a page whose host name resolves to this machine (DNS rebinding): its browser sends no preflight."""
     for origin in ("http://evil.example", f"{PAGE}.evil.example", "null", f"http://{front}"):
         headers = {"origin": origin, "access-control-request-method": "POST"}
         preflight = ask(front, "Models/List", None, headers, "OPTIONS")
@@ -157,7 +158,7 @@ def test_other_pages_may_not(front: str) -> None:
 
 
 def test_what_any_page_may_send_is_no_call(front: str) -> None:
-    """A GET, which has no origin, and a form."""
+    """Any page may send a form, or a GET without an origin."""
     message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
     path = f"Models/Unload?connect=v1&encoding=json&message={message}"
     assert ask(front, path, None, {}, "GET").status == 415

@@ -1,4 +1,4 @@
-"""A session whose work is cancelled stands at a known position, and goes on from there."""
+"""A session whose request is cancelled has a known position and continues from there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from carousel import (
 from examples.local_service import LocalService
 
 LONG = [1] * 100_000
-"""Tokens that take the server many seconds."""
+"""Tokens for which the server needs many seconds."""
 
 both = pytest.mark.parametrize("on_disconnect", ["free", "hold"])
 
 
 class InThread:
-    """A call in a thread of its own. results: what it returned or raised."""
+    """A call in its own thread. results: what the call returned or raised."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.results: list[object] = []
@@ -55,7 +55,7 @@ def wait_until(client: Client, session_id: str, state: SessionState) -> None:
 
 async def wait_until_moved(client: AsyncClient, session_id: str) -> None:
     async with asyncio.timeout(20):
-        while (await client.sessions.get(session_id)).state is not SessionState.BUSY:  # noqa: ASYNC110  # it is the server's
+        while (await client.sessions.get(session_id)).state is not SessionState.BUSY:  # noqa: ASYNC110  # only the server knows it
             await asyncio.sleep(0.01)
 
 
@@ -71,19 +71,19 @@ def test_cancel_ends_the_feed_that_another_thread_waits_for(shipped_service: Loc
         assert isinstance(feeding.result(), RequestCancelledError)
         assert position == session.position == client.sessions.get(session.id).position < len(LONG)
         assert session.feed(["a"]).position == position + 1
-        assert session.cancel() == position + 1  # with nothing in flight
+        assert session.cancel() == position + 1  # nothing is in flight
 
 
 @both
 def test_cancel_ends_a_feed_whose_message_is_still_being_made(tiny_service: LocalService, on_disconnect: str) -> None:
-    """Of many tokens that takes a while, in which nothing was sent yet."""
+    """The message has many tokens, so making it takes a while. Nothing has been sent yet."""
     being_made, is_asked = threading.Event(), threading.Event()
 
     class Slow(list[int]):
         def __iter__(self) -> Iterator[int]:
             being_made.set()
             assert is_asked.wait(20)
-            time.sleep(0.2)  # `cancel` waits by now, whether or not it has to
+            time.sleep(0.2)  # lets `cancel` begin before the message is made
             return super().__iter__()
 
     with Client(tiny_service.target) as client, client.session("tiny-endless", on_disconnect=on_disconnect) as session:
@@ -159,7 +159,8 @@ async def test_a_feed_whose_task_is_cancelled_leaves_a_session_that_knows_its_po
 
 
 def test_a_mismatch_is_told_where_a_feed_ran_out_of_time(shipped_service: LocalService) -> None:
-    """Its own timeout is no cancellation: the feed may be sent again, and another one in its place is told of it."""
+    """The timeout of a feed does not cancel it: the feed may be sent again, and another feed in its place is
+    refused."""
     with Client(shipped_service.target) as client, client.session("pychar-en", on_disconnect="free") as session:
         with pytest.raises(DeadlineExceededError):
             session.feed(LONG, outputs=False, timeout=0.3)

@@ -1,4 +1,4 @@
-"""Prometheus learns when the certificates that the server uses end, on both wires."""
+"""A metric shows when the server's certificates expire, with both wires."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY = timedelta(days=1)
 
 
 def ends(service: LocalService) -> dict[str, float]:
-    """By file, what the metric has."""
+    """Returns the metric's value for each file."""
     with urllib.request.urlopen(service.metrics_url, timeout=10) as answer:
         text = answer.read().decode()
     found = re.findall(r'^carousel_tls_certificate_expiry_timestamp_seconds\{file="(\w+)"\} (\S+)$', text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Both clients against the real service: what a fake server could only pretend."""
+"""Tests both clients against the real service, for what a fake server cannot show."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_what_the_server_cannot_take_now_carries_a_retry_delay(tiny_repository: 
         client.session("tiny-endless") as other,
     ):
         with pytest.raises(DeadlineExceededError):
-            next(busy.generate(max_tokens=60_000, beam_size=2, timeout=0.05))  # which goes on at the server
+            next(busy.generate(max_tokens=60_000, beam_size=2, timeout=0.05))  # the generation continues on the server
         with pytest.raises(ResourceExhaustedError) as raised:
             other.score([[5], [6]])
         assert raised.value.retry_delay

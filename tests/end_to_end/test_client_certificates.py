@@ -1,4 +1,4 @@
-"""Clients whose certificate says who they are, on a real service; and clients that only claim to have one."""
+"""A real service identifies clients by their certificates, and ignores clients that only claim to have one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ Metadata = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A service that wants certificates, and who signs them. tokens: its file of principals."""
+    """A service that requires client certificates, and the authority that signs them. tokens: the file of
+    principals."""
 
     service: LocalService
     authority: Authority
@@ -59,7 +60,7 @@ class Guarded:
 
 
 def write_files(authority: Authority, folder: Path, principals: str = PRINCIPALS) -> dict[str, object]:
-    """The flags of a server that wants certificates of an authority."""
+    """Writes the files of a server that requires certificates of this authority. Returns the server's flags."""
     issued = authority.issue_server()
     files = {
         "tls-cert-file": issued.certificate,
@@ -83,7 +84,7 @@ def guarded(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def who(channel: grpc.Channel, metadata: Metadata = ()) -> str:
-    """Whom the server takes the caller for, told by what nobody but an admin may do."""
+    """Makes a call that only an admin may make. Returns "an admin", or the error, which names the principal."""
     try:
         models_pb2_grpc.ModelsStub(channel).Load(
             models_pb2.ModelsLoadRequest(model="none", version=1), metadata=tuple(metadata), timeout=10
@@ -104,7 +105,7 @@ def authorized(token: str) -> Metadata:
 
 
 def claimed(issued: Issued) -> list[str]:
-    """What Envoy would say of a client with this certificate, in the ways that it can be made to say it."""
+    """Returns values of the header in which Envoy describes a client with this certificate, one for each form."""
     return [
         f'Hash={"0" * 64};Cert="{quote(issued.certificate, safe="")}"',
         f'By=x;Hash={"0" * 64};Subject="CN=x";URI=spiffe://corp/admin;DNS=bob.example.com',
@@ -154,7 +155,7 @@ def test_a_clients_certificate_names_its_principal(
     ids=",".join,
 )
 def test_a_name_that_only_looks_like_a_principals_is_nobodys(guarded: Guarded, names: dict[str, list[str]]) -> None:
-    """Whatever an authority signs: what is no name of its kind, or has more in it, matches nothing."""
+    """A name of another kind, or a name with more in it, matches no principal, whatever the authority signs."""
     with guarded.channel(guarded.authority.issue(**names)) as channel:
         assert who(channel).startswith(REFUSED)
 
@@ -240,7 +241,7 @@ def test_what_a_client_without_a_certificate_claims_is_ignored(
 
 
 def test_what_a_client_claims_by_http_1_is_ignored(tiny_repository: Path, tmp_path: Path) -> None:
-    """The wire `envoy` speaks it, and JSON, whatever the other services of this run have."""
+    """Starts its own server with the wire `envoy`, because only this wire accepts HTTP/1 and JSON."""
     authority = Authority()
     own, admin = authority.issue(dns=["bob.example.com"]), authority.issue(uris=["spiffe://corp/admin"])
     (tmp_path / "own").write_bytes(own.certificate + own.key)
@@ -283,7 +284,7 @@ def test_names_are_read_again_while_the_server_runs(tiny_repository: Path, tmp_p
 
 
 def test_an_authority_that_was_replaced_vouches_for_nobody_any_more(tiny_repository: Path, tmp_path: Path) -> None:
-    """Nor by a session of TLS that a client resumes."""
+    """Clients with its certificates are refused, also when they resume a TLS session."""
     old, new = Authority(), Authority()
     own = old.issue(dns=["bob.example.com"])
     (tmp_path / "own").write_bytes(own.certificate + own.key)
@@ -313,8 +314,10 @@ def test_an_authority_that_was_replaced_vouches_for_nobody_any_more(tiny_reposit
 def greet(
     context: ssl.SSLContext, service: LocalService, session: ssl.SSLSession | None
 ) -> tuple[bytes, ssl.SSLSession | None, bool | None]:
-    """Opens a connection of HTTP/2, and resumes a session of TLS if there is one. Returns what the server sends first,
-    nothing when it refuses, the session, and whether it was resumed."""
+    """Opens an HTTP/2 connection, and resumes the TLS session if there is one.
+
+    Returns the first bytes that the server sends (none if it refuses), the TLS session, and whether it was resumed.
+    """
     host, _, port = service.target.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as plain:
         try:

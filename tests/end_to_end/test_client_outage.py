@@ -1,4 +1,4 @@
-"""Programs that use the client library go on after an outage of the store, with every token applied once."""
+"""Programs that use the client library continue after an outage of the store, and each token is applied once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTAGE_S = 1.5
 
 
 def blocking(target: str, redis: RedisServer) -> list[Any]:
-    """Feeds and a generation while the store is down, some of which run out of time."""
+    """Feeds and generates while the store is down. Some calls time out. Returns the positions and outputs."""
     with Client(target) as client:
         session = client.session("tiny-endless", durability="strict")
         session.feed(5)
@@ -28,9 +28,9 @@ def blocking(target: str, redis: RedisServer) -> list[Any]:
         with pytest.raises(DeadlineExceededError):
             session.feed(6, timeout=0.3)
         with pytest.raises(DeadlineExceededError):
-            session.feed(6, timeout=0.1)  # the same again
+            session.feed(6, timeout=0.1)  # the same feed again
         with pytest.raises(PositionMismatchError):
-            session.feed(7, timeout=30)  # another in its place, which has been applied
+            session.feed(7, timeout=30)  # another feed at the position of the first, which has been applied
         timer.join()
         found = [session.position, session.feed(7, logits=True).outputs[0].logits]
         redis.stop()
@@ -44,7 +44,7 @@ def blocking(target: str, redis: RedisServer) -> list[Any]:
 
 
 async def asynchronous(target: str, redis: RedisServer) -> list[Any]:
-    """The same, by asyncio."""
+    """Does the same with asyncio."""
     async with AsyncClient(target) as client:
         session = await client.session("tiny-endless", durability="strict")
         await session.feed(5)
@@ -68,7 +68,7 @@ async def asynchronous(target: str, redis: RedisServer) -> list[Any]:
 
 
 async def started_later(redis: RedisServer) -> None:
-    """Starts the store again."""
+    """Starts the store again after the outage."""
     await asyncio.sleep(OUTAGE_S)
     await asyncio.to_thread(redis.start)
 

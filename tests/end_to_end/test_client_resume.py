@@ -1,4 +1,4 @@
-"""Programs that use the client library do not notice that connections are cut and servers killed."""
+"""Programs that use the client library continue when connections are cut and servers are killed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def free_port() -> int:
 
 @contextmanager
 def killed_and_started_again(repository: Path, folder: Path, delays_s: list[float], number: int) -> Iterator[str]:
-    """A server on one port, which is sent a signal after each of the delays, and started again."""
+    """Runs a server on one port. After each delay, sends it a signal and starts it again. Yields the server's
+    address."""
     port = free_port()
     flags = {"port": port, "store": "lmdb", "data-folder": folder, "checkpoint-interval-s": 0.05}
     flags["shutdown-grace-s"] = 0.5
@@ -140,7 +141,7 @@ def test_snapshots_forks_marks_and_state_from_the_client(tiny_service: LocalServ
 
 
 async def test_one_call_generations_do_not_notice_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
-    """The generation takes longer than the server's grace time, so that it is cut off."""
+    """The generation takes longer than the server's grace time, so the server cuts it off."""
     expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(20_000)
     with killed_and_started_again(tiny_repository, tmp_path, [0.7], signal.SIGTERM) as target:
         async with AsyncClient(target) as client:
@@ -178,16 +179,17 @@ def test_a_call_that_runs_out_of_time_in_an_outage_leaves_the_session(tiny_repos
 def test_a_session_that_was_rewound_gets_its_own_tokens_again(
     tiny_repository: Path, tmp_path: Path, is_stored: bool
 ) -> None:
-    """Also the marks that were set after the last checkpoint, here the opening or the rewind, are there again."""
+    """Marks that were set after the last checkpoint exist again too. The last checkpoint is the opening or the
+    rewind."""
     flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 600}
     reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
     with Client(f"127.0.0.1:{flags['port']}") as client:
         with local_service(tiny_repository, flags) as service:
             session = client.session("tiny-endless")
             session.feed([5, 6, 7], mark=True)
-            next(session.generate(max_tokens=400))  # the rest is not read
+            next(session.generate(max_tokens=400))  # leaves the rest unread
             if is_stored:
-                session.rewind(3)  # which stores it
+                session.rewind(3)  # a rewind stores the session
             else:
                 session.feed([4, 4])
             start = session.position

@@ -1,4 +1,4 @@
-"""docs/clients.md does what it says: its programs run, and its tables have every reason of an error."""
+"""docs/clients.md is correct: its programs run, and its tables contain every reason of an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 
 def table(title: str) -> dict[str, str]:
-    """The rows below a sentence of the page: the reason, and its second column."""
+    """Returns the table below a sentence of the page: the second column, by reason."""
     rows = PAGE.partition(title)[2].partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]
     found = re.findall(r"^\| `(\w+)` \| ([^|]+?) \| [^|]+ \|$", rows, re.MULTILINE)
     assert len(found) == len(rows.splitlines())
@@ -36,14 +36,14 @@ def table(title: str) -> dict[str, str]:
 
 
 def fields(*files: FileDescriptor) -> set[str]:
-    """The names of all fields of the messages, and of their oneofs."""
+    """Returns the names of all fields and oneofs of the files' messages."""
     messages = [message for file in files for message in file.message_types_by_name.values()]
     return {name for message in messages for name in [*message.fields_by_name, *message.oneofs_by_name]}
 
 
 @pytest.fixture(scope="module")
 def browsers_service() -> Iterator[LocalService]:
-    """A real service of the shipped models that speaks JSON."""
+    """Yields a real service of the shipped models that accepts JSON."""
     with local_service(ROOT / "model_repository", {"wire": "envoy"}) as service:
         yield service
 
@@ -88,7 +88,7 @@ def test_each_curl_of_the_page_is_answered(browsers_service: LocalService) -> No
 
 
 def test_the_browsers_program_runs(browsers_service: LocalService, tmp_path: Path) -> None:
-    """In Node, whose fetch is that of browsers."""
+    """Runs in Node, whose `fetch` is the one that browsers have."""
     (code,) = blocks("js")
     (tmp_path / "page.mjs").write_text(code.replace(HOST, browsers_service.target))
     ran = subprocess.run(
@@ -109,7 +109,7 @@ def test_the_node_program_names_fields_that_there_are() -> None:
 
 
 def test_the_node_program_runs(shipped_service: LocalService, tmp_path: Path) -> None:
-    """Where NODE_PATH has gRPC for Node."""
+    """Runs only if NODE_PATH contains gRPC for Node."""
     path = Path(os.environ.get("NODE_PATH", ""))
     if not (path / "@grpc" / "grpc-js").exists() or not (path / "@grpc" / "proto-loader").exists():
         pytest.skip("NODE_PATH has no @grpc/grpc-js and @grpc/proto-loader")
@@ -134,7 +134,7 @@ def test_the_cpp_program_names_fields_that_there_are() -> None:
 
 @pytest.mark.timeout(300)
 def test_the_cpp_program_is_built_and_runs(shipped_service: LocalService, tmp_path: Path) -> None:
-    """By the page's commands; its target is an argument here, so that it is built once."""
+    """Runs the page's commands. The target is an argument of the program, so that the program is built once."""
     for name in ("protoc", "grpc_cpp_plugin", "g++", "pkg-config"):
         program(name)
     if subprocess.run(["pkg-config", "--exists", "grpc++", "protobuf"], check=False).returncode:

@@ -1,4 +1,4 @@
-"""All sessions of a principal are closed by one call: those in memory, held ones and stored ones, and no other's."""
+"""One call closes all sessions of a principal (open, held and stored), and no session of another principal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(target: str, name: str) -> Client:
 
 
 def keep(one: Client, session_id: str) -> None:
-    """Opens one that is stored, and stays open until its client is closed."""
+    """Opens a session that is stored. Its stream ends when the client is closed."""
     one.session(MODEL, session_id=session_id, durability="strict", on_disconnect="keep").feed([5])
 
 

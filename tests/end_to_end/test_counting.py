@@ -1,4 +1,4 @@
-"""Metrics against what sessions did: every token that moved a session counts once, whatever became of its request."""
+"""The metrics count each token that moved a session once, whatever happened to its request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NONE = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
 
 
 def counted(service: LocalService, name: str, label: str) -> Counter[str]:
-    """A counter of the endless model, by the values of one label."""
+    """Returns a counter of the endless model, by the values of one label."""
     found: Counter[str] = Counter()
     for (sample, labels), value in scrape(service).items():
         if sample == f"carousel_{name}" and ("model", ENDLESS) in labels:
@@ -32,14 +32,14 @@ def counted(service: LocalService, name: str, label: str) -> Counter[str]:
 
 @asynccontextmanager
 async def sessions_of(service: LocalService, count: int) -> AsyncIterator[tuple[Wire, list[int]]]:
-    """A stream with so many sessions, and their handles."""
+    """Yields a stream with `count` sessions, and their handles."""
     async with wire(service.target) as stream:
         handles = [(await stream.ask(f"s{at}", open=lm(ENDLESS))).opened.handle for at in range(count)]
         yield stream, handles
 
 
 async def generated_until_deadline(inference: Any) -> int:
-    """Where a generation of one call was when its time was over, as far as its client knows."""
+    """Runs a generation until its deadline expires. Returns the last position that its client received."""
     received = 0
     request = pb.GenerateRequest(model=ENDLESS, decoding=pb.Decoding(max_tokens=60_000))
     call = inference.Generate(request, timeout=0.3)
@@ -94,7 +94,7 @@ async def test_what_was_done_before_a_cancellation_counts(tiny_repository: Path)
             assert (await stream.read()).HasField("cancelled")
             assert counted(service, "tokens_total", "request") == {"generate": response.position}
             await stream.send("s1", feed=pb.Feed(token_ids=[5] * 100_000, outputs=NONE))
-            for _ in range(3):  # answered between two chunks of the long feed
+            for _ in range(3):  # each is answered between two chunks of the long feed
                 await stream.ask("s0", feed=pb.Feed(token_ids=[5], outputs=NONE))
             await stream.send("s1", cancel=pb.Cancel())
             fed = await stream.read()

@@ -1,4 +1,4 @@
-"""What a server takes, refuses and survives at its edges: bursts, odd inputs, signals, and folders that come and go."""
+"""The server under unusual conditions: bursts of calls, odd input, signals, and folders that come and go."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOCAL: list[tuple[str, int]] = [("grpc.use_local_subchannel_pool", 1)]
 
 
 def events(service: LocalService) -> list[object]:
-    """The names of its log lines."""
+    """Returns the event names of the service's log lines."""
     return [line["event"] for line in service.log]
 
 
@@ -44,7 +44,7 @@ async def listed(stub: Any) -> str:
 
 
 async def streamed(stub: Any) -> str:
-    """A stream that opens a session, and ends."""
+    """Opens a session on a stream, and ends the stream. Returns "OK", or the call's error."""
     call = stub.Stream(timeout=60)
     try:
         await call.write(pb.StreamRequest(request_id=1, open=lm()))

@@ -1,4 +1,5 @@
-"""Stored sessions that are encrypted: the folder shows no tokens, keys change, and what cannot be read is not lost."""
+"""Stored sessions that are encrypted: the folder shows no tokens, keys can change, and unreadable records are not
+lost."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ MAGIC = b"CRSE"
 
 
 def settings(folder: Path, *lines: str) -> dict[str, object]:
-    """Of a server with these keys."""
+    """Returns the flags of a server. lines: its keys; without keys it does not encrypt."""
     flags: dict[str, object] = {"store": "lmdb", "data-folder": folder / "data", "log-level": "debug"}
     if lines:
         (folder / "keys").write_text("\n".join(lines))
@@ -67,7 +68,8 @@ async def test_a_data_folder_shows_nothing_of_a_session_while_its_snapshots_stay
 async def test_keys_change_and_a_folder_without_encryption_becomes_encrypted(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    """Each server resumes what the one before it stored, and a record is under the first key once it is written."""
+    """Each server resumes what the previous server stored. A record is encrypted with the first key when it is
+    written."""
     position = 0
     for lines in ((), (f"2025 {OLD}",), (f"2026 {NEW}", f"2025 {OLD}"), (f"2026 {NEW}",)):
         with local_service(tiny_repository, settings(tmp_path, *lines)) as service:

@@ -1,4 +1,4 @@
-"""What the wire `envoy` has that the other has not: HTTP/1.1, JSON and gRPC-Web. `tests/wire/conformance` has more."""
+"""What only the wire `envoy` has: HTTP/1.1, JSON and gRPC-Web. `tests/wire/conformance` tests more of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def service(tiny_repository: Path) -> Iterator[LocalService]:
-    """A service behind Envoy, whatever the others of this run have."""
+    """Yields a service with the wire `envoy`, whatever wire the other services of this run have."""
     with local_service(tiny_repository, {"wire": "envoy"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] in ("warning", "error")]
@@ -69,7 +69,7 @@ def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
 
 
 def test_what_any_page_may_send_is_no_call(service: LocalService) -> None:
-    """A GET, which has no origin, and a form."""
+    """Any page may send a form, or a GET without an origin."""
     message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
     path = f"/carousel.v1.Models/Unload?connect=v1&encoding=json&message={message}"
     assert ask(service.target, path, None, {})[0] == 404
@@ -88,7 +88,7 @@ def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
 
 
 def test_a_call_that_runs_out_of_time_is_not_answered_408(service: LocalService) -> None:
-    """Browsers send a POST that got 408 again by themselves, and a feed would count twice."""
+    """Browsers repeat a POST that was answered with 408, and a repeated feed would count twice."""
     opening: dict[str, object] = {"sessionId": "in-no-time", "open": {"model": "tiny-lm"}}
     assert ask(service.target, "/carousel.v1.Inference/Step", json.dumps(opening).encode(), JSON)[0] == 200
     feed = json.dumps({"sessionId": "in-no-time", "feed": {"tokenIds": [5] * 100_000}}).encode()
@@ -161,7 +161,7 @@ async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_gener
 
 
 def test_room_for_sessions_takes_no_memory_until_they_come(tmp_path: Path) -> None:
-    """Of 50,000 sessions with 36 KiB each; Envoy's allocator would write to all of it."""
+    """The server has 50,000 slots of 36 KiB each. Envoy's allocator would write to all of this memory."""
     (tmp_path / "g2p-en").symlink_to(SHIPPED / "g2p-en")
     with local_service(tmp_path, {"wire": "envoy", "max-slots": 50_000}) as service:
         _, envoy = service.pids

@@ -1,4 +1,4 @@
-"""When the store fails, when a record is torn, when a server leaves, when models come and go: sessions live on."""
+"""Sessions survive when the store fails, a record is damaged, a server leaves, or models are loaded and unloaded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_o
                         break
                     await asyncio.sleep(0.02)
                 assert fed.checkpoint_position >= 3
-            for _ in range(100):  # it is told when heartbeats, too, succeed again
+            for _ in range(100):  # the recovery is logged only when heartbeats succeed again, too
                 events = [line["event"] for line in service.log if str(line["event"]).startswith("store.")]
                 if len(events) > 1:
                     break

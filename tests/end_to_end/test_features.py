@@ -1,5 +1,5 @@
-"""Models that read numbers, give numbers or tag what they read, against the real service: what holds for tokens holds
-for vectors."""
+"""Models that read numbers, return numbers or tag their input, on a real service: they keep the guarantees of models
+that read and return tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Vectors = NDArray[np.float32]
 
 
 def months(count: int, seed: int = 0) -> Vectors:
-    """A series like that of the model, [count, 1]."""
+    """Returns a series like those that the model was trained on, [count, 1]."""
     generator = np.random.default_rng(seed)
     time = np.arange(count)
     noise = generator.standard_normal(count) * 0.2
@@ -48,7 +48,7 @@ def stress_ids(phonemes: str) -> list[int]:
 
 
 def test_a_forecast_has_the_bits_of_a_loop_over_the_graph(shipped_service: LocalService) -> None:
-    """In one call, in a session, and step by step by hand."""
+    """Holds for one call, for a session, and for a client that feeds each value back."""
     history = months(36)
     reference = ReferenceSession(CO2, list(history))
     expected = bits(reference.forecast(12))
@@ -71,7 +71,7 @@ def test_a_forecast_has_the_bits_of_a_loop_over_the_graph(shipped_service: Local
 
 
 def test_what_is_observed_corrects_a_forecast(shipped_service: LocalService) -> None:
-    """Feeds and forecasts in turn, with answers at every step."""
+    """Feeds and forecasts take turns. Each step of a feed has an output."""
     history, observed = months(36), months(60)[36:]
     reference = ReferenceSession(CO2, list(history))
     with Client(shipped_service.target) as client, client.session("co2-forecast", history) as session:
@@ -83,7 +83,7 @@ def test_what_is_observed_corrects_a_forecast(shipped_service: LocalService) -> 
 
 
 async def test_vectors_have_the_same_bits_in_company_and_in_chunks(shipped_service: LocalService) -> None:
-    """32 sessions with histories of their own length, fed in chunks of their own, at once."""
+    """Runs 32 sessions at once. Their histories have different lengths, and their chunks different sizes."""
 
     async def run(client: AsyncClient, number: int) -> tuple[bytes, bytes]:
         history, fed = months(13 + number, number), months(40, number + 100)
@@ -146,7 +146,7 @@ async def test_a_frame_of_vectors_steps_many_sessions(shipped_service: LocalServ
 
 
 def test_a_snapshot_of_a_forecast_goes_on_to_the_bit(shipped_service: LocalService) -> None:
-    """What is pending, its own last value, is part of it; so is the level."""
+    """The snapshot contains the level, and the pending input, which is the last forecast value."""
     history = months(36)
     expected = bits(ReferenceSession(CO2, list(history)).forecast(20))
     with Client(shipped_service.target) as client, client.session("co2-forecast", history) as session:
@@ -218,7 +218,7 @@ async def _refused(stream: Wire, **request: object) -> tuple[str, str]:
 
 
 async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: LocalService) -> None:
-    """Tokens, likelihoods, choices among tokens, and tags of what cannot be looked into."""
+    """A model of values refuses tokens, scores, and decoding options about tokens, also token ids in a step batch."""
     history = pb.Sequence(features=tensor(months(24)))
     async with wire(shipped_service.target) as stream:
         opening = pb.Open(model="co2-forecast", source=pb.Sequence(text="abc"))
@@ -266,7 +266,7 @@ async def test_what_a_model_of_tokens_has_not_is_refused(shipped_service: LocalS
 
 
 def test_a_tagger_tells_a_tag_for_each_token_as_it_comes(shipped_service: LocalService) -> None:
-    """Its tokens and its tags are vocabularies of their own; a chunk is its steps."""
+    """Input and output have separate vocabularies. A chunk has the same tags as single steps."""
     heard = "L UW IY S | AE N AH L IH T IH K AH L | | | |"
     reference = ReferenceSession(STRESS)
     names = (STRESS / "target.txt").read_text().splitlines()
@@ -298,7 +298,7 @@ def test_a_tagger_cannot_go_on_by_itself(shipped_service: LocalService) -> None:
 
 
 def test_an_editor_completes_a_line_and_takes_it_back(shipped_service: LocalService) -> None:
-    """Characters as they are typed, white space among them; what was generated is taken back by a mark."""
+    """Feeds characters as a user types them, white space included. A rewind to a mark undoes a generation."""
     with Client(shipped_service.target) as client, client.session("pychar-en") as session:
         session.feed(list("class Reader:\n    def __init__(self"), mark=True)
         where = session.position

@@ -1,4 +1,4 @@
-"""Frames against the real service: a session gets by a frame what it gets alone, and one row harms no other."""
+"""Step batches on a real service: each session has the same result as alone, and a failing row affects no other row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = ["a", "carousel", "it's", "gradient", "memory", "lstm"]
 
 
 async def opened(stream: Wire, count: int, model: str = "tiny-lm") -> list[int]:
-    """Opens sessions; their handles."""
+    """Opens sessions. Returns their handles."""
     return [(await stream.ask(f"s{index}", open=lm(model))).opened.handle for index in range(count)]
 
 

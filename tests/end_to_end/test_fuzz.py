@@ -1,4 +1,4 @@
-"""Whatever comes in, the server stands, nothing leaks, and other sessions are as they were."""
+"""Whatever clients send, the server continues, nothing leaks, and other sessions do not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_MESSAGES = 40
 
 
 def a_message(rng: random.Random) -> pb.StreamRequest:
-    """A request with anything in it, mostly of the right form."""
+    """Returns a request with random content, mostly of a valid form."""
 
     def number() -> int:
         return rng.choice([0, 1, 2, 3, 16, 17, rng.randrange(1 << 32), (1 << 32) - 1])
@@ -87,7 +87,7 @@ def a_message(rng: random.Random) -> pb.StreamRequest:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A message with some bytes changed, cut off or doubled."""
+    """Returns a message with some bytes changed, cut off or repeated."""
     changed = bytearray(data)
     for _ in range(rng.randrange(1, 4)):
         if changed:
@@ -128,7 +128,7 @@ async def test_whatever_comes_in_harms_nobody(tiny_repository: Path) -> None:
                             assert isinstance(answer, pb.StreamResponse)
                             answers += 1
                 except (grpc.RpcError, asyncio.InvalidStateError):
-                    pass  # a message that is none ends its stream
+                    pass  # an invalid message ends its stream
                 finally:
                     call.cancel()
                 return answers
@@ -142,7 +142,7 @@ async def test_whatever_comes_in_harms_nobody(tiny_repository: Path) -> None:
                 assert list(fed.fed.outputs[0].logits) == reference.step(token).tolist()
             assert total > 500, "most streams must have been answered"
             sessions: sessions_pb2_grpc.SessionsAsyncStub = sessions_pb2_grpc.SessionsStub(channel)
-            for _ in range(400):  # held ones expire, kept ones leave the memory
+            for _ in range(400):  # held sessions expire, and kept sessions leave the memory
                 listed = await sessions.List(sessions_pb2.SessionsListRequest())
                 if listed.total_count == 1:
                     break
@@ -151,7 +151,7 @@ async def test_whatever_comes_in_harms_nobody(tiny_repository: Path) -> None:
                 await stream.ask("neighbour", feed=feed)
                 await asyncio.sleep(0.05)
             assert [one.session_id for one in listed.sessions] == ["neighbour"]
-            # every slot is there for others
+            # all slots are free again
             stub = inference_pb2_grpc.InferenceStub(channel)
             for _ in range(50):
                 request = pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=3))

@@ -1,4 +1,4 @@
-"""`generate_many` against real servers: the same as one by one, also from a full server and one that is killed."""
+"""`generate_many` returns what single generations return, also from a full server and from one that is killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REFUSED = "9"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model alone, which a server loads sooner."""
+    """Returns a folder with this model alone, so that servers start faster."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(SHIPPED / MODEL, folder / MODEL)
     return folder
@@ -43,7 +43,7 @@ def told(result: GeneratedSequence) -> list[str]:
 
 
 def open_sessions(client: Client) -> set[str]:
-    """The ids of the model's open sessions."""
+    """Returns the ids of the model's open sessions."""
     return {info.session_id for info in client.sessions.list() if info.model == MODEL}
 
 
@@ -176,7 +176,7 @@ async def test_a_server_with_few_slots_is_waited_for(repository: Path) -> None:
 
 
 async def test_a_killed_server_is_waited_for(repository: Path) -> None:
-    """The sequences that it had not completed are made by the next one."""
+    """The next server generates the sequences that the killed server did not complete."""
     flags = {"port": free_port()}
     with local_service(repository, flags) as service:
         client, other = Client(service.target), AsyncClient(service.target)

@@ -1,4 +1,4 @@
-"""What is over a limit is refused with the name of the setting, or of the model's property, that is the limit."""
+"""A request over a limit is refused, with the name of the setting or of the model's property that is the limit."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SIX = pb.Sequence(ids=pb.TokenIds(ids=[6]))
 
 
 def held(action: pb.DisconnectAction.ValueType) -> pb.Open:
-    """An opening that asks for too long a time."""
+    """Returns an opening with a duration over the limit."""
     return pb.Open(model="tiny-lm", on_disconnect=pb.DisconnectPolicy(action=action, duration=Duration(seconds=11)))
 
 
 def beams(count: int) -> pb.Generate:
-    """A search of so many."""
+    """Returns a beam search with `count` beams."""
     return pb.Generate(decoding=pb.Decoding(max_tokens=1, beam_search=pb.BeamSearch(beam_size=count)))
 
 

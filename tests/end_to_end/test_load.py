@@ -1,4 +1,4 @@
-"""Many clients at once: they share batches, and none is left behind."""
+"""Many clients at once share batches, and all are served."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ FEED_SIZE = 16
 
 @pytest.fixture(scope="module")
 def wide_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model whose runs take longer than reading the requests for them, so that requests wait for it on a
-    machine of any speed: what fills a batch is then the scheduler's choice, not how fast the clients are."""
+    """Returns a folder with a language model whose runs take longer than reading the requests for them.
+
+    Requests therefore wait, on a machine of any speed, and the scheduler decides what fills a batch, not the clients'
+    speed.
+    """
     folder = tmp_path_factory.mktemp("wide")
     write_language_model(folder, model="wide", bos_id=1, eos_id=None, hidden_size=384)
     return folder
 
 
 async def test_500_clients_see_full_batches_and_each_is_served(wide_repository: Path) -> None:
-    """Each a stream of its own, with many feeds in flight. The mean size of a batch is the metric's."""
+    """Each client has its own stream, with many feeds in flight. The mean batch size is taken from the metrics."""
     channels = 8
     with local_service(wide_repository) as service:
         options = [[("carousel.connection", number)] for number in range(channels)]
@@ -58,7 +61,7 @@ async def test_500_clients_see_full_batches_and_each_is_served(wide_repository: 
             await connection.close()
     expected = [FEED_SIZE * number for number in range(1, NUM_FEEDS + 1)]
     assert answered == [expected] * NUM_CLIENTS
-    # a batch takes 256 tokens: 16 such feeds fill it
+    # a batch takes 256 tokens, so 16 such feeds fill it
     assert mean_batch(seen, "wide") >= 13
 
 

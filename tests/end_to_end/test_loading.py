@@ -1,4 +1,4 @@
-"""A version that is put into the folder of a server that runs is tried in a process of its own before it is served."""
+"""A version that is added to a running server's folder is tried in a separate process before it is served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that cannot connect says why and what to try, in the terms of its user, whichever wire the server has."""
+"""A client that cannot connect says why and what to try, in its user's terms, with both wires of the server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ AUTHORITY, OTHER, EXPIRED = Authority(), Authority(), Authority(timedelta(days=-
 
 
 class Case(NamedTuple):
-    """server: which of `servers`; ca, own: what the client has, None for none; happened, advice: what the error says,
-    in Python and in a shell."""
+    """A client that cannot connect, and the expected error.
+
+    server: a key of `servers`.
+    ca, own: the client's authority and certificate; None if it has none.
+    happened: what the error says about the cause.
+    python, shell: what the error advises, in the library and in the command.
+    """
 
     server: str
     ca: Authority | None
@@ -81,7 +86,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=["grpcio", "envoy"])
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The targets of servers on one wire, by what they require."""
+    """Yields the targets of servers with one wire, by what they require."""
     folder = tmp_path_factory.mktemp("servers")
     (folder / "models").mkdir()
     (folder / "ca").write_bytes(AUTHORITY.certificate)
@@ -111,7 +116,7 @@ def blocking(target: str, credentials: grpc.ChannelCredentials | None) -> None:
 
 
 def generating(target: str, credentials: grpc.ChannelCredentials | None) -> None:
-    """A call that is repeated when its connection is lost: this one had none."""
+    """Makes a call that is retried when its connection is lost. In these tests it never has a connection."""
     with Client(target, credentials=credentials, timeout=10) as client:
         list(client.generate("any"))
 
@@ -156,14 +161,14 @@ def test_the_command_says_which_options_to_give(servers: dict[str, str], name: s
         (tmp_path / option).write_bytes(content)
         options += [f"--{option}", str(tmp_path / option)]
     done = Shell(servers[case.server]).run(*options, "models", code=3)
-    told = done.stderr.decode().splitlines()[-1]  # gRPC may have logged before
+    told = done.stderr.decode().splitlines()[-1]  # gRPC may have logged lines before
     assert told.startswith(f"error: cannot connect to {servers[case.server]}: {case.happened}")
     assert case.shell in told
 
 
 @pytest.fixture
 def http_1() -> Iterator[str]:
-    """The target of a server that answers plain text in HTTP/1, as those of HTTPS do."""
+    """Yields the target of a server that answers plain text in HTTP/1, as servers of HTTPS do."""
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()

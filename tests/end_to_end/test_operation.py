@@ -66,7 +66,7 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     assert value("request_latency_seconds_count", ("request", "feed")) == 1
     assert value("request_latency_seconds_count", ("request", "generate")) == 1
     assert value("time_to_first_token_seconds_count") == 1
-    # the start token and the two fed; then each generated one, to see what follows it
+    # the start token and the two fed tokens, then each generated token, to compute what follows it
     assert value("steps_total", ("graph", "step"), fp32) == 3 + len(tokens)
     assert value("batch_size_count", ("graph", "encoder"), fp32) == 1
     assert value("queue_depth", fp32) == 0
@@ -218,8 +218,8 @@ async def test_a_generation_over_the_grace_time_is_cut_off(tiny_repository: Path
 
 
 async def test_a_client_may_ping_often_also_between_calls(shipped_service: LocalService) -> None:
-    # frames of HTTP/2 by hand (RFC 9113, section 4.1): gRPC clients themselves ping no faster than every 10 s, and a
-    # server of gRPC's defaults answers the third of these with GOAWAY
+    # The test writes the HTTP/2 frames itself (RFC 9113, section 4.1), because gRPC clients ping at most every 10 s. A
+    # server with gRPC's defaults answers the third of these pings with GOAWAY.
     ping, goaway, ack, num_pings = 6, 7, 1, 6
     host, _, port = shipped_service.target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -1,4 +1,4 @@
-"""Sessions that go on after their stream has ended: held, resumed, stored, restored by another server."""
+"""Sessions continue after their stream has ended: held, resumed, stored, or restored by another server."""
 
 from __future__ import annotations
 
@@ -210,7 +210,8 @@ async def test_sessions_spill_when_slots_run_out_and_come_back(tiny_repository: 
 async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_server(
     tiny_service: LocalService, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    """Restored, and stored again before it was asked for; with what its repetition penalty has seen."""
+    """The second server restores the session, and stores it again before a client asks for the generation's tokens. The
+    record includes the tokens that the repetition penalty has seen."""
     flags = {"store": "lmdb", "data-folder": tmp_path, "shutdown-grace-s": 0}
     decoding = pb.Decoding(max_tokens=5000, repetition_penalty=1.05, sampling=pb.Sampling(seed=7))
     async with grpc.aio.insecure_channel(tiny_service.target) as channel:
@@ -246,7 +247,7 @@ async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_serve
 async def test_a_strict_generation_that_is_cancelled_has_told_all_its_tokens_before(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    """Its tokens wait until they are stored, and its end waits behind them."""
+    """Its tokens wait until they are stored, and its end comes after them."""
     with local_service(tiny_repository, {"store": "lmdb", "data-folder": tmp_path}) as service:
         async with wire(service.target) as stream:
             await stream.ask("s", open=held(durability=pb.DURABILITY_STRICT))
@@ -263,7 +264,7 @@ async def test_a_strict_generation_that_is_cancelled_has_told_all_its_tokens_bef
                     if response.HasField("generated"):
                         assert generating not in ended, "nothing of it comes after its end"
                         position += len(response.generated.tokens)
-                        if response.generated.finish_reason:  # the Cancel came after its end
+                        if response.generated.finish_reason:  # the Cancel came after the generation's end
                             ended.append(generating)
                     assert response.position == position
                 assert ended == [generating, cancelling]

@@ -1,4 +1,4 @@
-"""Three replicas behind the Envoy that is deployed, and Redis: they come and go under load, and nothing is lost."""
+"""Three replicas with Redis, behind the deployed Envoy: replicas come and go under load, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ class Fleet:
         self.envoy: LocalEnvoy = stack.enter_context(local_envoy(self._ports(), folder))
 
     def add(self) -> LocalService:
-        """One more, which Envoy does not know yet."""
+        """Starts one more replica. Envoy does not know it yet."""
         replica = self._stack.enter_context(local_service(SHIPPED, self._flags))
         self.replicas.append(replica)
         return replica
 
     def remove(self, replica: LocalService) -> None:
-        """One less: it drains, ends, and is taken from the list."""
+        """Stops a replica, which drains first, and removes it from Envoy's list."""
         assert replica.stop() == 0
         self.replicas.remove(replica)
         self.route()
 
     def kill(self, replica: LocalService) -> None:
-        """One less, without a word to anybody; Envoy must find out by itself."""
+        """Kills a replica. Envoy is not notified, and must detect it by itself."""
         replica.kill()
         self.replicas.remove(replica)
 
     def route(self) -> None:
-        """Tells Envoy who there is."""
+        """Gives Envoy the list of replicas."""
         self.envoy.route_to(self._ports())
 
     def _ports(self) -> list[int]:
@@ -76,7 +76,7 @@ def counted(replica: LocalService, name: str, **labels: str) -> float:
 
 @contextmanager
 def fed_across(target: str) -> Iterator[Future[str]]:
-    """Sessions that are fed until the block ends, also when it fails. Yields what will be said of them then."""
+    """Feeds sessions until the block ends, also when it fails. Yields a future of the result of `across`."""
     is_over = Event()
     with ThreadPoolExecutor(1) as threads:
         told = threads.submit(across, target, is_over.is_set)
@@ -87,7 +87,7 @@ def fed_across(target: str) -> Iterator[Future[str]]:
 
 
 def holder(fleet: Fleet) -> tuple[LocalService, float]:
-    """The replica that has the most sessions, and how many; waits until one has some."""
+    """Waits until a replica has sessions. Returns the replica with the most sessions, and their number."""
     for _ in range(600):
         held, index = max((counted(one, "carousel_sessions_active"), n) for n, one in enumerate(fleet.replicas))
         if held:
@@ -116,7 +116,8 @@ def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fle
 
 
 def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None:
-    """Its own sessions go on elsewhere from their checkpoints; calls that open others never fail."""
+    """The killed replica's sessions continue on others from their checkpoints. Calls that open other sessions never
+    fail."""
     with fed_across(fleet.envoy.target) as told, Client(fleet.envoy.target, timeout=10.0) as client:
         fleet.kill(holder(fleet)[0])
         until, count = time.monotonic() + 3.0, 0
@@ -129,7 +130,7 @@ def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None
 
 
 def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:
-    """Also those of other connections: the id alone decides."""
+    """The session's id alone selects the replica, also for calls on other connections."""
     for number in range(12):
         name = f"one-{number}"
         for source, expected in (("opened", 1), ("again", 1)):
@@ -144,7 +145,7 @@ def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:
     from_memory = sum(counted(one, "carousel_sessions_resumed_total", source="memory") for one in fleet.replicas)
     assert (from_store, from_memory) == (0, 12)
     with Client(fleet.envoy.target) as client:
-        for number in range(80):  # so many that no replica gets none by chance
+        for number in range(80):  # so many that each replica gets some of them
             client.session("g2p-en", source="gate", session_id=f"shared-{number}", on_disconnect="free").close()
     assert sum(counted(one, "carousel_sessions_opened_total") > 0 for one in fleet.replicas) == 3, "they share"
 

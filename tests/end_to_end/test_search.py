@@ -1,4 +1,4 @@
-"""Beam search, scores and variants against the real service, held against plain loops over the reference."""
+"""Beam search, scores and variants on a real service, compared with plain loops over the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reference(word: str) -> ReferenceSession:
 
 
 def search_plainly(session: ReferenceSession, search: BeamSearch) -> list[Hypothesis]:
-    """Each beam in a session of its own, which is copied when it has two children."""
+    """Runs a search with one session for each beam. Each child is a copy of its parent's session."""
     rows = [session]
     while not search.is_done:
         step = search.advance(np.array([row.logits for row in rows]))
@@ -61,7 +61,7 @@ async def test_a_beam_search_finds_what_a_plain_one_finds(
     async with wire(shipped_service.target) as stream:
         for word in words:
             await stream.ask(word, open=g2p(word))
-        for word in words:  # all at once: their beams are rows of the same batches
+        for word in words:  # sent at once, so that their beams are rows of the same batches
             await stream.send(word, generate=pb.Generate(decoding=pb.Decoding(max_tokens=20, beam_search=options)))
         answers = {response.session_id: response for response in [await stream.read() for _ in words]}
         again = await stream.ask("a", feed=pb.Feed(token_ids=[7], outputs=LOGITS))
@@ -237,7 +237,7 @@ async def test_more_beams_than_there_is_room_for_are_refused_with_a_retry_delay(
             await stream.read()
             await stream.read()
             short = pb.Decoding(max_tokens=5, beam_search=pb.BeamSearch(beam_size=6))
-            for _ in range(5):  # what a search took it gives back
+            for _ in range(5):  # a search frees its forks when it ends
                 assert (await stream.ask("two", generate=pb.Generate(decoding=short))).generated.finish_reason
 
 

@@ -1,4 +1,4 @@
-"""Every claim of docs/security.md that takes a real service to show."""
+"""Tests every claim of docs/security.md that needs a real service."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_tokens(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
-    """A service that wants tokens, and keeps sessions in LMDB."""
+    """Yields a service that requires tokens and stores sessions in LMDB. Afterwards its log must contain no token."""
     folder = tmp_path_factory.mktemp("guarded")
     write_tokens(folder / "tokens.toml")
     flags = {"tokens-file": folder / "tokens.toml", "log-level": "debug", "store": "lmdb", "data-folder": folder}
@@ -68,7 +68,7 @@ def guarded(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def secured(target: str, token: str | None) -> grpc.Channel:
-    """A channel that brings a token to this machine."""
+    """Returns a channel to this machine. token: sent with each call; None sends none."""
     if token is None:
         return grpc.insecure_channel(target)
     return grpc.secure_channel(
@@ -78,13 +78,13 @@ def secured(target: str, token: str | None) -> grpc.Channel:
 
 
 def answer(call: Callable[[Any], Any], request: Any) -> Any:
-    """All that comes of a call."""
+    """Makes a call. Returns its response, or the list of its responses."""
     response = call(request)
     return list(response) if isinstance(response, Iterator) else response
 
 
 def all_calls(channel: grpc.Channel) -> dict[str, Callable[[], Any]]:
-    """One call of every method that is served, health apart."""
+    """Returns one call for each served method, except health."""
     calls: dict[str, Callable[[], Any]] = {}
     modules: list[tuple[Callable[[grpc.Channel], Any], str, Any]] = [
         (inference_pb2_grpc.InferenceStub, "Inference", pb),
@@ -138,10 +138,10 @@ async def test_the_asyncio_client_brings_its_token_too(guarded: LocalService) ->
 
 
 def test_a_token_never_goes_in_plain_text_to_another_machine(tiny_repository: Path, tmp_path: Path) -> None:
-    """Nor to an address of this machine by which others reach it."""
+    """An address of this machine that other machines can reach counts as another machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: tells which address of ours leads elsewhere
+            probe.connect(("192.0.2.1", 9))  # sends nothing; finds the address of this machine that others reach
         except OSError:
             pytest.skip("this machine has no address but the loopback interface's")
         address = probe.getsockname()[0]
@@ -156,7 +156,7 @@ def test_a_token_never_goes_in_plain_text_to_another_machine(tiny_repository: Pa
 
 
 def test_sessions_of_others_are_not_found(guarded: LocalService) -> None:
-    """By no call, under no name; and two principals may use one name."""
+    """No call finds them, under any name. Two principals may use the same name."""
     with (
         Client(guarded.target, token=ALICE) as alice,
         Client(guarded.target, token=BOB) as bob,
@@ -296,7 +296,7 @@ def ca() -> trustme.CA:
 
 
 def write_certificate(ca: trustme.CA, folder: Path) -> dict[str, Path]:
-    """The flags of a server with a certificate by this authority. Its files are replaced at once."""
+    """Writes a server's certificate by this authority. Each file is replaced atomically. Returns the server's flags."""
     certificate = ca.issue_cert("localhost", "127.0.0.1")
     files = {"tls-cert-file": folder / "server.pem", "tls-key-file": folder / "server.key"}
     certificate.cert_chain_pems[0].write_to_path(folder / "server.pem.new")
@@ -344,7 +344,7 @@ def test_with_client_certificates_only_those_who_are_vouched_for_come_in(
 
 
 def test_certificates_are_replaced_without_a_restart(tiny_repository: Path, tmp_path: Path, ca: trustme.CA) -> None:
-    """Who is connected stays so; and files that are no good change nothing."""
+    """Existing connections stay open, and invalid files change nothing."""
     flags = write_certificate(ca, tmp_path)
     following = trustme.CA()
     with local_service(tiny_repository, flags) as service:
@@ -360,7 +360,7 @@ def test_certificates_are_replaced_without_a_restart(tiny_repository: Path, tmp_
             session.feed([2])
             assert is_served(ca)
             write_certificate(following, tmp_path)
-            wait_until(lambda: is_served(following))  # one wire looks before a handshake, the other once a second
+            wait_until(lambda: is_served(following))  # one wire checks before a handshake, the other once a second
             assert not is_served(ca)
             flags["tls-key-file"].write_text("no key")
             assert is_served(following)

@@ -1,4 +1,4 @@
-"""What a session promises, against the real service: the same bits, exactly once, nothing held for the dead."""
+"""The guarantees of a session on a real service: bit-identical results, exactly once, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def source_ids(word: str) -> list[int]:
 
 
 def phoneme_ids(word: str, count: int) -> list[int]:
-    """Some phonemes, the same ones for the same word."""
+    """Returns some phonemes, always the same for a word."""
     generator = random.Random(word)
     return [generator.randrange(3, 42) for _ in range(count)]
 
 
 async def stream_session(stream: Wire, session_id: str, word: str, chunks: list[int]) -> bytes:
-    """Feeds a session in chunks of these sizes; the bits of every logit."""
+    """Feeds a session in chunks of these sizes. Returns the bits of all logits."""
     await stream.ask(session_id, open=g2p(word))
     tokens = phoneme_ids(word, sum(chunks))
     logits: list[float] = []
@@ -97,7 +97,7 @@ async def test_a_generation_streams_its_tokens_as_they_are_made(tiny_service: Lo
         )
         call = inference_pb2_grpc.InferenceStub(channel).Generate(request)
         counts = [len(response.generated.tokens) async for response in call]
-    # those that are made while others are written leave together
+    # tokens that are generated while a response is written share the next response
     assert sum(counts) == 5000
     assert len(counts) > 10
 
@@ -170,7 +170,7 @@ async def test_a_feed_sent_again_is_answered_again_and_applied_once(shipped_serv
     feed = pb.Feed(tokens=["K", "EH"], position=0, outputs=LOGITS)
     async with wire(shipped_service.target) as stream:
         await stream.ask(open=g2p())
-        # sent twice before the first answer, and once after it
+        # sends the feed twice before the first answer, and once after it
         first_id, second_id = await stream.send(feed=feed), await stream.send(feed=feed)
         first, second = await stream.read(), await stream.read()
         third = await stream.ask(feed=feed)
@@ -263,7 +263,7 @@ async def info(service: LocalService, session_id: str) -> sessions_pb2.SessionIn
 
 
 async def gone(service: LocalService, session_id: str) -> str:
-    """Waits until a session is gone; what the server says became of it."""
+    """Waits until a session is gone. Returns the server's message about it."""
     for _ in range(500):
         try:
             await info(service, session_id)
@@ -346,7 +346,7 @@ async def test_sessions_are_listed_page_by_page_in_the_order_of_opening(tiny_ser
     async with wire(tiny_service.target) as stream, grpc.aio.insecure_channel(tiny_service.target) as channel:
         for session_id in ids:
             await stream.ask(session_id, open=lm())
-        await stream.ask("page-0", feed=pb.Feed(token_ids=[5]))  # using one does not move it
+        await stream.ask("page-0", feed=pb.Feed(token_ids=[5]))  # using a session does not change the order
         stub, token, found = sessions_pb2_grpc.SessionsStub(channel), "", []
         while True:
             request = sessions_pb2.SessionsListRequest(model="tiny-lm", page_size=3, page_token=token)
@@ -369,14 +369,14 @@ async def test_a_session_may_not_have_too_many_requests_in_flight(tiny_repositor
             assert {r.error.reason for r in refused} == {"QUEUE_FULL"}
             assert all(r.error.retry_delay.ToMilliseconds() == 100 for r in refused)
             assert 4 <= len(responses) - len(refused) < 12
-            # what was refused was not applied, what was admitted was applied once
+            # refused requests were not applied, and admitted requests were applied once
             position = 3000 * (len(responses) - len(refused))
             assert (await stream.ask("flood", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
 
 
 async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_service: LocalService) -> None:
     decoding = pb.Decoding(max_tokens=60_000)
-    # the client's end of the connection takes in 64 KiB unread, and does not grow
+    # the client buffers 64 KiB of unread data, and without the BDP probe this limit does not grow
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     async with wire(tiny_service.target, narrow) as stalled, wire(tiny_service.target) as other:
         await stalled.ask("stalled", open=lm("tiny-endless"))
@@ -388,7 +388,8 @@ async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_
                 assert (await other.ask("other", feed=pb.Feed(token_ids=[5]))).HasField("fed")
             positions.append((await info(tiny_service, "stalled")).position)
             assert len(positions) < 200
-        # what is on its way fills that and the window of the generation, and no more: far from all that was asked for
+        # the responses in flight fill this buffer and the generation's window, which is far less than what was
+        # requested
         assert 0 < positions[-1] < 20_000
         while (response := await stalled.read()).position < positions[-1] + 100:
             assert response.HasField("generated")

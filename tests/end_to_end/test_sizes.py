@@ -1,4 +1,4 @@
-"""No message is larger than `max_message_bytes`: an answer is split into pages or parts, or refused with a reason."""
+"""No message is larger than `max_message_bytes`: a response is split into pages or parts, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.end_to_end.wire import Wire, g2p, lm, wire
 
 LIMIT = 6000
 OPTIONS = (("grpc.max_receive_message_length", LIMIT),)
-"""Of a client that takes no larger message."""
+"""Options of a client that accepts no larger message."""
 PYCHAR = "pychar-en"
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[LocalService]:
-    """A server with a small limit."""
+    """Yields a server with a small limit."""
     with local_service(SHIPPED, {"max-message-bytes": LIMIT, "replay-tokens": 60_000}) as started:
         yield started
         assert not [line for line in started.log if line["level"] == "error"]
 
 
 class Calls:
-    """The unary calls of a client; answers and refusals alike are returned."""
+    """The stubs of one client."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.inference = inference_pb2_grpc.InferenceStub(channel)
@@ -46,7 +46,7 @@ async def calls(service: LocalService) -> AsyncIterator[Calls]:
 
 
 async def refusal(call: Any) -> str:
-    """The reason for which a call is refused, by the server and not by the client's transport."""
+    """Returns the reason of a refusal by the server. Fails if the client's transport refused the message instead."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     for name, value in refused.value.trailing_metadata() or ():
@@ -118,7 +118,7 @@ async def test_scores_and_sources_that_are_too_large_are_refused_before_they_are
 
 
 async def read_to_the_end(stream: Wire) -> tuple[int, int]:
-    """The position and the largest message of a generation."""
+    """Reads a generation to its end. Returns its position, and the size of its largest message in bytes."""
     largest = 0
     while True:
         response = await stream.read()
@@ -142,7 +142,7 @@ async def test_the_parts_of_a_generation_are_small_however_late_they_are_read(
     async with wire(service.target, OPTIONS) as stream, calls(service) as client:
         await stream.ask(name, open=pb.Open(resume=pb.Resume()))
         await stream.send(name, generate=pb.Generate(position=0, decoding=decoding))
-        position, largest = await read_to_the_end(stream)  # all of it is there at once
+        position, largest = await read_to_the_end(stream)  # the whole generation is ready at once
         assert position == 3000
         assert largest <= LIMIT
         request = pb.GenerateRequest(model=PYCHAR, decoding=decoding)

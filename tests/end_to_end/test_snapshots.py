@@ -1,4 +1,4 @@
-"""Sessions as bytes, copies of them, marks in them, and their state tensors."""
+"""Snapshots, copies, marks and state tensors of sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESUME = pb.Open(resume=pb.Resume())
 
 @dataclass
 class Both:
-    """A stream, and the calls about sessions."""
+    """A stream, and the stub of the calls about sessions."""
 
     stream: Wire
     sessions: sessions_pb2_grpc.SessionsAsyncStub
@@ -78,7 +78,7 @@ async def test_a_snapshot_makes_the_same_session_again_whatever_it_was_doing(
 async def test_what_a_session_generates_goes_on_in_a_session_made_of_its_snapshot(
     tiny_service: LocalService, policy: dict[str, Any]
 ) -> None:
-    """To the same tokens and log-probabilities, also of a session that keeps none of its tokens."""
+    """The tokens and log-probabilities are the same, also if the session keeps none of its tokens."""
     sampling = pb.Sampling(seed=7, temperature=2.0)
     decoding = pb.Decoding(max_tokens=3000, sampling=sampling, log_probabilities=True, repetition_penalty=1.5)
     async with both(tiny_service) as it:

@@ -1,4 +1,4 @@
-"""Sessions by calls of one request and one answer: they are held between the calls, and no call counts twice."""
+"""Sessions that are used with `Step` calls: they are held between the calls, and no call counts twice."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ KEEP = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
 
 
 class Stubs(NamedTuple):
-    """Of one connection."""
+    """The stubs of one connection."""
 
     inference: Any
     sessions: Any
 
     async def step(self, session_id: str = "", deadline_s: float | None = None, **fields: Any) -> pb.StepResponse:
-        """One call."""
+        """Makes one Step call. Returns its response."""
         request = pb.StepRequest(session_id=session_id, **fields)
         answer = await self.inference.Step(request, timeout=deadline_s)
         assert isinstance(answer, pb.StepResponse)
         return answer
 
     async def refused(self, session_id: str = "", **fields: Any) -> error_pb2.Error:
-        """The error of a call that must fail."""
+        """Makes a Step call that must fail. Returns its error."""
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await self.step(session_id, **fields)
         for key, value in failed.value.trailing_metadata() or ():
@@ -67,7 +67,7 @@ def fed(*tokens: int, position: int | None = None, **fields: Any) -> pb.Feed:
 
 
 def expected(repository: Path, *tokens: int) -> list[float]:
-    """The logits after all of the tokens."""
+    """Returns the logits after all of the tokens."""
     reference = ReferenceSession(repository / MODEL / "1")
     found: list[float] = []
     for token in tokens:
@@ -142,7 +142,7 @@ async def test_a_session_that_a_stream_has_is_left_to_it(tiny_service: LocalServ
                     "session 'streamed' is attached to a stream: use it on that stream, or end the stream"
                 )
             assert (await stream.ask("streamed", feed=fed(5, position=0))).position == 1
-        async with wire(tiny_service.target) as stream:  # whose stream before has ended by now, or is taken from
+        async with wire(tiny_service.target) as stream:  # the previous stream has ended, or this one takes over
             await stream.ask("streamed", open=pb.Open(resume=pb.Resume()))
         for _ in range(500):
             if not (await info(calls, "streamed")).attached:
@@ -224,7 +224,7 @@ async def test_a_client_that_leaves_loses_nothing(tiny_service: LocalService, ti
 
 
 async def failed_on(stream: Any) -> error_pb2.Error:
-    """The next error on a stream, which tells of a close besides."""
+    """Returns the next error on a stream. Skips other responses, such as the notice of a close."""
     while not (response := await stream.read()).HasField("error"):
         pass
     assert isinstance(response.error, error_pb2.Error)
@@ -236,7 +236,8 @@ async def failed_on(stream: Any) -> error_pb2.Error:
 async def test_a_close_in_the_middle_of_a_feed_tells_one_position_to_all(
     tiny_repository: Path, tmp_path: Path, durability: pb.Durability.ValueType, is_streamed: bool
 ) -> None:
-    """Close, the feed that it ends, and whoever comes back, also to a server that starts anew."""
+    """Close, the feed that it ends, and later calls return the same position. If the session is strict, so does the
+    server after a restart."""
     tokens = [5, 6, 7] * 20_000
     flags = {"store": "lmdb", "data-folder": tmp_path, "max-chunk-tokens": 4}
     with local_service(tiny_repository, flags) as service:
@@ -276,9 +277,9 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
             assert freed.metadata["close_reason"] == "disconnect"
             assert "closed at the end of the stream or the call that had it, as its on_disconnect says" in freed.message
             short = pb.DisconnectPolicy()
-            short.duration.FromMilliseconds(1000)  # and to hold it is the default
+            short.duration.FromMilliseconds(1000)  # the default action is to hold
             await calls.step("short", open=pb.Open(model=MODEL, on_disconnect=short))
-            for at in range(4):  # each call has its time begin anew
+            for at in range(4):  # each call restarts the duration
                 await asyncio.sleep(0.4)
                 assert (await calls.step("short", feed=fed(5, position=at))).position == at + 1
             await calls.step("kept", open=pb.Open(model=MODEL, on_disconnect=KEEP), feed=fed(5, position=0))
@@ -326,7 +327,7 @@ async def test_a_stored_session_survives_its_server(
 
 @pytest.fixture
 def replicas(tiny_repository: Path, tmp_path: Path) -> Iterator[list[LocalService]]:
-    """Two servers with one store."""
+    """Yields two servers with one store."""
     key = tmp_path / "snapshot.key"
     key.write_bytes(os.urandom(32))
     with ExitStack() as stack:
@@ -394,7 +395,7 @@ async def test_json_goes_through_the_front_and_survives_a_replica(
 
 
 class Refusal(NamedTuple):
-    """A call, and the error that it must get."""
+    """A call and its expected error."""
 
     request: dict[str, Any]
     code: grpc.StatusCode
@@ -525,7 +526,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def there(tiny_service: LocalService) -> None:
-    """A session called so, for as long as it is held."""
+    """Opens the session `there`, which the server holds."""
 
     async def open_it() -> None:
         async with stubs(tiny_service.target) as calls:
@@ -557,7 +558,7 @@ async def test_a_call_that_is_refused_opens_nothing(tiny_service: LocalService) 
 
 
 def test_json_is_all_that_it_takes(tiny_service: LocalService, request: pytest.FixtureRequest) -> None:
-    """As curl sends it."""
+    """Sends the requests that curl would send."""
     if request.config.getoption("--wire") == "grpcio":
         pytest.skip("gRPC's own wire speaks JSON behind an Envoy alone")
     path = "/carousel.v1.Inference/Step"

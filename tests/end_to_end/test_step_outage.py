@@ -1,4 +1,4 @@
-"""A feed by one call while the store is away: nobody is told to send again what would count twice."""
+"""A feed by `Step` during an outage of the store: no error advises a retry that would count twice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ async def test_a_feed_that_is_not_stored_may_be_sent_again_if_it_has_a_position(
 
 
 async def test_a_long_feed_ends_before_its_server_does(tiny_repository: Path, tmp_path: Path) -> None:
-    """In the middle of it the session cannot be stored, and what was answered before would be lost."""
+    """A session cannot be stored during a feed. If the server ended then, the feed that was answered before would be
+    lost."""
     flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 60}
     kept = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
     tokens = [5 + at % 7 for at in range(130_000)]

@@ -1,4 +1,4 @@
-"""A translator of subwords: texts go in, words come out, and a session may be cut anywhere inside one."""
+"""A translator of subwords reads and returns texts, and a session may be cut anywhere inside a word."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEMPERATURE, SEED = 1.5, 3
 
 @pytest.fixture(scope="module")
 def whole(service: LocalService) -> tuple[list[int], str]:
-    """Tokens of a generation in one part, and its text."""
+    """Returns the tokens and the text of a generation in one part."""
     with Client(service.target) as client:
         return told(client.generate(MODEL, SOURCE, max_tokens=60, temperature=TEMPERATURE, seed=SEED))
 
@@ -50,7 +50,8 @@ def told(generation: Generation) -> tuple[list[int], str]:
 
 
 def parts(session: Session, counts: Sequence[int]) -> tuple[list[int], str, str]:
-    """Tokens of generations one after the other, the text of their complete words, and the word that is not."""
+    """Generates in several parts. Returns the tokens, the text of their complete words, and the incomplete last
+    word."""
     ids, complete, rest = [], "", ""
     for count in counts:
         generation = session.generate(max_tokens=count, temperature=TEMPERATURE, seed=SEED)
@@ -73,7 +74,7 @@ def test_a_text_is_cut_and_words_come_back(service: LocalService, whole: tuple[l
 
 @pytest.mark.parametrize("count", [1, 2, 15])
 def test_parts_of_a_generation_tell_its_text(service: LocalService, whole: tuple[list[int], str], count: int) -> None:
-    """Each ends with the word that is not complete, which comes again when it is."""
+    """Each part ends with the incomplete word. The next part repeats that word and continues it."""
     with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
         ids, complete, rest = parts(session, [count] * (60 // count))
     assert (ids, complete + rest) == whole
@@ -81,7 +82,7 @@ def test_parts_of_a_generation_tell_its_text(service: LocalService, whole: tuple
 
 @pytest.mark.parametrize("cut", [5, 6, 7, 8])
 def test_a_copy_goes_on_inside_a_word(service: LocalService, whole: tuple[list[int], str], cut: int) -> None:
-    """A fork, and a session restored from a snapshot."""
+    """The copies are a fork, and a session restored from a snapshot."""
     with Client(service.target) as client:
         with client.session(MODEL, SOURCE) as session:
             first, complete, _ = parts(session, [cut])

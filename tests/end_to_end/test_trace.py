@@ -1,4 +1,4 @@
-"""A look inside: what the service tells of gates and states is what the cell's equations give."""
+"""The trace of a step: gates and states satisfy the cell's equations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float32]
 
 
 def gates_of(step: Step, layer: int) -> dict[str, FloatArray]:
-    """[T, units] each."""
+    """Returns the gates and states of a layer by name, [T, units] each."""
     prefix = f"layer{layer}."
     names = [name for name in step.trace if name.startswith(prefix)]
     return {
@@ -28,7 +28,7 @@ def gates_of(step: Step, layer: int) -> dict[str, FloatArray]:
 
 @pytest.mark.parametrize("model", ["pychar-en", "stress-en"])
 def test_gates_and_states_keep_the_equations_of_the_cell(shipped_service: LocalService, model: str) -> None:
-    """c' = f c + i g and h' = o tanh c', unit by unit, from step to step, in every layer."""
+    """c' = f c + i g and h' = o tanh c' hold for each unit, in each step and layer."""
     tokens = list("def f(x):") if model == "pychar-en" else ["K", "AE", "R", "AH", "S", "EH", "L", "|", "|"]
     with Client(shipped_service.target) as client, client.session(model) as session:
         step = session.feed(tokens, every_position=True, trace=True)
@@ -50,7 +50,7 @@ def test_gates_and_states_keep_the_equations_of_the_cell(shipped_service: LocalS
 
 
 def test_a_look_inside_changes_nothing(shipped_service: LocalService) -> None:
-    """The same bits with it and without, and whatever goes on beside it."""
+    """Logits have the same bits with and without a trace."""
     text = list("import os\nimport sys\n")
     with (
         Client(shipped_service.target) as client,
@@ -68,7 +68,8 @@ def test_a_look_inside_changes_nothing(shipped_service: LocalService) -> None:
 
 
 def test_attention_tells_where_it_looked(shipped_service: LocalService) -> None:
-    """A weight for each letter of the session's own source, which add up to 1; from the start token on."""
+    """From the start token on, each step has one weight for each letter of the session's own source. The weights sum to
+    1."""
     with (
         Client(shipped_service.target) as client,
         client.session("g2p-en", "a" * 40) as company,
@@ -113,7 +114,7 @@ def test_a_model_without_a_trace_says_so(tiny_service: LocalService) -> None:
 
 
 def test_the_reference_of_a_forecast_is_traced_too(shipped_service: LocalService) -> None:
-    """Values with a trace are the values without one."""
+    """Values with a trace have the bits of a plain loop without one."""
     months = np.frombuffer(_months().data, "<f4").reshape(-1, 1)
     reference = ReferenceSession(SHIPPED / "co2-forecast" / "1", list(months))
     with Client(shipped_service.target) as client, client.session("co2-forecast", months) as session:

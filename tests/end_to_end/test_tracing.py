@@ -1,4 +1,5 @@
-"""Traces, as a collector gets them: the caller's context, a span a request, and where its time went."""
+"""Traces as a collector receives them: in the caller's context, with a span for each request and the times of its
+phases."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def traced(collector: Collector, **flags: object) -> dict[str, object]:
 
 
 def generate(service: LocalService, flags: str) -> None:
-    """A generation by a caller that has a trace of its own. flags: of W3C's `traceparent`: 01 is sampled."""
+    """Generates as a caller that has its own trace. flags: those of W3C's `traceparent`; 01 means sampled."""
     with grpc.insecure_channel(service.target) as channel:
         request = pb.GenerateRequest(model="g2p-en", source=pb.Sequence(text="gate"))
         metadata = (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),)
@@ -47,7 +48,7 @@ def generate(service: LocalService, flags: str) -> None:
 def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(collector: Collector) -> None:
     with local_service(SHIPPED, traced(collector)) as service:
         generate(service, "01")
-        service.stop()  # what was not sent yet is sent
+        service.stop()  # the server sends the remaining spans when it stops
     (call,) = collector.named("carousel.v1.Inference/Generate")
     assert (call.trace_id.hex(), call.parent_span_id.hex()) == (TRACE, PARENT)
     assert call.kind == Span.SPAN_KIND_SERVER
@@ -96,7 +97,7 @@ def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Co
 
 
 def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
-    """By the caller's word; without one, by the ratio."""
+    """The caller's flag decides. Without a caller's trace, the ratio decides."""
     with local_service(SHIPPED, traced(collector, trace_ratio=0)) as service:
         generate(service, "00")
         with Client(service.target) as client:
@@ -107,7 +108,7 @@ def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
 
 
 def test_latencies_have_the_trace_as_exemplar(collector: Collector) -> None:
-    """For scrapers that ask for OpenMetrics; others get what they always got."""
+    """Only scrapers that ask for OpenMetrics get exemplars."""
     with local_service(SHIPPED, traced(collector)) as service:
         generate(service, "01")
         asked = urllib.request.Request(service.metrics_url, headers={"Accept": "application/openmetrics-text"})
@@ -131,7 +132,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up(tiny_repository: Path) -
 
 
 def test_without_its_library_it_says_what_to_install(tiny_repository: Path, tmp_path: Path) -> None:
-    hidden = tmp_path / "opentelemetry"  # in front of the library, in every process
+    hidden = tmp_path / "opentelemetry"  # found before the library, in every process
     hidden.mkdir()
     (hidden / "__init__.py").touch()
     paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,4 +1,5 @@
-"""The shipped translator keeps the promises: the same bits in company, inside a word, in a copy and in a search."""
+"""The shipped translator returns the results of a plain loop: in batches, cut inside a word, in copies and in
+searches."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def pieces() -> SentencePieceProcessor:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The translator alone."""
+    """Returns a folder with the translator alone."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(SHIPPED / MODEL, folder / MODEL)
     return folder
@@ -68,7 +69,7 @@ def service(repository: Path) -> Iterator[LocalService]:
 
 @pytest.fixture(scope="module")
 def alone(pieces: SentencePieceProcessor) -> dict[str, list[int]]:
-    """Each sentence translated by a bare loop over the graphs."""
+    """Returns the translation of each sentence by a plain loop over the graphs."""
     return {text: ReferenceSession(BUNDLE, pieces.encode(text)).generate(MAX_TOKENS) for text in SENTENCES}
 
 
@@ -124,7 +125,7 @@ def test_a_fork_and_the_session_go_on_alike(
 def test_a_search_finds_what_is_likelier_and_tells_it_as_text(
     service: LocalService, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
-    """The likelihood of each hypothesis is that of a bare loop, to the last digit that is told."""
+    """The likelihood of each hypothesis is that of a plain loop, within 1e-4."""
     text = SENTENCES[5]
     with Client(service.target) as client:
         search = client.generate(MODEL, text, beam_size=4, num_best=4, max_tokens=MAX_TOKENS)
@@ -149,5 +150,5 @@ def _neighbours(pieces: SentencePieceProcessor, ids: list[int]) -> tuple[list[st
 
 
 def _is_inside(before: str, after: str) -> bool:
-    """Whether a word goes on from one piece to the next."""
+    """Returns whether a word continues from one piece to the next."""
     return before.startswith("▁") and after.isalpha()

@@ -1,7 +1,7 @@
-"""What an earlier server stored, and an earlier client sends, is understood: nobody is left behind by an upgrade.
+"""This version reads what earlier servers stored, and understands what earlier clients send.
 
-The records in `fixtures/old_server` are as the server of 2026-11-24 wrote them before it was killed; they are never
-made anew. `carousel_v1.binpb` is the contract of that day, as a FileDescriptorSet.
+The server of 2026-11-24 wrote the records in `fixtures/old_server` before it was killed. They are never regenerated.
+`carousel_v1.binpb` is the contract of that day, as a FileDescriptorSet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def logits(stream: Wire, session_id: str, *tokens: int, position: int) -> 
 
 
 async def reference(stream: Wire, *tokens: int) -> list[float]:
-    """What a session of this server says after the same tokens."""
+    """Returns the logits of a session of this server after the same tokens."""
     await stream.ask("reference", open=pb.Open(model="pychar-en"))
     found = await logits(stream, "reference", *tokens, position=0)
     await stream.ask("reference", close=pb.Close())
@@ -49,7 +49,7 @@ async def reference(stream: Wire, *tokens: int) -> list[float]:
 
 
 async def generated(stream: Wire, session_id: str, received: int) -> list[int]:
-    """The tokens that come after a position."""
+    """Returns the tokens of a generation after the position `received`."""
     request = pb.Generate(position=1, received_position=received, decoding=SAMPLED)
     await stream.send(session_id, generate=request)
     tokens: list[int] = []
@@ -116,7 +116,7 @@ def test_all_that_an_old_client_knows_is_in_the_contract() -> None:
 
 
 def facts(file: descriptor_pb2.FileDescriptorProto) -> set[tuple[object, ...]]:
-    """What a client depends on: the names, numbers and types of fields, values and calls."""
+    """Returns what a client depends on: the names, numbers and types of fields, values and calls."""
     found: set[tuple[object, ...]] = set()
     for message in file.message_type:
         for field in message.field:

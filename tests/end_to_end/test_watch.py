@@ -1,4 +1,4 @@
-"""Watching a session: what happens to it is told in order and once, and nobody who feeds it notices."""
+"""Watching a session: its events are delivered in order and once, and clients that feed it are not affected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.services import program, redis_server
 
 HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
 DROPPED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
-"""How the call of a watcher that was dropped ends; the latter when it was reset."""
+"""The possible statuses of a dropped watcher's call. CANCELLED means that the call was reset."""
 TOP = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3)
 
 
@@ -47,30 +47,31 @@ class Watching:
         self.call = calls.inference.Watch(pb.WatchRequest(session_id=session_id))
 
     async def next(self) -> pb.WatchResponse:
-        """What is told next."""
+        """Returns the next event."""
         response = await asyncio.wait_for(self.call.read(), 20.0)
         assert response is not grpc.aio.EOF, f"the call ended: {await self.call.code()}, {await self.call.details()}"
         assert isinstance(response, pb.WatchResponse)
         return response
 
     async def to_the_end(self) -> None:
-        """Reads all that is told, up to the error that ends the call."""
+        """Reads all events, up to the error that ends the call."""
         while await asyncio.wait_for(self.call.read(), 20.0) is not grpc.aio.EOF:
             pass
 
     async def told(self, kind: str) -> tuple[int, Any]:
-        """The position, and the next thing that is told, which must be of this kind."""
+        """Returns the position and the next event, which must be of this kind."""
         response = await self.next()
         assert response.WhichOneof("event") == kind, response
         return response.position, getattr(response, kind)
 
     async def change(self) -> tuple[int, str]:
-        """The position, and the name of the change that must be told next."""
+        """Returns the position and the name of the next event, which must be a change."""
         position, changed = await self.told("changed")
         return position, pb.SessionChange.Name(changed.change).removeprefix("SESSION_CHANGE_")
 
     async def closed(self) -> tuple[int, str]:
-        """The position, and the reason that must be told next; and the call must end with OK."""
+        """Returns the position and the reason of the next event, which must be a close. The call must then end with
+        OK."""
         position, closed = await self.told("closed")
         assert await asyncio.wait_for(self.call.read(), 20.0) is grpc.aio.EOF
         assert await self.call.code() is grpc.StatusCode.OK
@@ -79,7 +80,7 @@ class Watching:
 
 @asynccontextmanager
 async def watching(calls: Stubs, session_id: str, position: int = 0) -> AsyncIterator[Watching]:
-    """A watch that has begun at a position."""
+    """Yields a watch that has begun at a position."""
     watch = Watching(calls, session_id)
     assert (await watch.told("watching"))[0] == position
     try:
@@ -129,13 +130,13 @@ async def test_what_happens_to_a_session_is_told_in_order_whoever_feeds_it(
 
             await calls.sessions.Rewind(sessions_pb2.SessionsRewindRequest(session_id="seen", position=2))
             assert await watch.change() == (2, "SET_BACK")
-            await stream.ask("seen", cancel=pb.Cancel())  # of nothing: it is not told
+            await stream.ask("seen", cancel=pb.Cancel())  # cancels nothing, so there is no event
         assert await watch.change() == (2, "DETACHED")
 
         stepped = await calls.step("seen", feed=fed(7, position=2))
         position, told = await watch.told("fed")
         assert (position, ids(told), told.fed) == (3, [7], stepped.fed)
-        await calls.step("seen", feed=fed(7, position=2))  # again
+        await calls.step("seen", feed=fed(7, position=2))  # a retry, so there is no event
         async with wire(tiny_service.target) as stream:
             await stream.ask("seen", open=pb.Open(resume=pb.Resume()))
             assert await watch.change() == (3, "ATTACHED")
@@ -367,7 +368,7 @@ async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) 
         watches.pop().call.cancel()
         while len(watches) < 16:
             another = Watching(calls, "famous")
-            with suppress(grpc.aio.AioRpcError):  # until the server knows that the first has left
+            with suppress(grpc.aio.AioRpcError):  # refused until the server has noticed that the first watcher left
                 await another.told("watching")
                 watches.append(another)
         await calls.step("famous", close=True)
@@ -443,7 +444,7 @@ async def test_vectors_are_told_as_such(shipped_service: LocalService) -> None:
 def test_a_web_page_gets_events_as_json(
     tiny_service: LocalService, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """As Connect has it; on gRPC's own wire through the Envoy in front."""
+    """Uses Connect's protocol. If the wire is `grpcio`, the request goes through an Envoy."""
     with ExitStack() as stack:
         target = tiny_service.target
         if request.config.getoption("--wire") == "grpcio":

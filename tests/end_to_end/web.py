@@ -1,4 +1,4 @@
-"""What browsers and `curl` do: requests of HTTP/1.1."""
+"""Sends requests as browsers and `curl` do, with HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ BAD_JSON = [
     ("Models/Get", b'{"modle": "tiny-lm"}', "invalid_argument", 400, '"modle"'),
     ("Models/Get", b"{", "invalid_argument", 400, "not JSON of carousel.v1.ModelsGetRequest"),
 ]
-"""Calls that are refused in JSON: the method, the request, Connect's code, HTTP's status, and words of the message."""
+"""Calls that are refused in JSON: the method, the request, Connect's code, the HTTP status, and words of the
+message."""
 
 
 class Answer(NamedTuple):
-    """Of one request."""
+    """The answer to one request."""
 
     status: int
     body: bytes
@@ -30,7 +31,7 @@ class Answer(NamedTuple):
 
 
 def ask(target: str, path: str, body: bytes | None, headers: Mapping[str, str], method: str | None = None) -> Answer:
-    """Sends a request. method: by default POST with a body, else GET."""
+    """Sends a request. Returns the answer, also if it is an error. method: by default POST with a body, else GET."""
     request = urllib.request.Request(f"http://{target}{path}", body, dict(headers), method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -40,7 +41,8 @@ def ask(target: str, path: str, body: bytes | None, headers: Mapping[str, str], 
 
 
 def check_list_in_grpc_web(answer: Answer) -> None:
-    """That an answer to `Models/List` in gRPC-Web is whole: a message that names `tiny-lm`, and a status of OK."""
+    """Checks that an answer to `Models/List` in gRPC-Web is complete: a message that names `tiny-lm`, and the status
+    OK."""
     status, body, _ = answer
     length = int.from_bytes(body[1:5], "big")
     listed = models_pb2.ModelsListResponse.FromString(body[5 : 5 + length])
@@ -50,6 +52,6 @@ def check_list_in_grpc_web(answer: Answer) -> None:
 
 
 def check_list_in_proto(answer: Answer) -> None:
-    """That an answer to `Models/List` by Connect, in protocol buffers, names `tiny-lm`."""
+    """Checks that an answer to `Models/List` in protocol buffers (Connect) names `tiny-lm`."""
     assert (answer.status, answer.headers["content-type"]) == (200, "application/proto")
     assert "tiny-lm" in [model.model for model in models_pb2.ModelsListResponse.FromString(answer.body).models]

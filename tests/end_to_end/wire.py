@@ -1,4 +1,4 @@
-"""A stream of raw messages: what tests use where the client package would stand in the way."""
+"""A stream of raw messages, for tests that cannot use the client package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Wire:
         return self._last_id
 
     async def read(self) -> pb.StreamResponse:
-        """The next response. Fails when the call has ended."""
+        """Returns the next response. Fails if the call has ended."""
         response = await self.call.read()
         assert response is not grpc.aio.EOF, f"the call ended: {await self.call.code()}, {await self.call.details()}"
         assert isinstance(response, pb.StreamResponse)
@@ -40,7 +40,7 @@ class Wire:
         return response
 
     async def generated(self) -> tuple[list[str], pb.StreamResponse]:
-        """Reads one generation to its end: its tokens, and its last response."""
+        """Reads one generation to its end. Returns the texts of its tokens, and its last response."""
         tokens = []
         while True:
             response = await self.read()
@@ -52,7 +52,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(target: str, options: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Wire]:
-    """A stream on a channel of its own, cancelled at the end."""
+    """Yields a stream on its own channel, and cancels it at the end."""
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         call = inference_pb2_grpc.InferenceStub(channel).Stream()
         try:
@@ -62,10 +62,10 @@ async def wire(target: str, options: Sequence[tuple[str, int]] = ()) -> AsyncIte
 
 
 def g2p(source: str = "carousel", **fields: Any) -> pb.Open:
-    """Opens a session of the shipped model."""
+    """Returns an opening of a session of the shipped model `g2p-en`."""
     return pb.Open(model="g2p-en", source=pb.Sequence(text=source), **fields)
 
 
 def lm(model: str = "tiny-lm", **fields: Any) -> pb.Open:
-    """Opens a session of a tiny language model."""
+    """Returns an opening of a session of a tiny language model."""
     return pb.Open(model=model, **fields)
