@@ -1,4 +1,4 @@
-"""What tests of exports share."""
+"""The fixture that all tests of exports share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def operators() -> Iterator[None]:
-    """PyTorch's table of ONNX operators, which nothing here changes, is made once, and not anew for each graph."""
+    """Makes PyTorch's table of ONNX operators once, and not again for each graph. No test changes it."""
     registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
     table = registration.ONNXRegistry
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""ONNX files as others make them: other opsets, layouts and names than ours."""
+"""ONNX files as other exporters write them: with other opsets, layouts and names than ours."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def save(  # noqa: PLR0917
 
 
 def voice_activity(path: Path, *, samples: int | str = "samples", rows: int | str = "batch") -> Path:
-    """As voice activity detectors are exported: a frame of samples a step, one state of both halves, a sampling rate
-    that is a scalar, and a probability."""
+    """Writes a typical voice activity detector. A step reads a frame of samples and returns a probability.
+
+    One state contains the hidden and the cell state of an LSTM. The sampling rate is a scalar input.
+    """
     size = 8
     nodes = [
         helper.make_node("Cast", ["sr"], ["rate"], to=TensorProto.FLOAT),
@@ -73,7 +75,8 @@ def voice_activity(path: Path, *, samples: int | str = "samples", rows: int | st
 
 
 def time_first_tokens(path: Path, *, opset: int = 11) -> Path:
-    """A language model of 32-bit token ids, time first, of an old opset, whose states are h0 and c0, hn and cn."""
+    """Writes a language model of an old opset. Its token ids have 32 bits, time is its first axis, and its states are
+    h0 and c0, which become hn and cn."""
     size, tokens = 8, 6
     nodes = [
         helper.make_node("Gather", ["embedding", "ids"], ["embedded"]),
@@ -102,7 +105,7 @@ def time_first_tokens(path: Path, *, opset: int = 11) -> Path:
 
 
 def denoiser(path: Path) -> Path:
-    """As denoisers are exported: one row alone, a frame of complex bins in and out, and two caches of their own."""
+    """Writes a typical denoiser: one row only, a frame of complex bins as input and output, and two caches."""
     size, bins = 8, 6
     nodes = [
         helper.make_node("Reshape", ["mix", "flat"], ["frame"]),
@@ -142,7 +145,7 @@ def denoiser(path: Path) -> Path:
 
 
 def batch_norm_of_rows(path: Path) -> Path:
-    """A model whose rows are told something else in company: what it reads is centred over the batch."""
+    """Writes a model that centres its input over the batch, so that other rows change a row's result."""
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
         helper.make_node("Sub", ["x", "mean"], ["centred"]),

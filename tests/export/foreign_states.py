@@ -1,4 +1,4 @@
-"""ONNX files whose states are told by their graphs: recurrent nodes, loops, branches, plain cells and caches."""
+"""ONNX files whose graphs show what their states are: recurrent nodes, loops, branches, plain cells and caches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _ints(name: str, *values: int) -> TensorProto:
 
 
 def _gates(kind: str, reads: int, size: int, *, prefix: str = "", directions: int = 1) -> list[TensorProto]:
-    """A recurrent node's weights, W, R and B, after a prefix."""
+    """Returns the weights W, R and B of a recurrent node. prefix: put before their names."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * size
     return [
         weight(f"{prefix}W", directions, gates, reads),
@@ -27,7 +27,8 @@ def _gates(kind: str, reads: int, size: int, *, prefix: str = "", directions: in
 
 
 def lstm_step(path: Path, *, begins: Sequence[str] = ("hx", "cx"), ends: Sequence[str] = ("hy", "cy")) -> Path:
-    """An LSTM whose first and last hidden and cell state have any names, and whose hidden state is what it gives."""
+    """Writes an LSTM that returns its hidden state. begins, ends: the names of its first and last hidden and cell
+    state."""
     nodes = [
         helper.make_node("LSTM", ["x", "W", "R", "B", "", *begins], ["", "h", "c"], name="rnn", hidden_size=8),
         helper.make_node("Identity", ["h"], ["y"]),
@@ -41,7 +42,10 @@ def lstm_step(path: Path, *, begins: Sequence[str] = ("hx", "cx"), ends: Sequenc
 
 
 def two_grus(path: Path, *, begins: bool = False, ends: bool = False) -> Path:
-    """Two GRUs, of which the second has its state outside. begins, ends: whether the first has its first, its last."""
+    """Writes two GRUs. The state of the second is an input and an output.
+
+    begins, ends: whether the first GRU's first state is an input, and its last state an output.
+    """
     first = ["x", "aW", "aR", "aB", "", "ha" if begins else ""]
     nodes = [
         helper.make_node("GRU", first, ["ya", "ha_n" if ends else "spare"], name="a", hidden_size=6),
@@ -69,8 +73,12 @@ def lstm_without_state(
     mixes: str = "",
     gives_last: bool = False,
 ) -> Path:
-    """A whole sequence's LSTM without states. first: a constant in every place of its first hidden state; mixes: an
-    operator over time before it, `ReduceMean`; gives_last: whether its last states are outputs."""
+    """Writes an LSTM over a whole sequence, whose first states are not inputs.
+
+    first: a constant for every place of its first hidden state.
+    mixes: an operator over time before it, `ReduceMean`.
+    gives_last: whether its last states are outputs.
+    """
     size = 6
     begin = [] if first is None else ["", "first", "zeros"]
     nodes = [
@@ -94,7 +102,7 @@ def lstm_without_state(
 
 
 def both_directions(path: Path, direction: str = "bidirectional") -> Path:
-    """A GRU that reads backwards, with its states outside."""
+    """Writes a GRU that reads backwards or in both directions. Its state is an input and an output."""
     count = 2 if direction == "bidirectional" else 1
     nodes = [
         helper.make_node("GRU", ["x", "W", "R", "B", "", "h0"], ["Y", "hn"], name="rnn", hidden_size=6),
@@ -107,8 +115,8 @@ def both_directions(path: Path, direction: str = "bidirectional") -> Path:
 
 
 def two_paths(path: Path) -> Path:
-    """As denoisers of two paths: one GRU over the 5 bands of a frame, both directions, that begins anew in every frame,
-    then one over time for each band."""
+    """Writes a denoiser of two paths: a bidirectional GRU over the 5 bands of a frame, which starts from zero in every
+    frame, and then a GRU over time for each band."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["bands"], perm=[1, 0, 2]),
         helper.make_node("GRU", ["bands", "aW", "aR", "aB"], ["Ya"], name="over_bands", hidden_size=3),
@@ -129,8 +137,7 @@ def two_paths(path: Path) -> Path:
 
 
 def stacked(path: Path) -> Path:
-    """Two LSTM layers whose states are cut out of stacks by Split and joined by Concat, under names that tell nothing;
-    a switch between two branches, of which only one is taken."""
+    """Writes two LSTM layers. Split cuts their states from stacks, and Concat joins them. The names tell nothing."""
     layers = []
     for layer, reads in ((0, "x"), (1, "s0")):
         gates = [f"{layer}{name}" for name in "WRB"]
@@ -155,7 +162,7 @@ def stacked(path: Path) -> Path:
 
 
 def in_branches(path: Path) -> Path:
-    """An LSTM in both branches of an `If`, which reads its states from around it: p is its cell state."""
+    """Writes an `If` with an LSTM in both branches. They read their states from outside: p is the cell state."""
 
     def branch(name: str) -> onnx.GraphProto:
         lstm = helper.make_node(
@@ -177,8 +184,8 @@ def in_branches(path: Path) -> Path:
 
 
 def scanned(path: Path, operator: str = "Scan") -> Path:
-    """Two sums that a `Scan` or a `Loop` carries through a frame of 3 parts, under names that tell nothing. The second
-    depends on the first, so that paths alone leave two choices."""
+    """Writes two sums that a `Scan` or a `Loop` carries through a frame of 3 parts. The names tell nothing. The second
+    sum depends on the first, so that paths alone leave two choices."""
     shape: Shape = ["batch", 4]
     one = [helper.make_node("Mul", ["x", "half"], ["part"])] if operator == "Loop" else []
     body_nodes = [
@@ -212,7 +219,7 @@ def scanned(path: Path, operator: str = "Scan") -> Path:
 
 
 def plain_cell(path: Path) -> Path:
-    """A cell written out, whose names tell nothing."""
+    """Writes a recurrent cell of elementary operators. The names tell nothing."""
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["read"]),
         helper.make_node("MatMul", ["p", "R"], ["kept"]),
@@ -226,7 +233,8 @@ def plain_cell(path: Path) -> Path:
 
 
 def written_lstm(path: Path) -> Path:
-    """An LSTM written out, whose hidden and cell state have one shape: of gates in one product, as most write it."""
+    """Writes an LSTM of elementary operators. One product computes all its gates, as in most such files. Its hidden and
+    cell state have the same shape."""
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["read"]),
         helper.make_node("MatMul", ["h", "R"], ["kept"]),
@@ -248,7 +256,7 @@ def written_lstm(path: Path) -> Path:
 
 
 def written_grus(path: Path) -> Path:
-    """Two layers of a GRU written out, without a reset gate."""
+    """Writes two GRU layers of elementary operators, without a reset gate."""
     nodes = [helper.make_node("Identity", ["x"], ["y0"])]
     for layer in (1, 2):
         source, before = f"y{layer - 1}", f"h{layer}"
@@ -272,7 +280,8 @@ def written_grus(path: Path) -> Path:
 
 
 def delay_line(path: Path) -> Path:
-    """The last two steps, of which the first becomes the second, times a gate and with what is read."""
+    """Writes a delay line of the last two steps. The first state, multiplied by a gate and added to the input, becomes
+    the second."""
     nodes = [
         helper.make_node("Sigmoid", ["x"], ["gate"]),
         helper.make_node("Identity", ["x"], ["p_out"]),
@@ -286,7 +295,7 @@ def delay_line(path: Path) -> Path:
 
 
 def cached_convolution(path: Path) -> Path:
-    """A convolution over the last two frames and a new one, the last two of which it keeps, beside a GRU."""
+    """Writes a convolution over the last two frames and a new one, beside a GRU. A cache keeps the last two frames."""
     nodes = [
         helper.make_node("Concat", ["p", "x"], ["frames"], axis=2),
         helper.make_node("Slice", ["frames", "one", "four", "two"], ["u"]),

@@ -1,6 +1,6 @@
-"""The int8 language model in plain numpy, for reading: what every bit of the graph must be.
+"""The int8 language model in plain NumPy: the reference for every bit of the graph's results.
 
-Sigmoid and tanh alone are ONNX Runtime's own, each in a graph of one operator: libraries differ in their last bits.
+Only sigmoid and tanh are ONNX Runtime's, each in a graph of one operator, because libraries differ in their last bits.
 
 Shapes: `B` batch, `I` input size, `H` hidden size, `L` layers, `K` and `N` a product's inner size and columns.
 """
@@ -21,19 +21,19 @@ FloatArray = NDArray[np.float32]
 
 
 def quantize_row(row: FloatArray) -> tuple[NDArray[np.uint8], np.float32]:
-    """row: [K]. Bytes around 128, and the scale with which to multiply them after 128 is taken off."""
+    """Returns bytes around 128, and their scale: row = (bytes - 128) * scale. row: [K]."""
     scale = np.abs(row).max() * np.float32(1 / 127) + np.float32(1e-30)
     return (np.rint(row / scale) + 128).astype(np.uint8), scale
 
 
 def quantize_column(column: FloatArray) -> tuple[NDArray[np.int8], np.float32]:
-    """column: [K]. Seven bits, -63 to 63, and their scale."""
+    """Returns integers from -63 to 63 (seven bits), and their scale. column: [K]."""
     scale = np.maximum(np.abs(column).max() / np.float32(63), np.float32(1e-30))
     return np.rint(column / scale).astype(np.int8), scale
 
 
 def product(rows: FloatArray, weights: FloatArray) -> FloatArray:
-    """rows: [B, K]; weights: [K, N]. Their product, [B, N], through integers."""
+    """Returns the product, [B, N], computed with integers. rows: [B, K]; weights: [K, N]."""
     result = np.empty((len(rows), weights.shape[1]), np.float32)
     for number, row in enumerate(rows):
         row_bytes, row_scale = quantize_row(row)
@@ -47,7 +47,7 @@ def product(rows: FloatArray, weights: FloatArray) -> FloatArray:
 def lstm_step(
     layer: RecurrentLayer, inputs: FloatArray, hidden: FloatArray, cell: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """One step of a layer. inputs: [B, I]; hidden, cell: [B, H]. Returns the next (hidden, cell)."""
+    """Computes one step of a layer. inputs: [B, I]; hidden, cell: [B, H]. Returns the next (hidden, cell)."""
     joined = np.concatenate([inputs, hidden], axis=1)  # [B, I + H]
     parameter = {name: value.detach().numpy() for name, value in layer.rnn.named_parameters()}
     weights = np.concatenate([parameter["weight_ih_l0"], parameter["weight_hh_l0"]], axis=1).T  # [I + H, 4H]
@@ -60,7 +60,8 @@ def lstm_step(
 def step(
     model: LanguageModel, tokens: NDArray[np.int64], hidden: FloatArray, cell: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """tokens: [B]; hidden, cell: [L, B, H]. Returns logits [B, V], next hidden and next cell. Every product is int8."""
+    """Computes one step; every product is int8. tokens: [B]; hidden, cell: [L, B, H]. Returns logits [B, V], next
+    hidden and next cell."""
     outputs = model.embedding.weight.detach().numpy()[tokens]
     next_hidden, next_cell = np.empty_like(hidden), np.empty_like(cell)
     for index, layer in enumerate(model.stack.layers):

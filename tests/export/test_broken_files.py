@@ -1,4 +1,4 @@
-"""Files that are no step of ONNX, or not all of one: each is refused in a sentence that says what to do."""
+"""Files that are not an ONNX step, or only a part of one, are refused with one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[onnx.ModelProto], object]
 
 
 def model(path: Path) -> onnx.ModelProto:
-    """A sum that is kept, times a weight."""
+    """Returns a model that keeps a sum and multiplies it by a weight."""
     nodes = [
         helper.make_node("Add", ["h", "x"], ["hn"]),
         helper.make_node("Mul", ["hn", "w"], ["y"]),
@@ -64,7 +64,7 @@ def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path, capsys: pytest
 
 
 def _kind(kind: onnx.TypeProto) -> Change:
-    """Of x."""
+    """Returns a change of the type of x."""
 
     def change(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.CopyFrom(kind)
@@ -169,7 +169,7 @@ def test_weights_beside_it_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shapes", ["weights are inputs", "outputs without shapes", "axes of size -1"])
 def test_what_old_exporters_write_is_served(tmp_path: Path, shapes: str) -> None:
     old = model(tmp_path / "file.onnx")
-    if shapes == "weights are inputs":  # as they are before IR version 4
+    if shapes == "weights are inputs":  # as in files before IR version 4
         old.ir_version, old.opset_import[0].version = 3, 8
         old.graph.input.append(foreign.value("w", [3]))
     elif shapes == "outputs without shapes":

@@ -1,4 +1,4 @@
-"""What is said of a bundle by flags that all commands share arrives with each of them."""
+"""The flags that all export commands share describe a bundle. Each command puts them into the bundle."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_each_common_flag_arrives_with_each_command(
     (tmp_path / "to" / "said" / "3").mkdir(parents=True)
     assert main([*told, *sound]) == 1
     assert "is there already" in capsys.readouterr().err
-    if command in (onnx_file, module):  # which take the least time
+    if command in (onnx_file, module):  # the fastest commands
         assert main([*told, *sound, "--replace", "--max-bytes", "10"]) == 1
         assert "more than the 10 allowed" in capsys.readouterr().err
     assert main([*told, *sound, "--replace"]) == 0

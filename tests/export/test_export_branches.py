@@ -1,4 +1,4 @@
-"""Files with branches, of which constants rule some out; and what the proofs of a step must see."""
+"""Files with branches that constants rule out, and what the proofs of a step must detect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDE, NARROW = 8, 4
 
 
 def branch(name: str, width: int) -> onnx.GraphProto:
-    """A model of its own, for frames of one width; its values have the names of those of the other branch."""
+    """Returns a model for frames of one width. The values of the other branch have the same names."""
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["looked"]),
         helper.make_node("Add", ["looked", "h"], ["sum"]),
@@ -34,7 +34,7 @@ def branch(name: str, width: int) -> onnx.GraphProto:
 
 
 def two_rates(path: Path) -> Path:
-    """Two models in one file, for frames of two widths, as a rate says."""
+    """Writes a file with two models, for frames of two widths. A rate selects one of them."""
     decide = [
         helper.make_node("Constant", [], ["high"], value=numpy_helper.from_array(np.array(16000, np.int64))),
         helper.make_node("Equal", ["sr", "high"], ["is_high"]),
@@ -53,7 +53,7 @@ def two_rates(path: Path) -> Path:
 def test_a_branch_that_a_constant_rules_out_need_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: int, width: int
 ) -> None:
-    """The step's width fits one of them."""
+    """The step's width fits only one branch."""
     file = two_rates(tmp_path / "rates.onnx")
     folder = export(file, tmp_path / "repository", "--constant", f"sr={rate}", "--axis", f"width={width}")
     told = capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_a_state_that_nothing_depends_on_is_refused(tmp_path: Path, capsys: pyte
 
 
 def test_a_zero_keeps_its_sign_past_the_end_of_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """States of -0, which ONNX Runtime's `Where` makes 0."""
+    """The states contain -0, which ONNX Runtime's `Where` changes to 0."""
     nodes = [
         helper.make_node("Mul", ["x", "minus"], ["turned"]),
         helper.make_node("Add", ["turned", "h"], ["sum"]),

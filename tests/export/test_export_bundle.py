@@ -1,4 +1,4 @@
-"""A model becomes a bundle that answers as the model does; one that would not is not written."""
+"""A model becomes a bundle that returns what the model returns. A bundle with other results is not written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
 
 
 class WrongGateOrder(RecurrentLayer):
-    """The classic mistake: PyTorch's gate order i, f, g, o given to ONNX, which wants i, o, f, c."""
+    """Makes the usual mistake: it gives ONNX the gates in PyTorch's order i, f, g, o. ONNX expects i, o, f, c."""
 
     def prepare_for_export(self) -> None:
         super().prepare_for_export()
@@ -59,18 +59,18 @@ def _write(model: Seq2Seq, to: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
-    """The model that is exported, as training left it: in training mode."""
+    """Returns the model to export. It is in training mode, as after training."""
     return _model()
 
 
 @pytest.fixture(scope="module")
 def bundle(model: Seq2Seq, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, in a model repository of its own."""
+    """Returns the model's bundle, in its own model repository."""
     return _write(model, tmp_path_factory.mktemp("repository"), extra_files={"notes.txt": b"beside it\n"})
 
 
 def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
-    """Every file is there and has its digest, vocabularies have their sizes, and nothing half-made lies about."""
+    """Every file exists and has its digest, vocabularies have their sizes, and no partial file is left."""
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
     assert (manifest.model, manifest.version) == ("tiny", 1)
     assert bundle.parts[-2:] == ("tiny", "1")
@@ -85,7 +85,7 @@ def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
 
 
 def test_the_manifest_records_the_parity_of_every_tensor(bundle: Path) -> None:
-    """Each output of both graphs has its largest error, none over the tolerance."""
+    """Each output of both graphs has its largest error, and no error is over the tolerance."""
     parity = Manifest.model_validate_json((bundle / "manifest.json").read_bytes()).parity
     assert set(parity.max_abs_error) == {
         *("memory", "memory_mask", "hidden", "cell"),
@@ -96,7 +96,7 @@ def test_the_manifest_records_the_parity_of_every_tensor(bundle: Path) -> None:
 
 
 def test_the_graphs_answer_what_the_model_answers(model: Seq2Seq, bundle: Path) -> None:
-    """Driven by the manifest's names alone, token by token, they give the logits of teacher forcing."""
+    """Run token by token, with only the names in the manifest, the graphs give the logits of teacher forcing."""
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
     assert manifest.encoder is not None
     encoder = onnxruntime.InferenceSession(bundle / manifest.encoder.file)
@@ -120,7 +120,7 @@ def test_the_graphs_answer_what_the_model_answers(model: Seq2Seq, bundle: Path) 
 
 
 def test_the_graphs_tell_nothing_of_the_machine(bundle: Path) -> None:
-    """No stack traces, source paths or module names, no doc strings, and all weights inside."""
+    """They have no stack traces, source paths, module names or doc strings, and they contain all weights."""
     for file in ("encoder.onnx", "step.onnx"):
         content = (bundle / file).read_bytes()
         for trace in (str(Path(__file__).parents[2]).encode(), b"site-packages", b"seq2seq", b"stack_trace", b"pkg."):
@@ -133,7 +133,7 @@ def test_the_graphs_tell_nothing_of_the_machine(bundle: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(model: Seq2Seq, bundle: Path) -> None:
-    """Exporting again changes no byte of the graphs, so digests tell models apart and nothing else."""
+    """A second export changes no byte of the graphs, so graphs have different digests only if the models differ."""
     again = _in_evaluation(model)
     graphs = export_graphs(seq2seq_interface(CONFIG, max_source_length=24), again.decoder, again.encoder)
     assert graphs.encoder == (bundle / "encoder.onnx").read_bytes()
@@ -141,14 +141,14 @@ def test_the_same_model_gives_the_same_bytes(model: Seq2Seq, bundle: Path) -> No
 
 
 def test_the_model_is_left_as_it_was(model: Seq2Seq, bundle: Path) -> None:
-    """Export works on a copy: mode and weights stay, and no buffer is added."""
+    """The export works on a copy: mode and weights do not change, and no buffer is added."""
     assert model.training
     assert not list(model.buffers())
     assert all(torch.equal(left, right) for left, right in zip(model.parameters(), _model().parameters(), strict=True))
 
 
 def test_the_card_tells_what_the_manifest_says(bundle: Path) -> None:
-    """The README gives the model, its tensors and its parity without anybody writing them down twice."""
+    """The README has the model, its tensors and its parity from the manifest."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     card = (bundle / "README.md").read_text()
     assert card.startswith("# tiny, version 1\n\nA tiny model with random weights\n")
@@ -157,7 +157,7 @@ def test_the_card_tells_what_the_manifest_says(bundle: Path) -> None:
 
 
 def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> None:
-    """A layer exported with the wrong gate order is found by its error, and nothing reaches the disk."""
+    """The error shows that a layer has the wrong gate order, and nothing is written."""
     model = _model()
     wrong = WrongGateOrder("lstm", CONFIG.embedding_size, CONFIG.hidden_size)
     layers = model.decoder.layers
@@ -169,7 +169,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> N
 
 
 def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bundle: Path) -> None:
-    """The bundle that is there stays, and the message says what to do."""
+    """The existing bundle does not change, and the message says what to do."""
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
     with pytest.raises(ExportError, match=r"tiny/1 is there already: give it another version, or .* --replace"):
         _write(model, bundle.parents[1])
@@ -177,7 +177,7 @@ def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bund
 
 
 def test_a_vocabulary_of_another_size_is_refused(model: Seq2Seq, tmp_path: Path) -> None:
-    """A model is not written with names for more or fewer tokens than it has."""
+    """A vocabulary must have as many tokens as the model."""
     with pytest.raises(ExportError, match="the source vocabulary has 3 tokens and the model 9"):
         write_seq2seq(
             Seq2Seq(Seq2SeqConfig(9, 7, hidden_size=16)),
@@ -200,7 +200,7 @@ def test_a_vocabulary_of_another_size_is_refused(model: Seq2Seq, tmp_path: Path)
     ],
 )
 def test_a_vocabulary_that_lines_cannot_hold_is_refused(tokens: tuple[str, ...], message: str) -> None:
-    """One token a line must read back as the same tokens."""
+    """A vocabulary is stored with one token a line, and must be read back as the same tokens."""
     with pytest.raises(ExportError, match=message):
         Vocabulary(tokens, "characters").to_lines()
 

@@ -1,4 +1,4 @@
-"""Every cell of the family, exported: ONNX Runtime answers what the equations give, step by step and in chunks."""
+"""Every cell of the family, exported: ONNX Runtime returns what the equations give, in single steps and in chunks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config_of(kind: CellKind) -> LanguageModelConfig:
 
 @pytest.fixture(scope="module", params=CELL_KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Path]:
-    """A language model of each cell, and its bundle, which was proven when it was written."""
+    """Returns a language model of each cell, and its bundle, which was proven when it was written."""
     model = random_language_model(config_of(request.param), seed=3)
     folder = write_language_model(
         model,
@@ -57,7 +57,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, numpy_cells.Array]], numpy_cells.Array]:
-    """The gates of every layer at every step, by the trace's names, and the logits, [T, V]: in plain NumPy."""
+    """Computes in plain NumPy the gates of every layer at every step, by their names in the trace, and the logits, [T,
+    V]."""
     cells = [layer.cell() for layer in model.stack.layers if isinstance(layer, RecurrentLayer)]
     states = [[np.zeros((1, size)) for size in cell.state_sizes] for cell in cells]
     told, logits = [], []
@@ -76,7 +77,7 @@ def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, n
 
 
 def test_the_graph_answers_what_the_equations_give(exported: tuple[LanguageModel, Path]) -> None:
-    """In one chunk and step by step, which have the same bits."""
+    """One chunk and single steps have the same bits."""
     model, folder = exported
     manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
     session = onnxruntime.InferenceSession(str(folder / "step.onnx"))
@@ -96,7 +97,7 @@ def test_the_graph_answers_what_the_equations_give(exported: tuple[LanguageModel
 
 
 def test_the_trace_tells_the_gates_of_the_equations(exported: tuple[LanguageModel, Path]) -> None:
-    """Every gate and every state of every layer, at every step."""
+    """The trace contains every gate and every state of every layer, at every step."""
     model, folder = exported
     bundle = load_bundle(folder)
     manifest = bundle.manifest
@@ -122,7 +123,8 @@ def test_the_trace_tells_the_gates_of_the_equations(exported: tuple[LanguageMode
 
 
 async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path]) -> None:
-    """Many sessions at once, in chunks of their own, to the bit of a plain loop; generation goes on from there."""
+    """Many sessions at once, with chunks of different sizes, have the bits of a plain loop. Generations continue from
+    there."""
     _, folder = exported
     generator = np.random.default_rng(5)
     fed = generator.integers(0, len(LETTERS), (16, 30)).tolist()
@@ -147,7 +149,7 @@ async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path])
 
 @pytest.mark.parametrize("kind", ["lstm-coupled"])
 def test_an_encoder_decoder_of_any_cell_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
-    """Bi-directional layers of it read the source."""
+    """Bidirectional layers of the cell read the source."""
     _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind))
 
 
@@ -161,7 +163,7 @@ def test_an_encoder_decoder_of_any_attention_becomes_a_proven_bundle(tmp_path: P
 
 
 def test_attention_over_any_padding_is_a_distribution(tmp_path: Path) -> None:
-    """Bahdanau's too: what PyTorch's softmax gives."""
+    """With Bahdanau attention, a padded row has the result of the row alone."""
     model = _seq2seq(Seq2SeqConfig(6, 7, 8, 10, 8, attention="bahdanau"))
     source, lengths = torch.tensor([[1, 2, 3, 4], [5, 1, 0, 0]]), torch.tensor([4, 2])
     with torch.no_grad():
@@ -204,7 +206,7 @@ def test_a_forecaster_of_several_features_becomes_a_proven_bundle(tmp_path: Path
 
 
 def test_a_vocabulary_of_any_characters_is_read_back_as_it_was(tmp_path: Path) -> None:
-    """Line feeds, tabs, backslashes and line separators among them."""
+    """This includes line feeds, tabs, backslashes and line separators."""
     tokens = ("<unk>", "\n", " ", "\t", "\\", "\r", "\u2028", "\x85", "a", "\\n")
     torch.manual_seed(0)
     folder = write_language_model(

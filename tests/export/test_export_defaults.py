@@ -1,4 +1,4 @@
-"""States that have a default value in the file are states, and not that value in every step."""
+"""States that have a default value in the file are states. They do not get this value in every step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.reference import ReferenceSession
 
 
 def with_defaults(file: Path, *names: str, value: float = 0.0) -> Path:
-    """The file, with a value for each of some inputs, for one row."""
+    """Writes a copy of the file in which some inputs have a default value, for one row. Returns its path."""
     model = onnx.load(file)
     for one in model.graph.input:
         if one.name in names:
@@ -44,7 +44,7 @@ def test_states_of_a_recurrent_node_are_found_by_the_graph(
 
 
 def cell(path: Path, name: str) -> Path:
-    """A sum that is kept, and a weight that the file lists as an input, as old exporters do."""
+    """Writes a model that keeps a sum. The file lists a weight as an input, as old exporters do."""
     shape: foreign.Shape = ["batch", 3]
     nodes = [
         helper.make_node("Add", [name, "x"], ["sum"]),

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all."""
+"""A folder appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from export.folder import write_folder
 
 
 class Interrupted(Mapping[str, bytes]):
-    """Files of which the second is never written: somebody presses Ctrl-C, or the disk is full."""
+    """Files of which the second is never written, as when a user presses Ctrl-C or the disk is full."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -32,7 +32,7 @@ class Interrupted(Mapping[str, bytes]):
 
 
 def test_files_arrive_together(tmp_path: Path) -> None:
-    """Parents are made, files are written, and nothing else is left in the parent."""
+    """Parents are created, files are written, and the parent contains nothing else."""
     folder = tmp_path / "model" / "1"
     write_folder(folder, {"a": b"1", "b": b"2"})
     assert _content(folder) == {"a": b"1", "b": b"2"}
@@ -41,14 +41,14 @@ def test_files_arrive_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), SystemExit(143)])
 def test_an_interruption_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    """Neither a half folder, nor the hidden one, nor the parents made for it."""
+    """No partial folder, no hidden folder and no new parent is left."""
     with pytest.raises(type(error)):
         write_folder(tmp_path / "model" / "1", Interrupted(error))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interruption_leaves_other_versions_alone(tmp_path: Path) -> None:
-    """A parent that was there stays, with what is in it."""
+    """An existing parent and its content stay."""
     write_folder(tmp_path / "model" / "1", {"a": b"1"})
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "model" / "2", Interrupted(KeyboardInterrupt()))
@@ -56,7 +56,7 @@ def test_an_interruption_leaves_other_versions_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
-    """It stays as it was, and the message says how to go on."""
+    """The existing folder does not change, and the message says what to do."""
     write_folder(tmp_path / "1", {"a": b"1"})
     with pytest.raises(ExportError, match="is there already: give it another version, or replace it with --replace"):
         write_folder(tmp_path / "1", {"a": b"2"})
@@ -80,7 +80,7 @@ def test_of_two_at_once_the_first_wins(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_replacing_leaves_only_the_new(tmp_path: Path) -> None:
-    """Files that the new version does not have are gone, and so is the old folder."""
+    """Files that the new version does not have are removed, and so is the old folder."""
     write_folder(tmp_path / "1", {"a": b"1", "b": b"1"})
     write_folder(tmp_path / "1", {"a": b"2"}, replace=True)
     assert _content(tmp_path / "1") == {"a": b"2"}
@@ -88,13 +88,13 @@ def test_replacing_leaves_only_the_new(tmp_path: Path) -> None:
 
 
 def test_replacing_what_is_not_there_just_writes(tmp_path: Path) -> None:
-    """--replace is permission, not a demand."""
+    """--replace permits a replacement. It does not require one."""
     write_folder(tmp_path / "1", {"a": b"1"}, replace=True)
     assert _content(tmp_path / "1") == {"a": b"1"}
 
 
 def test_a_replacement_that_fails_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted between the two renames, the folder that was there is there again."""
+    """After an interruption between the two renames, the old folder is back at its place."""
     write_folder(tmp_path / "1", {"a": b"1"})
     rename = Path.rename
 

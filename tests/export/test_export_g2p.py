@@ -1,4 +1,4 @@
-"""python -m export g2p: from the recipe's run folder to the bundle g2p-en, or a message that helps."""
+"""python -m export g2p makes the bundle g2p-en from the recipe's run folder, or says what to do."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ EVALUATION = {
 }
 
 
-_EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # those of the card
+_EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # the examples of the card
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as the recipe leaves it, of a model that has learnt nothing."""
+    """Returns a run folder as the recipe writes it, with an untrained model."""
     torch.manual_seed(0)
     config = Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), 8, 16, 8)
     folder = tmp_path / "run"
@@ -50,8 +50,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundle has the vocabularies, the evaluation as it is, the curves and the data's licence; the card has the
-    figures; the command prints a few lines of its own and nothing of torch's."""
+    """The bundle has the vocabularies, the unchanged evaluation, the curves and the data's licence. The card has the
+    figures. The command prints a few lines of its own, and none of torch's."""
     repository = tmp_path / "repository"
     assert main(["g2p", str(run / "best.safetensors"), "--to", str(repository), "--version", "3"]) == 0
 
@@ -90,7 +90,8 @@ def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.Captur
 def test_the_int8_variant_is_evaluated_and_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the words of the test split, by both graphs; the card has its error rates, the command what made it."""
+    """Both graphs are evaluated on the words of the test split. The card has the error rates, and the command that made
+    the bundle."""
     few = data.Dictionary({"it's": (("IH", "T", "S"),), **dict.fromkeys(_EXAMPLES, (("G", "EY", "T"),))})
     monkeypatch.setattr(data, "load", lambda split: few)
     command = ["g2p", str(run / "best.safetensors"), "--to", str(tmp_path / "repository"), "--variants", "int8"]
@@ -111,7 +112,7 @@ def test_the_int8_variant_is_evaluated_and_told(
 def test_a_run_without_evaluation_is_told_how_to_make_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message is the command to run, and nothing is written."""
+    """The message contains the command to run, and nothing is written."""
     (run / "evaluation.json").unlink()
     _fails(run / "best.safetensors", tmp_path)
     message = capsys.readouterr().err
@@ -131,14 +132,14 @@ def test_an_evaluation_without_figures_is_refused(
 def test_an_evaluation_of_another_checkpoint_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Figures are never printed beside weights that they were not measured on."""
+    """Figures that were measured on other weights are never printed."""
     (run / "evaluation.json").write_text(json.dumps({"checkpoint_sha256": "0" * 64, **EVALUATION}))
     _fails(run / "best.safetensors", tmp_path)
     assert "was made from another checkpoint; make it with: " in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing file, a file of another kind, and a training checkpoint each get a line that says so."""
+    """A missing file, a file of another kind, and a training checkpoint each get a message that says so."""
     for content, message in ((None, "cannot be read as a checkpoint"), (b"not tensors", "cannot be read")):
         path = tmp_path / "other.safetensors"
         if content:
@@ -153,7 +154,7 @@ def test_what_is_no_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("version", ["0", "-1", "one", "2147483648"])
 def test_a_version_is_a_positive_number(version: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Others are refused before anything is loaded."""
+    """Other versions are refused before anything is loaded."""
     with pytest.raises(SystemExit, match="2"):
         main(["g2p", "best.safetensors", "--to", "repository", f"--version={version}"])
     assert "is not a whole number from 1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Files that compute in 16-bit floats are exported and served with the file's own bits."""
+"""Files that compute in 16-bit floats are exported, and served with the file's own bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.repository.bundle import load_bundle
 
 
 class Half(nn.Module):
-    """A layer, and a product behind its transposition."""
+    """A recurrent layer, and a product with transposed weights after it."""
 
     def __init__(self, kind: type[nn.LSTM | nn.GRU]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def test_a_layer_of_16_bit_floats_is_exported(
     names = ["x", "h", "c"][: 3 if kind is nn.LSTM else 2]
     states = [torch.zeros(1, 1, 8).half() for _ in names[1:]]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter that most files were made with
+        warnings.simplefilter("ignore")  # warnings of the exporter that made most files
         torch.onnx.export(
             Half(kind).half().eval(),
             (torch.zeros(1, 1, 3).half(), *states),

@@ -1,4 +1,4 @@
-"""The heads rank the logits as a stable sort does, and cost nothing that was not asked for."""
+"""The heads rank the logits as a stable sort does, and compute only what is requested."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from export.graphs import serialize
 from export.heads import NEXT_TOKEN, TOP_K, add_heads
 from service.repository.manifest import StepSpec, TensorSpec
 
-SIZES = [2, 64, 509, 512, 521, 1000, 8000]  # small, a prime that is not cut into blocks, and those that are
+SIZES = [2, 64, 509, 512, 521, 1000, 8000]  # small sizes, a prime that is not cut into blocks, and sizes that are
 
 
 def _session(size: int) -> onnxruntime.InferenceSession:
-    """A step that is nothing but its logits."""
+    """Returns a session of a step whose logits are its input, with the heads."""
     names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", "time", size]) for n in ("x", "logits")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["logits"])], "step", names[:1], names[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
@@ -41,7 +41,8 @@ def _session(size: int) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_of_equal_logits_the_lowest_id_comes_first(size: int) -> None:
-    """Few distinct values make ties everywhere: within a block, between blocks, at the first id and at the last."""
+    """Logits with few distinct values have ties everywhere: within a block, between blocks, at the first and at the
+    last id."""
     generator = np.random.default_rng(size)
     logits = generator.integers(-3, 3, (5, 4, size)).astype(np.float32)
     logits[0, 0] = 0
@@ -57,7 +58,8 @@ def test_of_equal_logits_the_lowest_id_comes_first(size: int) -> None:
 
 
 def test_the_next_token_is_the_first_of_the_best_where_log_probabilities_tie() -> None:
-    """Logits that differ in their last bit have one log-probability: ranked by that, the lower id would win."""
+    """Logits that differ in their last bit can have the same log-probability. Ranked by it, the lower id would be
+    first."""
     low, high = np.float32(3.0), np.nextafter(np.float32(3.0), np.float32(4))
     logits = np.full((1, 1, 4), -40, np.float32)
     logits[0, 0, 1:3] = low, high
@@ -69,7 +71,7 @@ def test_the_next_token_is_the_first_of_the_best_where_log_probabilities_tie() -
 
 
 def test_without_k_the_best_are_empty_and_are_not_computed() -> None:
-    """ONNX Runtime runs every node of a graph, whatever is fetched; only what an If leaves out is left out."""
+    """ONNX Runtime runs every node of a graph, whichever outputs are fetched. Only an `If` leaves nodes out."""
     session = _session(6)
     logits = np.zeros((2, 3, 6), np.float32)
     answer = session.run(["top_log_probabilities", "top_token_ids", "next_token"], {"x": logits})

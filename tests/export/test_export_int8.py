@@ -1,4 +1,4 @@
-"""The int8 variant is, bit for bit, what its numpy reference says, and is refused when it loses much."""
+"""The int8 variant is bit-identical to its NumPy reference, and is refused if it loses much."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def _draw(rows: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_every_bit_is_the_references(model: LanguageModel, session: onnxruntime.InferenceSession, rows: int) -> None:
-    """Over five steps, each from the state of the last: logits and states."""
+    """Compares logits and states over five steps. Each step starts from the state of the previous one."""
     feeds = _draw(rows)
-    feeds["hidden"][:, 0] = 0  # a row of zeros beside rows that are not, and magnitudes far apart
+    feeds["hidden"][:, 0] = 0  # a row of zeros beside other rows, and very different magnitudes
     feeds["cell"][:, -1] *= 1e4
     for _ in range(5):
         expected = reference.step(model, feeds["tokens"][:, 0], feeds["hidden"], feeds["cell"])
@@ -88,7 +88,8 @@ def test_every_bit_is_the_references(model: LanguageModel, session: onnxruntime.
 
 
 def test_what_is_not_finite_stays_in_its_row_and_is_not_hidden(session: onnxruntime.InferenceSession) -> None:
-    """Wherever in a row of the hidden state NaN or infinity is, its logits are NaN and others keep their bits."""
+    """NaN or infinity at any place in a row of the hidden state makes the row's logits NaN. Other rows keep their
+    bits."""
     feeds = _draw(CONFIG.hidden_size + 1)
     clean = session.run(["logits", "next_hidden", "next_cell"], feeds)
     for value in (np.nan, np.inf, -np.inf):
@@ -103,7 +104,7 @@ def test_what_is_not_finite_stays_in_its_row_and_is_not_hidden(session: onnxrunt
 
 
 def test_products_are_of_integers(variant: Variant) -> None:
-    """No LSTM operator and no product of floats is left, and the weights are bytes."""
+    """No LSTM operator and no product of floats is left, and the weights have 8 bits."""
     step = onnx.load_from_string(variant.files["step.int8.onnx"]).graph
     counts = [node.op_type for node in step.node]
     assert counts.count("MatMulInteger") == CONFIG.num_layers + 1
@@ -121,7 +122,7 @@ def test_more_than_one_token_at_once_is_an_error_and_not_a_wrong_answer(session:
 
 
 def test_small_products_stay_as_they_are(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the readout is the base's own file, and the step's projection is of floats."""
+    """Then the readout is the base's own file, and the step's projection computes in floats."""
     monkeypatch.setattr(quantize, "MIN_WEIGHTS", CONFIG.hidden_size * CONFIG.vocabulary_size + 1)
     made = make_int8(graphs, INTERFACE)
     assert set(made.files) == {"step.int8.onnx"}
@@ -130,13 +131,13 @@ def test_small_products_stay_as_they_are(graphs: Graphs, monkeypatch: pytest.Mon
 
 
 def test_a_scale_over_the_whole_batch_is_found(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mistake of the usual dynamic quantisation: a neighbour then changes a row's bits, and nothing is written."""
+    """The usual dynamic quantisation makes this mistake: a neighbour changes a row's bits. Nothing is written."""
 
     def quantize_by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
         quantized = quantize.quantize(model)
         for node in quantized.graph.node:
             if node.op_type == "ReduceMax":
-                del node.input[1:]  # without axes it is over all of them
+                del node.input[1:]  # without axes it reduces over all of them
         return quantized
 
     monkeypatch.setattr(variants, "quantize", quantize_by_batch)
@@ -145,7 +146,8 @@ def test_a_scale_over_the_whole_batch_is_found(graphs: Graphs, monkeypatch: pyte
 
 
 def test_wrong_arithmetic_is_found(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale a thousand times too large is over the tolerance; the message says from what."""
+    """A scale that is a thousand times too large is over the tolerance. The message says what the results differ
+    from."""
     monkeypatch.setattr(variants, "quantize", _with_scales_times(1000))
     with pytest.raises(ExportError, match=r"is off by .* from the 32-bit graphs, more than 3"):
         make_int8(graphs, INTERFACE)
@@ -164,7 +166,7 @@ def _with_scales_times(factor: float) -> Callable[[onnx.ModelProto], onnx.ModelP
 
 
 def test_an_lstm_of_another_kind_is_refused(graphs: Graphs) -> None:
-    """One that runs backwards cannot be a step."""
+    """A step cannot be an LSTM that runs backwards."""
     step = onnx.load_from_string(graphs.step)
     for node in step.graph.node:
         if node.op_type == "LSTM":
@@ -193,7 +195,7 @@ def test_the_bundle_has_the_variant_and_its_readout_says_what_its_step_says(tmp_
     (read,) = int8.readout.run([int8.readout_spec.logits.name], {"hidden": hidden})
     assert read.tobytes() == logits[:, 0].tobytes()
     assert (best == logits.argmax(axis=2)).all()
-    assert ids.size == 0  # nobody asked
+    assert ids.size == 0  # not requested
     assert "| `int8` | `step.int8.onnx` |" in (tmp_path / "lm" / "1" / "README.md").read_text()
 
 
@@ -201,7 +203,7 @@ def test_the_bundle_has_the_variant_and_its_readout_says_what_its_step_says(tmp_
 def test_a_variant_that_loses_more_than_the_limit_is_refused(
     wrong: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 1,000 words, 3 may be lost."""
+    """Of 1,000 words, 3 may be lost against the base."""
     words: dict[str, tuple[data.Phonemes, ...]] = {f"word{number}": (("AA",),) for number in range(1000)}
     right = {word: ["AA"] for word in words}
     answers = [right, {**right, **{f"word{number}": ["B"] for number in range(wrong)}}]

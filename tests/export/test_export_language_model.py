@@ -1,4 +1,4 @@
-"""A language model becomes a bundle that the server loads, and that steps as PyTorch does."""
+"""A language model becomes a bundle that the server loads, and whose steps agree with PyTorch's."""
 
 from __future__ import annotations
 
