@@ -1,4 +1,4 @@
-"""ONNX files that somebody else made become bundles that answer, bit for bit, what the file answers."""
+"""ONNX files of other exporters become bundles that return, bit for bit, what the file returns."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 class Alone:
-    """The file itself, by hand."""
+    """Runs the file itself, step by step."""
 
     def __init__(self, file: Path, states: dict[str, str], *, initial: float = 0.0, **constants: Any) -> None:
-        """initial: what the states begin with."""
+        """initial: the first value of the states."""
         self._session = onnxruntime.InferenceSession(str(file))
         self._states = states
         self._constants = constants
@@ -67,7 +67,7 @@ def frames(count: int, size: int) -> Any:
 
 
 def test_a_frame_of_samples_is_a_step_of_a_feature_vector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A voice activity detector: its state is told, its sampling rate a constant, and its frame's length a flag."""
+    """A voice activity detector: the command finds its state. Flags give the sampling rate and the frame's length."""
     file = foreign.voice_activity(tmp_path / "vad.onnx")
     folder = export(file, tmp_path / "repository", "--constant", "sr=16000", "--axis", f"samples={SAMPLES}")
     told = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_a_frame_of_samples_is_a_step_of_a_feature_vector(tmp_path: Path, capsys
 
 
 def test_a_constant_counts(tmp_path: Path) -> None:
-    """Another sampling rate gives other answers."""
+    """Another sampling rate gives other results."""
     file = foreign.voice_activity(tmp_path / "vad.onnx", samples=SAMPLES)
     answers = []
     for rate in (8000, 16000):
@@ -94,7 +94,7 @@ def test_a_constant_counts(tmp_path: Path) -> None:
 
 
 def test_tokens_time_first_of_an_old_opset_are_a_language_model(tmp_path: Path) -> None:
-    """32-bit ids, [time, batch], states h0 and c0 that become hn and cn."""
+    """The ids have 32 bits and the shape [time, batch]. The states h0 and c0 become hn and cn."""
     file = foreign.time_first_tokens(tmp_path / "lm.onnx")
     (tmp_path / "tokens.txt").write_text("<s>\n</s>\na\nb\nc\nd\n")
     folder = export(
@@ -106,14 +106,14 @@ def test_tokens_time_first_of_an_old_opset_are_a_language_model(tmp_path: Path) 
     assert manifest.step.tokens is not None
     alone = Alone(file, {"h0": "hn", "c0": "cn"})
     alone.step("logits", ids=np.array([[0]], np.int32))
-    session = ReferenceSession(folder)  # which runs the start token by itself
+    session = ReferenceSession(folder)  # it runs the start token itself
     for token in (2, 5, 5, 3, 4):
         found = session.step(token)
         assert found.tobytes() == alone.step("logits", ids=np.array([[token]], np.int32))[0, 0].tobytes()
 
 
 def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A denoiser: complex bins flattened into a vector and back, two caches, a batch that is fixed at 1."""
+    """A denoiser: complex bins are flattened into a vector and back, and it has two caches. Its batch is fixed at 1."""
     file = foreign.denoiser(tmp_path / "denoiser.onnx")
     folder = export(file, tmp_path / "repository")
     assert "its batch is fixed at one row: sessions are run one by one" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys:
 
 
 def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A batch axis is there, and is not to be trusted."""
+    """The file has a batch axis, but its rows change each other."""
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository", "--force-state")
     told = capsys.readouterr().out
     assert "sessions are run one by one, because company changes what a row is told" in told
@@ -186,7 +186,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_random_answers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be answered again cannot be kept exact."""
+    """A retry could not get the same results."""
     nodes = [
         helper.make_node("RandomNormalLike", ["x"], ["noise"]),
         helper.make_node("Add", ["memory", "noise"], ["memory_out"]),
@@ -199,7 +199,7 @@ def test_random_answers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_states_of_other_names_are_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pairs of one shape are named, as the flags that would pair them."""
+    """The message lists pairs of one shape, as the flags that would make them states."""
     nodes = [
         helper.make_node("Add", ["left", "x"], ["right"]),
         helper.make_node("ReduceMean", ["right"], ["y"], axes=[1], keepdims=1),
@@ -251,7 +251,7 @@ def _two_tensors(before: str, after: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16])
 def test_floats_of_other_sizes_are_brought_into_form(tmp_path: Path, kind: int) -> None:
-    """What it reads and gives are 32-bit floats outside; its state stays of its own type, with a counter beside it."""
+    """Inputs and outputs are served as 32-bit floats. The state keeps its own type, and a counter is beside it."""
     nodes = [
         helper.make_node("Add", ["memory", "x"], ["sum"]),
         helper.make_node("Mul", ["sum", "half"], ["memory_out"]),

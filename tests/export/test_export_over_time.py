@@ -1,5 +1,5 @@
-"""ONNX files that somebody else made: what is no step of a stream is refused, with the reason; what their tensors need
-is asked for in one sentence."""
+"""ONNX files of other exporters: a file that is not a step of a stream is refused with the reason. What its tensors
+lack is asked for in one sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Nodes = list[onnx.NodeProto]
 def lstm(
     name: str, source: str, *, num_directions: int = 1, states: Sequence[str] = ("h", "c"), **attributes: Any
 ) -> Any:
-    """The node and its weights. source: [T, B, F]; gives Y, [T, D, B, H], and the last states."""
+    """Returns an LSTM node and its weights. source: [T, B, F]. The node returns Y, [T, D, B, H], and the last
+    states."""
     node = helper.make_node(
         "LSTM", [source, f"{name}W", f"{name}R", f"{name}B", "", *states], [f"{name}Y", f"{name}hn", f"{name}cn"], name
     )
@@ -43,7 +44,7 @@ def lstm(
 def save(
     path: Path, nodes: Nodes, weights: Any, *, rows: int | str = "batch", time: int | str = "T", **more: Any
 ) -> Path:
-    """A file that reads x, [T, B, F], and gives y, with the states h and c, which become hn and cn."""
+    """Writes a file that reads x, [T, B, F], and returns y. Its states h and c become hn and cn."""
     states, directions = more.get("states", ("h", "c")), more.get("directions", 1)
     given = [foreign.value("x", [time, rows, FEATURES])]
     given += [foreign.value(name, [directions, rows, SIZE]) for name in states]
@@ -81,7 +82,7 @@ def test_steps_at_once_and_one_by_one_are_held_to_each_other(
 
 
 def test_a_layer_whose_state_is_no_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first of two layers begins anew in each run: also where that is said to be meant."""
+    """The first of two layers starts from a constant in each run. --force-state does not change the refusal."""
     first, weights = lstm("a", "x", states=())
     second, others = lstm("b", "shown")
     nodes = [first, helper.make_node("Squeeze", ["aY", "one"], ["shown"]), second]
@@ -101,7 +102,7 @@ def test_a_layer_whose_state_is_no_input_is_refused(tmp_path: Path, capsys: pyte
 def test_a_convolution_over_time_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], does_keep_time: bool
 ) -> None:
-    """Alike for a file that gives the last step alone."""
+    """This includes a file that returns only the last step."""
     node, weights = lstm("a", "x")
     nodes = [
         node,
@@ -143,7 +144,7 @@ def test_a_batch_that_is_declared_with_a_size_is_any_number_where_the_graph_take
 
 
 def test_a_constant_of_each_row_is_given_to_each(tmp_path: Path) -> None:
-    """An input of shape [batch], such as a language or a rate."""
+    """The input has the shape [batch], such as a language or a rate."""
     node, weights = lstm("a", "x")
     nodes = [
         node,
@@ -163,7 +164,7 @@ def test_a_constant_of_each_row_is_given_to_each(tmp_path: Path) -> None:
 
 
 def test_probabilities_become_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their logarithms, of which a softmax gives the probabilities again."""
+    """The logits are the logarithms of the probabilities. A softmax gives the probabilities again."""
     node, weights = lstm("a", "x")
     nodes = [
         node,
@@ -241,7 +242,7 @@ def test_a_file_that_is_not_there_is_told_to_be_missing(tmp_path: Path, capsys: 
 
 
 def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What ONNX Runtime logs of it is not on the screen."""
+    """The log lines of ONNX Runtime are not shown."""
     node, weights = lstm("a", "x")
     nodes = [
         node,
@@ -257,7 +258,8 @@ def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd:
 
 
 def test_several_steps_are_one_run_of_a_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Proven to have the bits of steps one by one, for ragged rows; its weights are those of the step's own file."""
+    """The loop is proven to have the bits of single steps, for rows of different lengths. Its weights are those of the
+    step's own file."""
     folder = export(plain(tmp_path / "plain.onnx"), tmp_path / "repository")
     assert "several steps of a session are one run, and have the bits of steps one by one" in capsys.readouterr().out
     manifest = manifest_of(folder)

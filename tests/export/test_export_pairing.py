@@ -1,4 +1,4 @@
-"""States of foreign ONNX files are found by following the graph, and states that a file keeps to itself are exposed."""
+"""States of foreign ONNX files are found by following the graph. States inside the file become inputs and outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def not_exposed(file: Path, hints: Hints) -> str:
     ids=["kindred to people", "numbers", "crossed", "swapped"],
 )
 def test_an_lstm_says_which_state_is_which(tmp_path: Path, begins: tuple[str, str], ends: tuple[str, str]) -> None:
-    """Whatever the names say, and although the step gives the hidden state itself, of the same shape."""
+    """The names do not matter. Nor does it matter that the output y is the hidden state itself, with the same shape."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx", begins=begins, ends=ends)
     assert pairs_of(file) == dict(zip(begins, ends, strict=True))
     assert f"state {begins[0]} = {ends[0]}: LSTM rnn says so" in read(onnx.load(file), Hints()).notes
@@ -62,7 +62,7 @@ def test_an_lstm_says_which_state_is_which(tmp_path: Path, begins: tuple[str, st
 
 
 def test_a_told_pair_that_contradicts_the_graph_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Unless it is forced, and then the bundle's card says so."""
+    """With --force-state it is accepted, and the bundle's card says so."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx")
     told = refusal(capsys, file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy")
     assert "--state hx=cy contradicts the graph: LSTM rnn begins with hx as its hidden state, and ends with y" in told
@@ -88,7 +88,8 @@ def test_a_told_pair_that_the_graph_agrees_to_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_a_second_state_that_is_lost_is_named(tmp_path: Path, begins: bool, ends: bool, message: str) -> None:
-    """Of two GRUs the first one's state is in the file, and not outside it."""
+    """The state of the first of two GRUs is inside the file: its first value is no input, or its last value is no
+    output."""
     file = foreign_states.two_grus(tmp_path / "grus.onnx", begins=begins, ends=ends)
     told = refused(file, Hints())
     assert message in told
@@ -117,7 +118,8 @@ def test_two_states_that_are_outside_are_pairs(tmp_path: Path) -> None:
     ids=["two GRUs", "its last one is given", "no state", "fixed time", "constant zeros", "last states are given"],
 )
 def test_exposed_states_give_what_the_file_gives_of_the_whole(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    """Step by step from zero, and the bundle says which states it was given."""
+    """Steps that start from zero give the file's results for the whole sequence. The bundle lists the exposed
+    states."""
     file = make(tmp_path / "file.onnx")
     folder = export(file, tmp_path / "repository", "--expose-state")
     names = [state.name for state in manifest_of(folder).states]
@@ -148,7 +150,7 @@ def test_states_that_are_not_zero_at_first_are_not_exposed(tmp_path: Path) -> No
 
 
 def test_what_steps_cannot_give_is_not_exposed(tmp_path: Path) -> None:
-    """The values are centred over the whole sequence first."""
+    """The file first centres the values over the whole sequence."""
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx", mixes="ReduceMean")
     told = not_exposed(file, Hints(expose_state=True))
     assert "--expose-state: y differs by" in told
@@ -173,7 +175,7 @@ def test_what_reads_backwards_is_refused(
 
 
 def test_what_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
-    """A node over a frame's bands begins anew in every frame: that is no state which is lost."""
+    """A node over a frame's bands starts from zero in every frame, so it loses no state."""
     file = foreign_states.two_paths(tmp_path / "paths.onnx")
     hints = Hints(batch_axes={"s": 0})
     reading = read(onnx.load(file), hints)
@@ -195,7 +197,7 @@ def test_what_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
 def test_states_are_followed_through_the_graph(
     tmp_path: Path, make: Callable[[Path], Path], pairs: dict[str, str], why: str
 ) -> None:
-    """Names tell nothing here. The first of them is paired for the reason that is told, and the bundle is served."""
+    """The names tell nothing. A note gives the reason for the first pair, and the bundle has the same pairs."""
     file = make(tmp_path / "file.onnx")
     assert pairs_of(file) == pairs
     assert f"state p = {pairs['p']}: {why}" in read(onnx.load(file), Hints()).notes
@@ -213,7 +215,7 @@ def test_states_are_followed_into_branches(tmp_path: Path) -> None:
 
 
 def test_an_input_that_is_not_all_kept_is_told_so(tmp_path: Path) -> None:
-    """Of a stack's two layers the second one's last state is an output, and the file cannot be helped."""
+    """Of a stack's two layers, only the second one's last state is an output. --expose-state cannot help."""
     model = onnx.load(foreign_states.stacked(tmp_path / "file.onnx"))
     joined = next(node for node in model.graph.node if list(node.output) == ["u"])
     joined.input[0] = "hn1"
@@ -233,7 +235,7 @@ def test_a_state_in_a_branch_is_not_exposed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_take_one_step_is_refused(tmp_path: Path) -> None:
-    """Its shape is written into it: no text of ONNX Runtime's is shown."""
+    """The file contains a fixed shape. The message has no text of ONNX Runtime."""
     model = onnx.load(foreign_states.lstm_without_state(tmp_path / "file.onnx", time=5))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([5, 1, 4], np.int64), "shape"))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
@@ -245,7 +247,7 @@ def test_a_file_that_cannot_take_one_step_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_is_replaced_whole_is_asked_for(tmp_path: Path) -> None:
-    """The last frame becomes the cache: no path leads from the cache to it, and one leads from the frame."""
+    """The last frame becomes the cache: a path leads from the frame to the cache's output, and none from the cache."""
     for name, ends in (("p", "u"), ("cache", "cache_out")):
         nodes = [
             onnx.helper.make_node("Sub", ["x", name], ["change"]),
@@ -263,7 +265,7 @@ def test_a_cache_that_is_replaced_whole_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
-    """A mask that reaches an output of its shape, beside a state of a recurrent node."""
+    """A mask reaches an output of its own shape, beside a state of a recurrent node."""
     model = onnx.load(foreign_states.two_grus(tmp_path / "file.onnx", begins=True, ends=True))
     model.graph.node.append(onnx.helper.make_node("ReduceMean", ["y"], ["mean"], axes=[2], keepdims=1))
     model.graph.node.append(onnx.helper.make_node("Mul", ["mean", "mask"], ["score"]))
@@ -289,7 +291,8 @@ def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
 def test_crossed_states_of_written_cells_are_refused(
     tmp_path: Path, make: Callable[[Path], Path], crossed: dict[str, str], said: str
 ) -> None:
-    """What a gate keeps and what is new is added to becomes itself; the right pairs, told or found, are taken."""
+    """A state that a gate keeps, and to which something new is added, becomes itself. The right pairs are accepted,
+    whether flags give them or the graph shows them."""
     file = make(tmp_path / "file.onnx")
     assert said in refused(file, Hints(states=crossed))
     reading = read(onnx.load(file), Hints(states=crossed, force_state=True))
@@ -300,6 +303,6 @@ def test_crossed_states_of_written_cells_are_refused(
 
 
 def test_states_that_become_others_are_not_crossed(tmp_path: Path) -> None:
-    """A line of delays hands each to the next one."""
+    """A delay line passes each state on to the next one."""
     pairs = {"p": "p_out", "q": "q_out"}
     assert pairs_of(foreign_states.delay_line(tmp_path / "file.onnx"), Hints(states=pairs)) == pairs

@@ -1,4 +1,4 @@
-"""The proofs find what they are there to find: wrong values, and bits that depend on company, padding or chunks."""
+"""The proofs detect wrong values, and bits that depend on other rows, on padding or on chunks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ INTERFACE = seq2seq_interface(CONFIG, max_source_length=24)
 
 
 class LanguageModel(nn.Module):
-    """No encoder, no context, and a state that starts at zero: the other kind of model an interface can describe."""
+    """A model without encoder and context, whose state starts at zero: the other kind that an interface can
+    describe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class LanguageModel(nn.Module):
 
 
 class FaultyRunner:
-    """The true graphs with a fault added to what they answer."""
+    """Runs the true graphs and adds a fault to their results."""
 
     float_dtype: type[np.floating] = np.float32
 
@@ -81,19 +82,19 @@ class FaultyRunner:
 
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
-    """A tiny model in evaluation mode."""
+    """Returns a tiny model in evaluation mode."""
     torch.manual_seed(0)
     return Seq2Seq(CONFIG).eval()
 
 
 @pytest.fixture(scope="module")
 def graphs(model: Seq2Seq) -> Graphs:
-    """Its graphs."""
+    """Returns the model's graphs."""
     return export_graphs(INTERFACE, model.decoder, model.encoder, DecoderReadout(model.decoder).eval())
 
 
 def test_a_weight_that_changed_after_the_export_is_found(model: Seq2Seq, graphs: Graphs) -> None:
-    """Graphs are held against the modules as they are now; the message names the tensor and the difference."""
+    """The graphs are compared with the modules as they are now. The message names the tensor and the difference."""
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.encoder.memory.weight[0, 0] += 0.5
@@ -157,7 +158,7 @@ def _leak_of_nan(tokens: IntArray, carried: Sequence[Array], outputs: list[Array
 def test_bits_that_depend_on_others_are_found(
     graphs: Graphs, fault: Callable[[IntArray, Sequence[Array], list[Array]], None], message: str
 ) -> None:
-    """Each fault, a millionth large, is caught in the case that is there for it, and named."""
+    """Each fault has a size of a millionth. The case that is made for it detects it and names it."""
     with pytest.raises(ExportError, match=message):
         check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), step=fault), INTERFACE)
 
@@ -191,7 +192,7 @@ def test_a_head_that_disagrees_with_the_logits_is_found(
 
 
 def test_a_readout_that_is_not_the_steps_own_logits_is_found(graphs: Graphs) -> None:
-    """One bit is enough."""
+    """A difference of one bit is enough."""
 
     def fault(logits: Array) -> None:
         logits[:, 3] = np.nextafter(logits[:, 3], np.float32(9))
@@ -214,7 +215,7 @@ def test_a_context_that_is_not_zero_where_padded_is_found(graphs: Graphs) -> Non
 def test_large_values_may_be_off_by_their_rounding_and_small_ones_may_not(
     graphs: Graphs, column: int, fault: float, is_found: bool
 ) -> None:
-    """Of two logits of each step, of which the first is of the order of 100,000."""
+    """The first logit of each step is about 100,000. The fault is added to the first or to the second."""
 
     def scaled(fault: float) -> FaultyRunner:
         def change(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
@@ -235,27 +236,27 @@ def test_large_values_may_be_off_by_their_rounding_and_small_ones_may_not(
 
 
 def test_true_graphs_pass(model: Seq2Seq, graphs: Graphs) -> None:
-    """What the faults were added to has none, and proving it twice gives the same figures."""
+    """Without a fault, the graphs pass. A second proof has the same figures."""
     assert prove(graphs, INTERFACE, model.decoder, model.encoder) == prove(
         graphs, INTERFACE, model.decoder, model.encoder
     )
 
 
 def test_a_signature_that_is_not_the_manifests_is_found(graphs: Graphs) -> None:
-    """Another width of the logits, or another name, is told with both signatures."""
+    """The message contains both signatures. The expected logits have another width."""
     wider = seq2seq_interface(Seq2SeqConfig(6, 8, hidden_size=16, attention_size=8), max_source_length=24)
     with pytest.raises(ExportError, match=r"step outputs are logits float32 \[batch, time, 7\], .* says .* time, 8\]"):
         check_signature(OnnxRunner(graphs, wider), wider)
 
 
 def test_a_model_in_training_mode_is_refused() -> None:
-    """Dropout has no place in a graph."""
+    """A graph must not contain dropout."""
     with pytest.raises(ExportError, match="Encoder is in training mode"):
         export_graphs(INTERFACE, Seq2Seq(CONFIG).decoder, Seq2Seq(CONFIG).encoder)
 
 
 def test_a_model_without_an_encoder_is_exported_and_proven_too() -> None:
-    """A language model is a step with states that start at zero, and nothing else."""
+    """A language model is only a step with states that start at zero."""
     torch.manual_seed(0)
     interface = Interface(
         step=StepSpec(

@@ -1,5 +1,7 @@
-"""Files whose rows or steps change each other, because a scale is taken over all of a run: the cause is told, and what
-follows. They are served as they answer alone."""
+"""Files whose rows or steps change each other, because a scale is computed over a whole run.
+
+The command names the cause and the consequence. The server returns what the file returns for one row and one step.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.reference import ReferenceSession
 
 
 def quantized(file: Path, *kinds: str) -> Path:
-    """The file, quantized dynamically as ONNX Runtime's own tool does it."""
+    """Writes a copy of the file, quantized dynamically with ONNX Runtime's own tool. Returns its path."""
     to = file.with_stem(f"{file.stem}-int8")
     quantize_dynamic(file, to, weight_type=QuantType.QInt8, op_types_to_quantize=list(kinds))
     return to
@@ -47,7 +49,8 @@ def test_rows_that_share_a_scale_are_run_one_by_one(
 
 @pytest.mark.parametrize("kind", ["LSTM", "DynamicQuantizeLinear"])
 def test_steps_that_share_a_scale_are_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    """Several steps at once are no proof then: the cause, and the flag that leaves it out."""
+    """A run of several steps then proves nothing. The message names the cause, and the flag that skips this
+    comparison."""
     if kind == "LSTM":
         file = quantized(plain(tmp_path / "file.onnx"), kind)
     else:

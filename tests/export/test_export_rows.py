@@ -1,4 +1,4 @@
-"""Which axis counts rows is found by running where names do not tell, and a flag that cannot be is refused."""
+"""Runs show which axis counts rows where names do not, and a wrong flag is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.reference import ReferenceSession
 def test_the_axis_of_rows_is_found_by_running(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str | None]
 ) -> None:
-    """Time comes first, and names tell nothing, or less than runs: rows are batched, and steps are compared."""
+    """Time is the first axis, and its name tells nothing or too little. Runs show it: rows are batched, and steps are
+    compared."""
     file = plain(tmp_path / "file.onnx")
     model = onnx.load(file)
     for place, name in enumerate(names):
@@ -54,7 +55,7 @@ def test_another_axis_than_that_named_batch_is_refused(
 
 
 def test_what_outputs_declare_need_not_be_right(tmp_path: Path) -> None:
-    """Another number of axes, and an axis of rows with a size."""
+    """The file declares an output with another number of axes, and with a fixed size for the axis of rows."""
     file = plain(tmp_path / "file.onnx")
     model = onnx.load(file)
     model.graph.output[0].CopyFrom(foreign.value("y", ["any", 8]))

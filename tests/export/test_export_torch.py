@@ -1,4 +1,4 @@
-"""Modules of anybody's, with PyTorch's own recurrent layers in them, become bundles that answer as the module does."""
+"""Users' modules with PyTorch's own recurrent layers become bundles that return what the module returns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE, FEATURES = 10, 3
 
 
 class Reader(nn.Module):
-    """Somebody's language model, in training mode, with a layer norm of its own."""
+    """A user's language model in training mode, with its own layer norm."""
 
     def __init__(self, kind: Callable[..., nn.RNNBase], **options: Any) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 
 
 class Peeking(Decoder):
-    """Its steps see those after them."""
+    """Its steps depend on later steps."""
 
     def forward(self, features: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         outputs, hidden = super().forward(features, hidden)
@@ -84,7 +84,7 @@ class Peeking(Decoder):
 
 
 MODULES: dict[str, tuple[type[nn.RNNBase], dict[str, Any], int]] = {
-    # what, how it is made, the last axis of its hidden state
+    # name: the layer, its options, the last axis of its hidden state
     "two layers of LSTM, batch first, without biases, with dropout": (
         nn.LSTM,
         {"num_layers": 2, "batch_first": True, "bias": False, "dropout": 0.5},
@@ -113,7 +113,7 @@ def _write(model: TorchModel, to: Path) -> Path:
 
 @pytest.mark.parametrize("case", MODULES)
 def test_a_module_becomes_a_bundle_that_answers_as_it_does(tmp_path: Path, case: str) -> None:
-    """Step by step, from its own states, within single precision; and its gates can be seen."""
+    """Steps from the module's own states agree within single precision, and the gates can be traced."""
     model = _describe(case)
     folder = _write(model, tmp_path)
     manifest = load_bundle(folder).manifest
@@ -128,7 +128,7 @@ def test_a_module_becomes_a_bundle_that_answers_as_it_does(tmp_path: Path, case:
 
 
 def test_an_encoder_and_a_decoder_of_numbers_forecast_as_they_do(tmp_path: Path) -> None:
-    """A bi-directional encoder over sources of any length, and a decoder whose values are fed back."""
+    """The encoder is bidirectional and reads sources of any length. The decoder's values are fed back."""
     torch.manual_seed(0)
     encoder, decoder = Encoder(), Decoder()
     model = TorchModel(
@@ -152,7 +152,7 @@ def test_an_encoder_and_a_decoder_of_numbers_forecast_as_they_do(tmp_path: Path)
 
 
 def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
-    """It could not be served step by step, and says where it differs."""
+    """Its results depend on the number of steps in a call, so it could not be served step by step."""
     torch.manual_seed(0)
     model = TorchModel(Peeking(), {"hidden": (1, "batch", SIZE)}, feature_size=FEATURES, value_size=FEATURES)
     with pytest.raises(ExportError, match="Peeking: what it gives depends on how many steps"):
@@ -237,15 +237,15 @@ def test_a_module_whose_own_import_fails_is_not_said_to_be_missing(
 
 
 class Gated(nn.LSTM):
-    """Somebody's variant."""
+    """A user's variant, with its own `forward`."""
 
-    def forward(self, inputs: Tensor, states: Any = None) -> Any:  # type: ignore[override]  # as people do
+    def forward(self, inputs: Tensor, states: Any = None) -> Any:  # type: ignore[override]  # as users do
         outputs, carried = super().forward(inputs, states)
         return torch.tanh(outputs), carried
 
 
 class Renamed(nn.LSTM):
-    """Only its name is another."""
+    """A subclass that differs only in its name."""
 
 
 class OverVectors(nn.Module):

@@ -1,4 +1,4 @@
-"""Transducers in files are put together to one graph, which is held to a bare loop over them."""
+"""A transducer's files are joined into one graph, which is compared with a plain loop over the files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.export.transducer_files import ENCODED, HIDDEN, PREDICTED, TOKENS, wr
 
 
 def export(folder: Path, files: list[Path], *flags: str) -> Path:
-    """The bundle's folder."""
+    """Exports the files. Returns the bundle's folder."""
     told = [str(file) for file in files]
     assert main(["transducer", *told, "--name", "spells", "--to", str(folder), "--history", "16", *flags]) == 0
     return folder / "spells" / "1"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], files: list[Path], *flags: str) -> str:
-    """The one line that says why nothing was written."""
+    """Exports files that must be refused. Returns the one line that says why nothing was written."""
     told = [str(file) for file in files]
     assert main(["transducer", *told, "--name", "spells", "--to", str(files[0].parent / "to"), *flags]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -34,7 +34,7 @@ def refusal(capsys: pytest.CaptureFixture[str], files: list[Path], *flags: str) 
 
 
 def test_what_is_told_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of an encoder that gives several frames a step, and a prediction network that reads the last two tokens."""
+    """The encoder returns several frames a step, and the prediction network reads the last two tokens."""
     names = tmp_path / "tokens.txt"
     names.write_text("".join(f"{name}\n" for name in ("a", "b", "c", "d", "e", "f", "<blank>")))
     flags = ["--vocabulary", str(names), "--blank", "6", "--start-token", "2", "--blank-penalty", "-2.5"]
@@ -50,7 +50,7 @@ def test_what_is_told_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
     assert bundle.target_vocabulary.names[0] == "a"
     assert not manifest.can_generate
     assert manifest.step.loop is not None  # several frames are one run
-    assert manifest.step.max_rows is None  # and so are many sessions
+    assert manifest.step.max_rows is None  # many sessions are one run too
     assert {state.name: state.input.shape for state in manifest.states} == {
         "encoder.h0": (2, "batch", HIDDEN),
         "encoder.c0": (2, "batch", HIDDEN),
@@ -95,11 +95,12 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
     ]
     for files, flags, expected in cases:
         assert f"nothing was written: {expected}" in refusal(capsys, files, *flags)
-    assert ENCODED != PREDICTED  # else the joiner's inputs are told apart by their names alone
+    assert ENCODED != PREDICTED  # otherwise only names would distinguish the joiner's inputs
 
 
 def test_lengths_of_rows_are_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An encoder may hand on how long each row is, and mask what is behind: beginning at zero it would mask all."""
+    """An encoder may return the length of each row and mask what is after it. A length that starts at zero would mask
+    everything."""
     encoder, predictor, joiner = write(tmp_path)
     model = onnx.load(encoder)
     lengths = onnx.helper.make_tensor_value_info("length", onnx.TensorProto.INT64, ["batch"])
@@ -112,7 +113,7 @@ def test_lengths_of_rows_are_no_state(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:
-    """Also of a state whose first axis is that of layers, in a file whose batch is fixed at one row."""
+    """This includes a state whose first axis counts layers, in a file with a batch of one row."""
     encoder = write(tmp_path)[0]
     model = onnx.load(encoder)
     for value in [*model.graph.input, *model.graph.output]:
@@ -130,7 +131,7 @@ def test_states_are_told_by_the_names_in_their_file_or_by_those_in_messages(tmp_
     found = read_encoder(encoder, Hints(states={"h0": "h1", "encoder.c0": "encoder.c1"}), None)
     pairs = {kept.input.name: kept.output for kept in found.states}
     assert pairs == {"encoder.h0": "encoder.h1", "encoder.c0": "encoder.c1"}
-    assert found.notes == ()  # which say why a pair was found that nobody has told
+    assert found.notes == ()  # notes give the reasons for pairs that no hint gives
 
 
 @pytest.mark.parametrize("name", ["T", "T_x"])
@@ -144,7 +145,7 @@ def test_an_encoder_whose_first_axis_counts_frames_is_run_in_rows(name: str, tmp
 def test_a_prediction_network_that_leaves_an_axis_out_is_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And its encoder can be looked into."""
+    """Its encoder can be traced."""
     manifest = load_bundle(export(tmp_path / "to", write(tmp_path, kind="squeezed"))).manifest
     assert manifest.trace is not None
     assert any(output.name.endswith("forget_gate") for output in manifest.trace.outputs)

@@ -1,4 +1,4 @@
-"""The translator's run becomes a bundle: in 8 bits, with its card and the list of what it was made of."""
+"""The translator's run becomes a bundle with weights in 8 bits, a card, and the list of the sources of its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCORES = {"bleu": 41.23, "chrf": 60.5}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as the recipe leaves it, of a model that has learnt nothing."""
+    """Returns a run folder as the recipe writes it, with an untrained model."""
     torch.manual_seed(0)
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""An export, a recipe and a study that lack packages name them all, and say how to install them."""
+"""Exports, recipes and studies name all missing packages, and say how to install them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def run_without(folder: Path, missing: str, *arguments: str) -> tuple[int, str]:
-    """Runs `python ARGUMENTS` where these packages cannot be imported: its exit code and standard error."""
+    """Runs `python ARGUMENTS` where these packages cannot be imported. Returns its exit code and standard error."""
     (folder / "sitecustomize.py").write_text(f"import sys\nfor one in {missing.split()}: sys.modules[one] = None\n")
     environment = {"PYTHONPATH": f"{folder}:{ROOT}"}
     command = [sys.executable, *arguments]

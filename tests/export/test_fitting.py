@@ -1,4 +1,4 @@
-"""How modules want to be called is found by calling them, and what cannot be is said in one sentence."""
+"""The exporter finds how to call a module by calling it. A module that cannot be served is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 class Base(nn.Module):
-    """Layers that the cases below share."""
+    """The layers that the cases below share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class InDict(Base):
 
 
 class StepsFirst(Base):
-    """Its outputs are [T * B, N], as language models of tutorials have it."""
+    """Its outputs are [T * B, N], as in the language models of tutorials."""
 
     def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
         y, hidden = self.late(x, hidden)
@@ -92,7 +92,7 @@ class LastOnly(Base):
 
 
 class WithAttention(Base):
-    """Gives the weights of its attention behind everything else."""
+    """Its last output is the weights of its attention."""
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, h = self.gru(x, h)
@@ -165,7 +165,7 @@ class Untold(Base):
 
 
 class FedBack(Base):
-    """An attentional vector is fed back beside the pair of an LSTM's states."""
+    """Besides the pair of an LSTM's states, an attention vector is fed back."""
 
     def forward(
         self, x: Tensor, hidden: tuple[Tensor, Tensor], fed: Tensor
@@ -206,7 +206,7 @@ def found(make: Callable[[], nn.Module], states: Any, *, one_step: bool = False)
 def test_it_is_found_how_a_module_is_called(
     make: Callable[[], nn.Module], states: Any, layout: str, nesting: str
 ) -> None:
-    """Called so, it gives what it gives step by step."""
+    """Called in this way, the module gives the results of single steps."""
     call, _, module = found(make, states)
     assert (call.layout, call.nesting) == (layout, nesting)
     inputs = torch.randn(2, 4, READ)
@@ -271,7 +271,7 @@ def test_packing_is_as_before_afterwards() -> None:
 
 
 def test_states_in_another_order_and_states_without_a_name_are_refused() -> None:
-    """Of one step alone no comparison shows them."""
+    """If a module takes one step at a time, no comparison can show these mistakes."""
     call, _, _ = found(Swapped, CELLS)
     with pytest.raises(ExportError, match="Swapped returns the next h in the place of the next c"):
         check_states(Swapped().eval(), call, Expected(GIVEN, CELLS, {}, None, READ))

@@ -1,4 +1,4 @@
-"""Tensors of any name: flags give them as the file has them, and bundles have names that an API can have."""
+"""Tensors of any name: flags use the names in the file, and bundles have names that the API accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.reference import ReferenceSession
 
 
 def two_sums(path: Path, first: str, second: str, *ends: str, shows: str = "y") -> Path:
-    """Two states, each of which is added to."""
+    """Writes a model with two states, to which the input is added."""
     nodes = [
         helper.make_node("Add", [first, "x"], [ends[0]]),
         helper.make_node("Mul", [second, "x"], ["by"]),
@@ -69,7 +69,7 @@ def test_inputs_and_outputs_of_one_plain_name_are_told_apart(
 
 
 def test_names_with_equals_signs_are_known_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of several ways to cut a pair, that of which the file has both."""
+    """If a pair can be split in several ways, the split whose two names are in the file is used."""
     file = two_sums(tmp_path / "file.onnx", "a", "a=b", "c", "b=c")
     flags = ["--state", "a=c", "--state", "a=b=b=c", "--axis", "batch=1"]
     folder = export(file, tmp_path / "repository", *flags)

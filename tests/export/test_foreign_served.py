@@ -1,4 +1,4 @@
-"""What somebody else exported is served as it answers alone: batched where it can be, row by row where it cannot."""
+"""The server returns what a foreign file returns alone: rows are batched if possible, and run one by one otherwise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ FRAME = 32
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A voice activity detector, a denoiser of one row, what has no gates, and a time-first language model."""
+    """Returns a repository of a voice activity detector, a denoiser of one row, a model without gates, and a language
+    model with time as its first axis."""
     made, to = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("repository")
     names = made / "names"
     names.write_text("<s>\n</s>\na\nb\nc\nd\n")
@@ -59,7 +60,7 @@ def bits(values: object) -> bytes:
 async def test_many_streams_of_frames_each_get_what_they_get_alone(
     service: LocalService, repository: Path, model: str, size: int
 ) -> None:
-    """24 at once, in chunks of any size."""
+    """Runs 24 sessions at once, with chunks of different sizes."""
 
     async def run(client: AsyncClient, number: int) -> None:
         fed = frames(30, size, number)
@@ -102,7 +103,7 @@ def test_a_foreign_language_model_generates_and_searches(service: LocalService, 
 
 @pytest.mark.parametrize(("model", "size"), [("vad", FRAME), ("denoiser", 12)])
 def test_what_others_exported_can_be_looked_into(service: LocalService, model: str, size: int) -> None:
-    """Its gates keep the equations of its cell, whether rows are batched or not."""
+    """The gates satisfy the equations of the cell, whether rows are batched or not."""
     with Client(service.target) as client, client.session(model) as session:
         step = session.feed(features=frames(6, size, 0), every_position=True, trace=True)
         told = {name: np.array([output.trace[name] for output in step.outputs]) for name in step.trace}

@@ -1,4 +1,5 @@
-"""Integer and boolean inputs: what a client sends as a 32-bit float is what the model reads, or is refused."""
+"""Integer and boolean inputs: the model reads exactly the number that a client sends as a 32-bit float, or the server
+refuses the number."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.export.test_export_onnx import export, refusal
 
 
 def counter(path: Path) -> Path:
-    """A flag that clears its state, and whole numbers."""
+    """Writes a model that reads a flag, which clears its state, and an integer."""
     nodes = [
         helper.make_node("Cast", ["done"], ["ended"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["one", "ended"], ["kept"]),
@@ -53,7 +54,7 @@ def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
 
 
 def prices(path: Path, kind: int = TensorProto.INT64) -> Path:
-    """Three sums of prices in cents, and the largest of them."""
+    """Writes a model that keeps three sums of prices in cents, and returns the largest."""
     nodes = [
         helper.make_node("Cast", ["cents"], ["paid"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["paid", "h"], ["hn"]),
@@ -68,7 +69,7 @@ def prices(path: Path, kind: int = TensorProto.INT64) -> Path:
 def test_one_input_of_whole_numbers_is_served_as_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: int
 ) -> None:
-    """Without a vocabulary, where --input says so."""
+    """No vocabulary is needed if --input names the input."""
     file = prices(tmp_path / "prices.onnx", kind)
     told = refusal(capsys, file, tmp_path / "repository")
     assert "Where they are numbers, such as a count or a price in cents, say --input cents" in told
@@ -130,7 +131,8 @@ async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_pat
 
 
 async def test_vectors_without_names_are_checked_too(tmp_path: Path) -> None:
-    """By the server: a client of another language knows nothing of names. In a step batch each row for itself."""
+    """The server checks them, because clients in other languages do not use names. In a step batch it checks each row
+    by itself."""
     export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
     with local_service(tmp_path / "repository") as running:
         async with AsyncClient(running.target) as client, client.session("foreign") as session:

@@ -1,4 +1,4 @@
-"""An export that is interrupted says so, and leaves nothing half written, whatever the interruption becomes."""
+"""An interrupted export says so and leaves no partial files, also if a library changes or drops the interruption."""
 
 from __future__ import annotations
 

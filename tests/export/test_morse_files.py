@@ -1,4 +1,4 @@
-"""The three files of a transducer say what the model says, in the same bits alone, in a batch and in chunks."""
+"""A transducer's three files give the model's results, with the same bits alone, in a batch and in chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_ROWS, NUM_FRAMES, MAX_SYMBOLS = 3, 12, 4
 
 @pytest.fixture(scope="module")
 def model() -> Transducer:
-    """Without training; it says something, and not always."""
+    """Returns an untrained model that emits tokens in some frames and none in others."""
     torch.manual_seed(1)
     made = Transducer(TransducerConfig(len(data.VOCABULARY))).eval()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_loop_over_the_files_says_what_the_model_says(
 def test_a_rows_bits_depend_on_no_other_row_and_no_chunk(
     model: Transducer, files: TransducerFiles, frames: FloatArray
 ) -> None:
-    """Of encoder, predictor and joiner."""
+    """This holds for encoder, predictor and joiner."""
     encoder, predictor, joiner = (InferenceSession(path) for path in files[:3])
     start = np.zeros((model.config.num_layers, NUM_ROWS, model.config.hidden_size), np.float32)
     together, *_ = encoder.run(None, {"frames": frames, "hidden": start, "cell": start})
@@ -118,7 +118,7 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _spell(files: TransducerFiles, frames: FloatArray) -> list[tuple[int, int]]:
-    """One row by a bare loop over the files: frames and tokens."""
+    """Runs one row in a plain loop over the files. Returns pairs of frame and token."""
     encoder, predictor, joiner = (InferenceSession(path) for path in files[:3])
 
     def zeros(session: InferenceSession) -> list[FloatArray]:

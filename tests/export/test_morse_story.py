@@ -1,4 +1,4 @@
-"""The card of the Morse transducer has the figures that its recipe found."""
+"""The card of the Morse transducer has the figures that its recipe measured."""
 
 from __future__ import annotations
 
