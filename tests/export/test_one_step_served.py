@@ -1,4 +1,5 @@
-"""A translator whose decoder takes one token and attends by the state before it is served as a loop over its graphs."""
+"""A translator whose decoder takes one token and reads the previous attention vector is served with the results of a
+loop over its graphs."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Encoder(nn.Module):
-    """Packed, and without a mask: that is made of the lengths."""
+    """Packs its source and has no mask. The exporter makes the mask from the lengths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Luong's, with input feeding: what it attended to is read with the next token."""
+    """Luong's decoder with input feeding: the attention vector is read together with the next token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ def test_the_graphs_give_what_the_modules_give(repository: Path, modules: tuple[
 async def test_many_translations_at_once_get_the_bits_that_they_get_alone(
     service: LocalService, repository: Path
 ) -> None:
-    """24 sources of many lengths; each is fed in chunks of any size and then goes on by itself."""
+    """Runs 24 sources of many lengths. Each session is fed in two chunks of different sizes, and then generates."""
 
     async def run(client: AsyncClient, number: int) -> None:
         reference = ReferenceSession(repository / "translator" / "1", source_of(number))

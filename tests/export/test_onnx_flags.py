@@ -1,4 +1,4 @@
-"""Flags of `python -m export onnx` that cannot be: each is refused by its name in a line, before the file is run."""
+"""Wrong flags of `python -m export onnx`: each is refused by its name in one line, before the file is run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_version_that_is_there_is_told_before_the_file_is_read(
 
 
 def test_fields_of_a_manifest_are_refused_in_a_line() -> None:
-    """Whatever else a manifest refuses, too."""
+    """The same holds for everything else that a manifest refuses."""
     with pytest.raises(ValidationError) as caught:
         SpecialTokens.model_validate({"pad_id": -1, "bos_id": "x"})
     told = refused_fields(caught.value)

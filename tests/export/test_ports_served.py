@@ -1,5 +1,5 @@
-"""A step of several inputs and outputs, with a window, a count and a beginning: served, it gives what a bare loop over
-the file gives, bit for bit."""
+"""A step with several inputs and outputs, a window, a count and a start flag is served with the bits of a plain loop
+over the file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ FLAGS += ["--output", "action", "--output", "value", "--output", "seen", "--stat
 
 
 def policy(path: Path) -> Path:
-    """A policy that looks and listens: two inputs of which one overlaps itself, whether it has just begun, a state of
-    integers; two outputs of numbers, and one of integers."""
+    """Writes a policy with several inputs and outputs.
+
+    It reads an observation, samples that overlap those of the previous step, and whether it has just started. One of
+    its states has integers. It returns two outputs of floats, and one of integers.
+    """
     nodes = [
         helper.make_node("Reshape", ["obs", "rows"], ["flat"]),
         helper.make_node("MatMul", ["flat", "Wo"], ["looked"]),
@@ -70,7 +73,7 @@ def policy(path: Path) -> Path:
 
 
 class Bare:
-    """A loop over the file."""
+    """A plain loop over the file."""
 
     def __init__(self, file: Path) -> None:
         self._session = onnxruntime.InferenceSession(str(file))
@@ -125,14 +128,14 @@ def test_each_input_and_output_has_its_name(service: LocalService) -> None:
 
 
 def test_the_command_line_lists_them(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the numbers that they have together."""
+    """The table shows them instead of the size of the whole vector."""
     monkeypatch.setenv("COLUMNS", "200")
     told = " ".join(Shell(service.target).out("models").split())
     assert f"obs [{OBSERVED}], samples [{NEW}] action [3], value, seen int64" in told
 
 
 def test_steps_are_those_of_a_bare_loop(service: LocalService, file: Path) -> None:
-    """In chunks and one by one; named and as vectors."""
+    """In chunks and step by step, with names and as vectors."""
     obs, samples = drawn(12)
     bare = Bare(file)
     expected = [bare.step(*step) for step in zip(obs, samples, strict=True)]
@@ -218,7 +221,7 @@ def test_parts_that_are_not_the_models_are_refused(service: LocalService, featur
 
 
 def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A scalar cannot be true for one row and false for another: those that begin are run apart."""
+    """A scalar cannot be true for one row and false for another, so sessions in their first step run separately."""
     nodes = [
         helper.make_node("Cast", ["first"], ["bonus"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["x", "bonus"], ["begun"]),

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a quarter of the room, and the bits of a graph with float weights."""
+"""Weights in 8 bits take a quarter of the space, and give the bits of a graph with float weights."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_a_bundle_in_8_bits_is_proven_and_has_a_trace_and_a_variant(tmp_path: Pa
         sizes[in_8_bits] = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes[True]["step.onnx"] < 0.3 * sizes[False]["step.onnx"]
     assert sizes[True]["readout.onnx"] < 0.3 * sizes[False]["readout.onnx"]
-    assert sizes[True]["step.int8.onnx"] < 0.6 * sizes[False]["step.int8.onnx"]  # whose embedding was in floats
-    assert sizes[True]["trace.onnx"] < 1.5 * sizes[False]["trace.onnx"]  # its weights lie in the step's file
+    assert sizes[True]["step.int8.onnx"] < 0.6 * sizes[False]["step.int8.onnx"]  # otherwise its embedding has floats
+    assert sizes[True]["trace.onnx"] < 1.5 * sizes[False]["trace.onnx"]  # its weights are in the step's file
     assert all(torch.equal(before[name], weights) for name, weights in model.named_parameters())
 
 

@@ -1,5 +1,8 @@
-"""`carousel stream --keep`: pieces of a recording are one session, and give what the whole gives, bit for bit; what a
-command opened in vain is not kept. And `carousel bench` of a model that is given constants and told its last step."""
+"""`carousel stream --keep`: the pieces of a recording are one session, and give the bits of the whole recording.
+
+A session that a failed command opened is not kept unless it was fed. Also tests `carousel bench` with a model that has
+session constants and reads a flag for the last step.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from tests.export.test_samples_streamed import write_wav
 from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vectors, drawn, number_of, same, told
 
 STEPS = 70
-"""More than one feed has."""
+"""More steps than one feed has."""
 LEFT_OUT = "{}: the last step has {} of 4 numbers, which are left out: begin the next piece with them"
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that is told the last step of a session, and reads 4 numbers a step beside."""
+    """Returns a model that reads a flag for a session's last step, and 4 numbers a step."""
     return told(tmp_path_factory.mktemp("made") / "told.onnx")
 
 
@@ -55,14 +58,15 @@ def raw(numbers: Vectors) -> bytes:
 
 
 def stream(shell: Shell, session_id: str, data: bytes, *words: str, code: int = 0) -> tuple[list[Any], list[str]]:
-    """Feeds a pipe. Returns the outputs, and the lines of standard error."""
+    """Feeds the command's standard input. Returns the outputs, and the lines of standard error."""
     command = ("stream", "foreign", "-", "--format", "f32", "--json", "--id", session_id, *words)
     done = shell.run(*command, typed=data, code=code)
     return [json.loads(line)["outputs"]["y"] for line in done.stdout.splitlines()], done.stderr.decode().splitlines()
 
 
 def test_pieces_that_are_cut_anywhere_are_one_session(shell: Shell, service: LocalService, file: Path) -> None:
-    """The last step of the last piece alone is the session's last. What a piece leaves out begins the next one."""
+    """Only the last step of the last piece is the session's last step. The next piece begins with the numbers left out
+    before."""
     numbers = drawn(5, STEPS)[0].ravel()
     cut = 40 * READ + 3
     found, lines = stream(shell, "pieces", raw(numbers[:cut]), *GIVEN, "--keep")
@@ -92,7 +96,7 @@ def test_a_kept_session_is_padded_where_that_is_asked_for(shell: Shell) -> None:
 
 @pytest.mark.parametrize("wrong", ["a constant", "nothing", "a feed"])
 def test_what_a_failing_command_opened_in_vain_is_closed(shell: Shell, tmp_path: Path, wrong: str) -> None:
-    """So that the corrected command may open it."""
+    """The corrected command can then open it."""
     good = raw(drawn(7, 2)[0])
     if wrong == "a constant":
         stream(shell, "vain", good, *GIVEN, "--constant", "language=1", "--keep", code=1)
@@ -104,7 +108,7 @@ def test_what_a_failing_command_opened_in_vain_is_closed(shell: Shell, tmp_path:
         shell.run("stream", "foreign", str(path), *GIVEN, "--id", "vain", "--keep", code=2)
     found, _ = stream(shell, "vain", good, *GIVEN, "--keep")
     assert len(found) == 2
-    stream(shell, "vain", b"", "--resume", code=2)  # what was there before stays
+    stream(shell, "vain", b"", "--resume", code=2)  # a session that existed before stays
     shell.run("stream", "foreign", str(tmp_path / "none.csv"), "--id", "vain", "--resume", code=2)
     assert len(stream(shell, "vain", good, "--resume")[0]) == 2
     shell.run("sessions", "get", "vain", code=4)
@@ -125,7 +129,7 @@ def test_what_was_fed_before_a_failure_is_kept(shell: Shell, service: LocalServi
 
 
 def test_a_file_that_was_cut_off_is_fed_and_fails(shell: Shell, service: LocalService, tmp_path: Path) -> None:
-    """All that it has: the last step is filled up, and is the session's last."""
+    """The whole content is fed: the last step is padded, and is the session's last step."""
     path = write_wav(tmp_path / "cut.wav", np.arange(12, dtype=np.int16))
     path.write_bytes(path.read_bytes()[:-6])
     done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "cut", "--json", code=2)

@@ -1,4 +1,4 @@
-"""Samples in any number, to a model that reads frames of them: numbers one after the other are its steps."""
+"""A model that reads frames accepts any number of samples: a flat list of numbers is cut into steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAME = 32
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A voice activity detector."""
+    """Returns the bundle of a voice activity detector."""
     made = tmp_path_factory.mktemp("made")
     file = foreign.voice_activity(made / "vad.onnx")
     return export(file, made / "repository", "--constant", "sr=16000", "--axis", f"samples={FRAME}")
@@ -46,7 +46,7 @@ def samples(steps: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def answers(bundle: Path, given: NDArray[np.float32]) -> bytes:
-    """What a bare loop over the graph gives, step by step."""
+    """Returns the results of a plain loop over the graph."""
     reference = ReferenceSession(bundle)
     return bits([reference.step(frame) for frame in given.reshape(-1, FRAME)])
 
@@ -115,7 +115,7 @@ async def test_both_clients_feed_numbers_one_after_the_other(service: LocalServi
 
 
 def test_frames_of_pieces_of_any_size_are_the_steps_of_the_whole(service: LocalService, bundle: Path) -> None:
-    """PCM as it comes from a microphone; the last frame is padded."""
+    """PCM as it comes from a microphone. The last frame is padded."""
     generator = np.random.default_rng(3)
     recorded = generator.integers(-(2**15), 2**15, 9 * FRAME - 5, np.int16).astype("<i2")
     expected = answers(bundle, np.append(recorded.astype(np.float32) / 2**15, np.zeros(5, np.float32)))
@@ -138,7 +138,7 @@ def test_frames_of_pieces_of_any_size_are_the_steps_of_the_whole(service: LocalS
 
 
 def test_flat_feeds_are_replayed_to_a_session_whose_server_was_killed(bundle: Path, tmp_path: Path) -> None:
-    """What a client keeps of them are steps."""
+    """The client keeps such feeds as steps."""
     given = samples(40)
     flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 600}
     with Client(f"127.0.0.1:{flags['port']}") as client:

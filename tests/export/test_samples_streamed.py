@@ -1,4 +1,4 @@
-"""`carousel stream` with files and pipes: every step's output is what a bare loop over the file gives."""
+"""`carousel stream` with files and pipes: the output of each step is that of a plain loop over the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAME = 32
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A voice activity detector, and a policy of several named inputs and outputs."""
+    """Returns a repository of a voice activity detector, and a policy with several named inputs and outputs."""
     made, to = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("repository")
     flags = {"vad": ["--constant", "sr=16000", "--axis", f"samples={FRAME}"], "policy": FLAGS}
     files = {"vad": foreign.voice_activity(made / "vad.onnx"), "policy": policy(made / "policy.onnx")}
@@ -63,7 +63,7 @@ def write_wav(path: Path, samples: NDArray[np.int16], channels: int = 1) -> Path
 
 
 def answers(repository: Path, samples: NDArray[np.int16]) -> list[float]:
-    """What a bare loop gives, of the samples and of zeros that fill the last step."""
+    """Returns the results of a plain loop over the samples. Zeros fill the last step."""
     given = np.append(samples / 2**15, np.zeros(-len(samples) % FRAME)).astype(np.float32)
     reference = ReferenceSession(repository / "vad" / "1")
     return [float(reference.step(frame)[0]) for frame in given.reshape(-1, FRAME)]
@@ -74,7 +74,7 @@ def lines(values: list[float], first: int = 1) -> str:
 
 
 def test_a_wav_file_is_a_line_a_step(shell: Shell, repository: Path, tmp_path: Path) -> None:
-    """Of more steps than one feed has. The last one is filled up, and that is said."""
+    """There are more steps than one feed has. The last one is padded, and a line says so."""
     samples = recorded(100 * FRAME - 7)
     path = write_wav(tmp_path / "speech.wav", samples)
     expected = answers(repository, samples)
@@ -216,6 +216,6 @@ def test_a_reader_that_leaves_ends_it_quietly(service: LocalService, tmp_path: P
         assert process.stderr is not None
         assert process.stdout.readline().startswith(b"1\t")
         process.stdout.close()
-        assert process.wait(60) == 141  # as the shell has it of who is ended by SIGPIPE
+        assert process.wait(60) == 141  # a shell's exit code for SIGPIPE
         assert process.stderr.read() == b""
     Shell(service.target).run("sessions", "get", "left", code=4)

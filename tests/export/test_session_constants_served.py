@@ -1,5 +1,8 @@
-"""What a session is given once: constants with and without a batch axis, a number of its own, first values of states,
-and the word that a step is the last. Served, it gives what a bare loop over the file gives, bit for bit."""
+"""What a session gets once: constants with and without a batch axis, its own number, and first values of states. Also
+the flag for its last step.
+
+The server returns, bit for bit, what a plain loop over the file returns.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ Vectors = NDArray[np.float32]
 
 
 def told(path: Path) -> Path:
-    """A file that is told in which language and by whom it is spoken to, how loud, when it begins and when it ends."""
+    """Writes a model that reads a language, a speaker, a gain and a session's number, and flags for the first and the
+    last step."""
     nodes = [
         helper.make_node("MatMul", ["x", "Wx"], ["heard"]),
         helper.make_node("MatMul", ["speaker", "Ws"], ["who"]),
@@ -77,7 +81,7 @@ def told(path: Path) -> Path:
 
 
 class Bare:
-    """A loop over the file."""
+    """A plain loop over the file."""
 
     def __init__(self, file: Path, number: int, speaker: Vectors, language: int = 0, gain: float = 1.0) -> None:
         self._session = onnxruntime.InferenceSession(str(file))
@@ -122,7 +126,7 @@ def drawn(seed: int, steps: int) -> tuple[Vectors, Vectors]:
 
 
 def number_of(client: Client, session_id: str) -> int:
-    """The number that a session was given, as its state has it."""
+    """Returns the number that a session was given. It is in the session's state."""
     (tensor,) = client.sessions.get_state(session_id, "number")
     return int(np.frombuffer(tensor.data, tensor.dtype)[0])
 
@@ -162,7 +166,7 @@ def test_the_card_tells_what_a_session_is_given_and_what_was_proven(repository: 
 def test_steps_are_those_of_a_bare_loop(
     service: LocalService, file: Path, language: int | None, gain: float | None
 ) -> None:
-    """In chunks and one by one, from the first to the last."""
+    """In chunks, from the first to the last step."""
     xs, speaker = drawn(1, 7)
     given: dict[str, Any] = {"speaker": speaker} | ({} if language is None else {"language": language, "gain": gain})
     with Client(service.target) as client, client.session("foreign", constants=given) as session:
@@ -192,7 +196,8 @@ def test_end_in_a_batch_is_of_all_its_sessions_or_of_each(service: LocalService,
 
 
 async def test_sessions_of_other_values_step_together(service: LocalService, file: Path) -> None:
-    """Two languages, and two beginnings, in one step batch: they are run apart, and each has its own bits."""
+    """A step batch has sessions of two languages, some of them in their first step. They run separately, and each has
+    its own bits."""
     with Client(service.target) as client:
         async with AsyncClient(service.target) as other, other.batch("foreign") as batch:
             loops = []
@@ -212,7 +217,7 @@ async def test_sessions_of_other_values_step_together(service: LocalService, fil
 
 
 def test_a_session_that_moves_keeps_what_it_was_given(service: LocalService, file: Path) -> None:
-    """Rewind, fork, snapshot and restore: the same bits, of a fork its number too."""
+    """Rewind, fork, snapshot and restore give the same bits. A copy also keeps the session's number."""
     xs, speaker = drawn(5, 4)
     with Client(service.target) as client:
         with client.session("foreign", constants={"speaker": speaker, "language": 3}) as session:

@@ -1,4 +1,4 @@
-"""The bundles that the simulation keeps are those that the exporter makes of its files."""
+"""The bundles that the simulation stores are those that the exporter makes from its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simulation.exported import REPOSITORY, export
 
 @pytest.mark.parametrize("model", [LISTENER, TRANSLATOR])
 def test_a_bundle_is_what_the_exporter_makes(model: str, tmp_path: Path) -> None:
-    """Else `python -m simulation.exported` makes it anew."""
+    """If they differ, run `python -m simulation.exported` to make them again."""
     export(model, tmp_path)
     made, kept = (load_bundle(folder / model / "1").manifest for folder in (tmp_path, REPOSITORY))
     assert made.model_dump(exclude={"exported_with"}) == kept.model_dump(exclude={"exported_with"})

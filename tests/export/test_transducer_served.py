@@ -1,4 +1,4 @@
-"""A transducer that is served emits what a bare loop over its files emits, however its frames come."""
+"""A served transducer emits what a plain loop over its files emits, for chunks of any size."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bare(files: list[Path]) -> BareLoop:
 
 
 def emissions(loop: BareLoop, fed: Frames) -> list[tuple[int, list[int], int]]:
-    """Positions, tokens and reached limits of the frames that emit any."""
+    """Returns the position, the tokens and the number of reached limits for each frame that emits tokens."""
     found = []
     for position, frame in enumerate(fed, 1):
         before = loop.num_limited
@@ -73,7 +73,7 @@ def told(step: Step) -> list[tuple[int, list[int], int]]:
 async def test_many_sessions_each_emit_what_a_bare_loop_does(
     service: LocalService, files: dict[str, list[Path]], kind: str
 ) -> None:
-    """16 at once, of which some emit much and others nothing, in chunks of any size."""
+    """Runs 16 sessions at once, with chunks of different sizes. Some emit many tokens, and others none."""
 
     async def run(client: AsyncClient, number: int) -> int:
         fed = frames(40, number) * (0.1 if number % 4 == 0 else 1.5)

@@ -1,4 +1,4 @@
-"""What the two files of a translator have in common is found by running them, or asked for in one sentence."""
+"""Runs show how a translator's two files fit together. What they do not show is asked for in one sentence."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_one_vector_of_the_source_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def of_one_row(side: Side) -> Side:
-    """As it is exported with one row and an axis for the source alone."""
+    """Returns the module as it is exported with one row, where only the axis of the source has no fixed size."""
     axes = {name: {at: axis for at, axis in one.items() if axis != "batch"} for name, one in side.axes.items()}
     places = [next((at for at, axis in side.axes[name].items() if axis == "batch"), 0) for name in side.inputs]
     example = [tensor.narrow(at, 0, 1) for tensor, at in zip(side.example, places, strict=True)]
@@ -124,7 +124,7 @@ def of_one_row(side: Side) -> Side:
 
 
 def test_files_of_one_row_and_raw_ids_are_exported_row_by_row(tmp_path: Path) -> None:
-    """Without vocabularies tokens are named by their ids."""
+    """Without vocabularies, the ids are the names of the tokens."""
     one, other = files(of_one_row(translators.bridged()), of_one_row(translators.bahdanau("real")), tmp_path)
     assert main(["onnx", str(other), "--encoder", str(one), "--name", "row", "--to", str(tmp_path / "to")]) == 0
     folder = tmp_path / "to" / "row" / "1"
@@ -152,7 +152,7 @@ TWO_READ = replace(
     axes={**OF_ONE_STATE.axes, "keys": S, "values": S},
 )
 REFUSALS: list[tuple[Side, Side, str, str]] = [
-    # (encoder, decoder, flags, how the refusal reads)
+    # (encoder, decoder, flags, text of the refusal)
     (
         replace(SOURCE, axes={"source": B, "annotations": B, "s0": B}),
         ATTENDING,

@@ -1,4 +1,4 @@
-"""docs/translators.md does what it says: each of its commands and programs is run, after less training."""
+"""docs/translators.md is correct: each of its commands and programs runs, with less training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_page_trains_exports_serves_and_calls_a_translator(
         assert line in said
     assert shlex.split(serves) == ["python", "-m", "service", "--models", "my_repository"]
     with local_service(tmp_path / "my_repository") as service:
-        exec(calls.replace("localhost:50051", service.target), {})  # the page's own program
+        exec(calls.replace("localhost:50051", service.target), {})  # runs the page's program
         assert "log_probability" in capsys.readouterr().out
         for command in asks.splitlines():
             given = [sys.executable, "-m", "carousel", "--target", service.target, *shlex.split(command)[1:]]

@@ -1,4 +1,4 @@
-"""A translator of two files is served as a bare loop over the two files answers, whatever is asked of its sessions."""
+"""A translator of two files is served with the results of a plain loop over the files, for every kind of request."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ BOS, EOS, SOURCE_EOS = 1, 2, 3
 
 @dataclass
 class Loop:
-    """One row over the two files, as their author runs it. first: what the decoder reads of the encoder's outputs and
-    the source's length; following: outputs of a step by the inputs of the next."""
+    """Runs one row over the two files, as their author does.
+
+    first: returns the decoder's first inputs, from the encoder's outputs and the source's length.
+    following: a step's outputs, by the inputs of the next step.
+    """
 
     encoder: ort.InferenceSession
     decoder: ort.InferenceSession
@@ -41,7 +44,7 @@ class Loop:
     is_flat: bool = True
 
     def begin(self, source: list[int]) -> dict[str, Array]:
-        """What the decoder reads first."""
+        """Returns the decoder's first inputs."""
         feeds: dict[str, Array] = {self.encoder.get_inputs()[0].name: np.array([source])}
         if self.has_lengths:
             feeds["lengths"] = np.array([len(source)])
@@ -49,14 +52,14 @@ class Loop:
         return self.first(dict(zip(names, self.encoder.run(names, feeds), strict=True)), len(source))
 
     def step(self, carried: dict[str, Array], token: int) -> tuple[NDArray[np.float32], dict[str, Array]]:
-        """The logits after a token, [V], and what the next step reads."""
+        """Returns the logits after a token, [V], and the inputs of the next step."""
         names = [self.logits, *self.following.values()]
         given = np.array([token] if self.is_flat else [[token]])
         logits, *states = self.decoder.run(names, carried | {self.token: given})
         return logits.reshape(-1), carried | dict(zip(self.following, states, strict=True))
 
     def logits_over(self, source: list[int], tokens: list[int]) -> list[bytes]:
-        """The bits after each token."""
+        """Returns the bits of the logits after each token."""
         carried, found = self.begin(source), []
         for token in tokens:
             logits, carried = self.step(carried, token)
@@ -64,7 +67,7 @@ class Loop:
         return found
 
     def greedy(self, source: list[int], limit: int) -> list[int]:
-        """What is most likely, without the end token."""
+        """Returns the most likely tokens, without the end token."""
         carried, found, token = self.begin(source), [], BOS
         for _ in range(limit):
             logits, carried = self.step(carried, token)
@@ -162,7 +165,7 @@ def bits(step: Step) -> bytes:
 async def test_sessions_with_sources_of_any_lengths_each_have_the_bits_of_a_bare_loop(
     service: LocalService, made: tuple[Path, dict[str, Loop]], model: str
 ) -> None:
-    """24 at once, in chunks of any size, each with the source's end token once."""
+    """Runs 24 sessions at once, with chunks of different sizes. Each source gets the end token once."""
     loop = made[1][model]
 
     async def run(client: AsyncClient, number: int) -> None:
@@ -186,7 +189,7 @@ async def test_sessions_with_sources_of_any_lengths_each_have_the_bits_of_a_bare
 def test_what_is_generated_is_what_a_bare_loop_generates(
     service: LocalService, made: tuple[Path, dict[str, Loop]], model: str
 ) -> None:
-    """Greedily, from ids, names and text; a beam of one is greedy; all scores agree."""
+    """Generates greedily from ids, names and text. The scores of a beam search agree with those of `score`."""
     loop = made[1][model]
     with Client(service.target) as client:
         for number in range(6):
@@ -224,7 +227,7 @@ def test_forks_snapshots_and_calls_go_on_with_the_same_source(
                 with client.resume(f"{model}-{name}") as other:
                     assert [bits(other.feed([token], logits=True)) for token in tokens[2:]] == expected[2:]
             assert [bits(session.feed([token], logits=True)) for token in tokens[2:]] == expected[2:]
-        for _ in range(2):  # sent again, its source is not read again
+        for _ in range(2):  # the second call is a retry, and its source is not read again
             client.step(f"{model}-called", tokens[:1], model=model, source=source, position=0)
         called = client.step(f"{model}-called", tokens[1:2], position=1, logits=True, close=True)
         assert bits(called) == expected[1]

@@ -1,4 +1,4 @@
-"""Small transducers in ONNX files, of random weights, as people export them."""
+"""Small transducers with random weights in ONNX files, as users export them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEATURES, ENCODED, PREDICTED, TOKENS, HIDDEN = 6, 8, 16, 7, 16
 
 
 class Encoder(nn.Module):
-    """Gives `num_frames` encoded frames for each that it reads."""
+    """Returns `num_frames` encoded frames for each frame that it reads."""
 
     def __init__(self, num_frames: int = 1) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A GRU over tokens [A, 1]."""
+    """A prediction network: a GRU over tokens [A, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Predictor(nn.Module):
 
 
 class Squeezed(Predictor):
-    """As people write it: an axis of size 1 is left out. torch.onnx exports that as an `If` whose branches give
-    tensors of other ranks."""
+    """Leaves out an axis of size 1, as users do. torch.onnx exports this as an `If` whose branches return tensors of
+    different ranks."""
 
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, state = super().forward(tokens, state)
@@ -61,7 +61,7 @@ class TimeFirst(nn.Module):
 
 
 class Stateless(nn.Module):
-    """A convolution over the last two tokens [A, 2]."""
+    """A prediction network: a convolution over the last two tokens [A, 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ class Stateless(nn.Module):
 
 
 class Joiner(nn.Module):
-    """tanh of a sum, and logits."""
+    """Returns logits, computed from the tanh of a sum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one, self.other = nn.Linear(ENCODED, 16), nn.Linear(PREDICTED, 16)
         self.last = nn.Linear(16, TOKENS)
-        with torch.no_grad():  # so that what is emitted depends on frames and tokens, and is often nothing
+        with torch.no_grad():  # so that emissions depend on frames and tokens, and many frames emit nothing
             self.one.weight *= 4.0
             self.other.weight *= 2.0
             self.last.weight *= 3.0
@@ -91,7 +91,7 @@ class Joiner(nn.Module):
 
 
 class Joined(nn.Module):
-    """Prediction network and joiner in one."""
+    """Prediction network and joiner in one module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,9 +105,12 @@ class Joined(nn.Module):
 def write(
     folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int = 0, time_axis: str | None = None
 ) -> list[Path]:
-    """Writes the files and returns them: `three`, with a prediction network that is a GRU; `squeezed`, with one that
-    leaves an axis out; `stateless`, with one that reads the last two tokens; `two`, of which the second is prediction
-    network and joiner. time_axis: the name of the encoder's first axis, where that counts frames."""
+    """Writes the files and returns them.
+
+    kind: `three`, with a GRU as prediction network; `squeezed`, where it leaves out an axis; `stateless`, where it
+    reads the last two tokens; `two`, where the second file contains prediction network and joiner.
+    time_axis: the name of the encoder's first axis, if that counts frames.
+    """
     torch.manual_seed(seed)
     files = [folder / "encoder.onnx"]
     state, batch = torch.zeros(2, 2, HIDDEN), {0: "batch"}
@@ -162,7 +165,7 @@ def _export(
 ) -> None:
     told = list(names)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter that most files were made with
+        warnings.simplefilter("ignore")  # warnings of the exporter that made most files
         torch.onnx.export(
             module.eval(),
             inputs,

@@ -1,4 +1,4 @@
-"""Translators as people export them: an encoder and a decoder of one step, two ONNX files each."""
+"""Translators as users export them: an encoder and a decoder of one step, in two ONNX files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE_SIZE, TARGET_SIZE, UNITS = 11, 9, 8
 
 
 class Encoder(nn.Module):
-    """An LSTM or a GRU; has_lengths: packs its source; has_mask: gives where there are tokens."""
+    """An LSTM or a GRU. lengths: packs its source. mask: also returns where there are tokens."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class Bridged(nn.Module):
-    """A bidirectional GRU whose last states a layer joins."""
+    """A bidirectional GRU. A linear layer joins its last states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Bridged(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """Means over what a mask leaves, of embeddings that a position-wise layer has read."""
+    """Embeddings with a position-wise layer. The state is their mean over the tokens that the mask selects."""
 
     def __init__(self, meaning: str) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def headed(logits: Tensor, head: str) -> Tensor:
 
 
 class Bahdanau(nn.Module):
-    """Additive attention over a memory; meaning: of the mask that it takes, empty: none."""
+    """A decoder with additive attention over a memory. meaning: of the mask that it takes; empty if it takes none."""
 
     def __init__(
         self, meaning: str = "", *, is_flat: bool = True, memory_size: int = UNITS, lengths: bool = False
@@ -135,7 +135,7 @@ class Bahdanau(nn.Module):
 
 
 class Luong(nn.Module):
-    """Attention after the cell, whose vector is read again by the next step."""
+    """A decoder that attends after its cell. The next step reads the attention vector."""
 
     def __init__(self, *, layers: int = 2) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Luong(nn.Module):
 
 
 class Fed(nn.Module):
-    """One vector of the source, read in every step."""
+    """A decoder that reads one vector of the source in every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Fed(nn.Module):
 
 @dataclass(frozen=True)
 class Side:
-    """A module, what it is traced with, and the names of its tensors and of their axes that have no size."""
+    """A module, the inputs to trace it with, and the names of its tensors and of their axes without a fixed size."""
 
     module: nn.Module
     example: Sequence[Tensor]
@@ -300,7 +300,7 @@ def fed() -> Side:
 
 
 class TwoMemories(nn.Module):
-    """Gives two memories, which names alone tell apart."""
+    """Returns two memories, which only their names distinguish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +314,7 @@ class TwoMemories(nn.Module):
 
 
 class ReadsTwo(nn.Module):
-    """Attends to the sum of two memories."""
+    """Attends to a weighted sum of two memories."""
 
     def __init__(self) -> None:
         super().__init__()
