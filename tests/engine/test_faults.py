@@ -228,7 +228,7 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
 
 
 async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_repository: Path) -> None:
-    """Also for a lone lane, which runs at once: a read's callback runs before later results."""
+    """This holds also for a lone lane, which runs at once: the callback of a read runs before later results."""
     async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=8, inline_s=10.0)) as caller:
         lane = caller.engine.open()
         for _ in range(20):
@@ -256,7 +256,7 @@ async def test_what_waits_when_an_engine_stops_is_answered_and_so_is_what_comes_
         parked, fed = caller.engine.open(), caller.engine.open()
         _, tokens = caller.generate(parked, Decoding(1000), window=4)
         behind = caller.feed(parked, [1])
-        while len([tokens.get_nowait() for _ in range(tokens.qsize())]) < 1:  # noqa: ASYNC110  # another thread
+        while len([tokens.get_nowait() for _ in range(tokens.qsize())]) < 1:  # noqa: ASYNC110  # on the engine's thread
             await asyncio.sleep(0)
         long = caller.feed(fed, [1] * 200_000, NOTHING)
         _, endless = caller.generate(caller.engine.open(), Decoding(10_000_000), window=100_000_000)

@@ -1,5 +1,5 @@
-"""Several steps of rows with different lengths, on a graph that runs one step at a time: each row has the result that
-it has alone."""
+"""Rows with different numbers of steps, on a graph that runs one step at a time: each row has the result that it has
+alone."""
 
 from __future__ import annotations
 

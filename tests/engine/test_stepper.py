@@ -480,7 +480,7 @@ def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
 
 
 def test_a_step_batch_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
-    """Also when the next job has its result immediately."""
+    """This holds also if the next job has its result immediately."""
     order: list[type[Job]] = []
 
     class Recording(World):

@@ -1,4 +1,4 @@
-"""Threads switch often while an engine's thread drives, and at the default interval otherwise."""
+"""Python's switch interval is short while an engine's thread drives, and has its default otherwise."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ class World:
             job.take(StepResult(None), 0, width)
 
     def _step(self, batch: Batch) -> None:
-        """Runs a step batch as the engine does, with a padded row at the end and NaN wherever no token was run."""
+        """Runs a batch of steps as the engine does, with a padded row at the end and NaN wherever no token was run."""
         assert batch.num_rows == len(batch.jobs) + sum(len(group.tokens) for group in batch.groups)
         logits = np.full((batch.num_rows + 1, batch.width, VOCABULARY_SIZE), np.nan, np.float32)
         following: dict[int, list[int]] = {}
@@ -284,8 +284,8 @@ class World:
             self._report_lost(session, None)
 
     def _report_lost(self, session: PlainSession, job: Job | None) -> None:
-        """Tells a session which rows of its step batches have failed, because it continues before these batches have
-        their result.
+        """Records in a session which rows of its step batches have failed, because it continues before these batches
+        have their result.
 
         Covers the step batches before `job`, or all for None. If `job` is a step batch, its failed row may have been
         recorded before.

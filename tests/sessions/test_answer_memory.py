@@ -167,7 +167,7 @@ def test_of_a_search_that_is_not_kept_the_position_is() -> None:
 
 
 def test_a_generation_knows_what_was_before_each_of_its_tokens() -> None:
-    """Also when its first tokens are no longer stored."""
+    """This holds also if the generation has dropped its first tokens."""
     generation = Generation(None, Decoding(1000), None)
     generation.add(Generated(5, [14, 15], None, None, Before(3, [11, 12, 13])), 2)
     for position in range(6, 30):

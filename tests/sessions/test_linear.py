@@ -62,7 +62,8 @@ async def many(it: Sessions, count: int) -> list[Session]:
 
 
 async def leave_while_all_are_stored(it: Sessions, count: int) -> int:
-    """The store is slow, and all sessions have changed since the write began."""
+    """Detaches sessions that have changed since a slow store began to write them. Returns the number of executed
+    lines."""
     sessions = await many(it, count)
     for _ in range(2):
         for future in [it.feed(session, None, [5]) for session in sessions]:
@@ -79,7 +80,7 @@ async def leave_while_all_are_stored(it: Sessions, count: int) -> int:
 
 
 async def send_again_what_was_cancelled(it: Sessions, count: int) -> int:
-    """The cancels come too late: the feeds have been applied."""
+    """Repeats feeds whose cancels came too late: the feeds have been applied. Returns the number of executed lines."""
     sessions = await many(it, count)
     answers = []
     for session in sessions:

@@ -99,13 +99,13 @@ async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
 
 @pytest.mark.parametrize("waits", [True, False])
 async def test_what_comes_after_the_end_of_a_session_is_not_written(waits: bool) -> None:
-    """Also not merged into the ending record while that waits to be written: a tombstone is not a state that can be
-    claimed."""
+    """It is not merged into the ending record either, while that record waits to be written: a tombstone is not a state
+    that can be claimed."""
     store = SlowStore()
     async with storage_of(store) as storage:
         store.gate.clear()
         storage.put(gone("before"), lambda result: None)
-        await asyncio.sleep(0.05)  # now the store's thread is busy with it
+        await asyncio.sleep(0.05)  # now the store's thread is busy with this write
         ended = asyncio.ensure_future(put(storage, gone("a")))
         await asyncio.sleep(0)
         if not waits:

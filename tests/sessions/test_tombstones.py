@@ -42,7 +42,7 @@ def test_a_session_that_was_never_there_is_told_of_as_unknown() -> None:
 
 
 def test_an_id_that_was_closed_again_is_told_of_as_of_its_last_end() -> None:
-    """The id also counts as closed just now."""
+    """The id also counts as the last one that was closed, so another id is forgotten first."""
     tombstones = Tombstones(2)
     tombstones.add("s1", Tombstone(CloseReason.IDLE, 1, AT))
     tombstones.add("s2", Tombstone(CloseReason.IDLE, 2, AT))

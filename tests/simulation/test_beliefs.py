@@ -66,7 +66,7 @@ def test_a_session_whose_resumption_is_refused_where_it_is_stays_on_its_stream_a
 
 
 def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was() -> None:
-    """Its first server closes it while the client does not listen there."""
+    """The session's first server closes it while the client is connected to another server."""
     journal = played(
         opening(durability=NONE, action=HOLD),
         client("resume", slot=1),

@@ -42,7 +42,7 @@ def test_a_copy_waits_for_as_long_as_its_policy_says(
         await copied(world, "k")
         await asyncio.sleep(wait_s - 0.3)
         assert await live(world) == set(COPIES)
-        await asyncio.sleep(0.6 + min(1.0, idle_timeout_s / 4))  # the expiry looks at this interval
+        await asyncio.sleep(0.6 + min(1.0, idle_timeout_s / 4))  # the expiry looks for sessions at this interval
         assert await live(world) == set()
 
     play(act, hold_s=3.0, idle_timeout_s=idle_timeout_s)

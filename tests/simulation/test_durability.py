@@ -193,10 +193,10 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
         stream.leave()
         await asyncio.sleep(0.1)
         stream = world.connect(1)
-        answer = await stream.ask("a", open=RESUME)  # now it has a greater epoch
+        answer = await stream.ask("a", open=RESUME)  # now the session has a greater epoch
         assert answer.position == 1, answer
         await fed(stream, "a", 6)
-        await asyncio.sleep(0.5)  # now it is stored
+        await asyncio.sleep(0.5)  # now the session is stored
         world.faults.is_down = True
         position, answers = 2, []
         for _ in range(11):
@@ -218,7 +218,7 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
 
 
 def test_a_session_that_is_spilled_when_its_stream_ends_does_not_wait_to_be_stored() -> None:
-    """The task that watches how long sessions have waited was woken for nothing."""
+    """The spill has stored the session, so no change waits for the store when the stream ends."""
 
     async def act(world: World) -> None:
         stream = world.connect()
@@ -241,7 +241,7 @@ def test_a_session_that_does_not_change_is_stored_again_after_an_outage_that_its
         assert world.stored("a").position == 1
         world.faults.is_down = True
         for _ in range(10):
-            # a use that changes nothing; after its server's lease expires, another server could have it
+            # a use that changes nothing; after the server's lease expires, another server could have the session
             assert reason(await stream.ask("a", open=RESUME)) in ("opened", "STORE_UNAVAILABLE")
             await asyncio.sleep(0.2)
         assert world.stored("a") is None
@@ -376,7 +376,8 @@ def test_a_plain_session_leaves_no_record() -> None:
 
 @pytest.mark.parametrize("kind", ["feed", "generate", "score", "step_batch"])
 def test_what_is_asked_of_a_session_that_another_server_is_taking_is_answered(kind: str) -> None:
-    """Its last record is on its way to a slow store, and its stream is not notified before that is stored."""
+    """The session's last record is on its way to a slow store. Its stream is notified only after the record is
+    stored."""
 
     async def act(world: World) -> None:
         here, there = world.connect(0), world.connect(1)

@@ -1,4 +1,4 @@
-"""Simulates models from ONNX files, a transducer and a translator of two files each, and compares them with bare
+"""Simulates models from ONNX files, a transducer of three files and a translator of two, and compares them with plain
 loops."""
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def test_a_wrong_bit_of_a_state_is_found(model: str, monkeypatch: pytest.MonkeyP
 
 
 def test_sources_of_several_lengths_are_stepped_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in one step batch. In a single run the decoder would read all sources with the length of the first, which is
-    a violation."""
+    """This holds also in one step batch. In a single run the decoder would read all sources with the length of the
+    first, which is a violation."""
     fixed = {"slot": 0, "model": TRANSLATOR, "durability": STRICT, "action": pb.DISCONNECT_ACTION_KEEP}
     fixed |= {"duration_s": 5.0, "is_made": False, "outputs": False, "unattended": False, "rude": True}
     opened = [

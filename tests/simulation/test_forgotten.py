@@ -18,7 +18,7 @@ from simulation.script import NATURE, Action
 from simulation.store import SimulatedStore
 
 PAUSE_S = 0.1
-"""Virtual seconds in which a request is done and answered."""
+"""Virtual seconds: enough to carry out a request and to answer it."""
 
 
 def do(op: str, *, k: int = 1, slot: int = 1, pause_s: float = PAUSE_S, **args: Any) -> Action:
@@ -27,8 +27,8 @@ def do(op: str, *, k: int = 1, slot: int = 1, pause_s: float = PAUSE_S, **args: 
 
 
 def opening(model: str, durability: pb.Durability.ValueType, *, k: int = 1, slot: int = 1) -> Action:
-    """Returns an opening of a session that is held when its stream ends, even where the client has a session with that
-    id."""
+    """Returns an opening of a session that is held when its stream ends. It is sent even if the client has a session
+    with that id."""
     policy: dict[str, Any] = {"durability": durability, "action": pb.DISCONNECT_ACTION_HOLD, "duration_s": 0.0}
     others: dict[str, Any] = {"is_made": False, "outputs": False, "unattended": False, "rude": True}
     return do("open", k=k, slot=slot, model=model, **policy, **others)

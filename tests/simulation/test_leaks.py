@@ -162,7 +162,7 @@ def test_a_resumption_is_not_refused_because_of_an_opening_of_its_id() -> None:
             await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
             await fed(stream, "a", 5, 6)
             stream.leave()
-            await asyncio.sleep(2.0)  # it leaves the memory meanwhile
+            await asyncio.sleep(2.0)  # the session leaves the memory meanwhile
             assert world.stored("a").position == 2
             stream = world.connect()
             resumed = stream.send("a", open=RESUME)

@@ -45,7 +45,8 @@ async def begin(world: World, durability: pb.Durability.ValueType) -> Any:
 def test_a_server_that_lost_its_lease_answers_nothing_from_its_old_copy(
     how: str, durability: pb.Durability.ValueType
 ) -> None:
-    """The server that has the session now answers every request sent before the old server knows."""
+    """Requests that are sent before the old server knows of the loss get an error, and the stream gets one notice:
+    MOVED."""
 
     async def act(world: World) -> None:
         old = await begin(world, durability)
@@ -248,8 +249,8 @@ def test_an_id_is_not_refused_for_a_session_that_has_ended_elsewhere(how: str) -
 
 
 def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
-    """A disconnected server hands the session over; another server has resumed it meanwhile, and its record has
-    expired."""
+    """A disconnected server hands the session over, but cannot store its last record. Meanwhile another server resumes
+    the session, and the record of that server expires."""
 
     async def act(world: World) -> None:
         stream = world.connect(0)
@@ -280,7 +281,7 @@ def test_an_old_copy_is_not_stored_where_others_had_the_session_and_its_record_i
         first = world.replicas[0]
         world.faults.cuts[first.name] = world.shelf.clock() + 16.0
         await take_over(world)
-        for turn in range(6):  # its client keeps trying
+        for turn in range(6):  # the client keeps trying
             await asyncio.sleep(2.0)
             assert reason(await old.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
             if turn == 2:

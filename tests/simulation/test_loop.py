@@ -1,4 +1,5 @@
-"""The loop: time is virtual, executors keep their order, and an ended life does nothing more."""
+"""The loop: time is virtual, executors keep their order, and after a simulated process ends, its tasks do nothing
+more."""
 
 from __future__ import annotations
 

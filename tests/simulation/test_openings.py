@@ -191,7 +191,7 @@ def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_her
 
 
 def test_a_session_that_a_stream_took_over_while_it_was_opened_outlives_a_cancel() -> None:
-    """The cancel ends what the opening requested, on a stream that has ended."""
+    """The Cancel ends the outputs that the opening requested. The opening's stream has ended before."""
     seen = set()
 
     def attempt(delay_s: float) -> None:

@@ -11,7 +11,7 @@ from tests.simulation.scenes import CHECKPOINT, RESUME, fed, feed, keep, opened,
 
 
 def test_a_refused_request_does_not_hide_what_was_asked_before_it() -> None:
-    """Also when the refusal comes only at the request's turn, with any request behind it."""
+    """This holds also if the request is refused only at its turn, and whatever request follows it."""
 
     async def act(world: World) -> None:
         stream = world.connect()

@@ -34,7 +34,7 @@ def test_a_plain_session_never_takes_the_place_of_a_stored_one() -> None:
         await opened(stream, "k", on_disconnect=keep(20.0))
         await fed(stream, "k", 5, 6, 7)
         stream.leave()
-        await asyncio.sleep(2.0)  # it leaves the memory meanwhile
+        await asyncio.sleep(2.0)  # the session leaves the memory meanwhile
         other = world.connect()
         answer = await other.ask("k", open=plain())
         if answer.HasField("opened"):
@@ -56,7 +56,7 @@ def test_a_plain_session_whose_id_was_used_before_can_be_spilled() -> None:
         await opened(stream, "a", durability=STRICT)
         await stream.ask("a", close=pb.Close())
         await asyncio.sleep(0.3)
-        await opened(stream, "a", durability=STRICT)  # now it has a greater epoch
+        await opened(stream, "a", durability=STRICT)  # now the id has a greater epoch
         await stream.ask("a", close=pb.Close())
         await asyncio.sleep(0.3)
         await opened(stream, "a")
@@ -116,7 +116,7 @@ def test_an_opening_that_ends_while_it_waits_for_its_id_leaves_the_id_free() -> 
         await opened(stream, "a", durability=STRICT)
         world.faults.is_down = True
         assert reason(await stream.ask("a", close=pb.Close())) == "STORE_UNAVAILABLE"
-        stream.send("a", open=plain(durability=STRICT))  # it waits for the last record of the closed session
+        stream.send("a", open=plain(durability=STRICT))  # this opening waits for the last record of the closed session
         await asyncio.sleep(0.1)
         stream.leave()
         await asyncio.sleep(0.1)

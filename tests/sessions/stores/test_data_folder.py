@@ -29,7 +29,7 @@ RESTORE = "restore it from a backup, or move it away to start without its sessio
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store's folder with 100 records of two pages each, which no process has open."""
+    """Returns a store's folder with 100 records of two pages each. No process has it open."""
     path = tmp_path / "sessions"
     with closing(LmdbStore(path)) as store:
         store.write([Write(str(index), 1, bytes(2 * PAGE), LATER) for index in range(100)])
@@ -46,7 +46,7 @@ def open_to_others() -> Iterator[None]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that every user may change, below folders that every user may enter."""
+    """Yields a folder that every user may change, below folders that every user may enter."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o777)
     yield path

@@ -43,7 +43,7 @@ LATER = 3600.0
 
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that all tests of this run share; each uses its own ids."""
+    """Yields a Redis that all tests of this run share. Each test uses its own ids."""
     with redis_server(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -63,7 +63,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore
 
 @pytest.fixture(params=["memory", "redis"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StateStore, StateStore]]:
-    """Two servers' views of one store."""
+    """Yields the stores of two servers over the same data."""
     one: StateStore
     other: StateStore
     if request.param == "memory":
@@ -78,7 +78,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[State
 
 
 def end_lease(store: StateStore) -> None:
-    """Makes the store believe that a process was killed or disconnected."""
+    """Ends the lease of a store's process, as if the process was killed or disconnected."""
     if isinstance(store, MemoryStore):
         store._shelf.owners.pop(store.owner)
     else:
