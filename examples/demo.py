@@ -1,5 +1,5 @@
-"""A look at Carousel in a minute: starts the service, streams words and a sentence through it, shows what it keeps and
-measures.
+"""Shows Carousel in a minute: starts the service, streams words and a sentence through it, prints a session's state and
+the latencies.
 
 ./scripts/demo
 """
@@ -29,13 +29,13 @@ UNSEEN = {
     "gate": "G EY T",
     "stream": "S T R IY M",
 }
-"""Words of the test split, which the model was not trained on, and what the dictionary has for them."""
+"""Words of the test split, on which the model was not trained, and their phonemes in the dictionary."""
 
 
 def main() -> int:
-    """Runs the demo; the exit code."""
+    """Runs the demo. Returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # German has letters that not every terminal has
+        sys.stdout.reconfigure(errors="replace")  # German has letters that some terminals cannot show
     print("Starting the service on the shipped models ...")
     with local_service(MODELS) as service:
         with Client(service.target) as client:
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def generate(client: Client) -> bool:
-    """Words in, phonemes out, each printed when it arrives. Whether all are as the dictionary has them."""
+    """Prints the phonemes of each word when they arrive. Returns whether all are those of the dictionary."""
     print("Words that it was not trained on, their phonemes as they arrive, and whether the dictionary agrees:")
     all_right = True
     for word, expected in UNSEEN.items():
@@ -73,7 +73,7 @@ def generate(client: Client) -> bool:
 
 
 def step_by_step(client: Client) -> None:
-    """One session, fed token by token: the server keeps its state between the messages."""
+    """Feeds one session token by token and prints the two most likely next tokens of each step."""
     word = "carousel"
     print(f"\nOne session for {word!r}, fed by hand; the server keeps its hidden and cell state between the messages:")
     with client.session(MODEL, source=word, top_k=2) as session:
@@ -91,24 +91,24 @@ def step_by_step(client: Client) -> None:
 
 
 def show_page(service: LocalService) -> None:
-    """Where there is a page to type into."""
+    """Prints where the page of the service is."""
     has_page = any(line["event"] == "page.served" for line in service.log)
     where = "http://localhost:50051/ while ./scripts/serve runs" if has_page else "the wire envoy has one"
     print(f"\nA page to type into: {where}.")
 
 
 def show_latency(service: LocalService) -> None:
-    """The histogram of the steps that the above has left behind, as Prometheus would read it."""
+    """Prints the histogram of the latencies of the demo's steps, from the metrics that Prometheus would read."""
     print(f"\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph of {MODEL}, batches of every size")
     with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
         print("\n".join(histogram(response.read().decode(), MODEL)))
 
 
 def histogram(metrics: str, model: str) -> list[str]:
-    """The steps of one model by their latency, a line for each bucket that has any.
+    """Returns a line for each latency bucket of one model's steps that is not empty.
 
-    metrics: the text that Prometheus reads. Each combination of labels is a series of its own, whose buckets count what
-    is in the buckets below them, too; those of all series are added.
+    metrics: the text that Prometheus reads. Each combination of labels is a series of its own with cumulative buckets:
+    each bucket includes those below it. The counts of all series are added.
     """
     counts: Counter[tuple[float, float]] = Counter()
     series: dict[frozenset[tuple[str, str]], dict[float, int]] = {}

@@ -84,7 +84,8 @@ def across(target: str, is_over: Callable[[], bool] | None = None) -> str:
 
 
 def scraped(prometheus: str, count: int) -> str:
-    """Asks Prometheus how many servers it scrapes, and how many tokens they have processed. Raises AssertionError."""
+    """Checks with Prometheus that it scrapes `count` servers and that they have processed tokens. Raises
+    AssertionError."""
 
     def ask(query: str) -> float:
         url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
