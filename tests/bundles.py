@@ -1,4 +1,4 @@
-"""Small bundles made on the spot, with ONNX alone: an LSTM language model of random weights."""
+"""Makes small bundles with ONNX alone: LSTM language models of random weights."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ def write_language_model(
     variants: Mapping[str, int] = MappingProxyType({}),
     hidden_size: int = HIDDEN_SIZE,
 ) -> Path:
-    """Writes `repository/model/version` and returns it. One LSTM layer; states `hidden` and `cell`, [1, B, H] each.
+    """Writes a bundle to `repository/model/version` and returns that folder. It has one LSTM layer, and the states
+    `hidden` and `cell`, [1, B, H] each.
 
-    has_heads: with heads and a readout; variants: by name, the seeds of other weights.
+    has_heads: whether the step graph has heads and the bundle has a readout. variants: the seed of the weights of each
+    variant, by name.
     """
     folder = repository / model / str(version)
     folder.mkdir(parents=True)
@@ -84,7 +86,7 @@ def write_language_model(
 def _write_graphs(
     folder: Path, prefix: str, seed: int, hidden_size: int, *, has_heads: bool
 ) -> tuple[StepSpec, ReadoutSpec | None]:
-    """Writes a step graph, and with heads a readout beside it."""
+    """Writes a step graph and, with `has_heads`, a readout. Returns their specs."""
     step = StepSpec(
         file=f"{prefix}step.onnx",
         tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),

@@ -1,4 +1,4 @@
-"""An authority that issues certificates with any names, also such as no authority should sign."""
+"""A certificate authority for tests. It signs any names, also names that no real authority should sign."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Issued:
 
 
 class Authority:
-    """Signs what it is asked to. expires_in: of its certificates; negative: they are over."""
+    """Signs any certificate. expires_in: the time until its certificates expire; negative for expired ones."""
 
     def __init__(self, expires_in: timedelta = _YEAR) -> None:
         self._expires_in = expires_in
@@ -37,7 +37,7 @@ class Authority:
 
     @cached_property
     def certificate(self) -> bytes:
-        """Its own certificate, in PEM."""
+        """The authority's own certificate, in PEM."""
         builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, None), critical=True)
         return builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM)
 
@@ -48,7 +48,7 @@ class Authority:
         dns: Sequence[str] = (),
         common: Sequence[str] = (),
     ) -> Issued:
-        """A certificate with these alternative names and common names."""
+        """Returns a certificate with these alternative names and common names."""
         key = ec.generate_private_key(ec.SECP256R1())
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, 'A "company", of sorts')]
         attributes += [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common]
@@ -63,12 +63,13 @@ class Authority:
         )
 
     def issue_server(self) -> Issued:
-        """The certificate of a server on this machine, which has names of several kinds."""
+        """Returns a certificate for a server on this machine, with names of several kinds."""
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         return self.issue(address, dns=["localhost"], uris=['spiffe://corp/server;Cert="x"'])
 
     def credentials(self, own: Issued | None = None) -> grpc.ChannelCredentials:
-        """Of a client that trusts this authority."""
+        """Returns the channel credentials of a client that trusts this authority. own: the client's certificate, if
+        any."""
         return grpc.ssl_channel_credentials(
             self.certificate, own.key if own else None, own.certificate if own else None
         )

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: repositories of bundles, and a real service in a process of its own."""
+"""Fixtures for all tests: repositories of bundles, and real services in child processes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SHIPPED = ROOT / "model_repository"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--wire envoy`: every service that a test starts has that wire."""
+    """Adds the option `--wire`: the wire of every service that a test starts."""
     parser.addoption("--wire", choices=("grpcio", "envoy"), default="grpcio", help="what carries the services' calls")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Services that tests start in processes of their own read the variable."""
+    """Sets the variable that child processes read."""
     os.environ["CAROUSEL_WIRE"] = config.getoption("--wire")
 
 
 @pytest.fixture(scope="session")
 def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of random language models: `tiny-lm`, `tiny-bos` that has a start token, `tiny-endless` that has one
-    and no end token, and `tiny-heads`, as `tiny-bos` but with heads, a readout, and a variant `other`."""
+    """A repository of random language models. `tiny-lm` has an end token only, `tiny-bos` also a start token,
+    `tiny-endless` a start token only. `tiny-heads` is as `tiny-bos`, with heads, a readout, and a variant `other`."""
     folder = tmp_path_factory.mktemp("repository")
     write_language_model(folder)
     write_language_model(folder, model="tiny-bos", bos_id=1, seed=1)
@@ -39,7 +39,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped_service() -> Iterator[LocalService]:
-    """A real service on the shipped bundles, shared by tests that leave it as they found it."""
+    """A real service of the shipped bundles. Tests share it and must leave it as they found it."""
     with local_service(SHIPPED) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
@@ -47,7 +47,7 @@ def shipped_service() -> Iterator[LocalService]:
 
 @pytest.fixture(scope="session")
 def tiny_service(tiny_repository: Path) -> Iterator[LocalService]:
-    """A real service on the tiny language models, shared by tests that leave it as they found it."""
+    """A real service of the tiny language models. Tests share it and must leave it as they found it."""
     with local_service(tiny_repository, {"log-level": "debug"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]

@@ -1,4 +1,4 @@
-"""Values of the domain made without a file or a graph: manifests, bundles, sessions."""
+"""Makes domain values without files or graphs: manifests, bundles, sessions."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ DIGEST = "0" * 64
 
 
 def state(name: str, shape: tuple[Axis | int, ...] = (1, "batch", 2), *, dtype: Dtype = "float32") -> StateSpec:
-    """A state tensor that starts at zero."""
+    """Returns the spec of a state tensor whose initial value is zero."""
     return StateSpec(name=name, input=TensorSpec(name=name, dtype=dtype, shape=shape), output=f"next_{name}")
 
 
 def context(name: str, inner: tuple[int, ...] = (2,), *, dtype: Dtype = "float32") -> ContextSpec:
-    """A context tensor of shape [batch, source, *inner]."""
+    """Returns the spec of a context tensor of shape [batch, source, *inner]."""
     tensor = TensorSpec(name=name, dtype=dtype, shape=("batch", "source", *inner))
     return ContextSpec(name=name, input=tensor, output=f"encoded_{name}")
 
 
 def ids(items: Iterable[Item]) -> list[int]:
-    """Items that are tokens, as such."""
+    """Returns the items that are token ids."""
     return [item for item in items if isinstance(item, int)]
 
 
@@ -60,7 +60,7 @@ def manifest(
     has_encoder: bool = False,
     bos_id: int | None = 1,
 ) -> Manifest:
-    """A manifest of the model `made`, version 3, whose files do not exist."""
+    """Returns a manifest of the model `made`, version 3. Its files do not exist."""
     size = len(TARGET_NAMES)
     encoder = EncoderSpec(
         file="encoder.onnx",
@@ -94,12 +94,12 @@ def manifest(
 
 
 def vocabulary() -> Vocabulary:
-    """Of what the model `made` reads and gives."""
+    """Returns the target vocabulary of the model `made`."""
     return Vocabulary(TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False)
 
 
 def bundle(*, has_encoder: bool = False) -> Bundle:
-    """A bundle without graphs: nothing may be run."""
+    """Returns a bundle without graphs. Tests must not run it."""
     no_graph = cast(ort.InferenceSession, None)
     source = Vocabulary(SOURCE_NAMES, owner="the source vocabulary of made", tokenizer="characters", lowercase=True)
     target = vocabulary()
@@ -116,7 +116,8 @@ def bundle(*, has_encoder: bool = False) -> Bundle:
 
 
 def session(session_id: str = "s1", serial: int = 1, **changes: Any) -> Session:
-    """An idle session of a bundle without graphs or engine, used last at 0. changes: fields of `Session`."""
+    """Returns an idle session whose bundle has no graphs and no engine, last used at 0 s. changes: attributes to
+    set."""
 
     def ignore(closed: Session, reason: CloseReason) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Which package imports which: read from the code, and drawn for docs/architecture.md."""
+"""Reads from the code which package imports which, and draws the diagram of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ PACKAGES = (
     "export",
     "models",
 )
-"""A module belongs to the first of these that its name begins with. Modules of no package are not drawn: the command
-lines, the settings, and small ones such as `service.errors` that any package imports and that import none."""
+"""A module belongs to the first package whose name begins its own. Other modules are not drawn: command lines,
+settings, and small modules such as `service.errors`, which import no package and which any package may import."""
 UNDRAWN = frozenset(("carousel._extras", "carousel._version"))
-"""Modules of the client that know nothing of it: how to install what is missing, and the version."""
+"""Modules of the client that import nothing of it: installation hints for missing extras, and the version."""
 
 
 def package_of(module: str) -> str | None:
-    """Returns the package that a module belongs to, None for one that is not drawn."""
+    """Returns the package that a module belongs to, or None for a module that is not drawn."""
     if any(module == one or module.startswith(f"{one}.") for one in UNDRAWN):
         return None
     return next((one for one in PACKAGES if module == one or module.startswith(f"{one}.")), None)
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Returns the full names of the modules that a file imports; types alone included."""
+    """Returns the full names of the modules that a file imports, also for type checking only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

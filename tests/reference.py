@@ -1,4 +1,4 @@
-"""What serving must reproduce bit for bit: one session, alone, one token at a time, in a plain loop over the graphs."""
+"""A plain loop over a bundle's graphs: one session, one token at a time. The server must give the same bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Item = int | Sequence[float] | FloatArray
 
 
 class ReferenceSession:
-    """A session of the bundle in `folder`. source: token ids or vectors, of a model with an encoder. variant: None:
-    the base."""
+    """A session of the bundle in `folder`.
+
+    source: token ids or vectors, for a model with an encoder. variant: None for the base.
+    """
 
     def __init__(self, folder: Path, source: Sequence[Item] | None = None, variant: str | None = None) -> None:
         self.manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
@@ -45,7 +47,7 @@ class ReferenceSession:
             self.step(self.manifest.special_tokens.bos_id)
 
     def step(self, token: Item) -> FloatArray:
-        """Consumes one token, or one vector; returns the logits, or the values, after it, [V]."""
+        """Consumes one token or one vector. Returns the logits or values after it, [V]."""
         spec = self.manifest.step.of_one_step
         feeds = {
             spec.input.name: np.array([[token]], spec.input.dtype),
@@ -62,7 +64,7 @@ class ReferenceSession:
         return self.logits
 
     def generate(self, max_tokens: int) -> list[int]:
-        """Greedy decoding from here, without the end token."""
+        """Returns the tokens of greedy decoding from the current position, without the end token."""
         tokens: list[int] = []
         while len(tokens) < max_tokens:
             assert self.logits is not None
@@ -74,7 +76,7 @@ class ReferenceSession:
         return tokens
 
     def forecast(self, horizon: int) -> list[FloatArray]:
-        """Its own values, fed back."""
+        """Returns `horizon` predicted values, [V] each. Each value is the input of the next step."""
         values: list[FloatArray] = []
         for _ in range(horizon):
             assert self.logits is not None

@@ -1,6 +1,6 @@
-"""Real services beside ours, started on free ports of the loopback interface and stopped by their process.
+"""Starts real services of others (Redis, Prometheus, Alertmanager) on free ports of the loopback interface.
 
-Without the program a test is skipped, or fails where TESTS_REQUIRE_SERVICES is 1.
+If a program is not installed, the test is skipped; with TESTS_REQUIRE_SERVICES=1 it fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from examples.ports import free_port, wait_for_port
 
 
 def program(name: str) -> str:
-    """The path of a program."""
+    """Returns the path of a program. Skips or fails the test if it is not installed."""
     found = shutil.which(name)
     if found is None:
         message = f"{name} is not on this machine"
@@ -29,7 +29,7 @@ def program(name: str) -> str:
 
 
 class RedisServer:
-    """A `redis-server`, which keeps what it has on disk at once, so that it is there again after `stop` and `start`."""
+    """A `redis-server` that syncs each write to disk, so that its data survive `stop` and `start`."""
 
     def __init__(self, folder: Path) -> None:
         self._program, self._folder = program("redis-server"), folder
@@ -39,14 +39,14 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Starts it on its port."""
+        """Starts the server and waits until it listens."""
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for_port(self.port, self._process)
 
     def stop(self) -> None:
-        """Kills it."""
+        """Kills the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -55,7 +55,7 @@ class RedisServer:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[RedisServer]:
-    """A Redis of its own."""
+    """Runs a Redis server."""
     server = RedisServer(folder)
     try:
         yield server
@@ -65,7 +65,7 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
 
 @contextmanager
 def prometheus_server(folder: Path, config: str, *flags: str, port: int | None = None) -> Iterator[str]:
-    """A Prometheus of its own with this configuration; its URL."""
+    """Runs a Prometheus with this configuration. Gives its URL."""
     path, port = folder / "prometheus.yml", port or free_port()
     path.write_text(config)
     command = [program("prometheus"), f"--config.file={path}", f"--storage.tsdb.path={folder / 'tsdb'}"]
@@ -81,7 +81,7 @@ def prometheus_server(folder: Path, config: str, *flags: str, port: int | None =
 
 @contextmanager
 def alertmanager_server(folder: Path, config: str) -> Iterator[str]:
-    """An Alertmanager of its own with this configuration; its URL."""
+    """Runs an Alertmanager with this configuration. Gives its URL."""
     path, port = folder / "alertmanager.yml", free_port()
     path.write_text(config)
     command = [program("prometheus-alertmanager"), f"--config.file={path}", f"--storage.path={folder / 'alerts'}"]

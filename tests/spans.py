@@ -1,4 +1,4 @@
-"""A collector of spans, as a server's traces reach it by OTLP."""
+"""An OTLP collector that keeps the spans that servers send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans that it gets. A tree is told as names within names."""
+    """Receives spans by OTLP on a free port and keeps them."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -21,7 +21,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         add(self, self._server)
         self._server.start()
 
-    def Export(  # gRPC's name
+    def Export(  # the name that gRPC calls
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: object
     ) -> trace_service_pb2.ExportTraceServiceResponse:
         for resource in request.resource_spans:
@@ -46,5 +46,5 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 def attributes(span: Span) -> dict[str, object]:
-    """Those of a span, by name."""
+    """Returns the attributes of a span by name."""
     return {one.key: getattr(one.value, str(one.value.WhichOneof("value"))) for one in span.attributes}

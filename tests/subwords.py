@@ -1,4 +1,4 @@
-"""A small model of SentencePiece, learnt from a page of English."""
+"""A small SentencePiece model, trained on a few sentences of English."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TEXT = (
 
 @cache
 def model(*, byte_fallback: bool = True, num_pieces: int = 340) -> bytes:
-    """Pad, bos, eos and unknown first; with byte_fallback 256 pieces of bytes after them."""
+    """Returns the serialized model. Its first pieces are pad, bos, eos and unknown; with `byte_fallback`, 256 byte
+    pieces follow."""
     content = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT * 8),

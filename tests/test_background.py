@@ -1,4 +1,4 @@
-"""A background task that raises says so, and a periodic one goes on."""
+"""A background task that raises is logged; a periodic task continues after an error."""
 
 from __future__ import annotations
 

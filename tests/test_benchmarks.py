@@ -1,4 +1,5 @@
-"""The benchmarks measure what they say: the native load generator, a token's path, each benchmark's plumbing."""
+"""The benchmarks measure what they claim: the native load generator, a token's path, and each benchmark with tiny
+models."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ from carousel.v1 import inference_pb2 as pb
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
 
 LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million", "foreign"}
-"""These do what `shortest` or `seq2seq` do, with servers that take long to start, or models that take long to make; two
-of the servers have a test below."""
+"""Benchmarks that work as `shortest` or `seq2seq` do, but whose servers start slowly or whose models take long to make.
+Two of these servers have their own tests below."""
 Handler = Callable[[Iterator[pb.StreamRequest], Any], Iterator[pb.StreamResponse]]
 SHORT = Load(seconds=0.3, warmup_s=0.0)
 
@@ -45,9 +46,9 @@ needs_native = pytest.mark.usefixtures("native")
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The native load generator, built into a cache of these tests' own.
+    """Builds the native load generator in a cache for these tests. Returns its path.
 
-    Where it cannot be built its tests are skipped, or fail where TESTS_REQUIRE_SERVICES is 1.
+    If it cannot be built, the tests are skipped; with TESTS_REQUIRE_SERVICES=1 they fail.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -61,14 +62,14 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def carousel(subjects: tuple[Subject, Subject]) -> Iterator[Running]:
-    """The service on them."""
+    """A service of the subjects' models."""
     with service(subjects[0].repository, "grpcio") as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Subject]:
-    """A small and a large subject that are both tiny."""
+    """A small and a large subject, both with tiny models."""
     folder = tmp_path_factory.mktemp("subjects")
     write_language_model(folder, model="small", eos_id=None, has_heads=True)
     write_language_model(folder, model="large", eos_id=None, has_heads=True, variants={"int8": 3})
@@ -78,7 +79,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Subject
 
 @contextmanager
 def served(handler: Handler) -> Iterator[str]:
-    """A server in this process whose stream method is `handler`; its address."""
+    """Runs a server in this process, with `handler` as its stream method. Gives its address."""
     method = grpc.stream_stream_rpc_method_handler(
         handler,
         request_deserializer=pb.StreamRequest.FromString,
@@ -95,12 +96,12 @@ def served(handler: Handler) -> Iterator[str]:
 
 
 def requests(*numbers: int) -> list[bytes]:
-    """Requests with these ids."""
+    """Returns serialized requests with these ids."""
     return [pb.StreamRequest(request_id=number, close=pb.Close()).SerializeToString() for number in numbers]
 
 
 def answer(request: pb.StreamRequest) -> pb.StreamResponse:
-    """An answer that is none of the errors."""
+    """Returns a response that is not an error."""
     return pb.StreamResponse(request_id=request.request_id, fed=pb.Fed())
 
 
@@ -128,7 +129,7 @@ def test_each_stream_replays_its_own_messages_in_order_and_all_answers_are_count
     assert set(by_first[7]) == {7}
     assert by_first[8][:3] == [8, 9, 9]
     answered = len(by_first[1]) - 2 + len(by_first[7])
-    # the first answers may come before the window's first event, the last ones after it
+    # the first answers may arrive before the window opens, the last ones after it closes
     assert answered - 6 <= got["steps"] <= answered
     assert got["answers"] == got["steps"]
     assert 0.25 < got["seconds"] < 2
@@ -143,7 +144,7 @@ def test_as_many_requests_are_in_flight_as_are_asked_for() -> None:
         pending = []
         for request in stream:
             pending.append(request)
-            if len(pending) == 4:  # with fewer in flight nothing would ever be answered
+            if len(pending) == 4:  # with fewer than 4 requests in flight, nothing would ever be answered
                 yield from map(answer, pending)
                 pending = []
 
@@ -175,7 +176,7 @@ def test_a_request_ends_with_the_answer_that_has_the_end_field_and_tokens_are_co
 
 @needs_native
 def test_the_window_lasts_until_an_answer_came() -> None:
-    """So that no benchmark divides by nothing on a busy machine."""
+    """On a busy machine no benchmark may divide by zero."""
 
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         for request in stream:
@@ -324,16 +325,18 @@ def test_every_benchmark_measures(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With tiny models and short runs: figures of both sides come out, whatever they are."""
+    """Each benchmark runs with tiny models for a short time and reports figures of both sides. Their values do not
+    matter."""
     monkeypatch.setattr("benchmarks.curve.SHARES", (0.1, 0.5))
-    monkeypatch.setattr("benchmarks.seq2seq.add_transducers", lambda setup, report: None)  # whose exports take long
+    # transducers take long to export
+    monkeypatch.setattr("benchmarks.seq2seq.add_transducers", lambda setup, report: None)
     monkeypatch.setattr("benchmarks.seq2seq.TRANSLATOR", Translator("translator-small", 16, 40))
     small, large = subjects
     setup = Setup(
         small.repository,
         small,
         large,
-        seconds=0.5 if name == "growth" else 0.1,  # its two sessions work in turn, each for a fortieth of that
+        seconds=0.5 if name == "growth" else 0.1,  # its two sessions work in turns of a 20th of that
         warmup_s=0.05,
         held_s=0.3,
         rounds=1,
@@ -394,7 +397,7 @@ async def test_a_token_s_path_is_measured_for_every_event(tiny_repository: Path)
         assert 0 < crossed.files <= crossed.functions <= crossed.calls
         assert crossed.files - 1 <= crossed.moves < crossed.calls
     fed = events["one fed token"]
-    # measured before calls had reports; one call and one file more than of the model that the benchmark measures
+    # the limits were measured before calls had reports, and for a model that needs one call and one file less
     assert fed.calls <= path.MAX_CALLS + 1
     assert fed.files <= path.MAX_FILES + 1
     assert events["strict feed with its checkpoint"].calls > fed.calls
@@ -419,18 +422,18 @@ async def test_the_recorder_counts_calls_and_resumptions_of_the_folder_alone(tmp
         await event(two.root)
         recorder.is_on = True
         await event(two.root)
-        thread = threading.Thread(target=one.leaf)  # neither the event loop's nor an engine's
+        thread = threading.Thread(target=one.leaf)  # neither the thread of the event loop nor that of an engine
         thread.start()
         thread.join()
         crossed = recorder.take()
         await event(two.root)
         assert recorder.take() == Crossed(0, 0, 0, 0)
-    # root, leaf, root resumed after the sleep, leaf, leaf
+    # root, leaf, root after the sleep, leaf, leaf
     assert crossed == Crossed(calls=5, functions=2, files=2, moves=3)
 
 
 def load_module(file: Path, text: str) -> ModuleType:
-    """A module of this text."""
+    """Writes a module with this text and imports it."""
     file.write_text(text)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
@@ -453,7 +456,7 @@ def test_a_report_tells_ratios_and_cpu_time_by_subject(tmp_path: Path, capsys: p
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The document in a file."""
+    """Returns the JSON document in a file."""
     document: dict[str, Any] = json.loads(file.read_text())
     return document
 

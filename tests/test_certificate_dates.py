@@ -1,4 +1,4 @@
-"""A certificate that clients will refuse for its dates is told of, with the date."""
+"""The server warns, with the date, of a certificate that clients refuse or will soon refuse because of its dates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY = timedelta(days=1)
 
 @pytest.mark.parametrize("expires_in", [timedelta(days=100), timedelta(days=-100), timedelta(days=36_500)])
 def test_dates_are_those_of_the_certificate(expires_in: timedelta) -> None:
-    """Also those after 2049, which have a year of four digits."""
+    """Dates after 2049, whose years have four digits in a certificate, are read too."""
     pem = Authority(expires_in).issue_server().certificate
     expected = x509.load_pem_x509_certificate(pem)
     assert validity_of(pem) == (expected.not_valid_before_utc, expected.not_valid_after_utc)

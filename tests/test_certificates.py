@@ -1,4 +1,4 @@
-"""The server's certificate is replaced while it runs, and only by one that works."""
+"""The server replaces its certificate while it runs, and only with one that works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.certificates import Authority
 
 
 class Files:
-    """A certificate, its key and an authority in a folder."""
+    """A certificate, its key and its authority, as files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.cert, self.key, self.authority = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
@@ -25,17 +25,17 @@ class Files:
         self.write_cert(self.write_key())
 
     def write_key(self) -> trustme.LeafCert:
-        """Another key; the certificate stays."""
+        """Replaces the key and keeps the certificate. Returns a certificate for the new key."""
         issued = self.issuer.issue_cert("localhost")
         issued.private_key_pem.write_to_path(self.key)
         return issued
 
     def write_cert(self, issued: trustme.LeafCert) -> None:
-        """Another certificate; the key stays."""
+        """Replaces the certificate and keeps the key."""
         issued.cert_chain_pems[0].write_to_path(self.cert)
 
     def certificates(self) -> Certificates:
-        """What the server has."""
+        """Returns the `Certificates` of a server that uses these files. It reports to `heard`."""
         return Certificates(self.cert, self.key, self.authority, self.heard.append)
 
 
@@ -55,7 +55,7 @@ def test_files_are_read_at_once_when_it_is_asked_for(files: Files) -> None:
 
 
 def cut(path: Path) -> None:
-    """Leaves the first half."""
+    """Cuts a file to its first half."""
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
 

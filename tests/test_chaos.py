@@ -1,4 +1,4 @@
-"""What `python -m benchmarks chaos` keeps at work: its repository has every model that is opened."""
+"""`python -m benchmarks chaos` makes every model that its sessions open, and its sessions are reproducible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.translators import Translator
 
 
 def test_every_model_is_made_that_a_session_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transducer and a translator of two files among them."""
+    """A transducer and a translator of two files are among them."""
     made: list[str] = []
     monkeypatch.setattr(chaos, "export", lambda subject: made.append(subject.name))
     monkeypatch.setattr(Translator, "export", lambda self: made.append(self.name))
@@ -24,7 +24,7 @@ def test_every_model_is_made_that_a_session_opens(tmp_path: Path, monkeypatch: p
 
 
 def test_a_session_does_the_same_each_time() -> None:
-    """What it translates, and what it hears, are those of its number and of the seed."""
+    """The number and the seed determine what a session translates and the frames that it sends."""
     number = next(number for number in range(60) if Script(number, 1).model == TRANSLATOR.name)
     source = Script(number, 1).source
     assert source is not None

@@ -1,4 +1,4 @@
-"""Full collections wait for quiet moments, come all the same, and take a bounded part of the time."""
+"""Full garbage collections wait for quiet moments, but not forever, and take a bounded part of the time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from service.collector import Collector
 
 
 class Process:
-    """A process whose clock, batches and garbage are in hand."""
+    """A process whose clock, batches and garbage the test controls."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -1,4 +1,4 @@
-"""A start that fails says why, once, and leaves nothing behind; `--check` finds the same before."""
+"""A start that fails gives the reason once and leaves nothing behind; `--check` finds the same reason before."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, **given: object) -> Settings:
-    """Of a start that succeeds, but for what is given."""
+    """Returns settings with which a server starts, changed by `given`."""
     usual = {"models": folder / "models", "data_folder": folder / "data", "port": 0, "metrics_port": 0}
     return Settings.model_validate({**usual, "wire": "grpcio", **given})
 
@@ -137,7 +137,7 @@ def test_a_check_finds_what_ends_a_start(
     given: Callable[[Path], dict[str, object]],
     told: str,
 ) -> None:
-    """By the same function, and in the same words; neither makes a folder."""
+    """Check and start use the same function, give the same message, and create no folder."""
     wrong = settings(tmp_path, **given(tmp_path))
     with pytest.raises(StartError) as refused:
         demand(wrong)
@@ -203,7 +203,7 @@ def test_a_start_that_fails_says_why_once_and_makes_no_folder(
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
 def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: Path, wire: str) -> None:
-    """Whichever; the other says that the port is in use."""
+    """Either may serve. The other one reports that the port is in use."""
     port = free_port()
     command = [sys.executable, "-m", "service", f"--wire={wire}", f"--models={models}", f"--port={port}"]
     command += ["--metrics-port=0", "--log-format=json", "--store=memory"]
@@ -225,7 +225,7 @@ def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: 
 
 
 def wait_for(port: int) -> None:
-    """Until somebody listens, half a minute at most."""
+    """Waits until a process listens on the port, at most 30 s."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         with suppress(ConnectionRefusedError), socket.create_connection((ADDRESS, port)):
@@ -234,7 +234,7 @@ def wait_for(port: int) -> None:
 
 
 def wait_for_one(processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """The first that ends, within half a minute."""
+    """Returns the first process that ends. Raises AssertionError if none ends within 30 s."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         for process in processes:

@@ -1,4 +1,4 @@
-"""What `./scripts/demo` prints."""
+"""Tests of what `./scripts/demo` prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW = re.compile(r"  (?: *(\d+\.\d\d) to  *(\d+\.\d\d) ms|more than  *(\d+\.\d\d
 
 
 def metrics(*observed: tuple[str, str, str, float]) -> str:
-    """The text of a server that has observed steps. Each: graph, model, variant, seconds."""
+    """Returns the metrics of a server that has observed these steps. Each step is (graph, model, variant, seconds)."""
     registry = CollectorRegistry()
     labels = ["graph", "model", "variant"]
     latency = Histogram("carousel_step_latency_seconds", "x", labels, registry=registry, buckets=(0.001, 0.002, 0.005))
@@ -27,7 +27,7 @@ def metrics(*observed: tuple[str, str, str, float]) -> str:
 
 
 def test_the_histogram_is_of_one_model_and_adds_its_series() -> None:
-    """Buckets are cumulative in each series: the last one of one model is not below the first one of the next."""
+    """Buckets are cumulative within one series only, so the series of one model must be read one by one."""
     text = metrics(
         ("step", "a", "fp32", 0.0005),
         ("step", "a", "fp32", 0.0015),

@@ -1,4 +1,4 @@
-"""The documents say what the code says."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_readme_names_scripts_that_exist() -> None:
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(OF_USERS)])
 def test_a_page_says_what_each_of_its_commands_is_from_the_wheels(document: str) -> None:
-    """In one table, which is above them on every page but the first one."""
+    """One table gives them. On every page but the README, the table stands above the first command."""
     text = (ROOT / document).read_text()
     head, _, rest = text.partition("| in a checkout | from the wheels |\n")
     rows = rest.partition("\n\n")[0]

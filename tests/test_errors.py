@@ -1,4 +1,4 @@
-"""Whatever a request has, a message about it is short and takes no time to make."""
+"""Messages about a request are short and quick to make, whatever the request contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.errors import quoted, shortened
 
 MESSAGE_LENGTH = 300
 WAY_OUT = {"_told", "check_models", "_unescaped"}
-"""Functions whose messages are about settings and files, and never of a request."""
+"""Functions whose messages are about settings and files, never about a request."""
 
 
 @pytest.mark.parametrize("value", ["", "g2p-en", "x" * 140, b"raw", 7, ["a", 1], None])
@@ -31,7 +31,7 @@ def test_what_is_long_is_cut_and_says_so() -> None:
 
 @given(st.one_of(st.text(), st.binary(), st.integers()), st.integers(1, 2000))
 def test_nothing_is_quoted_at_length(value: str | bytes | int, times: int) -> None:
-    """Escapes make a character ten."""
+    """An escape can turn one character into ten."""
     assert len(quoted(value if isinstance(value, int) else value * times)) <= MESSAGE_LENGTH
     assert len(quoted([value] * times)) <= 9 * MESSAGE_LENGTH
 

@@ -1,4 +1,5 @@
-"""What the health service says: the server serves while it has a model, and its services unless it is cut off."""
+"""The health service reports a server as serving while it has a model, and its services as not serving while the store
+cannot be reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Versions come and go, in whatever order and at whatever moment: each engine is stopped once, and none too early."""
+"""Versions are loaded and unloaded in any order and at any moment; each engine is stopped once, after its last
+session."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from tests.bundles import write_language_model
 
 
 class FakeEngine:
-    """An engine that notes its starts and stops. gate: what its start waits for."""
+    """An engine that counts its starts and stops. gate: an event that `start` waits for. failure: what `start`
+    raises."""
 
     def __init__(self, bundle: Bundle, variant: str) -> None:
         self.bundle, self.variant = bundle, variant
@@ -35,7 +37,7 @@ class FakeEngine:
         self.failure: Exception | None = None
 
     def start(self) -> None:
-        """Starts, or fails as it was told."""
+        """Waits for the gate, then raises the failure or counts a start."""
         if self.gate is not None:
             self.gate.wait(10)
         if self.failure is not None:
@@ -43,12 +45,12 @@ class FakeEngine:
         self.num_starts += 1
 
     def stop(self) -> None:
-        """Stops."""
+        """Counts a stop."""
         self.num_stops += 1
 
 
 class Observer:
-    """Notes what it hears."""
+    """Records the reports that it receives."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
@@ -57,13 +59,16 @@ class Observer:
         return lambda *facts: self.heard.append((name, *facts))
 
     def count(self, name: str) -> int:
-        """How often."""
+        """Returns how often it received a report of this name."""
         return sum(one[0] == name for one in self.heard)
 
 
 class Scene:
-    """A hosting of fakes over a folder. uses: sessions by engine; prepare: is called with each engine made; tried: the
-    versions that were, problem: what is found then."""
+    """A `Hosting` of a folder, with fake engines.
+
+    uses: the number of sessions of each engine. prepare: is called with each new engine. tried: the versions for which
+    a trial ran. problem: the result of each trial.
+    """
 
     def __init__(self, folder: Path, runtimes: Runtimes | None = None) -> None:
         self.folder = folder
@@ -97,11 +102,11 @@ class Scene:
         return self.problem
 
     def engine(self, model: str = "lm", version: int = 1, variant: str = "") -> FakeEngine:
-        """The engine that a new session would get."""
+        """Returns the engine that a new session would get."""
         return cast(FakeEngine, self.hosting.find(model, version, variant).engine)
 
     def stops(self) -> list[int]:
-        """How often each was stopped, in the order in which they were made."""
+        """Returns how often each engine was stopped, in the order in which the engines were made."""
         return [engine.num_stops for engine in self.engines]
 
 
@@ -130,7 +135,7 @@ async def test_an_unloaded_version_keeps_its_engine_for_as_long_as_a_session_use
 
 
 async def test_unload_load_unload_stops_every_engine_once(scene: Scene) -> None:
-    """While sessions use the first, the second's end must not forget it."""
+    """While sessions still use the first engine, the end of the second one does not drop the version."""
     await scene.hosting.start()
     scene.uses[scene.engine()] = 1
     await scene.hosting.unload("lm", 1)

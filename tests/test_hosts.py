@@ -1,4 +1,4 @@
-"""A host is one, however it is written."""
+"""A host or URL is recognised in each of its spellings."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def test_a_url_of_redis_is_known(url: str) -> None:
     ],
 )
 def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
-    """Also one whose password ends the host too soon."""
+    """A password with `#` or `/` would end the host too early."""
     assert not is_redis_url(url)

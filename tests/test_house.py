@@ -1,4 +1,5 @@
-"""The shape of the house: who imports whom, what serving needs, how large a room may be."""
+"""The structure of the code: the imports between modules, the packages that serving needs, and the size of each
+file."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ MAX_LINES = 320
 
 
 def module_name(path: Path) -> str:
-    """The name under which a file is imported."""
+    """Returns the name under which a file is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(name: str, *, is_package: bool, code: str, known: set[str]) -> set[str]:
-    """The modules of `known` that the code of module `name` imports anywhere: in functions and under TYPE_CHECKING,
-    too."""
+    """Returns the modules of `known` that the code of module `name` imports, also in functions and under
+    TYPE_CHECKING."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -45,7 +46,7 @@ def imports(name: str, *, is_package: bool, code: str, known: set[str]) -> set[s
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The sets of two or more modules that import each other, directly or around."""
+    """Returns the sets of two or more modules that import each other, directly or indirectly."""
     reached: dict[str, set[str]] = {}
     for name in graph:
         seen: set[str] = set()
@@ -60,14 +61,14 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def imported_by(code: str) -> set[str]:
-    """The top packages that are in memory after `code` has run in a process of its own."""
+    """Returns the top-level packages that are loaded after `code` has run in a new process."""
     script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def test_serving_imports_no_torch_even_indirectly() -> None:
-    """Nor what exporting and training need."""
+    """Serving imports none of the packages that exporting and training need, either."""
     loaded = imported_by("import service.__main__, service.server")
     assert {"service", "onnxruntime", "grpc"} <= loaded
     assert not loaded & {"torch", "onnx", "onnxscript", "safetensors", "export", "models", "simulation"}
@@ -81,14 +82,14 @@ def test_the_client_needs_grpcio_and_protobuf_and_no_more() -> None:
 
 
 def test_imports_run_one_way() -> None:
-    """The contracts stand in pyproject.toml."""
+    """The contracts are in pyproject.toml."""
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    """Nor under TYPE_CHECKING: each file can be read and tested with those below it alone."""
+    """Imports under TYPE_CHECKING count too, so that each file can be read and tested with only the files below it."""
     names = {module_name(path): path for path in MODULES}
     known = set(names)
     graph = {

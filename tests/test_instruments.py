@@ -1,4 +1,4 @@
-"""The instruments of the hot path read like prometheus_client's own."""
+"""The hot path's own instruments give the same output as those of prometheus_client."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_batches_and_answers_are_counted_by_their_labels() -> None:
 
 
 def test_counters_of_a_version_begin_at_0_when_it_is_served() -> None:
-    """A rate of a counter that is not there yet is unknown, and misses its first increment."""
+    """Prometheus cannot compute a rate before a counter exists, and would miss its first increment."""
     metrics = Metrics()
     ModelTelemetry(metrics, SessionTelemetry(metrics), lambda: None).model_loaded("g2p", 1, ["fp32"])
     found = {

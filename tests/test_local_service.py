@@ -1,4 +1,4 @@
-"""A service that says little in its log is found to have started all the same."""
+"""`local_service` detects the start of a service also when its log does not report the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error that no code handles is a log line of the same form as every other."""
+"""An unhandled error is logged in the same form as every other log line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ except ValueError as error:
 
 
 def test_a_failure_in_text_has_its_traceback_and_no_values_of_variables() -> None:
-    """They may be anybody's data."""
+    """Values of variables may be private data of callers."""
     done = subprocess.run([sys.executable, "-c", _FAILS], capture_output=True, text=True, check=True, timeout=60)
     assert "Traceback (most recent call last)" in done.stderr
     assert "ValueError: 1.0 is not in list" in done.stderr
@@ -88,7 +88,7 @@ def test_a_failure_in_text_has_its_traceback_and_no_values_of_variables() -> Non
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_line_has_the_password_of_a_url(log_format: str) -> None:
-    """Whoever has put it there: a field of ours, a library, or an exception."""
+    """It does not matter whether one of our fields, a library or an exception contains the URL."""
     script = f"""
 import logging, structlog
 from service.telemetry import logging as ours

@@ -1,4 +1,4 @@
-"""The peers are measured as they should be: Triton's messages and its model, its crashes, the rows and the plot."""
+"""The peers are measured correctly: Triton's messages and its model, crashes of a peer, the rows and the plot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from benchmarks.triton import messages
 from benchmarks.triton.server import write_repository
 from tests.bundles import write_language_model
 
-# what NVIDIA's own client (tritonclient 2.73.0) writes and reads
+# bytes that NVIDIA's own client (tritonclient 2.73.0) writes and reads
 START = (
     b'\n\x02lm"\x11\n\x0bsequence_id\x12\x02\x10\x07"\x14\n\x0esequence_start\x12\x02\x08\x01'
     b"*\x13\n\x06tokens\x12\x05INT64\x1a\x02\x01\x01:\x08\x05\x00\x00\x00\x00\x00\x00\x00"
@@ -79,7 +79,7 @@ def test_tokens_are_asked_for_one_by_one_on_one_stream() -> None:
 
 @contextmanager
 def fake_server() -> Iterator[Started]:
-    """A process that does nothing until it is killed."""
+    """Runs a process that does nothing until it is killed or reads a line."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         try:
             yield Started("nowhere", process)
@@ -102,7 +102,7 @@ def test_a_crash_is_counted_and_the_run_made_again() -> None:
         if len(started) == 1:
             process.send_signal(11)
         elif len(started) == 2:
-            process.communicate(b"\n")  # after which it ends by itself
+            process.communicate(b"\n")  # makes the process end by itself, with exit code 0
         else:
             return {"per_second": 1.0}
         raise RuntimeError("the server ended stream 63")
@@ -128,7 +128,7 @@ def test_a_server_that_fails_in_every_run_is_given_up(monkeypatch: pytest.Monkey
 
 
 def test_tritons_model_keeps_the_state_of_each_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whatever batches: a start begins anew."""
+    """Requests may be in any batch. A request with the start flag resets the state of its sequence."""
     bundle = write_language_model(tmp_path, has_heads=True)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", _BACKEND)
     monkeypatch.delitem(sys.modules, "benchmarks.triton.model", raising=False)
@@ -148,7 +148,7 @@ def test_tritons_model_keeps_the_state_of_each_sequence(tmp_path: Path, monkeypa
 
 
 class _Request:
-    """A request, as Triton's Python backend gives it."""
+    """A request as Triton's Python backend passes it to the model."""
 
     def __init__(self, sequence: int, token: int, flags: int) -> None:
         self.correlation_id = lambda: sequence
@@ -173,7 +173,7 @@ def test_the_model_repository_has_the_model_and_names_the_bundle(tmp_path: Path)
 
 
 def seen_at(per_second: float, due: float = 0.0) -> Seen:
-    """What a measurement of a second saw of a server that answered so many of the steps that were due."""
+    """Returns the figures of a one-second measurement in which the server answered `per_second` of `due` steps."""
     times = {"p50_s": 0.001, "p99_s": 0.002, "lag_p99_s": 0.0}
     counts = {"steps": per_second, "requests": per_second, "unanswered": 1.0, "errors": due - per_second - 1.0}
     return {"per_second": per_second, "cpu_us": 1e6 / per_second, **times, **counts}

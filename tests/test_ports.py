@@ -1,4 +1,4 @@
-"""Why a port cannot be had is told before gRPC is asked for it."""
+"""The server finds out why it cannot use a port before gRPC tries to listen on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.ports import Reservation, why_not
 def test_a_port_that_somebody_listens_on_is_in_use(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        if host != "localhost":  # which may have another address, whose port is free
+        if host != "localhost":  # localhost may resolve to another address, on which the port is free
             assert why_not(host, port) == "address already in use"
     assert why_not(host, port) is None
     assert why_not(host, 0) is None

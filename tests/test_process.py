@@ -1,4 +1,4 @@
-"""The event loop that the server's process runs on, and what signals do to it."""
+"""Tests of the server's process: its event loop and how it handles signals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ process.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces of processes are Linux's")
 def test_a_second_signal_ends_the_first_process_of_a_container_too() -> None:
-    """By itself the kernel gives it no signal that it does not handle."""
+    """The kernel drops a signal to the first process of a container if that process has no handler for it."""
     alone = [program("unshare"), "--user", "--map-root-user", "--pid", "--fork"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody make a namespace of processes")
@@ -54,7 +54,7 @@ def test_a_second_signal_ends_the_first_process_of_a_container_too() -> None:
 
 
 def test_sighup_does_not_end_a_process_that_still_imports() -> None:
-    """The signal comes at the first import of the entry point that takes time."""
+    """The hook sends SIGHUP when the entry point starts its first slow import."""
     code = """
 import os, runpy, signal, sys
 

@@ -1,4 +1,4 @@
-"""No password is in what people read."""
+"""Texts that people read contain no password."""
 
 from __future__ import annotations
 

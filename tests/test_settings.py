@@ -1,4 +1,5 @@
-"""Every knob has a flag and a variable, says what it is for, and refuses what is out of its range by name."""
+"""Every setting has a flag, a variable and a help text; a value outside its range is refused with the setting's
+name."""
 
 from __future__ import annotations
 
@@ -40,26 +41,26 @@ OF_THEIR_OWN = (
     "tokens_file",
     "trace_ratio",
 )
-"""Settings that have tests of their own below."""
+"""Settings that have their own tests below."""
 
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test must not depend on what its shell has set."""
+    """Keeps the tests independent of the shell's variables and of the machine."""
     for name in os.environ:
         if name.upper().startswith("CAROUSEL_"):
             monkeypatch.delenv(name)
-    monkeypatch.setattr("service.check.in_use", lambda settings: ())  # nor on what else runs on this machine
+    monkeypatch.setattr("service.check.in_use", lambda settings: ())  # ignores other servers on this machine
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A folder without a bundle: enough for `--check`, which is done with it at once."""
+    """A folder without bundles. `--check` finishes quickly with it."""
     return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `python -m service ARGUMENTS`."""
+    """Returns the exit code of `python -m service ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["service", *arguments])
     with pytest.raises(SystemExit) as end:
         sys.exit(main())
@@ -68,7 +69,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def other_value(name: str, field: FieldInfo) -> str:
-    """A value that is allowed and is not the default."""
+    """Returns an allowed value that is not the default."""
     default = field.default
     if isinstance(default, bool):
         return str(not default).lower()
@@ -234,7 +235,7 @@ def test_a_check_tells_of_certificates_and_principals_too(
 def test_a_flag_that_does_not_exist_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path, arguments: list[str]
 ) -> None:
-    """Also one cut short, and one without its value."""
+    """A shortened flag and a flag without its value are refused too."""
     assert run(monkeypatch, "--check", "--models", str(empty), *arguments) == 2
     assert arguments[0] in capsys.readouterr().err
 
@@ -242,7 +243,7 @@ def test_a_flag_that_does_not_exist_is_refused(
 def test_a_variable_that_is_no_setting_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
-    """Kubernetes sets some of its own for a service of that name."""
+    """Kubernetes sets such variables for a service named `carousel`."""
     monkeypatch.setenv("CAROUSEL_SERVICE_HOST", "10.0.0.1")
     assert run(monkeypatch, "--check", "--models", str(empty)) == 0
     assert capsys.readouterr().out == f"WARNING {empty}: no version would be served\n"
@@ -386,7 +387,7 @@ OUT_OF_RANGE = [
 def test_a_value_out_of_its_range_ends_the_start_and_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by: str, wrong: tuple[str, str, str]
 ) -> None:
-    """With the setting, its value and what was expected, on one line, and exit code 2."""
+    """One line gives the setting, its value and what was expected; the exit code is 2."""
     name, value, message = wrong
     arguments = ["--check"]
     if by == "flag":
@@ -504,7 +505,7 @@ def test_an_exception_of_the_settings_has_no_value() -> None:
 
 
 def test_help_shows_every_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also that of a setting which is secret when it is given."""
+    """This includes the default of a setting whose value is secret."""
     assert run(monkeypatch, "--help") == 0
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "Redis or Valkey for `store=redis`. (default: redis://127.0.0.1:6379/0)" in shown
@@ -540,7 +541,7 @@ def test_checking_a_folder_that_is_missing_fails(
 def test_checking_names_each_bundle_and_what_is_wrong_with_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
-    """What is no version's folder is passed over."""
+    """Folders that are not versions are ignored."""
     for folder in ("b/2", "b/1", "a/1", "a/notes", ".git/1"):
         (empty / folder).mkdir(parents=True)
     assert run(monkeypatch, "--check", "--models", str(empty)) == 1

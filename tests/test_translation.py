@@ -1,4 +1,4 @@
-"""The demo's second act: what it prints of a translation as it streams, and of its attention."""
+"""The second part of the demo prints a translation as it arrives, and draws its attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMES = re.compile(r"  first word after (\d+\.\d) ms, last after (\d+\.\d) ms")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Of a service on a translator of random weights."""
+    """A client of a service with a translator of random weights."""
     folder = tmp_path_factory.mktemp("repository")
     write_translator(folder, MODEL, trace=True)
     with local_service(folder) as service, Client(service.target) as client:

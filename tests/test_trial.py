@@ -1,4 +1,5 @@
-"""A graph is run in a process of its own first, which may not take much: the one that asks goes on whatever happens."""
+"""A version's graphs first run in a child process with limits; the server continues whatever happens to that
+process."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ FEW = EngineLimits(max_batch_rows=4)
 
 
 def add_an_allocation(folder: Path, num_numbers: int) -> None:
-    """Makes the step graph add up so many zeros for each token, which changes no logits."""
+    """Makes the step graph add up `num_numbers` zeros for each token. The logits stay the same."""
     graph = onnx.load(folder / "step.onnx")
     last = next(node for node in graph.graph.node if "logits" in node.output)
     last.output[list(last.output).index("logits")] = "logits_before"
@@ -31,7 +32,8 @@ def add_an_allocation(folder: Path, num_numbers: int) -> None:
     graph.graph.initializer.append(sizes)
     graph.graph.node.extend(
         [
-            helper.make_node("Shape", ["tokens"], ["tokens_shape"]),  # or it would be computed once, at the load
+            # without the shape of the input, the sum would be computed once, when the graph is loaded
+            helper.make_node("Shape", ["tokens"], ["tokens_shape"]),
             helper.make_node("Mul", ["tokens_shape", "sizes"], ["zeros_shape"]),
             helper.make_node("ConstantOfShape", ["zeros_shape"], ["zeros"]),
             helper.make_node("ReduceSum", ["zeros"], ["nothing"], keepdims=0),

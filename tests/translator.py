@@ -1,4 +1,4 @@
-"""A small translator of subwords, made on the spot."""
+"""Makes a small subword translator for tests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.subwords import model
 
 
 def write_translator(folder: Path, name: str, *, trace: bool = False) -> Path:
-    """Writes the bundle of a model of random weights, which does not end by itself. Returns its folder."""
+    """Writes the bundle of a translator of random weights, which never generates the end token. Returns its folder."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_subwords(model())
     size = len(vocabulary.tokens)
     network = Seq2Seq(Seq2SeqConfig(size, size, embedding_size=16, hidden_size=16, attention_size=8, num_layers=1))
     with torch.no_grad():
-        network.decoder.logits.bias[:260] -= 20.0  # of control pieces, and bytes that would make no characters
+        network.decoder.logits.bias[:260] -= 20.0  # suppresses control pieces, and bytes that form no characters
     return write_seq2seq(
         network,
         source=vocabulary,

@@ -1,4 +1,4 @@
-"""Waiting for what another process does."""
+"""Waits for an effect of another process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Looks until it holds."""
+    """Calls `holds` every 20 ms until it returns true. Raises AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "it never came to hold"
