@@ -1,4 +1,4 @@
-"""The tokens that a model wants around its source are added where a message becomes a source, and nowhere else."""
+"""A model's start and end tokens are added to a source when a message is converted, and at no other place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Large answers are what answers made at once would be, and the event loop has its turns while they are made."""
+"""Large responses are made in slices. They equal responses made at once, and the event loop runs other tasks in
+between."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def floats(*shape: int) -> Any:
 
 
 async def made(make: Coroutine[Any, Any, pb.StreamResponse]) -> tuple[pb.StreamResponse, int]:
-    """A response, and the turns that the event loop had while it was made."""
+    """Returns a response, and how many turns the event loop had while the response was made."""
     num_turns = 0
 
     async def count() -> None:

@@ -1,4 +1,4 @@
-"""Which names of a certificate may name a principal, and that none can be forged by another."""
+"""Which names of a certificate can identify a principal. A name of one kind cannot imitate a name of another kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMON = st.text(min_size=1, max_size=30).filter(lambda name: len(name.encode("u
 
 
 def is_name(text: str) -> bool:
-    """Whether the file of principals may have it."""
+    """Returns whether the file of principals may contain this name."""
     try:
         return check_name(text) == text
     except ValueError:
@@ -49,7 +49,7 @@ def test_a_certificate_may_have_none() -> None:
 
 
 def test_of_several_common_names_none_counts() -> None:
-    """Libraries differ in which of them they take."""
+    """Libraries differ in which common name they use."""
     assert names_in(AUTHORITY.issue(common=["app", "admin"]).certificate) == ()
 
 
@@ -72,7 +72,7 @@ def test_whatever_is_in_a_certificate_each_name_is_one_of_its_kind(
 ) -> None:
     try:
         issued = AUTHORITY.issue(uris=uris, dns=dns, common=common)
-    except ValueError:  # no certificate can have these
+    except ValueError:  # no certificate can have these names
         return
     expected = [name for name in uris if is_name(name) and ":" in name and not name.startswith("CN=")]
     expected += [name for name in dns if is_name(name) and ":" not in name and not name.startswith("CN=")]

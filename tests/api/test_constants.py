@@ -1,4 +1,5 @@
-"""Session constants as they come on the wire: a choice is compared as it came, before it has the model's type."""
+"""A session constant is compared with its choices as float32, as it came, before it is converted to the type of the
+model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to domain values and back: every enum value has its meaning, every refusal names the client's field."""
+"""Messages become domain values and back: each enum value has a meaning, and each refusal names the client's field."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NAMES = domain.TARGET_NAMES
 
 
 def enum_names(descriptor: EnumDescriptor, prefix: str) -> set[str]:
-    """The names of an enum's values without their prefix."""
+    """Returns the names of an enum's values without the prefix."""
     return {name.removeprefix(prefix) for name in descriptor.values_by_name}
 
 
@@ -56,7 +56,7 @@ def test_every_output_kind_of_ours_is_on_the_wire() -> None:
 
 @pytest.mark.parametrize("number", [7, 99, 2**31 - 1, -1])
 def test_an_output_kind_that_does_not_exist_is_refused(number: Any) -> None:
-    """A newer client may send one."""
+    """A newer client may send such a kind."""
     with pytest.raises(InvalidFieldError) as refusal:
         convert.output_spec(pb.OutputSpec(kind=number), domain.bundle(), field="feed.outputs")
     assert refusal.value.message.startswith(
@@ -95,7 +95,7 @@ def test_every_close_reason_has_its_own_on_the_wire(reason: CloseReason) -> None
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_has_its_own_on_the_wire(state: State) -> None:
-    """A session that has ended is not shown, and one that is spilled is idle and says so in a field of its own."""
+    """A spilled session is shown as idle, with `spilled` set. An ended session is not shown."""
     info = session_messages.session_info(domain.session(state=state))
     spilled = {"SPILLING": "IDLE", "SPILLED": "IDLE", "RESTORING": "IDLE"}
     names = {"OPENING": "BUSY", "ENDING": "UNSPECIFIED", "ENDED": "UNSPECIFIED", **spilled}
@@ -196,7 +196,7 @@ def test_sampling_that_says_nothing_has_the_documented_defaults() -> None:
 
 
 def test_zeros_that_are_given_are_not_defaults() -> None:
-    """They are out of range, and the domain says so."""
+    """Conversion keeps them, and the domain refuses them as out of range."""
     message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
     assert convert.decoding(message, domain.vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
 
@@ -293,7 +293,7 @@ def test_a_model_that_failed_is_shown_with_its_problem() -> None:
 
 
 def bounded(take: Callable[[], object]) -> float:
-    """Seconds until it refuses a sequence as too long."""
+    """Returns the seconds until `take` refuses a sequence as too long."""
     began = time.perf_counter()
     with pytest.raises(SequenceTooLongError):
         take()
@@ -401,7 +401,7 @@ def test_a_tokens_message_is_made_when_it_is_first_asked_for() -> None:
 
 
 def test_tables_of_a_vocabulary_go_with_it() -> None:
-    """Versions come and go; what was made of their vocabularies must not stay."""
+    """Models are unloaded, and what was computed from their vocabularies must not stay in memory."""
     vocabulary = domain.vocabulary()
     assert convert.token_messages(vocabulary) is convert.token_messages(vocabulary), "they are made once"
     seen = weakref.ref(vocabulary)

@@ -1,4 +1,4 @@
-"""Calls of their own: what they hold while they wait is bounded, and given back."""
+"""One-call requests that wait for a slot hold a bounded number of bytes, and release them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An outbox keeps order, wakes who waits, and loses no wake-up however those who use it interleave."""
+"""An outbox keeps the order of its responses and loses no wake-up, in any interleaving of its users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.api.outbox import Outbox
 
 
 async def turn() -> None:
-    """Lets every task that can go on do so."""
+    """Runs every task that is ready."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -69,7 +69,7 @@ async def test_closing_wakes_who_waits_for_a_response() -> None:
 
 
 async def test_a_response_put_after_closing_is_still_given() -> None:
-    """A notice may come between the last answer and the end."""
+    """A notice may be put between the last response and the end."""
     outbox: Outbox[int] = Outbox(10)
     outbox.close()
     outbox.put(1)
@@ -239,8 +239,11 @@ async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[
 )
 @settings(max_examples=200, deadline=None)
 def test_no_wake_up_is_lost(limit: int, steps: list[str], takes: list[bool] | None) -> None:
-    """A reader waits only while there is nothing to read, a seeker only while it is full; all is read in order, also
-    what is written at once. takes: whether that could be, time after time."""
+    """A reader waits only while the outbox is empty, and a seeker of room only while it is full. All responses are read
+    in order, also those that are written at once.
+
+    takes: whether `write` accepts a response, from the last item to the first; None without `write`.
+    """
 
     async def play() -> None:
         taken: list[int] = []

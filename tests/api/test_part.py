@@ -1,4 +1,4 @@
-"""A part of a generation gathers tokens until it is taken."""
+"""A part of a generation collects tokens until it is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a token is of, how often they may ask, and what their sessions are called."""
+"""Principals: whose token a caller has, how often the caller may call, and which session ids it may use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALICE, ALICE_2, BOB = "alices-token", "alices-other-token", "bobs-token"
 
 
 class Clock:
-    """Monotonic seconds that a test sets."""
+    """Monotonic time in seconds, set by the test."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -33,7 +33,7 @@ def digest(token: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces the file, as secrets are replaced, so that it has another inode."""
+    """Replaces the file with a new one, so that its inode changes, as tools do that replace secrets."""
     beside = path.with_suffix(".new")
     beside.write_text(text)
     os.replace(beside, path)
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def no_certificate() -> dict[str, list[bytes]]:
-    """What a wire knows of a client without one."""
+    """Returns what a wire knows of a client without a certificate."""
     return {}
 
 
@@ -91,7 +91,7 @@ def test_anybody_else_is_refused_without_being_quoted(path: Path, authorization:
 
 
 def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those behind the one that fits, by the standard library's comparison."""
+    """The comparison is the standard library's, and it does not stop at the matching hash."""
     compared = []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -274,7 +274,7 @@ def test_the_file_is_read_at_once_when_it_is_asked_for(path: Path) -> None:
 
 
 def client(**names: list[str]) -> Callable[[], dict[str, list[bytes]]]:
-    """What a wire knows of a client whose certificate has these names."""
+    """Returns a function that gives what a wire knows of a client whose certificate has these names."""
     return lambda: {"x509_pem_cert": [AUTHORITY.issue(**names).certificate]}
 
 

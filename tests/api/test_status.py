@@ -1,4 +1,4 @@
-"""Every error of the domain has a gRPC status, and its facts reach the client in both of the promised forms."""
+"""Each error of the domain has a gRPC status, and its facts reach the client in both documented forms."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def subclasses(root: type[errors.CarouselError]) -> Iterator[type[errors.Carouse
 
 
 def made_in(source: Path) -> set[str]:
-    """The classes of errors that a module makes, by name."""
+    """Returns the names of the error classes that a module creates."""
     calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     return {call.func.id for call in calls if isinstance(call.func, ast.Name)} & NAMES
 
 
 class Aborted(Exception):
-    """What a real context raises when a call is aborted."""
+    """Stands for the exception that a real context raises when a call is aborted."""
 
 
 class Context:
-    """As much of a gRPC context as `abort` uses."""
+    """The part of a gRPC context that `abort` uses."""
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()
@@ -56,7 +56,7 @@ async def aborted(error: errors.CarouselError) -> Context:
 
 
 def details(context: Context) -> dict[str, Any]:
-    """The details of the status that a call was aborted with, by the name of their type."""
+    """Returns the details of the status with which a call was aborted, by the name of their type."""
     status = status_pb2.Status.FromString(context.metadata["grpc-status-details-bin"])
     assert status.code == context.code.value[0]
     assert status.message == context.details
@@ -76,7 +76,7 @@ def test_every_leaf_of_the_tree_of_errors_has_a_row() -> None:
 
 
 def test_every_error_that_the_server_makes_has_a_row() -> None:
-    """Also those that are no leaves."""
+    """Error classes that have subclasses are included."""
     rows = {kind.__name__ for kind in TABLE}
     assert {source.name: made_in(source) - rows for source in SOURCES if made_in(source) - rows} == {}
 
@@ -140,7 +140,7 @@ def test_a_message_carries_field_facts_and_retry_delay() -> None:
 
 
 def test_a_class_without_a_row_is_no_message() -> None:
-    """`LoadError` itself is never raised."""
+    """The server never raises `LoadError` itself."""
     with pytest.raises(KeyError):
         to_message(errors.LoadError("full"))
 
@@ -173,7 +173,7 @@ async def test_a_failed_call_carries_no_detail_that_says_nothing() -> None:
 
 @pytest.mark.parametrize("kind", TABLE)
 async def test_a_failed_call_carries_our_own_message_too(kind: type[errors.CarouselError]) -> None:
-    """For clients without the googleapis types; its text need not be ASCII."""
+    """Clients without the googleapis types read this message. Its text may be other than ASCII."""
     error = kind("source.text[0] = 'é'", field="source.text[0]", retry_delay_s=2.0, model="g2p-en")
     context = await aborted(error)
     assert context.code is TABLE[kind].code
@@ -181,7 +181,8 @@ async def test_a_failed_call_carries_our_own_message_too(kind: type[errors.Carou
 
 
 def size_of(context: Context) -> int:
-    """What a status takes, by gRPC's count: each entry of metadata with 32 bytes more."""
+    """Returns the size of a status as gRPC counts it: each metadata entry counts 32 bytes more than its key and
+    value."""
     text = sum(1 if " " <= one <= "~" else 3 * len(one.encode()) for one in context.details)
     metadata = [
         (key, value.encode() if isinstance(value, str) else base64.b64encode(value))
@@ -193,7 +194,7 @@ def size_of(context: Context) -> int:
 @pytest.mark.parametrize("letter", ["m", "é", "\N{GRINNING FACE}", "\0"])
 @pytest.mark.parametrize("length", [10, 1000, 5000, 4_000_000])
 async def test_a_failed_calls_status_fits_what_clients_take_whatever_it_quotes(letter: str, length: int) -> None:
-    """Clients take 8 KiB by default, and see an error of the transport in place of a larger status."""
+    """Clients accept 8 KiB by default. For a larger status they report a transport error instead."""
     text = letter * length
     error = errors.ModelNotFoundError(
         f"model = {text} is not here", field=text, retry_delay_s=1.0, model=text, owner=text, variant=text

@@ -1,4 +1,4 @@
-"""One call of a session: what it holds is given back, and its answer fits."""
+"""`Step`: the call releases what it holds, and its response fits into one message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny
         await step(it, "s", open=OPEN)
         session = it.service.directory.get("s")
         assert session is not None
-        it.service.deferral.suspend(session)  # as while it has no slot
+        it.service.deferral.suspend(session)  # the session waits, as it does while it has no slot
         calling = asyncio.create_task(step(it, "s", feed=pb.Feed(token_ids=[5], position=0)))
         await asyncio.sleep(0)
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))

@@ -1,4 +1,4 @@
-"""Arrays of numbers go into messages as they are, bit by bit, and large ones without an object a number."""
+"""Arrays are copied into messages bit by bit; large arrays without one Python object for each number."""
 
 from __future__ import annotations
 

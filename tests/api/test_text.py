@@ -1,4 +1,4 @@
-"""The text of generated subwords, which follows from the last tokens alone wherever it begins."""
+"""The text of generated subwords depends on the last tokens only, from whichever position it continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG = st.lists(st.sampled_from([*OTHERS, *BYTES]), min_size=HISTORY - 2, max_si
 
 
 def before(tokens: list[int]) -> Before:
-    """What a session that has these tokens keeps."""
+    """Returns what a session keeps of these tokens."""
     return Before(len(tokens), tokens[max(0, len(tokens) - HISTORY) :])
 
 
@@ -40,7 +40,7 @@ def spelt(tokens: list[int]) -> bytes:
 @settings(deadline=None)
 @given(TOKENS)
 def test_the_text_of_all_is_what_sentencepiece_decodes(tokens: list[int]) -> None:
-    """Where the bytes are characters; else each side has replacement characters of its own."""
+    """This holds where the bytes are valid UTF-8. Otherwise the two differ in their replacement characters."""
     text = Text(SUBWORDS, Before(0, []))
     whole = text.add(tokens) + text.unfinished
     try:
@@ -52,7 +52,8 @@ def test_the_text_of_all_is_what_sentencepiece_decodes(tokens: list[int]) -> Non
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(TOKENS, LONG.flatmap(lambda run: TOKENS.map(lambda few: [*few, *run, *few]))), st.data())
 def test_it_goes_on_from_anywhere(tokens: list[int], data: st.DataObject) -> None:
-    """Cut anywhere, begun anew from what a session keeps there: the parts are the whole."""
+    """The tokens are cut anywhere, and each part begins from what a session keeps there. The joined parts equal the
+    whole."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=6)))
     whole = Text(SUBWORDS, Before(0, []))
     expected = whole.add(tokens)

@@ -1,4 +1,4 @@
-"""Vectors of features from tensors of the wire: of two axes, or one after the other."""
+"""Feature vectors from tensors of the wire, with two axes or with one axis that holds step after step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Inference.Watch`: what a call holds is given back however it ends, and each message fits."""
+"""`Watch`: the call releases what it holds however it ends, and each message fits the limit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 
 
 class Context:
-    """As much of a call's context as is used. has_left: whether the client is gone; reads: is set while it reads;
-    was_reset: whether the server has ended the call without a status."""
+    """The part of a call's context that `Watch` uses.
+
+    has_left: whether the client has left. reads: an event that is set while the client reads. was_reset: whether the
+    server has ended the call without a status.
+    """
 
     def __init__(self) -> None:
         self.written: list[pb.WatchResponse] = []
@@ -57,7 +60,7 @@ def watching(inference: Inference, context: Context) -> asyncio.Task[None]:
 
 
 async def turns() -> None:
-    """Lets what can go on go on."""
+    """Runs every task that is ready."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -93,7 +96,7 @@ async def test_a_call_leaves_nothing_behind_however_it_ends(tiny_repository: Pat
 
 
 async def test_no_message_is_larger_than_an_answer_may_be(tiny_repository: Path) -> None:
-    limit = 72_000  # which the outputs alone fit
+    limit = 72_000  # the outputs alone fit into this
     async with opened(tiny_repository) as it:
         session, context = await it.open("s"), Context()
         watch = Watch(it.service.watches.watch(session), "s", limit)
