@@ -1,4 +1,4 @@
-"""Runs the command line as its users run it."""
+"""Runs the command line in a child process, as users do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ COMMAND = [sys.executable, "-m", "carousel"]
 
 
 class Shell:
-    """Runs commands against one service."""
+    """Runs commands against one server."""
 
     def __init__(self, target: str) -> None:
         self.target = target
 
     def run(self, *words: str, typed: str | bytes = "", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        """Runs one, which must end with this exit code."""
+        """Runs a command, which must end with exit code `code`. Returns the completed process."""
         given = typed if isinstance(typed, bytes) else typed.encode()
         command = [*COMMAND, "--target", self.target, *words]
         done = subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Fixtures of the client's tests: a fake server, here or in a process of its own, and both clients."""
+"""Fixtures of the client's tests: a fake server, in this process or in a child process, and both clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def shell(request: pytest.FixtureRequest, server: FakeServer) -> AsyncIter
 
 @pytest.fixture
 def server_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A fake server in a process of its own, and its address."""
+    """A fake server in a child process, and its address."""
     code = """if True:
         from tests.client.fake_server import FakeServer
         server = FakeServer()

@@ -1,4 +1,4 @@
-"""A server of the whole contract around `FakeSession`, on threads of its own, on a port of its own."""
+"""A fake gRPC server of all services that the client uses, around `FakeSession`. It has its own threads and port."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ UNUSABLE = error_pb2.Error(code=9, message="session is of toy version 3, which i
 
 
 class FakeServer(inference_pb2_grpc.InferenceServicer):
-    """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `end_stream`, `kill` it.
+    """A server whose faults the tests control: see `mute`, `unmute`, `evict`, `go_away`, `end_stream` and `kill`.
 
-    poison: a token that ends the stream of whoever feeds it, with the status INTERNAL. failures: of the next one-call
-    requests, instead of an answer, or after `num_tokens` of it. events: what watchers are told; the call then fails as
-    `failures` says, or waits until it is cancelled. decodings: of one-call generations. num_streams: opened so far.
-    num_unusable: of the routes that a session may be asked for by, the first so many lead to a server that cannot
-    resume it.
+    poison: a token; a feed of this token ends its stream with status INTERNAL.
+    failures: the errors of the next one-call requests, each with the number of tokens that a generation sends before
+    it.
+    events: what each watch receives; the call then fails with the next failure, or waits until it is cancelled.
+    decodings: those of the one-call generations so far.
+    num_streams: how many streams were opened.
+    num_unusable: how many of the routes to a session lead to a server that cannot resume it.
     """
 
     def __init__(self) -> None:
@@ -66,7 +68,8 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
         inference_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
         models_pb2_grpc.add_ModelsServicer_to_server(_Models(), self._server)
-        sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(), self._server)  # type: ignore[abstract]  # the rest is not called
+        # the client calls no other method
+        sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(), self._server)  # type: ignore[abstract]
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
@@ -79,28 +82,28 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self.kill()
 
     def mute(self) -> None:
-        """From now on requests are carried out and their answers kept back."""
+        """Holds responses back from now on. Requests are still carried out."""
         self._is_mute = True
 
     def unmute(self) -> None:
-        """The answers kept back are written, and later ones at once."""
+        """Sends the responses that were held back, and later ones at once."""
         self._is_mute = False
         self._events.put(lambda: [])
 
     def evict(self) -> None:
-        """Closes the session as one that was idle for too long, and tells."""
+        """Closes the session as idle, and notifies the client."""
         self._events.put(lambda: [self.session.evict()])
 
     def go_away(self) -> None:
-        """Says that the server shuts down."""
+        """Tells the client that the server shuts down."""
         self._events.put(lambda: [pb.StreamResponse(go_away=pb.GoAway())])
 
     def end_stream(self) -> None:
-        """Ends the stream as if nothing was wrong."""
+        """Ends the stream with status OK."""
         self._events.put(None)
 
     def kill(self) -> None:
-        """Breaks every connection off."""
+        """Stops the server and breaks all connections."""
         stopped = self._server.stop(0)
         self._events.put(None)
         stopped.wait()
@@ -156,14 +159,14 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             self.cancelled.wait()
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:
-        """As a server of an older version answers."""
+        """Answers as an older server does, which has no such method, or fails with the next of `failures`."""
         if self.failures:
             _abort(context, self.failures.pop(0)[1])
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         raise AssertionError("abort raises")
 
     def Step(self, request: pb.StepRequest, context: grpc.ServicerContext) -> pb.StepResponse:
-        """Feeds nobody, and answers as if it had."""
+        """Answers as if it had fed a session."""
         self.steps.append(request)
         self.metadata = dict(context.invocation_metadata())
         if self.failures:
@@ -182,7 +185,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         return response
 
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
-        """Tells `events`, whatever happens."""
+        """Sends `events`, whichever session is watched."""
         self.metadata = dict(context.invocation_metadata())
         ended = threading.Event()
         context.add_callback(ended.set)
@@ -203,7 +206,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             for request in requests:
                 self.requests.put(request)
                 events.put(request)
-        except Exception:  # grpc has no class for it: the call was broken off
+        except Exception:  # grpc has no exception class for a broken call
             pass
         finally:
             events.put(None)
@@ -241,7 +244,7 @@ class _Models(models_pb2_grpc.ModelsServicer):
 
 
 class _Sessions(sessions_pb2_grpc.SessionsServicer):
-    """Has three sessions, s0 to s2, and pages of two."""
+    """Has the sessions s0, s1 and s2, and lists two on a page."""
 
     def List(
         self, request: sessions_pb2.SessionsListRequest, context: grpc.ServicerContext

@@ -1,7 +1,7 @@
-"""A server's half of one session, in memory: keeps the contract of positions, replays, cancellation and notices.
+"""The server side of one session, in memory. It implements positions, replays, cancellation and notices.
 
-Its model says after n tokens that token number 2 + n % 4 comes next, and ends at position 5. A session whose source is
-`stall` never ends, and generates no more than 3 tokens before it hangs until it is cancelled.
+After n tokens, its model chooses the token with id 2 + n % 4. A generation ends at position 5. A session with source
+`stall` has no end: a generation produces at most 3 tokens and then waits until it is cancelled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ END = 5
 
 
 class FakeSession:
-    """`handle` takes one request and returns its responses."""
+    """Answers one request at a time with `handle`."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -51,12 +51,12 @@ class FakeSession:
         return [*ended, self._response(request.request_id, closed=pb.Closed(reason=pb.CLOSE_REASON_CLIENT))]
 
     def evict(self) -> pb.StreamResponse:
-        """Closes the session as one that was idle for too long."""
+        """Closes the session as idle. Returns the notice."""
         self.is_open = False
         return self._response(0, closed=pb.Closed(reason=pb.CLOSE_REASON_IDLE))
 
     def output(self, spec: pb.OutputSpec, position: int) -> pb.StepOutput:
-        """What the model says at a position."""
+        """Returns the model's output at a position."""
         output = pb.StepOutput(position=position)
         if spec.kind == pb.OUTPUT_KIND_LOGITS:
             output.logits.extend(float(i == next_id(position)) for i in range(len(VOCABULARY)))
@@ -179,11 +179,11 @@ class FakeSession:
 
 
 def next_id(position: int) -> int:
-    """The number of the token that comes next after `position` tokens."""
+    """Returns the id of the token that follows `position` tokens."""
     return 2 + position % 4
 
 
 def source_tokens(source: pb.Sequence) -> list[pb.Token]:
-    """As the toy model reads them: text by characters, numbered by their code."""
+    """Returns the source's tokens as the toy model reads them: one for each character, with its code as id."""
     names = list(source.text) or list(source.tokens.names) or [chr(i) for i in source.ids.ids]
     return [pb.Token(id=ord(name[0]), text=name) for name in names]

@@ -1,7 +1,8 @@
-"""A server of sessions, in memory, that crashes and cuts streams as a random source says. Pure: no threads, no time.
+"""A server of sessions in memory. A random source decides when it crashes and cuts streams. It has no threads and no
+clock.
 
-Its model chooses, after a sequence of tokens, a token that depends on all of them: a session that was fed one wrong
-token generates others. Answers are computed when they are read, so a generation is in flight until its end is read.
+Its model chooses a token that depends on all tokens before it, so one wrongly fed token changes all later ones.
+Responses are computed when the client reads them, so a generation is in flight until its end is read.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from carousel.v1 import inference_pb2 as pb
 
 
 def chosen(consumed: list[int]) -> int:
-    """The token that the model chooses after a sequence."""
+    """Returns the token that the model chooses after a sequence."""
     return 100 + sum(at * token for at, token in enumerate(consumed, 1)) % 97
 
 
 @dataclass
 class ModelSession:
-    """What a server knows of a session, in memory or in its store."""
+    """The state of a session in the server's memory or in its store."""
 
     consumed: list[int] = field(default_factory=list)
     marks: dict[int, list[int]] = field(default_factory=dict)
     last_feed: pb.Feed | None = None
-    start: int | None = None  # of the last generation
+    start: int | None = None  # the position at which the last generation began
     limit: int = 0
     is_generating: bool = False
 
@@ -47,7 +48,7 @@ class ModelSession:
 
 
 class ModelServer:
-    """num_faults: how many times it may still crash or cut a stream by itself."""
+    """Serves sessions to `ModelStream`. num_faults: how many more times it may crash or cut its streams by itself."""
 
     def __init__(self, random: Random, num_faults: int = 0) -> None:
         self.random = random
@@ -56,19 +57,19 @@ class ModelServer:
         self.streams: dict[str, ModelStream] = {}
         self._live: dict[str, ModelSession] = {}
         self._stored: dict[str, ModelSession] = {}
-        self.checkpoints: dict[str, int] = {}  # that were not reported yet
+        self.checkpoints: dict[str, int] = {}  # the positions of checkpoints that no response has reported yet
 
     def __getitem__(self, session_id: str) -> ModelSession:
         return self._live[session_id]
 
     def crash(self) -> None:
-        """Loses the memory, and every stream."""
+        """Loses its memory and all streams. Stored sessions stay."""
         self._live.clear()
         self.checkpoints.clear()
         self.cut()
 
     def cut(self) -> None:
-        """Loses every stream. Sessions are held, and their generations stop."""
+        """Loses all streams. Sessions stay in memory, and their generations stop."""
         for stream in self.streams.values():
             stream.is_cut = True
             stream.outbox.clear()
@@ -77,7 +78,7 @@ class ModelServer:
             session.is_generating = False
 
     def store(self, session_id: str) -> None:
-        """Writes a checkpoint, which the next response reports."""
+        """Writes a checkpoint of a session. The session's next response reports it."""
         session = self._live.get(session_id)
         if session is not None:
             self._stored[session_id] = copy.deepcopy(session)
@@ -85,7 +86,7 @@ class ModelServer:
             self.checkpoints[session_id] = session.position
 
     def fork(self, session_id: str, name: str) -> None:
-        """Copies a session."""
+        """Copies a session and stores the copy."""
         self._live[name] = copy.deepcopy(self._live[session_id])
         self._live[name].is_generating = False
         self._live[name].last_feed = self._live[name].start = None
@@ -93,7 +94,7 @@ class ModelServer:
         self.checkpoints.pop(name)
 
     def rewind(self, session_id: str, position: int) -> None:
-        """Sets a session back to a mark, and stores it. Raises what a call would raise."""
+        """Rewinds a session to a mark and stores it. Raises what the client's call would raise."""
         if self.breaks():
             raise UnavailableError("lost before the call")
         session = self.find(session_id)
@@ -109,7 +110,7 @@ class ModelServer:
             raise UnavailableError("lost after the call")
 
     def breaks(self) -> bool:
-        """Whether it crashes, or cuts its streams, now."""
+        """Returns whether the server crashes or cuts its streams now."""
         if self.num_faults and self.random.random() < 0.15:
             self.num_faults -= 1
             (self.crash if self.random.random() < 0.6 else self.cut)()
@@ -117,20 +118,20 @@ class ModelServer:
         return False
 
     def find(self, session_id: str) -> ModelSession | None:
-        """A session in memory, or from the store."""
+        """Returns a session from memory, or restores it from the store. None if neither has it."""
         if session_id not in self._live and session_id in self._stored:
             self._live[session_id] = copy.deepcopy(self._stored[session_id])
         return self._live.get(session_id)
 
     def open(self, session_id: str) -> ModelSession:
-        """A new session."""
+        """Returns a new session."""
         assert session_id not in self._live
         self._live[session_id] = ModelSession()
         return self._live[session_id]
 
 
 class ModelStream:
-    """A stream, with the face of `carousel._stream.Stream`."""
+    """A stream in memory, with the interface of `carousel._stream.Stream`."""
 
     def __init__(self, server: ModelServer, owner: SessionProtocol) -> None:
         self.outbox: deque[pb.StreamResponse] = deque()

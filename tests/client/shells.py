@@ -1,4 +1,4 @@
-"""One face for both clients, so that they run the same scenarios."""
+"""One interface for both clients, so that they run the same scenarios."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from carousel import (
 
 
 class Shell(ABC):
-    """A client. Keyword arguments are passed on."""
+    """A client. Keyword arguments are passed to the client's methods."""
 
     @abstractmethod
     def __init__(self, target: str, **options: Any) -> None: ...
@@ -33,7 +33,7 @@ class Shell(ABC):
     async def generate(self, model: str, source: Any = "ab", **options: Any) -> list[Token]: ...
     @abstractmethod
     async def generate_one(self, model: str, source: Any, **options: Any) -> Token:
-        """Takes the first token and leaves."""
+        """Returns the first token and leaves the generation."""
 
     @abstractmethod
     async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]: ...
@@ -41,7 +41,7 @@ class Shell(ABC):
     async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep: ...
     @abstractmethod
     async def watch(self, session_id: str, count: int | None = None, **options: Any) -> list[WatchEvent]:
-        """Takes so many events and leaves; None: all."""
+        """Returns `count` events and leaves the watch; None: returns all events."""
 
     @abstractmethod
     async def models(self) -> tuple[ModelInfo, ...]: ...
@@ -62,7 +62,7 @@ class Shell(ABC):
 
 
 class OpenSession(ABC):
-    """A session. facts: the session itself, for its attributes."""
+    """An open session. facts: the client's session object, for its attributes."""
 
     facts: Session | AsyncSession
 
@@ -214,7 +214,7 @@ class AsyncioSession(OpenSession):
 
 
 async def take(generation: Generation | AsyncGeneration, count: int | None = None) -> list[Token]:
-    """The next tokens of a generation, `count` or all of them."""
+    """Returns the next `count` tokens of a generation; None: all remaining tokens."""
     tokens: list[Token] = []
     while count is None or len(tokens) < count:
         try:

@@ -1,5 +1,5 @@
-"""Arguments of the wrong type or value are refused, by both clients, before anything is sent: the refusal names the
-argument, its value and what it must be."""
+"""Both clients refuse arguments of a wrong type or value before they send anything. The error names the argument, its
+value and what is expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch's half of the conversation, without a server: places, positions, and answers in any order."""
+"""The client side of a batch, without a server: its places and positions, and responses in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from carousel.v1 import inference_pb2 as pb
 
 
 def run(protocol: BatchProtocol, conversation: Exchange[object], *responses: pb.StreamResponse) -> object:
-    """Carries a conversation out; every response must be read."""
+    """Runs a conversation with these responses. Returns its result. The conversation must read every response."""
     left = list(responses)
     try:
         assert next(conversation) is None
@@ -55,7 +55,7 @@ def send(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: 
 
 
 def answer(request: pb.StreamRequest, positions: list[int], **errors: int) -> pb.StreamResponse:
-    """errors: codes by place."""
+    """Returns the response to a step batch. errors: the gRPC code of each refused row, by `_` and the row's index."""
     refused = [
         pb.BatchError(index=int(index[1:]), error=error_pb2.Error(code=code, message="no"))
         for index, code in errors.items()
@@ -142,12 +142,12 @@ def test_tokens_that_do_not_fit_are_refused_before_they_are_sent() -> None:
 
 
 OPENED_AGAIN = {"a": 5, "b": 4}
-"""The handles that sessions have on another stream."""
+"""The handles of the sessions on the new stream."""
 
 
 def resumed(protocol: BatchProtocol, **positions: int) -> list[pb.StreamRequest]:
-    """Loses the stream, and resumes the sessions at these positions, or not at all where it is -1. Returns what
-    follows. `replays` has what restored sessions were fed."""
+    """Loses the stream and resumes the sessions at these positions, by session; -1: it cannot be resumed. Returns the
+    requests that follow. `replays` then has the feeds of restored sessions."""
     protocol.recovery.stream_ended(UnavailableError("lost"))
     asked: list[pb.StreamRequest] = []
     exchange = protocol.resume(asked.append)
@@ -179,7 +179,7 @@ replays: list[tuple[str, int, list[int]]] = []
 
 
 def two(durability: pb.Durability.ValueType = pb.DURABILITY_CHECKPOINT) -> BatchProtocol:
-    """Sessions a and b, with the handles 4 and 5."""
+    """Returns a batch of the sessions a and b, with the handles 4 and 5."""
     protocol = BatchProtocol(SessionPolicy("hold", None, None, unattended=False), 60.0)
     for handle, name in ((4, "a"), (5, "b")):
         request = protocol.open(pb.Open(model="toy"), name)
@@ -237,7 +237,7 @@ def test_a_row_whose_answer_was_lost_counts_and_says_so() -> None:
 
 
 def test_a_session_that_cannot_be_resumed_fails_alone_and_its_old_handle_is_not_used() -> None:
-    """Its old handle is the other session's by now."""
+    """On the new stream, another session has its old handle."""
     protocol = two()
     sent(protocol, [7, 8], 0, 1)
     (again,) = resumed(protocol, a=-1, b=0)
@@ -280,7 +280,7 @@ def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
 
 @pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT, pb.DURABILITY_NONE])
 def test_what_is_kept_to_be_replayed_is_bounded(durability: pb.Durability.ValueType) -> None:
-    """Answers do not tell how far sessions are stored: they are asked for it, once in some 900 tokens."""
+    """Responses do not report checkpoints, so the client asks for them, once in about 900 tokens."""
     protocol = two(durability)
     num_asked = most = 0
     for index in range(6000):

@@ -1,4 +1,4 @@
-"""The plain calls of both clients: models, live sessions, and how failures are told."""
+"""One-call methods of both clients: models, sessions, and how failures are raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line, run as its users run it, against a real service."""
+"""The command line runs in a child process against a real service, as users run it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def test_generate_searches(shell: Shell) -> None:
 
 
 def test_a_session_by_hand(shell: Shell) -> None:
-    """It shows what comes first, feeds, takes back, generates, survives a wrong token, and is gone on with."""
+    """The command shows the first output, feeds, rewinds, generates, survives an unknown token, and resumes the
+    session."""
     typed = "G\n\n:where\n:back\n:where\nnope\n:generate 2\n:what\n:help\n"
     done = shell.run("stream", "g2p-en", "gate", "--id", "by-hand", "--keep", "--keep-going", typed=typed, code=1)
     out, err = done.stdout.decode(), done.stderr.decode()
@@ -82,7 +83,7 @@ def test_a_session_by_hand(shell: Shell) -> None:
 
 
 def test_a_session_of_characters_by_hand(shell: Shell) -> None:
-    """A line is its characters, white space among them, and what is white space can be seen."""
+    """Each character of a line is a token, also white space, which is printed visibly."""
     done = shell.run("stream", "pychar-en", typed="def f(x):\n:where\n:generate 5\n")
     out = done.stdout.decode()
     assert "⏎" in out
@@ -90,7 +91,7 @@ def test_a_session_of_characters_by_hand(shell: Shell) -> None:
 
 
 def test_a_session_of_numbers_by_hand(shell: Shell) -> None:
-    """Vectors are typed and shown with commas; an empty line feeds what the model has said; it forecasts."""
+    """Vectors are typed and printed with commas. An empty line feeds the predicted value. `:generate` forecasts."""
     months = " ".join(f"{340 + index % 3}" for index in range(15))
     out = shell.out("stream", "co2-forecast", months, typed="341\n\n:generate 3\n").splitlines()
     values = [float(line) for line in out]
@@ -102,7 +103,8 @@ def test_a_session_of_numbers_by_hand(shell: Shell) -> None:
 
 
 def test_a_text_is_fed_token_by_token(shell: Shell, tmp_path: Path) -> None:
-    """From a file or a pipe: a line a token, with what comes next; more candidates, and as JSON."""
+    """A file and a pipe give one line for each token, with the next token; `--top` adds candidates, `--json` prints
+    objects."""
     text = "def read(self):\n    return self.text\n" * 2
     (tmp_path / "code.py").write_text(text)
     out = shell.out("stream", "pychar-en", "-", typed=text)
@@ -124,7 +126,7 @@ def test_phonemes_are_tagged_as_they_come(shell: Shell) -> None:
     rows = [line.split("\t") for line in shell.out("stream", "stress-en", "-", typed="L UW\nIY S |").splitlines()]
     assert [position for position, _, _ in rows] == ["1", "2", "3", "4", "5"]
     assert {tag for _, tag, _ in rows} <= {"-", "0", "1", "2"}
-    for _ in range(2):  # the first one's session, which was fed nothing, is not in the way of the second
+    for _ in range(2):  # the session of the first run was fed nothing, so its id is free for the second run
         words = ("stream", "stress-en", "-", "--id", "vain", "--keep")
         refused = shell.run(*words, typed="nope", code=1).stderr.decode()
     assert "= 'nope' is not in the input vocabulary" in refused
@@ -155,7 +157,7 @@ def test_a_prompt_is_split_as_the_model_splits_it(shell: Shell) -> None:
 
 
 def test_a_model_is_inspected(shell: Shell, tmp_path: Path) -> None:
-    """As a picture, as a page with everything in it, as text, and as numbers."""
+    """The result is a picture, one HTML page without external files, text, or numbers."""
     picture, page = tmp_path / "look.png", tmp_path / "look.html"
     shell.run("inspect", "g2p-en", "gate", "-o", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -200,7 +202,7 @@ def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_a_transducer_is_inspected(shell: Shell, tmp_path: Path) -> None:
-    """A step a frame, also where it emits nothing, which it mostly does."""
+    """Each frame is one step, also if it emits no token, as most frames do."""
     with Client(shell.target) as client:
         size = client.model("morse").feature_size
     np.save(tmp_path / "frames.npy", np.zeros((5, size), np.float32))
@@ -267,7 +269,7 @@ def test_what_is_wrong_is_told_and_has_its_exit_code(
 
 
 def test_files_of_certificates_that_are_no_good_are_named(shell: Shell, tmp_path: Path) -> None:
-    """Before anybody tries to connect with them."""
+    """The command checks the files before it connects."""
     authority = Authority()
     one, other = authority.issue(common=["one"]), authority.issue(common=["other"])
     for name, content in (("cert", one.certificate), ("key", one.key), ("other", other.key), ("text", b"hello")):
@@ -314,7 +316,7 @@ def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
 def test_shells_complete(name: str) -> None:
-    """What `--install-completion` writes, and what it asks for."""
+    """The command prints the completion script, and answers the script's requests."""
     command = [str(Path(sys.executable).parent / "carousel")]
 
     def ask(**variables: str) -> str:
@@ -409,12 +411,12 @@ def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:
     assert 300 < float(done.stdout) < 450
     assert b"closed at position 2" in done.stderr
     assert b"reads numbers" in shell.run("step", "numbers", "x", *opening, code=2).stderr
-    shell.run("step", "numbers", code=4)  # what was refused has left no session behind
+    shell.run("step", "numbers", code=4)  # the refused command has left no session
     assert b"--position" in shell.run("step", "numbers", "--position", "0", code=2).stderr
 
 
 class Refusing:
-    """A client whose server opens a session, and then refuses all."""
+    """A client whose server opens a session and then refuses every request."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -437,7 +439,7 @@ class Refusing:
 
 
 def test_a_refused_feed_is_told_also_when_its_session_cannot_be_closed(capsys: pytest.CaptureFixture[str]) -> None:
-    """And the model is described once."""
+    """The model is described only once."""
     client = Refusing()
     context = cast(Any, SimpleNamespace(obj=SimpleNamespace(client=lambda: client)))
     with pytest.raises(UnavailableError, match="refused to feed"):

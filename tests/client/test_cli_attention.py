@@ -1,4 +1,4 @@
-"""Attention, drawn as text."""
+"""Attention drawn as text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_weight_that_is_no_number_is_empty() -> None:
 
 
 def test_a_source_that_is_wider_than_the_lines_is_drawn_in_parts() -> None:
-    """With every row in each part, and no label split."""
+    """Each part has all rows, and no label is split."""
     words = [f"word{number}" for number in range(10)]
     rows = [[float(at == row) for at in range(10)] for row in range(10)]
     lines = drawn(Attention(words, words, rows), width=30)
@@ -55,7 +55,7 @@ def test_nothing_can_be_drawn() -> None:
 
 
 def test_pieces_are_put_together_into_words() -> None:
-    """Weights are summed over the pieces of a word that was read, and averaged over those of one that was given."""
+    """Weights are summed over the pieces of a source word, and averaged over the pieces of a target word."""
     source = ["▁don", "'", "t", "▁(", "open", ")", "."]
     target = ["▁", "<0xC3>", "<0xBC>", "ber", "-", "all", "!", "</s>"]
     rows = [[0.0] * 7 for _ in target]

@@ -1,4 +1,4 @@
-"""What `carousel bench` feeds a model of named inputs."""
+"""The random inputs with which `carousel bench` feeds a model that has named inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS = (
 
 
 def test_random_steps_have_what_each_input_may_have() -> None:
-    """Integers where the model reads those; and no step is the session's last."""
+    """Integer inputs get integers, and no step sets the input that ends the session."""
     info = replace(INFO, feature_size=8, inputs=INPUTS)
     steps = [random_step(random.Random(seed), info) for seed in range(50)]
     places = list(zip(*steps, strict=True))

@@ -1,4 +1,4 @@
-"""`load`, `unload`, `fork`, `rewind`, `score` and `forecast`."""
+"""The commands `load`, `unload`, `fork`, `rewind`, `score` and `forecast`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own_shell(repository: Path) -> Iterator[Shell]:
-    """Of a server of which models may be taken."""
+    """Commands for a server whose models the test may unload."""
     with local_service(repository) as service:
         yield Shell(service.target)
 
@@ -101,7 +101,7 @@ def test_targets_are_scored(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> None:
-    """From words, from a file and from a pipe; with steps after the source."""
+    """The history comes from words, a file or a pipe; `--then` feeds steps after the source."""
     (tmp_path / "months.csv").write_text("370\n371\n372\n")
     expected = shell.out("forecast", "co2-forecast", MONTHS, "--horizon", "3")
     assert len(expected.splitlines()) == 3

@@ -1,4 +1,5 @@
-"""Files whose header does not fit what follows, or the model: what is there is read, and the rest told."""
+"""Files whose header does not match their content or the model: the content is read, or the error names the
+mismatch."""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ TAGS = chunk(b"LIST", b"INFOISFT\x06\0\0\0Lavf58")
 
 
 def sized(size: int, data: bytes = b"", *after: bytes) -> bytes:
-    """A WAV file that declares so many bytes of samples."""
+    """Returns a WAV file whose header declares `size` bytes of samples."""
     return riff(form(1, 1, 16), b"data" + struct.pack("<I", size) + data, *after)
 
 
 def read_to_the_end(path: Path, kind: Format | None = None) -> tuple[list[float], str]:
-    """The numbers, and what is wrong with the file."""
+    """Returns the numbers of a file, and the error if it is cut off."""
     found: list[float] = []
     with samples.numbers(path, INFO, kind, None) as blocks:
         try:
@@ -59,7 +60,7 @@ def test_a_pipe_need_not_know_its_size(piped: Any, size: int) -> None:
 
 
 def test_a_file_that_declares_no_samples_has_none(tmp_path: Path) -> None:
-    """Its tags are no samples, with and without the byte that makes their size even."""
+    """Chunks of tags after the samples are not samples, with or without a padding byte."""
     path = tmp_path / "a.wav"
     for after in ((), (TAGS,), (TAGS, chunk(b"id3 ", b"odd")), (chunk(b"id3 ", b"odd")[:-1],)):
         path.write_bytes(sized(0, b"", *after))
@@ -76,7 +77,7 @@ def test_a_file_that_was_not_finished_is_refused(tmp_path: Path, piped: Any, dat
 
 
 def test_sizes_of_64_bits_are_read(tmp_path: Path) -> None:
-    """The tags after the samples are not taken for samples."""
+    """Tags after the samples are not read as samples."""
     sizes = chunk(b"ds64", struct.pack("<QQQI", 0, len(TWO_SAMPLES), 0, 0))
     data = b"data" + struct.pack("<I", 0xFFFFFFFF) + TWO_SAMPLES
     (tmp_path / "a.wav").write_bytes(b"RF64" + riff(sizes, form(1, 1, 16), data, TAGS)[4:])

@@ -1,4 +1,4 @@
-"""What `--json` prints is JSON, whatever the numbers are."""
+"""`--json` prints valid JSON for all numbers, also NaN and infinity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCE = "370 371 372 373"
 
 
 def strict(line: str) -> Any:
-    """A line as other languages read it: Python's own reader takes a bare NaN, too."""
+    """Returns the value of a line as other languages read it. Python's reader alone would also accept a bare NaN."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON: {line}")
@@ -27,7 +27,7 @@ def strict(line: str) -> Any:
 
 
 def run(target: str, *words: str, typed: str = "") -> list[Any]:
-    """What a command prints, a value a line."""
+    """Returns the values that a command prints, one for each line."""
     command = [sys.executable, "-m", "carousel", "--target", target, *words, "--json"]
     done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

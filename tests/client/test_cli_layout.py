@@ -1,4 +1,4 @@
-"""Tables: a line a row on a pipe, wrapped between words on a terminal, and no name ever split."""
+"""Tables: on a pipe, one line for each row; on a terminal, wrapped between words. No word is ever split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line on pipes and terminals: whole tables, lines that are refused, and how a command ends."""
+"""The command line on pipes and terminals: whole tables, refused lines, and how a command ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shell(shipped_service: LocalService) -> Shell:
 
 
 def on_a_terminal(command: list[str], columns: int, typed: str = "") -> tuple[int, str]:
-    """Runs a command on a terminal of its own. Returns its exit code, and what it prints."""
+    """Runs a command on a new terminal. Returns its exit code and its output."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment) as process:
@@ -42,7 +42,7 @@ def on_a_terminal(command: list[str], columns: int, typed: str = "") -> tuple[in
 
 
 def test_a_table_on_a_pipe_has_a_line_for_each_row(shell: Shell) -> None:
-    """However narrow the terminal is said to be."""
+    """The width of a terminal does not matter for a pipe."""
     command = [*COMMAND, "-t", shell.target, "models"]
     out = subprocess.run(command, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=True)
     header, *rows = out.stdout.splitlines()
@@ -59,7 +59,7 @@ def test_names_are_whole_on_a_narrow_terminal(shell: Shell, columns: int) -> Non
     code, out = on_a_terminal([*COMMAND, "-t", shell.target, "models"], columns)
     assert code == 0
     assert {"co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "serving", "atmospheric"} <= set(out.split())
-    assert max(map(len, out.splitlines())) <= max(columns, 25)  # the longest name, beside its heading
+    assert max(map(len, out.splitlines())) <= max(columns, 25)  # the longest name beside its heading
 
 
 def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
@@ -95,7 +95,7 @@ def test_a_terminal_is_asked_again_after_a_line_that_is_refused(shell: Shell) ->
 
 
 def test_every_line_can_be_taken_back(shell: Shell) -> None:
-    """The first one, too, and a generation; what the model said before is shown again."""
+    """`:back` also undoes the first line and a generation, and prints the earlier output again."""
     typed = "G\n:back\n:where\nG\nEY\n:generate 1\n:back\n:back\n:back\n:where\n\n:where\n"
     done = shell.run("stream", "g2p-en", "gate", "--id", "back", "--json", typed=typed)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -142,7 +142,7 @@ def test_a_source_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: P
     ],
 )
 def test_the_connection_is_said_before_or_after_a_command(shell: Shell, words: tuple[str, ...]) -> None:
-    """What is said later counts, also over the environment."""
+    """The last option counts, also over the environment."""
     command = [*COMMAND, *(word.replace("TARGET", shell.target) for word in words)]
     environment = {**os.environ, "CAROUSEL_TARGET": "localhost:2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
@@ -165,7 +165,7 @@ def test_a_server_that_is_not_there_is_told_in_one_sentence(target: str, told: s
 
 
 def test_errors_are_json_where_the_output_is(shell: Shell, tmp_path: Path) -> None:
-    """Of the server, of the command line and of files."""
+    """Errors of the server, of the command line and of files are JSON."""
     wrong: list[tuple[tuple[str, ...], int, str, str]] = [
         (("generate", "nope", "x"), 4, "NOT_FOUND", "MODEL_NOT_FOUND"),
         (("generate",), 2, "INVALID_ARGUMENT", "USAGE"),
@@ -196,7 +196,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 def test_a_command_that_is_left_says_nothing(
     shell: Shell, do: Callable[[subprocess.Popen[str]], None], code: int
 ) -> None:
-    """Its reader has left, as `head` does, or it is interrupted."""
+    """The reader of its output has left, as `head` does, or the user interrupts the command."""
     text = "x = 1\n" * 20_000
     command = [*COMMAND, "-t", shell.target, "stream", "pychar-en", "-"]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Files and pipes of samples, of lines and of text: what the command line reads from them, however they are cut."""
+"""What the command line reads from files and pipes of samples, lines and text, however the bytes are cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RAMP = np.arange(-6, 6)
 
 
 class Pipe(io.BytesIO):
-    """Standard input that gives a few bytes at a time."""
+    """Standard input that returns only a few bytes for each read."""
 
     def __init__(self, data: bytes, count: int) -> None:
         super().__init__(data)
@@ -62,7 +62,7 @@ class Pipe(io.BytesIO):
 
 @pytest.fixture(params=[1, 2, 3, 1000])
 def piped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Sets standard input."""
+    """A function that sets standard input and returns its path, `-`."""
 
     def give(data: bytes) -> Path:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(data, request.param)))
@@ -77,7 +77,7 @@ def read(path: Path, info: ModelInfo = INFO, kind: Format | None = None, rate: i
 
 
 def written(data: NDArray[Any], bits: int, channels: int = 1, rate: int = 16_000) -> bytes:
-    """A WAV file as the standard library writes it. data: numbers of that many bits, signed."""
+    """Returns a WAV file as the standard library writes it. data: signed integers of `bits` bits."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(channels)
@@ -131,7 +131,7 @@ EXTENSIBLE = struct.pack("<HHIH", 22, 24, 0, 1) + bytes(14)
 
 @pytest.mark.parametrize("size", [None, 0xFFFFFFFF])
 def test_headers_as_other_programs_write_them(tmp_path: Path, size: int | None) -> None:
-    """Extensible, with other chunks before and after the samples, and of a length that was not known."""
+    """The format is extensible, other chunks stand before and after the samples, or the length is unknown."""
     data = bytes([0, 0, 0x40, 0, 0, 0xC0])
     told = b"data" + struct.pack("<I", len(data) if size is None else size) + data
     after = chunk(b"LIST", b"after") if size is None else b""
@@ -321,7 +321,7 @@ def test_a_text_that_is_none_is_refused(piped: Any) -> None:
 
 
 def test_a_pipe_is_not_waited_for_longer_than_for_its_next_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block has what was read at once."""
+    """Each block has the numbers of one read."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(RAMP.astype("<i2").tobytes(), 8)))
     with samples.numbers(Path("-"), INFO, Format.S16, None) as blocks:
         assert [len(block) for block in blocks] == [4, 4, 4]

@@ -1,4 +1,4 @@
-"""`carousel translate`: lines in, lines out, in order, each as soon as it may be."""
+"""`carousel translate` writes one line for each line that it reads, in order, each as soon as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A second thread in an object that one thread at a time may use gets an error, and the first goes on."""
+"""When a second thread calls an object that only one thread may use at a time, it gets an error and the first
+continues."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> No
         generation = client.generate("toy", "stall")
         assert [next(generation).text for _ in range(3)] == ["A", "B", "C"]
         first, results = in_a_thread(lambda: next(generation))
-        time.sleep(0.2)  # until it waits
+        time.sleep(0.2)  # until the first thread waits
         with pytest.raises(ConcurrentUseError):
             next(generation)
         generation.close()

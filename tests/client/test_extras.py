@@ -1,4 +1,4 @@
-"""Whoever needs an extra is told the command that installs it where the code is."""
+"""An error about a missing extra gives the command that installs it in this environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As if the package were in an environment of its own, in this folder, with pip."""
+    """Makes the package look installed in an environment with pip, in this folder."""
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)

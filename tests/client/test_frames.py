@@ -1,4 +1,4 @@
-"""Samples of any number are cut into steps, in order, and none is lost."""
+"""`Frames` cuts any number of samples into steps, in order, and loses none."""
 
 from __future__ import annotations
 

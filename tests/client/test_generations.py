@@ -1,4 +1,4 @@
-"""Generations of both clients, on a session and in one call: the same scenarios, with the same results."""
+"""Generations of both clients, in a session and in one call: the same scenarios with the same results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .shells import Shell, leave, take
 
 SHUTTING_DOWN = error_pb2.Error(code=14, message="leaving", reason="SHUTTING_DOWN")
 SHORT = 0.05
-"""Seconds after which a feed is given up whose answer the server keeps back."""
+"""Timeout in seconds of a feed whose response the server holds back."""
 
 
 async def test_a_session_generates_to_the_end(shell: Shell) -> None:
@@ -57,7 +57,7 @@ async def test_sampling_without_a_seed_is_seeded_by_the_client_which_tells_it(sh
         seeds.append(server.requests.get().generate.decoding.sampling.seed)
         assert generation.seed == seeds[-1]
     assert seeds[0] != seeds[1]
-    assert max(seeds) < 2**53  # JSON and JavaScript keep it
+    assert max(seeds) < 2**53  # JSON and JavaScript represent it exactly
     generation = session.generate(max_tokens=1, seed=0)
     await take(generation)
     decoding = server.requests.get().generate.decoding

@@ -1,4 +1,4 @@
-"""A client belongs to the process that made it, until it is closed."""
+"""A client works only in the process that created it, until it is closed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 SKIPPED = "skipping fork() handlers"
-"""What gRPC says when it is forked while another of its threads is at work: the child may die of that."""
+"""gRPC logs this when the process forks while another gRPC thread is active. The child process may then crash."""
 
 
 def run(program: str, target: str) -> str:
-    """Runs a program in a process of its own, which must end by itself; again, where gRPC was not ready to be forked.
-    Returns what it prints."""
+    """Runs a program in a child process, which must succeed, and returns its output. Runs it again if gRPC was not
+    ready for a fork, at most 5 times."""
     command = [sys.executable, "-c", program, target]
     for _ in range(5):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Leaving things early, each client in its own way: loops, tasks, `with` blocks."""
+"""Early exits from loops, tasks and `with` blocks, in each client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both clients tell, and leave behind, when a stream ends before its time."""
+"""What both clients raise, and what they leave behind, when a stream ends too early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many generations on one stream: which requests are sent, and which results leave, in which order."""
+"""Many generations on one stream: which requests are sent, and in which order results are returned."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_a_refused_source_has_its_error_and_the_others_go_on() -> None:
     many = protocol()
     (opening, generate), (_, other) = many.add("a"), many.add("b")
     many.receive(failed(opening, REFUSED))
-    many.receive(failed(generate, error_pb2.Error(code=5, message="no session")))  # which the client expects
+    # the session was never opened: the client expects this
+    many.receive(failed(generate, error_pb2.Error(code=5, message="no session")))
     many.receive(generated(other, "B"))
     refused, answered = many.take()
     assert isinstance(refused.error, InvalidArgumentError)
@@ -85,7 +86,7 @@ def test_a_refused_source_has_its_error_and_the_others_go_on() -> None:
 def test_a_source_that_cannot_be_sent_has_its_error_in_its_place() -> None:
     many = protocol()
     _, first = many.add("a")
-    assert many.add(3) == []  # type: ignore[arg-type]  # what a program may do
+    assert many.add(3) == []  # type: ignore[arg-type]  # a program may pass it
     many.receive(generated(first, "A"))
     assert [type(result.error) for result in many.take()] == [type(None), TypeError]
 
@@ -121,10 +122,10 @@ def test_what_a_lost_stream_took_is_sent_again_from_its_beginning() -> None:
 def test_a_session_whose_generation_is_refused_is_closed() -> None:
     many = protocol()
     (opening, generate), (other, _) = many.add("a"), many.add("b")
-    (closing,) = many.receive(failed(generate, REFUSED))  # which may come before the session is open
+    (closing,) = many.receive(failed(generate, REFUSED))  # this may arrive before the session is open
     assert closing.HasField("close")
     assert closing.session_id == opening.session_id
-    assert many.receive(failed(other, REFUSED)) == []  # it has no session
+    assert many.receive(failed(other, REFUSED)) == []  # there is no session to close
     assert [type(result.error) for result in many.take()] == [InvalidArgumentError] * 2
 
 
@@ -149,7 +150,7 @@ def test_each_source_has_a_decoding_of_its_own() -> None:
 
 
 def test_behind_a_source_that_waits_for_a_full_server_others_wait() -> None:
-    """They are sent as others are complete, one more each time, in their order."""
+    """They are sent in order, one more each time another source is complete."""
     many = protocol()
     (_, first), (second, _), (third, _) = many.add("a"), many.add("b"), many.add("c")
     many.receive(failed(third, FULL))

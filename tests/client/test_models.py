@@ -1,4 +1,4 @@
-"""The clients' calls about models."""
+"""Calls of both clients about models."""
 
 from __future__ import annotations
 

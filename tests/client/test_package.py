@@ -1,4 +1,4 @@
-"""What a user's program meets: the package's names, its imports, its errors, how it behaves at exit."""
+"""What the package gives a program: public names, imports, errors, and its behaviour at exit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def all_errors(root: type[CarouselError] = CarouselError) -> list[type[CarouselE
 
 
 def run(code: str) -> str:
-    """Runs a program in a fresh interpreter that must end by itself, soon and in silence."""
+    """Runs a program in a new interpreter. It must end within 20 s and write nothing to standard error. Returns its
+    output."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
     )

@@ -1,4 +1,4 @@
-"""The protocol core against a fake session, in memory: no gRPC, no threads, no time."""
+"""The protocol core against a fake session in memory, without gRPC, threads or time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Wire:
-    """Joins the two halves. Answers are kept in `inbox`, and come one at a time while a conversation waits."""
+    """Joins the client's protocol and the fake session. `inbox` keeps responses until a conversation waits for one."""
 
     def __init__(self) -> None:
         self.server = FakeSession()
@@ -40,7 +40,8 @@ class Wire:
         self.sent: list[pb.StreamRequest] = []
 
     def run(self, conversation: Exchange[T], patience: int = 1_000) -> T:
-        """Raises TimeoutError when the conversation waits for more than `patience` answers, as a deadline would."""
+        """Runs a conversation and returns its result. Raises TimeoutError, as a deadline would, when it needs more than
+        `patience` responses."""
         try:
             request = next(conversation)
             while True:
@@ -126,7 +127,7 @@ def test_answers_in_any_order_find_their_requests() -> None:
     st.lists(
         st.tuples(
             st.lists(st.integers(0, 5), min_size=1, max_size=3),  # the tokens
-            st.lists(st.integers(0, 3), max_size=4),  # for each time that it is given up: answers waited for
+            st.lists(st.integers(0, 3), max_size=4),  # how many responses each abandoned attempt waits for
         ),
         max_size=8,
     ),
@@ -139,7 +140,7 @@ def test_whatever_is_given_up_and_sent_again_every_token_is_consumed_once(
     wanted: list[int] = []
     for tokens, patiences in feeds:
         for patience in [*patiences, 1_000]:
-            random.shuffle(wire.inbox)  # answers of feeds given up, in any order
+            random.shuffle(wire.inbox)  # responses to abandoned feeds arrive in any order
             try:
                 step = wire.run(protocol.feed(feed(*tokens)), patience)
             except TimeoutError:

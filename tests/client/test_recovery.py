@@ -1,4 +1,4 @@
-"""What both clients do about connections that end, servers that shut down, and refusals that repeat."""
+"""How both clients handle lost connections, servers that shut down, and repeated refusals."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ async def test_a_request_that_ends_two_streams_fails_and_the_session_goes_on(she
 
 
 async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, server: FakeServer) -> None:
-    """A feed that nobody waits for any more ends streams: it is dropped, and the next request is answered."""
+    """A feed whose caller has given up ends the stream. The client drops it and sends the next request."""
     session = await shell.open(on_disconnect="hold")
     server.mute()
     with pytest.raises(DeadlineExceededError):
         await session.feed("D", timeout=0.05)
-    server.session.consumed.clear()  # the answer, and what it did, are lost with the stream
+    server.session.consumed.clear()  # the feed's response and its effect are lost with the stream
     server.session._last_feed = None
     server.poison = "D"
     server.end_stream()
@@ -196,7 +196,7 @@ async def test_one_call_gives_up_in_time(shell: Shell, server: FakeServer) -> No
 
 async def test_a_score_is_asked_for_again_when_its_server_shuts_down(shell: Shell, server: FakeServer) -> None:
     server.failures = [(0, SHUTTING_DOWN), (0, OLD_SHUTDOWN)]
-    with pytest.raises(UnimplementedError):  # what this server answers then
+    with pytest.raises(UnimplementedError):  # the fake server's answer after the failures
         await shell.score("toy", ["A"])
     assert not server.failures
 
@@ -207,10 +207,10 @@ def test_delays_grow_and_the_whole_is_limited() -> None:
 
     def attempt() -> float:
         delays.append(backoff.next(error, now_s))
-        backoff.begin(now_s + delays[-1])  # another loss does not start it anew
+        backoff.begin(now_s + delays[-1])  # a further loss does not restart the time limit
         return now_s + delays[-1]
 
-    with pytest.raises(UnavailableError):  # noqa: PT012  # any of them may be the last
+    with pytest.raises(UnavailableError):  # noqa: PT012  # any attempt may be the last one
         while True:
             now_s = attempt()
     assert now_s <= 110.0

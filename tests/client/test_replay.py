@@ -1,4 +1,5 @@
-"""Whatever a program does, and whenever its connection is lost, its session has consumed what the program did."""
+"""After any actions of a program and losses of its connection, its session has consumed exactly what the program
+did."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 from .model_server import ModelServer, ModelStream, chosen
 
 LAST = "last"
-"""The mark to go back to: the newest; else the oldest."""
+"""Rewinds to the newest mark; any other value rewinds to the oldest one."""
 
 operations = st.lists(
     st.one_of(
@@ -37,7 +38,7 @@ operations = st.lists(
 
 
 class Program:
-    """A program with one session, and what it believes that the session has consumed."""
+    """A program with one session, and the tokens that it believes the session has consumed."""
 
     def __init__(self, server: ModelServer) -> None:
         self.server = server
@@ -46,7 +47,7 @@ class Program:
         self._num_forks = 0
         opening = pb.Open(model="toy", on_disconnect=pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD))
         self._connect("s", Recovery(opening, 60.0))
-        num_faults, server.num_faults = server.num_faults, 0  # an opening is not tried again
+        num_faults, server.num_faults = server.num_faults, 0  # the client does not retry an opening
         self.stream.run(self.protocol.open(opening), Deadline(None))
         server.num_faults = num_faults
 
@@ -55,7 +56,7 @@ class Program:
         getattr(self, f"_{name}")(*arguments)
 
     def check(self) -> None:
-        """The session is brought to where the program believes it to be, and must have consumed what it believes."""
+        """Brings the session to the program's position. The session must have consumed what the program believes."""
         self.server.num_faults = 0
         self.stream.run(self.protocol.synchronize(), Deadline(None))
         self._generated_to(self.protocol.position)
@@ -77,7 +78,8 @@ class Program:
             self.marks[step.position] = list(self.believed)
 
     def _generate(self, limit: int, num_read: int | None, is_left: bool) -> None:
-        """num_read: tokens to read; None: all. is_left: whether it is closed then, or ended by the next call."""
+        """Generates. num_read: how many tokens to read; None: all. is_left: whether the program then closes the
+        generation; otherwise the next call ends it."""
         decoding = pb.Decoding(max_tokens=limit)
         state = GenerationState(decoding)
         taken = 0
@@ -97,11 +99,12 @@ class Program:
             self._generated_to(self.protocol.position)
 
     def start_of(self, state: GenerationState) -> int:
-        """Where a generation began, whose first token was taken just now."""
+        """Returns the position at which a generation began whose first token was just taken."""
         return state.position - len(state._tokens) - 1
 
     def _generated_to(self, position: int) -> None:
-        """The session was generating until its last call ended that: those tokens are known by the model's rule."""
+        """Adds the tokens that the session generated until its last call ended the generation. The model's rule gives
+        them."""
         assert len(self.believed) <= position
         while len(self.believed) < position:
             self.believed.append(chosen(self.believed))
@@ -142,7 +145,7 @@ class Program:
 
 @pytest.fixture(autouse=True, scope="module")
 def in_memory() -> object:
-    """Streams in memory, and no waiting between attempts."""
+    """Streams run in memory, and attempts follow each other without delay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Stream", ModelStream)
         patch.setattr("carousel._reconnecting_stream.time.sleep", lambda _: None)
@@ -158,7 +161,7 @@ def test_a_session_has_consumed_what_its_program_did(
     for operation in operations:
         program.do(operation)
     program.check()
-    assert set(program.server.versions[1:]) <= {7}  # opened again with the version that it had
+    assert set(program.server.versions[1:]) <= {7}  # it is opened again with its own version
 
 
 @settings(max_examples=200, deadline=None)
@@ -166,11 +169,11 @@ def test_a_session_has_consumed_what_its_program_did(
 def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
     operations: list[tuple[object, ...]], seed: int, num_faults: int, when: int
 ) -> None:
-    """The program either sees an error that tells the position, or the session is as the program believes."""
+    """The program either gets an error with the position, or the session is as the program believes."""
     program = Program(ModelServer(Random(seed), num_faults))
     for index, operation in enumerate([("feed", [1, 2], True), ("feed", [3], False), *operations]):
         try:
-            if operation[0] == "fork":  # it asks for the position, and believes it
+            if operation[0] == "fork":  # a fork asks for the position and would accept it
                 continue
             if index == when + 2:
                 num_faults, program.server.num_faults = program.server.num_faults, 0
@@ -184,12 +187,13 @@ def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
         except PositionMismatchError as error:
             session = program.server.find(program.protocol.id)
             assert session is not None
-            assert error.expected_position == program.protocol.position  # noqa: PT017  # it may be raised or not
+            assert error.expected_position == program.protocol.position  # noqa: PT017  # the error need not be raised
             program.believed, program.marks = list(session.consumed), dict(session.marks)
-            if len(program.believed) != error.expected_position:  # it crashed since
+            if len(program.believed) != error.expected_position:  # the server has crashed in between
                 return
         except CarouselError as error:
-            assert error.reason == "HISTORY_LOST" or isinstance(error, FailedPreconditionError)  # noqa: PT017  # likewise
+            # the error need not be raised
+            assert error.reason == "HISTORY_LOST" or isinstance(error, FailedPreconditionError)  # noqa: PT017
             return
     program.marks.clear()
     try:

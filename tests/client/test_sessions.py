@@ -1,4 +1,4 @@
-"""Sessions of both clients against a fake server over real gRPC: the same scenarios, with the same results."""
+"""Sessions of both clients against a fake server over real gRPC: the same scenarios with the same results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .fake_server import FakeServer
 from .shells import AsyncioShell, BlockingShell, Shell, take
 
 SHORT = 0.05
-"""Seconds after which a feed is given up whose answer the server keeps back."""
+"""Timeout in seconds of a feed whose response the server holds back."""
 
 
 async def test_an_opened_session_tells_what_it_is(shell: Shell, server: FakeServer) -> None:

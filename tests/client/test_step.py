@@ -1,4 +1,4 @@
-"""`Client.step`, with both clients: what is sent, what is returned, and what is sent again."""
+"""`Client.step` in both clients: what it sends, what it returns, and when it retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of features as people have them, to messages and back."""
+"""Feature vectors in the forms that programs use become messages, and messages become values again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ FLAT = [1.0, 2.5, -3.0, 0.0, 4.0, 1e-3]
     ids=["list", "tuple", "array.array", "floats", "doubles", "list of floats", "strided"],
 )
 def test_numbers_one_after_the_other_are_steps(numbers: Features) -> None:
-    """Of as many as a step reads; where that is not known, of one step."""
+    """Each step takes as many numbers as the model reads. If that is unknown, all numbers are one step."""
     assert steps_message(numbers, 2, "feed.features") == tensor_message(ROWS, "feed.features")
     assert list(steps_message(numbers, 6, "feed.features").shape) == [1, 6]
     assert list(steps_message(numbers, 0, "feed.features").shape) == [1, 6]
@@ -80,7 +80,7 @@ def test_numbers_one_after_the_other_are_steps(numbers: Features) -> None:
 
 
 def test_rows_are_steps_whatever_a_step_reads() -> None:
-    """The server refuses those of another length."""
+    """The server refuses rows of a wrong length."""
     assert list(steps_message(ROWS, 6, "feed.features").shape) == [3, 2]
 
 

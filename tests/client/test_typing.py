@@ -1,4 +1,4 @@
-"""What mypy says of users' programs is so when they run."""
+"""The types that mypy infers for users' programs are those that the programs have at run time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ asyncio.run(asynchronous(sys.argv[1]))
 
 
 def mypy(folder: Path, program: str) -> list[str]:
-    """What `mypy --strict` says of a program: each line without the file's name."""
+    """Returns the lines of `mypy --strict` for a program, without the file name."""
     (folder / "program.py").write_text(program)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports", "silent"]
     command += ["--cache-dir", str(folder / "cache"), "program.py"]

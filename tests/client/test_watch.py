@@ -1,4 +1,4 @@
-"""`Client.watch`, with both clients: what is sent, what events become, and how it ends."""
+"""`Client.watch` in both clients: what it sends, which events it returns, and how it ends."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ async def test_every_kind_of_event_is_told(shell: Shell, server: FakeServer) -> 
         told(3, generated=pb.Generated(tokens=TOKENS)),
         told(4, generated=pb.Generated(values=VALUES, finish_reason=pb.FINISH_REASON_EOS, hypotheses=[found])),
         told(4, changed=pb.Changed(change=pb.SESSION_CHANGE_SET_BACK)),
-        told(4, changed=pb.Changed(change=99)),  # type: ignore[arg-type]  # of a newer server
-        told(5),  # likewise
+        told(4, changed=pb.Changed(change=99)),  # type: ignore[arg-type]  # as a newer server may send
+        told(5),  # as a newer server may send
         CLOSED,
     ]
     ports = (Port("x", "float32", (2,)), Port("y", "float32", ()))
