@@ -1,4 +1,4 @@
-"""Calls of the service of `servicer.py`, by grpcio."""
+"""Calls the service of `servicer.py` with grpcio."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.wire.conformance.servicer import SERVICE, struct
 
 
 def path(method: str) -> str:
-    """The path of a method."""
+    """Returns the path of a method."""
     return f"/{SERVICE}/{method}"
 
 
 def framed(**fields: Any) -> bytes:
-    """A request as it travels."""
+    """Returns a framed request."""
     return message_frame(struct(**fields).SerializeToString())
 
 
 def read(message: bytes | Struct) -> dict[str, Any]:
-    """What a message has."""
+    """Returns the fields of a message."""
     return MessageToDict(Struct.FromString(message) if isinstance(message, bytes) else message)
 
 
 def told(service: LocalService, name: str) -> Any:
-    """What the service has kept under a name; None for nothing."""
+    """Returns what the service keeps under a name; None if nothing."""
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path("Unary")), framed(do="tell", name=name))
     assert answer.status == 0, answer
@@ -39,7 +39,7 @@ def told(service: LocalService, name: str) -> Any:
 
 
 class Client:
-    """The methods. Event loop only."""
+    """Calls the methods on one channel. Event loop only."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         codec = (Struct.SerializeToString, Struct.FromString)
@@ -49,13 +49,13 @@ class Client:
         self.stream: Any = channel.stream_stream(path("Stream"), *codec)
 
     async def ask(self, **fields: Any) -> dict[str, Any]:
-        """One unary call."""
+        """Returns the response to a unary call."""
         return read(await self.unary(struct(**fields), timeout=20))
 
     async def ended(
         self, method: str, *, timeout_s: float = 20.0, **fields: Any
     ) -> tuple[list[dict[str, Any]], grpc.aio.AioRpcError | None]:
-        """One call of a method with one request: its responses, and how it failed."""
+        """Calls a method with one request. Returns its responses, and its error or None."""
         request, found = struct(**fields), []
         try:
             if method == "Unary":
@@ -74,7 +74,7 @@ class Client:
 
 @asynccontextmanager
 async def client(target: str) -> AsyncIterator[Client]:
-    """A client on a connection of its own."""
+    """A client with its own connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         yield Client(channel)

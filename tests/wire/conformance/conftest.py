@@ -1,4 +1,4 @@
-"""The services that the suite calls: one a wire and a worker, that of `servicer.py` and the real one."""
+"""The services under test, one of each kind for each wire: the service of `servicer.py`, and the real one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from examples.local_service import LocalService, local_service
 from service.wire.envoy import library
 
 GRACE_S = 0.5
-"""For calls that are left when a service stops."""
+"""Grace time in seconds for calls that are open when a service stops."""
 COMMAND = (sys.executable, "-m", "tests.wire.conformance.serving")
 
 
 def require(wire: str) -> None:
-    """Skips a test, or fails it where TESTS_REQUIRE_SERVICES is 1, when a wire cannot be had here."""
+    """Skips the test if this machine lacks what a wire needs; with TESTS_REQUIRE_SERVICES=1, fails it."""
     if wire == "envoy":
         try:
             library.libpython_path()
@@ -28,7 +28,7 @@ def require(wire: str) -> None:
 
 @pytest.fixture(params=["grpcio", "envoy"])
 def wire(request: pytest.FixtureRequest) -> str:
-    """Each wire."""
+    """The name of each wire."""
     name = str(request.param)
     require(name)
     return name
@@ -36,7 +36,7 @@ def wire(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def service(wire: str, request: pytest.FixtureRequest) -> LocalService:
-    """The service that does what it is asked to, on each wire, shared by tests that leave it as they found it."""
+    """The service of `servicer.py` on each wire. Tests share it and must leave it as they found it."""
     service = request.getfixturevalue(f"{wire}_service")
     assert isinstance(service, LocalService)
     return service
@@ -44,7 +44,7 @@ def service(wire: str, request: pytest.FixtureRequest) -> LocalService:
 
 @pytest.fixture
 def carousel(wire: str, request: pytest.FixtureRequest) -> LocalService:
-    """The real service on the tiny language models, on each wire, shared likewise."""
+    """The real service of the tiny language models on each wire. Tests share it and must leave it as they found it."""
     service = request.getfixturevalue(f"{wire}_carousel")
     assert isinstance(service, LocalService)
     return service
@@ -59,7 +59,7 @@ def grpcio_service() -> Iterator[LocalService]:
 
 @pytest.fixture(scope="session")
 def envoy_service() -> Iterator[LocalService]:
-    """See `service`: for what Envoy alone can do, or does right."""
+    """See `service`. For tests of what only Envoy supports, or does correctly."""
     require("envoy")
     with local_service(None, {"wire": "envoy", "shutdown-grace-s": GRACE_S}, command=COMMAND) as service:
         yield service
@@ -83,5 +83,5 @@ def envoy_carousel(tiny_repository: Path) -> Iterator[LocalService]:
 
 
 def serving_pid(service: LocalService) -> int:
-    """The process that has a service's connections: the one that was started, or Envoy."""
+    """Returns the id of the process that holds a service's connections: the started one, or Envoy's."""
     return service.pids[-1]

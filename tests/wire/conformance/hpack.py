@@ -1,6 +1,6 @@
-"""Headers of HTTP/2 (RFC 7541), as far as a client in tests needs them. Pure.
+"""Encodes and decodes HTTP/2 headers (RFC 7541), as far as a test client needs it. Pure.
 
-Encodes every header as a literal that nobody remembers; decodes whatever a server sends.
+Encodes every header as a literal without indexing; decodes whatever a server sends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LENGTHS = {
     14: "^}",
     15: "<`{",
 }
-"""Bits of each character in Huffman's code, which is canonical: no table of the codes is needed. Longer ones are those
-of characters that no header of these tests has."""
+"""The characters of the Huffman code by their number of bits. The code is canonical, so no table of codes is needed.
+Longer codes belong to characters that no header of these tests has."""
 
 
 def _codes() -> dict[tuple[int, int], int]:
-    """The character of each (bits, code)."""
+    """Returns the character of each (number of bits, code)."""
     found, code, last = {}, 0, 0
     for bits, characters in _LENGTHS.items():
         code <<= bits - last
@@ -50,7 +50,7 @@ _CODES = _codes()
 
 
 def encode(headers: Headers) -> bytes:
-    """A block of headers."""
+    """Returns a header block."""
     return b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
 
 
@@ -72,7 +72,7 @@ def _integer(value: int, bits: int) -> bytes:
 
 
 class Decoder:
-    """Reads the blocks of one connection, in order."""
+    """Decodes the header blocks of one connection, in order."""
 
     def __init__(self) -> None:
         self._remembered: Headers = []
@@ -80,7 +80,7 @@ class Decoder:
         self._at = 0
 
     def decode(self, block: bytes) -> Headers:
-        """The headers of a block."""
+        """Returns the headers of a block."""
         self._data, self._at = block, 0
         found = []
         while self._at < len(block):

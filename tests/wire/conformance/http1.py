@@ -1,4 +1,4 @@
-"""A client of HTTP/1.1 over plain sockets that sends whatever a test wants sent (RFC 9112)."""
+"""An HTTP/1.1 client over plain sockets that sends any bytes (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ TIMEOUT_S = 20.0
 
 @dataclass
 class Told:
-    """What came back. status: 0 for what is no HTTP/1.1; body: without its chunks; is_closed: whether the server has
-    closed the connection."""
+    """A response.
+
+    status: 0 if the response is not HTTP/1.1. body: without chunk headers. is_closed: whether the server has closed the
+    connection.
+    """
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -21,7 +24,7 @@ class Told:
 
 
 def request(method: str, target: str, body: bytes = b"", /, **headers: str | None) -> bytes:
-    """A request to `localhost`. headers: names with `_` for `-`; None leaves out one that there would be."""
+    """Returns a request to `localhost`. headers: names with `_` for `-`; None omits a default header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     found = {"host": "localhost", "content-length": str(len(body)), **named}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in found.items() if value is not None)]
@@ -29,12 +32,12 @@ def request(method: str, target: str, body: bytes = b"", /, **headers: str | Non
 
 
 def exchange(target: str, sent: bytes) -> Told:
-    """Sends a request that asks for `connection: close`, and reads until the server closes the connection."""
+    """Sends a request with `connection: close`. Returns the response once the server has closed the connection."""
     return _told(received(target, sent))
 
 
 def received(target: str, sent: bytes) -> bytes:
-    """What a server sends until it closes the connection."""
+    """Returns what the server sends until it closes the connection."""
     host, _, port = target.rpartition(":")
     found = b""
     with socket.create_connection((host, int(port)), TIMEOUT_S) as one:
@@ -42,7 +45,7 @@ def received(target: str, sent: bytes) -> bytes:
             one.sendall(sent)
             while more := one.recv(65536):
                 found += more
-        except (ConnectionResetError, BrokenPipeError):  # it had said what it had to say
+        except (ConnectionResetError, BrokenPipeError):  # the response is complete
             pass
     return found
 
@@ -55,7 +58,7 @@ def _told(data: bytes) -> Told:
     told = Told(int(first.split()[1]), _headers(lines), rest, is_closed=True)
     if told.headers.get("transfer-encoding") == "chunked":
         told.body = b""
-        while rest:  # an answer to HEAD has no chunks
+        while rest:  # a response to HEAD has no chunks
             size, _, rest = rest.partition(b"\r\n")
             if not int(size, 16):
                 break

@@ -1,4 +1,4 @@
-"""A client of HTTP/2 over plain sockets that sends whatever a test wants sent, right or wrong (RFC 9113)."""
+"""An HTTP/2 client over plain sockets that sends any frames, valid or not (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _INITIAL_WINDOW = 4
 _WINDOW_BYTES = 2**30
 _FIRST_WINDOW_BYTES = 2**16 - 1
 _FRAME_BYTES = 2**14
-"""Of one frame at most: what a server takes that has not said otherwise."""
+"""The largest payload of a frame that a server accepts by default."""
 
 
 class Type(IntEnum):
-    """Types of frames."""
+    """Frame types."""
 
     DATA = 0
     HEADERS = 1
@@ -39,8 +39,11 @@ class Type(IntEnum):
 
 @dataclass
 class Answer:
-    """What came on a stream. headers: the first block, alone when it ended the stream; reset: the code of a
-    RST_STREAM, None without one; is_ended: whether nothing more comes."""
+    """What arrived on a stream.
+
+    headers: the first header block, also if it ended the stream. reset: the code of RST_STREAM; None without one.
+    is_ended: whether nothing more can arrive.
+    """
 
     headers: dict[str, str] = field(default_factory=dict)
     trailers: dict[str, str] = field(default_factory=dict)
@@ -50,23 +53,23 @@ class Answer:
 
     @property
     def http_status(self) -> str:
-        """The status of HTTP."""
+        """The HTTP status."""
         return self.headers.get(":status", "")
 
     @property
     def status(self) -> int | None:
-        """The status of gRPC; None when the server gave none."""
+        """The gRPC status; None if the server sent none."""
         said = self.trailers.get("grpc-status", self.headers.get("grpc-status"))
         return None if said is None else int(said)
 
     @property
     def message(self) -> str:
-        """The message of gRPC's status, as it travelled."""
+        """The message of the gRPC status, still percent-encoded."""
         return self.trailers.get("grpc-message", self.headers.get("grpc-message", ""))
 
     @property
     def messages(self) -> list[bytes]:
-        """The messages that are there as a whole, none of which is compressed."""
+        """The complete messages. None of them may be compressed."""
         found, at = [], 0
         while at + 5 <= len(self.data):
             assert self.data[at] == 0
@@ -79,19 +82,23 @@ class Answer:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"", *, length: int | None = None) -> bytes:
-    """A frame. length: that it claims, if not its own."""
+    """Returns a frame. length: the length in its header, if it is not the payload's."""
     size = len(payload) if length is None else length
     return size.to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 def message_frame(message: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
-    """A message as gRPC has it inside of DATA. length: that it claims, if not its own."""
+    """Returns a gRPC message with its prefix, for DATA frames. length: the length in the prefix, if it is not the
+    message's."""
     return bytes([flag]) + (len(message) if length is None else length).to_bytes(4, "big") + message
 
 
 def call_headers(path: str, /, *more: tuple[str, str], **changed: str | None) -> Headers:
-    """The headers of a call. more: in this order, after gRPC's own; changed: of gRPC's own, by name with `_`; None
-    leaves one out."""
+    """Returns the headers of a call.
+
+    more: headers after gRPC's own, in this order. changed: values of gRPC's own headers, by name with `_` for `-`; None
+    omits a header.
+    """
     own: dict[str, str | None] = {
         ":method": "POST",
         ":scheme": "http",
@@ -107,15 +114,18 @@ def call_headers(path: str, /, *more: tuple[str, str], **changed: str | None) ->
 
 
 class Connection:
-    """A connection to `target`, `host:port`. Reads when it is asked for something. window_bytes: what the server may
-    send on a stream; does_read: whether it may send on when that is used up."""
+    """A connection to `target`, which is `host:port`. It reads only when a method needs more frames.
+
+    window_bytes: how much the server may send on each stream. does_read: whether to enlarge the connection's window, so
+    that the server may send more than the default.
+    """
 
     def __init__(self, target: str, *, window_bytes: int = _WINDOW_BYTES, does_read: bool = True) -> None:
         host, _, port = target.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.goaway: int | None = None
-        """The code of a GOAWAY that came."""
+        """The code of the GOAWAY that arrived."""
         self.is_closed = False
         self.unsent = b""
         self.settings: dict[int, int] = {}
@@ -127,34 +137,34 @@ class Connection:
         self._buffer = b""
         self._next = 1
         self._window_bytes = _FIRST_WINDOW_BYTES
-        """What may be sent on the connection."""
+        """How many bytes may still be sent on the connection."""
         self._sent_bytes: Counter[int] = Counter()
         self._allowed_bytes: Counter[int] = Counter()
-        """Of each stream: what was sent, and what may be besides what the server's settings allow."""
+        """For each stream: the bytes sent, and the bytes allowed beyond the server's initial window."""
         settings = _INITIAL_WINDOW.to_bytes(2, "big") + window_bytes.to_bytes(4, "big")
         self.send(PREFACE + frame(Type.SETTINGS, 0, 0, settings))
         if does_read:
             self.send(frame(Type.WINDOW_UPDATE, 0, 0, (_WINDOW_BYTES).to_bytes(4, "big")))
 
     def __enter__(self) -> Connection:
-        """Closed at the end."""
+        """Returns the connection."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes it."""
+        """Closes the connection."""
         self.socket.close()
 
     def send(self, data: bytes) -> None:
-        """Sends bytes as they are; to a server that has closed the connection, nothing."""
+        """Sends bytes unchanged. Sets `is_closed` if the server has closed the connection."""
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             self.is_closed = True
 
     def start(self, headers: Headers, *, is_last: bool = False) -> int:
-        """Begins a stream, and returns its number."""
+        """Opens a stream with these headers. Returns its number."""
         stream = self.new_stream()
         block = encode(headers)
         parts = [block[at : at + _FRAME_BYTES] for at in range(0, len(block), _FRAME_BYTES)]
@@ -164,13 +174,13 @@ class Connection:
         return stream
 
     def new_stream(self) -> int:
-        """The number of a stream that the test begins itself."""
+        """Returns the number of a new stream. The test sends its HEADERS frame itself."""
         stream, self._next = self._next, self._next + 2
         self._answers[stream] = Answer()
         return stream
 
     def data(self, stream: int, data: bytes, *, is_last: bool = False) -> None:
-        """Sends DATA, in as few frames as may be: one, also for nothing."""
+        """Sends DATA in as few frames as possible, at least one."""
         for at in range(0, len(data) or 1, _FRAME_BYTES):
             is_end = is_last and at + _FRAME_BYTES >= len(data)
             part = data[at : at + _FRAME_BYTES]
@@ -179,7 +189,7 @@ class Connection:
             self._sent_bytes[stream] += len(part)
 
     def data_in_turn(self, stream: int, data: bytes, *, is_last: bool = False) -> None:
-        """Sends DATA as fast as the server lets it, until the stream has ended. `unsent` has what is left."""
+        """Sends DATA within the server's flow-control windows until the stream has ended. `unsent` is the rest."""
         self.unsent = data
         while self.unsent and not (self._answers[stream].is_ended or self.is_closed):
             allowed = self.settings.get(_INITIAL_WINDOW, _FIRST_WINDOW_BYTES) + self._allowed_bytes[stream]
@@ -191,22 +201,23 @@ class Connection:
                 self.read_frame()
 
     def reset(self, stream: int, code: int = CANCEL) -> None:
-        """Ends a stream."""
+        """Resets a stream."""
         self.send(frame(Type.RST_STREAM, 0, stream, code.to_bytes(4, "big")))
 
     def answer(self, stream: int) -> Answer:
-        """What came on a stream, once all of it is there, or the server has closed the connection."""
+        """Waits until the stream has ended or the server has closed the connection. Returns what arrived on the
+        stream."""
         answer = self._answers[stream]
         while not answer.is_ended and not self.is_closed:
             self.read_frame()
         return answer
 
     def wait_for_data(self, stream: int, num_bytes: int) -> Answer:
-        """What came on a stream, once so many bytes of DATA are there."""
+        """Waits until `num_bytes` bytes of DATA have arrived on a stream. Returns what arrived."""
         return self._once(stream, lambda answer: len(answer.data) >= num_bytes)
 
     def answer_with(self, stream: int, num_messages: int) -> Answer:
-        """What came on a stream, once so many messages are there."""
+        """Waits until `num_messages` messages have arrived on a stream. Returns what arrived."""
         return self._once(stream, lambda answer: len(answer.messages) >= num_messages)
 
     def _once(self, stream: int, is_enough: Callable[[Answer], bool]) -> Answer:
@@ -218,7 +229,7 @@ class Connection:
         return answer
 
     def ask(self, headers: Headers, body: bytes = b"") -> Answer:
-        """A whole call: its headers, its body in one DATA frame, and the answer."""
+        """Makes a whole call: headers, and the body in DATA frames. Returns the response."""
         stream = self.start(headers)
         self.data(stream, body, is_last=True)
         return self.answer(stream)
@@ -229,7 +240,8 @@ class Connection:
             self.read_frame()
 
     def ping(self) -> None:
-        """Returns when the server has answered a PING: it has read all that was sent before. Fails if it hung up."""
+        """Sends a PING and waits for its answer. Then the server has read everything sent before. Fails if it closes
+        the connection."""
         wanted = self.num_pongs + 1
         self.send(frame(Type.PING, 0, 0, b"conforms"))
         while self.num_pongs < wanted:
@@ -237,7 +249,7 @@ class Connection:
             self.read_frame()
 
     def read_frame(self) -> None:
-        """Reads the next frame, and does what is to be done about it."""
+        """Reads the next frame and handles it."""
         if not self._fill(9) or not self._fill(9 + int.from_bytes(self._buffer[:3], "big")):
             self.is_closed = True
             return
@@ -286,7 +298,7 @@ class Connection:
             answer.is_ended = True
 
     def _fill(self, size: int) -> bool:
-        """Whether so many bytes are there, which it waits for; not when the server has closed the connection."""
+        """Waits for `size` buffered bytes. Returns False if the server closes the connection first."""
         while len(self._buffer) < size:
             try:
                 more = self.socket.recv(65536)

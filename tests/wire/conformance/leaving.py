@@ -1,4 +1,4 @@
-"""Ways in which a client leaves a call."""
+"""The ways in which a client leaves a call."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ def _abort(one: Connection, stream: int) -> None:
 
 
 WAYS: dict[str, Leave] = {"reset": _reset, "close": _close, "abort": _abort}
-"""RST_STREAM on a connection that stays; the end of the connection, as TCP has it: FIN, or RST."""
+"""RST_STREAM on an open connection; the end of the connection by a TCP FIN; the same by a TCP RST."""

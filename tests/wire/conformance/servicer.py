@@ -1,19 +1,20 @@
-"""A service whose methods do what each request asks for, also what no good servicer does.
+"""A service whose methods do what each request says, also what no correct servicer does.
 
-All four kinds of methods take and give `google.protobuf.Struct`. A request says in `do` what is to be done:
+All four kinds of methods use `google.protobuf.Struct`. The field `do` of a request selects the action:
 
-- `echo` (or nothing): the request is the response; of a stream of requests, each. `ClientStream` counts them.
-- `end`: ends with the status `code` and `details`, and the metadata `trailers` (pairs; bytes in hexadecimal),
-  after `after` responses. how: `abort`, or `set`.
-- `raise`: raises RuntimeError, after `after` responses; `cancel`: CancelledError.
-- `wait`: waits, until it is cancelled. What becomes of it is kept under `name`: see `tell`.
-- `flood`: writes `count` responses of `size` bytes, and keeps under `name` how many it has written.
-- `ignore`: reads no more, until a request with `do` = `release` comes for `name`.
-- `pad`: one response of `size` bytes.
-- `headers`: sends initial metadata `headers` at once, then echoes.
-- `describe`: tells what the call's context has: metadata, peer, seconds that remain; and how many tasks there are.
-- `tell`: what is kept under `name`.
-- `die`: ends the process, with the signal `signal`.
+- `echo` (the default): the response is the request; on a stream, one response for each request. `ClientStream` returns
+  their count.
+- `end`: ends with the status `code`, `details` and the metadata `trailers` (pairs; binary values in hexadecimal), after
+  `after` responses. `how` is `abort` or `set`.
+- `raise`: raises RuntimeError after `after` responses. `cancel`: raises CancelledError.
+- `wait`: waits until the call is cancelled. `tell` reports its state under `name`.
+- `flood`: writes `count` responses of `size` bytes, and keeps the number of written ones under `name`.
+- `ignore`: reads nothing more until a request with `do` = `release` arrives for `name`.
+- `pad`: returns one response of `size` bytes.
+- `headers`: sends the initial metadata `headers` at once, then echoes.
+- `describe`: returns the metadata, the peer and the remaining seconds of the call's context, and the number of tasks.
+- `tell`: returns what is kept under `name`.
+- `die`: ends the process with the signal `signal`.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ METHODS = ("Unary", "ServerStream", "ClientStream", "Stream")
 
 
 def struct(**fields: Any) -> Struct:
-    """A message."""
+    """Returns a message with these fields."""
     message = Struct()
     message.update(fields)
     return message
 
 
 def pairs_of(pairs: Any) -> tuple[tuple[str, str | bytes], ...]:
-    """Metadata out of a request."""
+    """Returns metadata from a request."""
     return tuple((name, bytes.fromhex(value) if name.endswith("-bin") else value) for name, value in pairs or ())
 
 

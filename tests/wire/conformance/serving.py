@@ -1,5 +1,5 @@
-"""The service of `servicer.py` in a process of its own, on the wire that the settings choose: the server's own wires,
-launcher and configuration, with another server behind them. Takes the flags that `python -m service` takes."""
+"""Serves the service of `servicer.py` with the flags of `python -m service`, on the wire that they choose. The wires,
+the launcher and the configuration are the server's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class _Open(grpc.aio.ServerInterceptor):
-    """Leaves every call as it is."""
+    """Passes every call on unchanged."""
 
     async def intercept_service(
         self,
@@ -35,7 +35,7 @@ class _Open(grpc.aio.ServerInterceptor):
 
 
 class _Server:
-    """As `service.server.Server`, with the other service."""
+    """Stands for `service.server.Server`, with the service of `servicer.py`."""
 
     def __init__(self, settings: Settings, wire: Wire) -> None:
         self._settings = settings
@@ -53,11 +53,11 @@ class _Server:
 
 envoy_application.Server = _Server  # type: ignore[assignment,attr-defined]
 app = envoy_application.app
-"""What Envoy loads."""
+"""The application that Envoy loads."""
 
 
 def main() -> int:
-    """The process's exit code."""
+    """Runs the server. Returns the exit code."""
     settings = read_settings(sys.argv[1:])
     assert settings is not None
     logging.configure(settings.log_format, settings.log_level)

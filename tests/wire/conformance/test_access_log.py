@@ -1,4 +1,4 @@
-"""Each call has a line in the access log, a request id and a span, also one that is refused before its handler runs."""
+"""Each call has a line in the access log, a request id and a span, also if it is refused before its handler runs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ def watched(
         "otlp-endpoint": f"http://127.0.0.1:{collector.port}",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # milliseconds that a span waits for others; 5,000 of itself
+        # milliseconds until a batch of spans is sent; the default is 5,000
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         with local_service(tiny_repository, flags) as service:
             yield service, collector
     collector.stop()
 
 
 def line(service: LocalService, request_id: str | bytes) -> dict[str, Any]:
-    """The one line of a call, once it is there."""
+    """Waits for a call's log line and returns it. There must be only one."""
 
     def found() -> list[dict[str, Any]]:
         return [one for one in service.log if one.get("request_id") == request_id]
@@ -61,7 +62,7 @@ def line(service: LocalService, request_id: str | bytes) -> dict[str, Any]:
 
 
 def ids_in(error: Any) -> set[object]:
-    """Where a failed call tells its id."""
+    """Returns the request ids that a failed call reports."""
     given: set[object] = {value for name, value in error.trailing_metadata() if name == KEY}
     status: Any = rpc_status.from_call(error)
     for detail in () if status is None else status.details:

@@ -1,4 +1,4 @@
-"""Calls that one side ends before the other has: half-closed ones, clients that leave, handlers and servers that do."""
+"""Calls that one side ends first: half-closed calls, clients that leave, and handlers and servers that end early."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IGNORED_BYTES = 200_000
 
 
 async def send_all(call: Any, count: int) -> None:
-    """So many requests, numbered, and that they were the last."""
+    """Sends `count` numbered requests and half-closes the call."""
     for number in range(count):
         await call.write(struct(number=number))
     await call.done_writing()
@@ -43,7 +43,7 @@ async def test_a_handler_sees_the_last_request_and_then_the_end(service: LocalSe
 
 @pytest.mark.parametrize("method", ["ClientStream", "Stream"])
 def test_a_handler_may_end_before_the_client_does(service: LocalService, method: str) -> None:
-    """What the client sends on harms nobody, and the connection goes on."""
+    """The server ignores what the client sends afterwards, and the connection stays usable."""
     with Connection(service.target) as one:
         stream = one.start(call_headers(path("Stream")))
         one.data(stream, framed(do="end", code=9, details="enough"))
@@ -53,7 +53,7 @@ def test_a_handler_may_end_before_the_client_does(service: LocalService, method:
         one.ping()
         stream = one.start(call_headers(path("Stream")))
         one.data(stream, framed(do="end", code=9, details="enough"))
-        one.data_in_turn(stream, framed(padding="x" * IGNORED_BYTES))  # on its way while the handler ends
+        one.data_in_turn(stream, framed(padding="x" * IGNORED_BYTES))  # some of it is on its way when the handler ends
         assert one.answer(stream).status == 9
         assert one.ask(call_headers(path(method)), framed(number=2)).status == 0
 
@@ -61,7 +61,7 @@ def test_a_handler_may_end_before_the_client_does(service: LocalService, method:
 @pytest.mark.parametrize("stream", [*METHODS, "Unary, open", "ServerStream, open", "Stream, open"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_handler_is_cancelled_when_its_client_leaves(service: LocalService, way: str, stream: str) -> None:
-    """Half-closed or not: no handler here reads on."""
+    """It does not matter whether the client half-closed the call. No handler of this test reads further requests."""
     name, method, is_last = f"leaves {way} {stream}", stream.partition(",")[0], "open" not in stream
     with Connection(service.target) as one:
         number = one.start(call_headers(path(method)))
@@ -106,13 +106,13 @@ async def test_a_call_that_grpcio_cancels_is_cancelled(service: LocalService) ->
 
 
 def test_a_handler_may_cancel_itself(envoy_service: LocalService) -> None:
-    """grpcio sends no status for one that does, and leaves the client to its deadline."""
+    """grpcio sends no status in this case, so the client waits for its deadline."""
     with Connection(envoy_service.target) as one:
         assert one.ask(call_headers(path("Unary")), framed(do="cancel")).status == 1
 
 
 def test_a_server_that_leaves_refuses_new_calls_and_ends_the_others(wire: str) -> None:
-    """In good order: what could still be answered within the time of grace is."""
+    """Calls that end within the grace time still get their responses."""
     flags = {"wire": wire, "shutdown-grace-s": 1}
     with local_service(None, flags, command=COMMAND) as service, Connection(service.target) as one:
         stalled = one.start(call_headers(path("Stream")))

@@ -1,4 +1,4 @@
-"""What Envoy translates into gRPC: Connect, gRPC-Web, plain JSON; as programs and web pages speak them."""
+"""The protocols that Envoy translates to gRPC, as programs and web pages use them: Connect, gRPC-Web and plain JSON."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LARGE = 1_000_000
 
 
 def unary(service: LocalService, method: str = "Unary", **fields: Any) -> Told:
-    """A call of Connect in JSON."""
+    """Makes a unary Connect call in JSON. Returns the response."""
     return exchange(service.target, request("POST", path(method), json.dumps(fields).encode(), **JSON))
 
 
 def enveloped(*messages: Any) -> bytes:
-    """Messages of a stream of Connect."""
+    """Returns the enveloped messages of a Connect stream."""
     return b"".join(message_frame(json.dumps(message).encode()) for message in messages)
 
 
 def opened(body: bytes) -> list[tuple[int, Any]]:
-    """The messages of such a stream, each with its flags."""
+    """Returns the messages of a Connect stream, each with its flags."""
     found = []
     while body:
         end = 5 + int.from_bytes(body[1:5], "big")
@@ -53,7 +53,7 @@ def test_json_is_answered_with_json(envoy_service: LocalService, content_type: s
 
 
 def test_requests_of_one_connection_are_answered_in_turn(envoy_service: LocalService) -> None:
-    """Also when they come at once."""
+    """The requests may also arrive all at once."""
     sent = [
         request("POST", path("Unary"), b'{"number": %d}' % number, content_type="application/json") for number in (1, 2)
     ]
@@ -91,9 +91,10 @@ CODES = {
     "unauthenticated": (16, 401),
 }
 OLDER = {"failed_precondition": 412, "unimplemented": 404}
-"""As the protocol had it before 2024, and Envoy's filter still has it."""
+"""The HTTP statuses of the Connect protocol before 2024. Envoy's filter still uses them."""
 RESENT = {"canceled", "deadline_exceeded"}
-"""408 by Envoy's filter, after which browsers send a POST again by themselves."""
+"""Envoy's filter would answer these with 408, and then browsers resend a POST by themselves. The server sends `aborted`
+instead."""
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -158,7 +159,7 @@ def test_protocol_buffers_that_are_none_are_refused(envoy_service: LocalService)
 
 
 def test_json_may_be_large(envoy_service: LocalService) -> None:
-    """A request up to the limit of messages, and an answer."""
+    """Requests and responses may be large, up to the limit of messages."""
     assert unary(envoy_service, do="tell", name="x", padding="x" * LARGE).status == 200
     told = unary(envoy_service, do="pad", size=LARGE)
     assert (told.status, len(json.loads(told.body)["padding"])) == (200, LARGE)
@@ -174,7 +175,7 @@ def test_a_time_limit_is_kept(envoy_service: LocalService) -> None:
 
 @pytest.mark.parametrize("method", ["ServerStream", "ClientStream", "Stream"])
 def test_streams_are_spoken(envoy_service: LocalService, method: str) -> None:
-    """Each ends with a message that says how; over HTTP/1.1 a client sends all of its own first."""
+    """The last message of a stream has its status. Over HTTP/1.1 a client sends all its messages first."""
     messages = [{"number": 1.0}] if method == "ServerStream" else [{"number": 1.0}, {"number": 2.0}]
     told = exchange(envoy_service.target, request("POST", path(method), enveloped(*messages), **STREAM))
     answers = [{"count": 2.0}] if method == "ClientStream" else messages
@@ -255,7 +256,7 @@ def test_a_call_that_fails_at_once_has_its_status_in_grpc_web(envoy_service: Loc
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_no_method_can_be_called_by_get(envoy_service: LocalService, method: str, query: str) -> None:
-    """Any page can make a browser send one, without an origin and without asking first."""
+    """Any page can make a browser send a GET without an origin and without a preflight request."""
     told = exchange(envoy_service.target, request(method, f"{path('Unary')}?connect=v1&{query}", **JSON))
     assert (told.status, bool(told.body)) == (404, method == "GET")
     with Connection(envoy_service.target) as one:

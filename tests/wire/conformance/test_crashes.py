@@ -1,4 +1,4 @@
-"""The hard end of processes: nothing is left of them, neither processes nor sockets nor folders."""
+"""When a process is killed or crashes, no processes, sockets or folders stay behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.wire.conformance.http2 import Connection, call_headers
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where services of a test have their temporary files."""
+    """The folder for the temporary files of a test's services."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return tmp_path
@@ -30,19 +30,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def envoy(folder: Path) -> Iterator[LocalService]:
-    """A service that may be killed."""
+    """A service that the test may kill."""
     require("envoy")
     with local_service(None, {"wire": "envoy"}, command=COMMAND) as service:
         yield service
 
 
 def folders(folder: Path) -> list[Path]:
-    """What launchers have there now."""
+    """Returns the temporary folders that launchers have now."""
     return list(folder.glob("carousel-envoy-*"))
 
 
 def accepts(service: LocalService) -> bool:
-    """Whether anybody listens at its port."""
+    """Returns whether a process listens on the service's port."""
     try:
         Connection(service.target).socket.close()
     except OSError:
@@ -51,13 +51,13 @@ def accepts(service: LocalService) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """A process, those that it has started, and those that these have."""
+    """Returns the ids of a process and of all its descendants."""
     return {pid}.union(*(descendants(child) for child in children(pid)))
 
 
 @pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
 def test_nothing_is_left_of_what_is_killed(envoy: LocalService, folder: Path, victim: str) -> None:
-    """In the midst of calls. Of a launcher that is killed the folder is left, and removed by the next."""
+    """The kill comes during a call. A killed launcher leaves its folder, and the next launcher removes it."""
     processes = descendants(envoy.process.pid)
     assert len(processes) == 2
     with Connection(envoy.target) as one:
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_what_is_killed(envoy: LocalService, folder: Path, vi
     assert code == (1 if victim == "envoy" else -signal.SIGKILL)
     if victim == "envoy":
         assert (envoy.log[-1]["event"], envoy.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")
-    wait_until(lambda: not accepts(envoy))  # the last of its threads closes it
+    wait_until(lambda: not accepts(envoy))  # the last thread to end closes the socket
     assert len(folders(folder)) == (victim != "envoy")
     if victim == "launcher":
         with local_service(None, {"wire": "envoy"}, command=COMMAND):
@@ -84,7 +84,7 @@ def test_nothing_is_left_of_what_is_killed(envoy: LocalService, folder: Path, vi
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT], ids=lambda number: number.name)
 def test_a_crash_inside_of_envoy_ends_the_launcher(envoy: LocalService, folder: Path, number: signal.Signals) -> None:
-    """With an exit code and a line in the log that say so."""
+    """The exit code and a log line report the crash."""
     processes = descendants(envoy.process.pid)
     with Connection(envoy.target) as one:
         one.start(call_headers(path("Unary")))
@@ -97,7 +97,7 @@ def test_a_crash_inside_of_envoy_ends_the_launcher(envoy: LocalService, folder: 
 
 
 def test_two_signals_end_it_at_once(envoy: LocalService, folder: Path) -> None:
-    """While a call would have kept it for the time of grace."""
+    """Otherwise a call would keep the process alive for the grace time."""
     processes = descendants(envoy.process.pid)
     with Connection(envoy.target) as one:
         one.data(one.start(call_headers(path("Stream"))), framed(do="wait", name="slow"))

@@ -1,4 +1,4 @@
-"""Time limits that a client sets with `grpc-timeout`."""
+"""Deadlines that a client sets with `grpc-timeout`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.wire.conformance.servicer import METHODS
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_call_past_its_deadline_is_ended_and_its_handler_cancelled(service: LocalService, method: str) -> None:
-    """By the server itself: the client here does not look at the clock."""
+    """The server ends the call itself: this client measures no time."""
     name = f"late {method}"
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path(method), ("grpc-timeout", "300m")), framed(do="wait", name=name))
@@ -75,7 +75,7 @@ def test_what_is_no_timeout_is_refused(service: LocalService, timeout: str) -> N
 
 
 def test_a_timeout_has_eight_digits_at_most(envoy_service: LocalService) -> None:
-    """As the protocol has it; grpcio takes more."""
+    """The protocol says so; grpcio accepts more digits."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(call_headers(path("Unary"), ("grpc-timeout", "123456789S")), framed(number=1))
         assert answer.status == 13

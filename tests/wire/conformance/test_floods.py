@@ -1,4 +1,4 @@
-"""Very many of something: streams, resets, frames that cost the server more than the client, connections."""
+"""Floods of streams, resets, connections, and frames that cost the server more than the client."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STREAM = call_headers(path("Stream"))
 
 
 def is_served(service: LocalService) -> bool:
-    """Whether a newcomer is."""
+    """Returns whether the server answers a new connection."""
     with Connection(service.target) as one:
         return one.ask(CALL, framed(number=1)).status == 0
 
 
 @pytest.mark.parametrize("num_streams", [300, pytest.param(5000, marks=pytest.mark.many)])
 def test_streams_may_be_idle(service: LocalService, num_streams: int) -> None:
-    """On a few connections; each is answered whenever it asks."""
+    """The streams share a few connections, and each is answered whenever it sends a request."""
     before = resident_bytes(serving_pid(service))
     with ExitStack() as stack:
         connections = [stack.enter_context(Connection(service.target)) for _ in range(10)]
@@ -49,7 +49,7 @@ def test_streams_may_be_idle(service: LocalService, num_streams: int) -> None:
 
 @pytest.mark.parametrize("begun", [False, True], ids=["at once", "begun"])
 def test_a_flood_of_resets_harms_nobody(service: LocalService, *, begun: bool) -> None:
-    """The server may hang up on who does it."""
+    """The server may close the connections that flood it."""
     before = resident_bytes(serving_pid(service))
     with Connection(service.target) as other:
         stream = other.start(STREAM)
@@ -75,7 +75,7 @@ def test_a_flood_of_resets_harms_nobody(service: LocalService, *, begun: bool) -
 
 
 def num_tasks(service: LocalService) -> int:
-    """Of the server's event loop."""
+    """Returns the number of tasks in the server's event loop."""
     with Connection(service.target) as one:
         return int(read(one.ask(CALL, framed(do="describe")).messages[0])["num_tasks"])
 
@@ -97,7 +97,7 @@ def test_a_flood_of_frames_harms_nobody(service: LocalService, flood: str) -> No
     before = resident_bytes(serving_pid(service))
     with Connection(service.target) as one:
         one.start(STREAM)
-        one.socket.settimeout(0.5)  # who does not read what it asks for may find the way full
+        one.socket.settimeout(0.5)  # the server's answers fill the socket, because this client does not read them
         try:
             for _ in range(200):
                 one.send(FLOODS[flood] * 100)
@@ -122,7 +122,7 @@ def test_headers_may_not_go_on_for_ever(service: LocalService) -> None:
 
 
 def test_connections_come_and_go_and_leave_nothing_behind(service: LocalService) -> None:
-    """A hundred a second, of all kinds: silent ones, half a preface, whole calls, calls that are left."""
+    """A hundred connections a second: complete calls, open streams, abandoned calls, and invalid beginnings."""
     assert is_served(service)
     pid, per_s, seconds = serving_pid(service), 100, 3
     descriptors, tasks = num_descriptors(pid), num_tasks(service)

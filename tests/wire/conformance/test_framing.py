@@ -1,4 +1,4 @@
-"""Messages in frames, however they are cut and whatever is wrong with them."""
+"""gRPC messages in HTTP/2 frames, however they are cut and whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PADDED = 0x8
 
 
 def test_a_message_may_be_cut_anywhere(service: LocalService) -> None:
-    """Each cut of two messages into three DATA frames, in streams of one connection."""
+    """Two messages are cut into three DATA frames at each place, in streams of one connection."""
     body = framed(number=1) + framed(number=2)
     cuts = [(first, second) for first in range(len(body) + 1) for second in {first, (first + len(body)) // 2}]
     with Connection(service.target) as one:
@@ -47,7 +47,7 @@ def test_a_message_may_come_byte_by_byte(service: LocalService) -> None:
         stream = one.start(HEADERS)
         for at in range(len(body)):
             one.data(stream, body[at : at + 1])
-            one.ping()  # so that each arrives by itself
+            one.ping()  # waits, so that each byte arrives in its own read
         one.data(stream, b"", is_last=True)
         answer = one.answer(stream)
         assert (read(answer.messages[0]), answer.status) == ({"text": "byte by byte"}, 0)
@@ -62,7 +62,8 @@ def test_many_messages_may_come_in_one_frame(service: LocalService) -> None:
 
 
 def test_an_empty_frame_says_nothing(service: LocalService) -> None:
-    """One at a time: Envoy takes more in a row for a flood, and hangs up."""
+    """The frames alternate with data: Envoy treats several empty frames in a row as a flood and closes the
+    connection."""
     with Connection(service.target) as one:
         stream = one.start(call_headers(path("Stream")))
         body = framed(number=1)
@@ -75,7 +76,7 @@ def test_an_empty_frame_says_nothing(service: LocalService) -> None:
 
 
 def test_padding_says_nothing(envoy_service: LocalService) -> None:
-    """grpcio resets a stream that has some."""
+    """grpcio resets a stream that has padding."""
     body = framed(number=1)
     with Connection(envoy_service.target) as one:
         stream = one.start(call_headers(path("Stream")))
@@ -93,7 +94,7 @@ def test_an_empty_message_is_one(service: LocalService) -> None:
 
 @pytest.mark.parametrize("size", [MAX_BYTES - 100, MAX_BYTES + 1, 2**31, 2**32 - 1])
 def test_a_message_over_the_limit_is_refused_before_it_is_there(service: LocalService, size: int) -> None:
-    """And one below it is taken."""
+    """A message below the limit is accepted."""
     with Connection(service.target) as one:
         stream = one.start(HEADERS)
         if size > MAX_BYTES:
@@ -133,7 +134,7 @@ def test_what_is_no_message_is_refused(
 
 @pytest.mark.parametrize(("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_compressed_messages_are_read(service: LocalService, name: str, compress) -> None:  # type: ignore[no-untyped-def]
-    """Beside others that are not, though the call says that it compresses."""
+    """The same call may also have uncompressed messages."""
     headers = call_headers(path("Stream"), ("grpc-encoding", name))
     with Connection(service.target) as one:
         body = message_frame(compress(MESSAGE), flag=1) + message_frame(MESSAGE) + message_frame(b"", flag=1)
@@ -160,7 +161,7 @@ def test_a_bomb_takes_no_memory(service: LocalService, name: str, compress) -> N
 
 @pytest.mark.parametrize("num_bytes", range(1, 6))
 def test_a_message_that_is_cut_off_is_refused(envoy_service: LocalService, num_bytes: int) -> None:
-    """grpcio never answers a call whose last message is cut off: it waits for its deadline."""
+    """grpcio never answers a call whose last message is incomplete; the call ends at its deadline."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"x", length=2)[:num_bytes])
         assert (answer.status, answer.message) == (13, "the last message is incomplete")
@@ -168,7 +169,7 @@ def test_a_message_that_is_cut_off_is_refused(envoy_service: LocalService, num_b
 
 @pytest.mark.parametrize("flag", [2, 0x80, 0xFF])
 def test_a_first_byte_that_means_nothing_is_refused(envoy_service: LocalService, flag: int) -> None:
-    """grpcio takes any byte for one of the two."""
+    """grpcio accepts any byte there."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"", flag=flag))
         assert (answer.status, answer.message) == (13, f"the first byte of a frame is {flag}: expected 0 or 1")
@@ -176,7 +177,7 @@ def test_a_first_byte_that_means_nothing_is_refused(envoy_service: LocalService,
 
 @pytest.mark.parametrize("method", ["Unary", "ServerStream"])
 def test_a_call_without_its_request_is_refused(envoy_service: LocalService, method: str) -> None:
-    """grpcio never answers a call without a request: it waits for its deadline."""
+    """grpcio never answers a call without a request; the call ends at its deadline."""
     with Connection(envoy_service.target) as one:
         assert one.ask(call_headers(path(method))).status == 12
         stream = one.start(call_headers(path(method)), is_last=True)
@@ -193,7 +194,7 @@ def test_a_stream_may_have_no_request(service: LocalService, method: str) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trailers_may_end_a_request(service: LocalService, method: str) -> None:
-    """They say nothing, and no client of gRPC sends any; but HTTP/2 has them."""
+    """They have no meaning and no gRPC client sends them, but HTTP/2 allows them."""
     with Connection(service.target) as one:
         stream = one.start(call_headers(path(method)))
         one.data(stream, framed(number=1))

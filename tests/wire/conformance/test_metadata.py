@@ -1,4 +1,4 @@
-"""Headers of requests: what reaches the handler, what is too much, and what is none."""
+"""Request headers: which reach the handler, which are too large, and which are invalid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DESCRIBE = framed(do="describe")
 
 
 def metadata_of(answer: Answer) -> list[tuple[str, str]]:
-    """What the handler saw, bytes in hexadecimal, without what Envoy adds."""
+    """Returns the metadata that the handler saw, without what Envoy adds. Binary values are in hexadecimal."""
     assert answer.status == 0, answer
     return [(name, value) for name, value in read(answer.messages[0])["metadata"] if name != ENVOYS_OWN]
 
 
 def described(one: Connection, *headers: tuple[str, str]) -> list[tuple[str, str]]:
-    """What a handler sees of the headers of a call."""
+    """Returns the metadata that a handler sees of a call's headers."""
     return metadata_of(one.ask(call_headers(path("Unary"), *headers), DESCRIBE))
 
 
@@ -48,7 +48,7 @@ def test_bytes_may_be_padded_or_not(service: LocalService) -> None:
 
 
 def test_bytes_of_several_entries_may_come_in_one(envoy_service: LocalService) -> None:
-    """As the protocol has it; grpcio refuses them."""
+    """The protocol allows it; grpcio refuses them."""
     with Connection(envoy_service.target) as one:
         assert described(one, ("k-bin", "AP8K,/w==, AA")) == [("k-bin", "00ff0a"), ("k-bin", "ff"), ("k-bin", "00")]
 
@@ -70,7 +70,7 @@ async def test_grpcio_and_the_handler_understand_each_other(service: LocalServic
 
 @pytest.mark.parametrize("how", ["one", "many"])
 def test_too_much_metadata_is_refused_and_the_connection_goes_on(service: LocalService, how: str) -> None:
-    """Counted as HTTP/2 does: 32 bytes an entry besides its name and value."""
+    """HTTP/2 counts 32 bytes for each entry besides its name and value."""
 
     def entries(size: int) -> list[tuple[str, str]]:
         if how == "one":
@@ -82,7 +82,7 @@ def test_too_much_metadata_is_refused_and_the_connection_goes_on(service: LocalS
         for size in (LIMIT + 100, LIMIT + 6000, 4 * LIMIT, 20 * LIMIT):
             answer = one.ask(call_headers(path("Unary"), *entries(size)), DESCRIBE)
             assert answer.status == 8 or answer.reset is not None or one.is_closed
-            if one.is_closed:  # grpcio hangs up on who sends far too much
+            if one.is_closed:  # grpcio closes the connection if the size is far over the limit
                 break
     with Connection(service.target) as one:
         assert described(one) == []
@@ -114,7 +114,7 @@ def test_a_name_that_http_2_does_not_allow_ends_its_call_alone(service: LocalSer
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x7f"])
 def test_a_value_that_http_2_does_not_allow_reaches_no_handler(envoy_service: LocalService, value: str) -> None:
-    """grpcio passes on whatever bytes there are."""
+    """grpcio passes on any bytes."""
     with Connection(envoy_service.target) as one:
         assert one.ask(call_headers(path("Unary"), ("k", value)), DESCRIBE).reset == 1
         assert described(one, ("k", "fine")) == [("k", "fine")]
@@ -124,7 +124,7 @@ def test_a_value_that_http_2_does_not_allow_reaches_no_handler(envoy_service: Lo
     "header", [("connection", "close"), ("transfer-encoding", "chunked"), ("content-length", "-1")]
 )
 def test_headers_of_http_1_are_refused(envoy_service: LocalService, header: tuple[str, str]) -> None:
-    """grpcio takes them for metadata."""
+    """grpcio treats them as metadata."""
     with Connection(envoy_service.target) as one:
         assert one.ask(call_headers(path("Unary"), header), DESCRIBE).reset == 1
         assert described(one) == []
@@ -138,14 +138,14 @@ def test_a_call_lacks_no_header_of_http_2(service: LocalService, missing: str) -
 
 
 def test_a_call_without_te_is_refused(service: LocalService) -> None:
-    """A proxy that drops it may drop trailers, and with them the status."""
+    """A proxy that drops `te` may also drop trailers, and with them the status."""
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path("Unary"), te=None), DESCRIBE)
         assert answer.reset == 2 or answer.status == 13
 
 
 def test_a_client_cannot_say_who_it_is(envoy_service: LocalService) -> None:
-    """What it says of a proxy before it is metadata, and no more: the peer is who has connected."""
+    """What the client says of a proxy in front of it is only metadata. The peer is whoever has connected."""
     forged = [
         ("x-forwarded-client-cert", 'Subject="CN=admin"'),
         ("x-forwarded-for", "10.0.0.1"),

@@ -1,5 +1,5 @@
-"""Paths that are no text, and calls that are given up at any moment: each ends, nobody else notices, and the log says
-nothing of what a client did."""
+"""Paths that are not UTF-8, and calls that are cancelled at any moment. Each call ends, no other call notices, and
+nothing is logged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
 
 
 def lines(service: LocalService) -> list[str]:
-    """What a service has written to its log, line by line."""
+    """Returns the lines of a service's log."""
     return Path(service.log_file.name).read_text().splitlines()
 
 
@@ -52,7 +52,7 @@ def test_so_it_is_by_http_1(envoy_service: LocalService, spelled: str) -> None:
 
 
 def test_a_server_whose_loop_such_a_path_has_ended_serves_again() -> None:
-    """That of grpcio 1.85."""
+    """grpcio 1.85 has this defect."""
     with local_service(None, {"wire": "grpcio"}, command=COMMAND) as service:
         with Connection(service.target) as one:
             stream = one.start(call_headers("/conformance.v1.Conformance/\xe9"))

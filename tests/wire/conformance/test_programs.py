@@ -1,7 +1,7 @@
-"""Clients in other languages: gRPC's for C++ and for Node, and Node's own HTTP/2.
+"""Clients in other languages: gRPC for C++, gRPC for Node, and Node's own HTTP/2.
 
-Without a compiler, or Node, or its package `@grpc/grpc-js`, a test is skipped; without the compiler it fails where
-TESTS_REQUIRE_SERVICES is 1.
+If the compiler, Node or its package `@grpc/grpc-js` is missing, a test is skipped. If the compiler is missing and
+TESTS_REQUIRE_SERVICES=1, it fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORDS = "100% «ñandú»"
 
 @dataclass
 class Told:
-    """What a program printed."""
+    """The output of a program."""
 
     responses: list[bytes] = field(default_factory=list)
     status: int = -1
@@ -45,7 +45,7 @@ class Program:
         self._command = command
 
     def call(self, target: str, method: str, *messages: bytes, deadline_ms: int = 0, reads: int = 0) -> Told:
-        """One call: see `programs/call.cc`."""
+        """Makes one call. Returns the program's output. See `programs/call.cc`."""
         arguments = [target, method, str(deadline_ms), str(reads), *(message.hex() for message in messages)]
         done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, check=True, timeout=60)
         found = Told()
@@ -67,7 +67,7 @@ class Program:
 
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """gRPC's own for C++."""
+    """The program that uses gRPC for C++."""
     compiler, config = program("g++"), program("pkg-config")
     found = subprocess.run([config, "--cflags", "--libs", "grpc++"], capture_output=True, text=True, check=False)
     if found.returncode:
@@ -79,7 +79,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 
 def node() -> str:
-    """Node, which CI need not have."""
+    """Returns the path of Node. Skips the test without it; CI need not have Node."""
     found = shutil.which("node")
     if found is None:
         pytest.skip("node is not on this machine")
@@ -88,7 +88,7 @@ def node() -> str:
 
 @pytest.fixture(scope="module")
 def grpc_js() -> Program:
-    """gRPC's own for Node."""
+    """The program that uses gRPC for Node."""
     command = [node(), "-e", "require('@grpc/grpc-js')"]
     if subprocess.run(command, capture_output=True, cwd=PROGRAMS, check=False, timeout=60).returncode:
         pytest.skip("@grpc/grpc-js is not on this machine")
@@ -97,13 +97,13 @@ def grpc_js() -> Program:
 
 @pytest.fixture(scope="module")
 def node_http2() -> Program:
-    """Node's HTTP/2."""
+    """The program that uses Node's HTTP/2."""
     return Program([node(), str(PROGRAMS / "call_http2.js")])
 
 
 @pytest.fixture(params=["cpp", "grpc_js", "node_http2"])
 def caller(request: pytest.FixtureRequest) -> Program:
-    """Each program."""
+    """Each of the programs."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Program)
     return found

@@ -1,4 +1,4 @@
-"""Requests that are no calls: wrong methods, paths, content types, protocols, and no protocol at all."""
+"""Invalid requests: wrong methods, paths, content types and protocols, and bytes that belong to no protocol."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_content_types_of_grpc_are_taken(service: LocalService, content_type: st
     ],
 )
 def test_other_content_types_are_refused(envoy_service: LocalService, content_type: str | None) -> None:
-    """With 415, as the protocol has it; grpcio takes any."""
+    """The status is 415, as the protocol says; grpcio accepts any content type."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(call_headers(path("Unary"), content_type=content_type), framed(number=1))
         assert (answer.http_status, answer.status) in (("415", None), ("400", None))
@@ -57,7 +57,7 @@ def test_other_methods_are_refused(service: LocalService, method: str) -> None:
     [path("Un%61ry"), path("Unary?x=1"), path("./Unary"), f"/{path('Unary')}", path("Unary#x"), path("Unary%00")],
 )
 def test_a_method_has_one_spelling(service: LocalService, spelled: str) -> None:
-    """Or a proxy that forbids a path would let another spelling of it pass."""
+    """Otherwise a proxy that forbids a path would pass another spelling of it."""
     with Connection(service.target) as one:
         answer = one.ask(call_headers(spelled), framed(number=1))
         assert answer.status in (12, 13) or answer.reset is not None
@@ -71,7 +71,7 @@ def test_a_path_may_be_long(service: LocalService) -> None:
 
 
 def test_a_request_of_http_1_is_refused_or_answered_and_closed(service: LocalService) -> None:
-    """By grpcio as no HTTP/2, by Envoy in HTTP/1.1."""
+    """grpcio closes the connection because the request is not HTTP/2. Envoy answers in HTTP/1.1."""
     told = exchange(service.target, request("GET", "/nothing", connection="close"))
     assert told.is_closed
     if told.status:
@@ -112,14 +112,14 @@ def test_what_is_no_http_2_harms_nobody(service: LocalService, sent: bytes) -> N
         one.sendall(sent)
         one.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):
-            while one.recv(65536):  # until the server has hung up, too
+            while one.recv(65536):  # until the server also closes the connection
                 pass
     with Connection(service.target) as other:
         assert other.ask(call_headers(path("Unary")), framed(number=1)).status == 0
 
 
 def test_noise_ends_no_others_call(service: LocalService) -> None:
-    """Frames of random types, flags, streams and contents, from connections of their own."""
+    """The frames have random types, flags, streams and contents, each set on a new connection."""
     rng = random.Random(5)
     with Connection(service.target) as other:
         stream = other.start(call_headers(path("Stream")))

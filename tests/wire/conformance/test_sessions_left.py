@@ -1,4 +1,4 @@
-"""What becomes of the sessions of a client that leaves, on the real service: what their policy says, however it
+"""On the real service, the sessions of a client that leaves follow their disconnect policy, however the client
 leaves."""
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ HELD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
 
 
 def sent(session_id: str, **request: object) -> bytes:
-    """A request of a stream, as it travels."""
+    """Returns a framed request of a stream."""
     message = pb.StreamRequest(session_id=session_id, **request)  # type: ignore[arg-type]
     return message_frame(message.SerializeToString())
 
 
 def opened(one: Connection, session_id: str, **fields: object) -> int:
-    """A stream with an open session; its number."""
+    """Opens a stream with a session. Returns the stream's number."""
     stream = one.start(STREAM)
     one.data(stream, sent(session_id, open=pb.Open(model="tiny-endless", **fields)))  # type: ignore[arg-type]
     answer = one.wait_for_data(stream, 1)
@@ -32,7 +32,7 @@ def opened(one: Connection, session_id: str, **fields: object) -> int:
 
 
 def asked(carousel: LocalService, session_id: str) -> Answer:
-    """What the service says of a session."""
+    """Returns the service's response to `Sessions.Get`."""
     request = sessions_pb2.SessionsGetRequest(session_id=session_id)
     with Connection(carousel.target) as one:
         return one.ask(call_headers("/carousel.v1.Sessions/Get"), message_frame(request.SerializeToString()))

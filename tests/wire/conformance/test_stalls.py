@@ -1,5 +1,5 @@
-"""Readers that stall: clients that take no responses, and handlers that take no requests. What waits for them is
-bounded, and others go on."""
+"""Readers that stall: clients that read no responses, and handlers that read no requests. The data that waits for them
+is bounded, and other calls continue."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIZE = 64 * 1024
 COUNT = 4000
 """256 MiB in all."""
 MOST_BYTES = 64 * 1024 * 1024
-"""That may wait for one reader, in the server and in the sockets on the way."""
+"""Limit of the bytes that wait for one reader, in the server and in the sockets between."""
 
 
 def rest(service: LocalService, name: str) -> int:
-    """How many responses were written once no more are."""
+    """Waits until no more responses are written for 0.5 s. Returns how many were written."""
     wait_until(lambda: told(service, name) is not None)
     last, since = -1, time.monotonic()
     while time.monotonic() < since + 0.5:
@@ -37,7 +37,7 @@ def rest(service: LocalService, name: str) -> int:
 
 @pytest.mark.parametrize("stalls", ["stream", "connection"])
 def test_a_client_that_does_not_read_stops_its_handler_and_no_other(service: LocalService, stalls: str) -> None:
-    """It gives the stream, or the whole connection, no window; or it leaves the socket alone."""
+    """The client does not enlarge the flow-control window of the stream, or of the whole connection."""
     name, before = f"stalls the {stalls}", resident_bytes(serving_pid(service))
     window_bytes = 2**16 if stalls == "stream" else 2**30
     with Connection(service.target, window_bytes=window_bytes, does_read=stalls == "stream") as one:
@@ -46,7 +46,7 @@ def test_a_client_that_does_not_read_stops_its_handler_and_no_other(service: Loc
         written = rest(service, name)
         assert written * SIZE < MOST_BYTES
         assert resident_bytes(serving_pid(service)) < before + 2 * MOST_BYTES
-        if stalls == "stream":  # others of the same connection go on
+        if stalls == "stream":  # other streams of the same connection continue
             assert one.ask(call_headers(path("Unary")), framed(number=1)).status == 0
         one.reset(stream)
         wait_until(lambda: isinstance(told(service, name), str))
@@ -73,7 +73,7 @@ def test_a_client_that_reads_again_gets_everything(service: LocalService) -> Non
 
 
 def test_a_handler_that_does_not_read_stops_its_client(service: LocalService) -> None:
-    """As far as the server lets a client send; and gets all of it once it reads."""
+    """The client can send as much as the server's window allows. Once the handler reads, it gets everything."""
     name, before = "ignores", resident_bytes(serving_pid(service))
     padding = framed(padding="x" * SIZE)
     with Connection(service.target) as one:
@@ -96,8 +96,8 @@ def test_a_handler_that_does_not_read_stops_its_client(service: LocalService) ->
 
 
 def test_who_sends_more_than_it_may_is_ended_and_no_other(envoy_service: LocalService) -> None:
-    """On Envoy, whose window is fixed; grpcio's grows with what it measures of the connection, here past all that is
-    sent at times."""
+    """Envoy's window is fixed. grpcio enlarges its window by its measurements of the connection, at times beyond what
+    this test sends."""
     with Connection(envoy_service.target) as other, Connection(envoy_service.target) as one:
         stream = one.start(call_headers(path("Stream")))
         one.data(stream, framed(do="ignore", name="overrun"))

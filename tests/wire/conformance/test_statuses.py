@@ -1,4 +1,4 @@
-"""How calls end: every status, whatever kind of method, and however the handler says so."""
+"""How calls end: every status, for each kind of method, in each way in which a handler can set it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_a_handler_that_raises_ends_its_call_and_no_other(service: LocalSe
 
 
 async def test_details_travel_beside_the_status(service: LocalService) -> None:
-    """As `grpc-status-details-bin`."""
+    """They are in the trailer `grpc-status-details-bin`."""
     detail = AnyMessage()
     detail.Pack(error_details_pb2.ErrorInfo(reason="REASON", metadata={"ñ": "%"}))
     status = status_pb2.Status(code=9, message=DETAILS, details=[detail])
@@ -128,7 +128,7 @@ def test_a_code_that_grpc_does_not_know_is_unknown(service: LocalService) -> Non
 
 @pytest.mark.parametrize("code", [code.value[0] for code in ERRORS])
 def test_a_status_is_sent_as_the_protocol_has_it(service: LocalService, code: int) -> None:
-    """Percent-encoded where it must be, one status, HTTP's 200, and the stream ended once."""
+    """The message is percent-encoded, the HTTP status is 200, and the stream ends once."""
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path("Unary")), framed(do="end", code=code, details="é% \n~"))
         assert (answer.http_status, answer.status, answer.reset) == ("200", code, None)
