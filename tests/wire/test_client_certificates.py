@@ -1,4 +1,4 @@
-"""What Envoy tells of a client's certificate: a handler gets it as it gets gRPC's, and only if Envoy verifies some."""
+"""A handler gets a client's certificate from Envoy as it does from gRPC, and only if Envoy verifies certificates."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HASH = b"Hash=" + b"0a" * 32
 
 
 def told(pem: bytes = PEM, before: bytes = b"") -> bytes:
-    """The header, as Envoy makes it."""
+    """Returns the header as Envoy writes it."""
     return before + HASH + b';Cert="' + quote(pem, safe="").encode() + b'"'
 
 
 @given(st.binary(min_size=1), st.sampled_from([b"", b"By=spiffe://corp/server;", b'By=a;By=b;Cert="x;Hash=;,";']))
 def test_the_certificate_is_what_envoy_was_given(pem: bytes, before: bytes) -> None:
-    """Whatever names the server's own certificate has, which come before."""
+    """The names of the server's own certificate, which come before it, do not matter."""
     assert certificate_of(told(pem, before)) == pem
 
 

@@ -1,4 +1,4 @@
-"""Which content types there are, and messages in JSON."""
+"""Content types, and messages in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Envoy's configuration: Envoy itself says whether it is one."""
+"""Envoy accepts the configuration that is made for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def app(scope, receive, send):
 
 
 def made(tmp_path: Path, **fields: object) -> dict[str, object]:
-    """The configuration of settings, with an application that does nothing."""
+    """Returns the configuration for these settings, with an application that does nothing."""
     settings = Settings.model_validate({"store": "memory", **fields})
     for name, content in secrets(settings, tmp_path).items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -59,7 +59,7 @@ def test_envoy_takes_it(tmp_path: Path, case: str) -> None:
 
 
 def test_what_a_client_says_of_its_certificate_is_never_believed(tmp_path: Path) -> None:
-    """And Envoy passes the certificate itself on, never names out of it, which it does not escape."""
+    """Envoy passes on the certificate itself. It would not escape names from the certificate."""
     assert '"forward_client_cert_details": "SANITIZE"' in json.dumps(made(tmp_path))
     files = {f"tls_{name}_file": tmp_path / name for name in ("cert", "key", "client_ca")}
     text = json.dumps(made(tmp_path, **files))

@@ -1,4 +1,4 @@
-"""Cutting what comes into messages."""
+"""`Frames` cuts incoming bytes into messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.wire.envoy.frames import FrameError, Frames, framed
 
 
 def all_of(frames: Frames) -> list[bytes]:
-    """The messages that are there."""
+    """Returns the messages that are complete."""
     found = []
     while (message := frames.next()) is not None:
         found.append(message)
@@ -22,7 +22,7 @@ def all_of(frames: Frames) -> list[bytes]:
 
 
 def compressed(data: bytes) -> bytes:
-    """A frame that says that it is compressed."""
+    """Returns a frame that is marked as compressed."""
     return b"\1" + len(data).to_bytes(4, "big") + data
 
 

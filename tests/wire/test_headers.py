@@ -1,4 +1,4 @@
-"""HTTP headers to metadata and back."""
+"""HTTP headers become metadata and back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The host of servicers, over an ASGI server that the tests play: what it sends, to the event, and what it does when
-something fails."""
+"""The host of servicers, with a fake ASGI server: each event that it sends, and how it handles failures."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ STATUS_OK = {"type": "http.response.trailers", "headers": [(b"grpc-status", b"0"
 
 
 class ClientDisconnectedError(Exception):
-    """As pyvoy names it."""
+    """Has the name of the exception that pyvoy raises."""
 
 
 class Open(grpc.aio.ServerInterceptor):
-    """Leaves every call as it is, or fails."""
+    """Passes every call on unchanged, or raises `error`."""
 
     error: Exception | None = None
 
@@ -45,7 +44,7 @@ class Open(grpc.aio.ServerInterceptor):
 
 
 class Asgi:
-    """One request, as an ASGI server hands it over. sent: the events that the host has sent."""
+    """One request as an ASGI server passes it on. sent: the events that the host has sent."""
 
     def __init__(self, *events: Event, path: str = "/s/Stream", headers: dict[bytes, bytes] | None = None) -> None:
         own = {b"host": b"localhost", b"content-type": b"application/grpc", b"te": b"trailers"}
@@ -65,21 +64,21 @@ class Asgi:
         self.has_body = asyncio.Event()
         self.has_left = False
         self.is_slow = False
-        """Whether the client reads no further than its first piece of the body, until `takes` is set."""
+        """Whether the client stops reading after the first piece of the body, until `takes` is set."""
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         for event in events:
             self.put(event)
 
     def put(self, event: Event) -> None:
-        """What the client does next."""
+        """Adds the client's next event."""
         self._events.put_nowait(event)
 
     async def receive(self) -> Event:
-        """As ASGI has it."""
+        """Returns the client's next event, as ASGI's `receive` does."""
         return await self._events.get()
 
     def send(self, event: Event) -> Awaitable[None]:
-        """As pyvoy has it: takes the event when it is called; what is awaited is that there is room for more."""
+        """Takes an event at once, as pyvoy does. The returned awaitable waits until there is room for more."""
         has_left = self.has_left
         if not has_left:
             self.sent.append(event)
@@ -98,23 +97,23 @@ class Asgi:
 
     @property
     def bodies(self) -> list[bytes]:
-        """What was sent of the body, as it was."""
+        """The pieces of the body, as they were sent."""
         return [event["body"] for event in self.sent if event["type"] == "http.response.body"]
 
     def status(self) -> tuple[int, str]:
-        """The status that the call ended with."""
+        """Returns the code and the message of the status with which the call ended."""
         headers = [pair for event in self.sent for pair in event.get("headers", ())]
         found = {name: value.decode() for name, value in headers}
         return int(found[b"grpc-status"]), found.get(b"grpc-message", "")
 
 
 def piece(body: bytes = b"", *, is_last: bool = False) -> Event:
-    """Some of what the client sends."""
+    """Returns an event with a piece of the client's body."""
     return {"type": "http.request", "body": body, "more_body": not is_last}
 
 
 def host_of(behaviour: Behaviour, interceptor: Open | None = None) -> Host:
-    """A host with one service: its method `Stream` is `behaviour`, and so is `Unary`."""
+    """Returns a host with one service, whose methods `Stream` and `Unary` are `behaviour`."""
     made = Host(
         interceptor or Open(),
         Browsers("127.0.0.1", (), None),
@@ -135,7 +134,7 @@ def host_of(behaviour: Behaviour, interceptor: Open | None = None) -> Host:
 
 
 async def served(behaviour: Behaviour, asgi: Asgi) -> Asgi:
-    """Runs a request to its end."""
+    """Runs a request to its end. Returns it."""
     async with asyncio.timeout(10):
         await host_of(behaviour).serve(asgi.scope, asgi.receive, asgi.send)
     return asgi
@@ -170,7 +169,7 @@ async def test_a_call_that_fails_before_it_has_answered_is_trailers_alone() -> N
 
 
 async def test_responses_that_wait_go_together() -> None:
-    """And a handler waits once too many bytes of them do."""
+    """The handler waits when too many bytes of responses are unsent."""
     written = 0
 
     async def flood(requests: Any, context: Any) -> None:
@@ -277,7 +276,7 @@ async def test_what_comes_while_the_handler_does_not_read_is_kept_for_it() -> No
     seen: list[Any] = []
 
     async def slow(requests: Any, context: Any) -> None:
-        await asyncio.sleep(0.3)  # the host looks for the client meanwhile
+        await asyncio.sleep(0.3)  # meanwhile the host watches whether the client leaves
         seen.extend([request async for request in requests])
 
     asgi = await served(slow, Asgi(piece(ONE), piece(ONE[:2]), piece(ONE[2:]), piece(is_last=True)))
@@ -317,7 +316,7 @@ async def test_a_client_that_has_left_before_the_status_is_no_error() -> None:
 
 @pytest.mark.parametrize(("size", "is_held_up"), [(100, True), (50_000, False)])
 async def test_large_json_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, size: int, *, is_held_up: bool) -> None:
-    """It is parsed, and written, by another thread than the event loop's."""
+    """Another thread than the event loop's parses and writes large JSON."""
     threads: list[threading.Thread] = []
 
     def watched(convert: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""JSON that is not its message's is refused in one sentence: the field, its value, and what was expected."""
+"""Invalid JSON of a message is refused in one sentence that names the field, its value and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from carousel.v1 import inference_pb2 as pb
 from service.wire.json_messages import JsonError, parse
 
 INTEGER = "an integer from 0 to 18446744073709551615"
-TOKEN = "an integer from 0 to 4294967295"  # of a vocabulary
+TOKEN = "an integer from 0 to 4294967295"  # an id of a vocabulary
 SECONDS = 'seconds as a text, such as "1.5s"'
 DURABILITY = "one of DURABILITY_UNSPECIFIED, DURABILITY_NONE, DURABILITY_CHECKPOINT, DURABILITY_STRICT"
 OPEN = "an object, {...}, of carousel.v1.Open"

@@ -15,7 +15,7 @@ from service.wire.envoy import launcher
 def test_without_a_folder_for_temporary_files_it_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container whose root is read-only and that has no /tmp of its own."""
+    """This happens in a container with a read-only root and no /tmp."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not-there"))
     with pytest.raises(StartError, match="no folder for temporary files can be written to: give it one"):
         launcher.serve(Settings(store="memory", port=0), [])

@@ -1,4 +1,4 @@
-"""The page: its files, whom they are given to, and what browsers are told of them."""
+"""The page: its files, who may load them, and which headers browsers get."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.services import program
 
 
 def load(target: str, path: str, *, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """The status, the headers and the body of one request."""
+    """Returns the status, the headers and the body of a response."""
     connection = http.client.HTTPConnection(target, timeout=10)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -27,7 +27,7 @@ def load(target: str, path: str, *, method: str = "GET", **headers: str) -> tupl
 
 
 def post(target: str, path: str, **headers: str) -> int:
-    """The status of a call without fields, in JSON."""
+    """Makes a call without fields, in JSON. Returns the HTTP status."""
     connection = http.client.HTTPConnection(target, timeout=10)
     try:
         connection.request("POST", path, b"{}", {"content-type": "application/json", **headers})
