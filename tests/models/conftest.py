@@ -1,4 +1,4 @@
-"""What every test of the models needs."""
+"""Fixtures for all tests of the models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and lose much when a busy machine delays one of them."""
+    """Limits PyTorch to one thread. Threads do not speed up such small models, and on a busy machine they delay
+    them."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Every cell in plain NumPy, double precision, from its equations: what PyTorch and ONNX Runtime are held to.
+"""Every cell in plain NumPy with double precision, from its equations. PyTorch and ONNX Runtime must agree with it.
 
 Shapes: `B` batch, `I` input size, `H` hidden size, `P` projection size.
 """
@@ -31,7 +31,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def gates(cell: Cell, x: Array, *states: Array) -> Found:
-    """One step. x: [B, I]; states: [B, size] each. Every gate and every next state, by name."""
+    """Returns every gate and every next state of one step, by name. x: [B, I]; states: [B, size] each."""
     return _EQUATIONS[type(cell)](cell, x, *states)
 
 

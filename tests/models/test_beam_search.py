@@ -1,4 +1,4 @@
-"""Beam search is greedy at width one, and exhaustive when wide enough."""
+"""Beam search is greedy with a beam of one, and exhaustive if the beam is wide enough."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOS, EOS, V = 1, 2, 5
 
 @pytest.fixture(params=range(3))
 def model(request: pytest.FixtureRequest) -> Seq2Seq:
-    """A model with random weights, large enough to have opinions."""
+    """A model with large random weights, so that its probabilities differ clearly."""
     torch.manual_seed(request.param)
     model = Seq2Seq(Seq2SeqConfig(6, V, embedding_size=4, hidden_size=8, attention_size=4)).eval()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def source() -> Tensor:
 
 
 def test_width_one_takes_the_likeliest_token_each_time(model: Seq2Seq, source: Tensor) -> None:
-    """A beam of one is the plain loop: feed the likeliest token back until the end token or the limit."""
+    """A beam of one equals a plain loop that feeds back the likeliest token until the end token or the limit."""
     found = beam_search(model, source, None, beam_size=1, max_tokens=9, bos_id=BOS, eos_id=EOS)
     for row, tokens in zip(source, found, strict=True):
         assert tokens == _greedy(model, row, max_tokens=9)
@@ -43,7 +43,7 @@ def test_width_one_takes_the_likeliest_token_each_time(model: Seq2Seq, source: T
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 def test_a_wide_beam_finds_the_best_of_all_sequences(model: Seq2Seq, source: Tensor, penalty: float) -> None:
-    """With room for every sequence, the winner is the one that scoring them all finds."""
+    """If every sequence fits into the beam, the result is the best of all sequences."""
     found = beam_search(
         model, source, None, beam_size=V**4, max_tokens=3, bos_id=BOS, eos_id=EOS, length_penalty=penalty
     )
@@ -52,7 +52,7 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(model: Seq2Seq, source: Ten
 
 
 def test_a_row_is_decoded_alike_alone_and_in_a_padded_batch(model: Seq2Seq, source: Tensor) -> None:
-    """Lengths make a shorter source in the same batch decode as it does by itself."""
+    """With lengths, a shorter source in the same batch is decoded as it is alone."""
     ragged = source.clone()
     ragged[0, 2:] = 0
     lengths = torch.tensor([2, 5, 5, 5])
@@ -75,7 +75,8 @@ def _greedy(model: Seq2Seq, row: Tensor, *, max_tokens: int) -> list[int]:
 
 @torch.no_grad()
 def _best_of_all(model: Seq2Seq, row: Tensor, *, num_steps: int, length_penalty: float) -> list[int]:
-    """Scores every sequence of num_steps tokens by teacher forcing, each cut at its first end token."""
+    """Returns the best sequence of `num_steps` tokens. Scores all by teacher forcing, each cut at its first end
+    token."""
     every = torch.tensor(list(itertools.product(range(V), repeat=num_steps)))  # [V ** num_steps, num_steps]
     inputs = torch.cat([torch.full((len(every), 1), BOS), every[:, :-1]], dim=1)
     logits = model(row.expand(len(every), -1), None, inputs)

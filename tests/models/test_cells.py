@@ -1,4 +1,4 @@
-"""Every cell written out gate by gate is its equations, and PyTorch's kernel where there is one."""
+"""Every cell, computed gate by gate, equals its equations, and PyTorch's kernel where one exists."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def states_of(layer: RecurrentLayer, num_rows: int = B) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("kind", CELL_KINDS)
 def test_a_cell_is_its_equations(kind: CellKind) -> None:
-    """Every gate and every state, from any state, is what plain NumPy makes of the paper's formulas."""
+    """Every gate and every state, from any state, equals what plain NumPy computes from the paper's formulas."""
     layer = layer_of(kind)
     cell = layer.cell()
     assert cell.state_names == state_names(kind)
@@ -53,7 +53,7 @@ def test_a_cell_is_its_equations(kind: CellKind) -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm", "lstm-projected"])
 def test_an_unrolled_cell_answers_what_the_kernel_answers(kind: CellKind) -> None:
-    """Step by step, from any state, outputs and last states are PyTorch's."""
+    """Outputs and last states equal PyTorch's, from any state."""
     layer = layer_of(kind)
     inputs, states = torch.randn(T, B, X), states_of(layer)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_an_unrolled_cell_answers_what_the_kernel_answers(kind: CellKind) -> Non
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell_of_takes_any_layer_and_direction_of_a_module(nonlinearity: str, bias: bool) -> None:
-    """Layer 1 of a bi-directional RNN, with its biases or without."""
+    """Both layers of a bidirectional RNN are computed cell by cell, with biases and without."""
     rnn = nn.RNN(X, H, num_layers=2, bidirectional=True, nonlinearity=nonlinearity, bias=bias)
     inputs = torch.randn(T, B, X)
     with torch.no_grad():
@@ -84,7 +84,8 @@ def test_cell_of_takes_any_layer_and_direction_of_a_module(nonlinearity: str, bi
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", CELL_KINDS)
 def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(kind: CellKind, bidirectional: bool) -> None:
-    """Outputs up to a row's length and its last states are its own; outputs past its length are zero."""
+    """A row's outputs up to its length and its last states equal those of the row alone; outputs past its length are
+    zero."""
     layer = layer_of(kind, bidirectional=bidirectional)
     inputs, states = torch.randn(T, B, X), states_of(layer)
     with torch.no_grad():
@@ -100,7 +101,7 @@ def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(kind: CellKind, bidire
 
 @pytest.mark.parametrize("kind", CELL_KINDS)
 def test_every_cell_can_learn(kind: CellKind) -> None:
-    """The gradient of a late loss reaches every weight, and the first input."""
+    """The gradient of a late loss reaches every weight and the first input."""
     layer = layer_of(kind)
     inputs = torch.randn(T, B, X, requires_grad=True)
     outputs, *_ = layer(inputs, None, *states_of(layer))
@@ -113,11 +114,11 @@ def test_every_cell_can_learn(kind: CellKind) -> None:
 
 
 def test_without_a_forget_gate_the_carousel_keeps_what_it_has_for_ever() -> None:
-    """The cell of 1997, whose input gate is shut, changes by nothing in a thousand steps."""
+    """With a closed input gate, the state of the 1997 cell does not change in a thousand steps."""
     layer = layer_of("lstm-1997")
     cell = layer.cell()
     with torch.no_grad():
-        getattr(cell, "input_gate").bias.fill_(-1e4)  # noqa: B009  # of that cell alone
+        getattr(cell, "input_gate").bias.fill_(-1e4)  # noqa: B009  # only this cell has the attribute
         hidden, kept = torch.zeros(B, H), torch.randn(B, H)
         _, (_, last) = unroll(cell, torch.randn(1000, B, X), None, [hidden, kept])
     assert torch.equal(last, kept)

@@ -1,4 +1,4 @@
-"""The dictionary's split never moves, and nothing leaks from one side to another."""
+"""The split of the dictionary never changes, and no word is in two splits."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SPLITS: tuple[data.Split, ...] = ("train", "validation", "test")
     ],
 )
 def test_a_word_stays_on_its_side(word: str, split: data.Split) -> None:
-    """The shipped model was evaluated on this very split, so a word that moves would falsify its figures."""
+    """The shipped model was evaluated on this split, so its published error rates hold only for this split."""
     assert data.split_of(word) == split
     assert word in data.load(split).words
 
 
 def test_splits_are_disjoint_and_of_the_stated_sizes() -> None:
-    """No word is on two sides; 5 % validate, 10 % test, give or take chance."""
+    """No word is in two splits. About 5 % are for validation and 10 % for the test."""
     words = {split: set(data.load(split).words) for split in SPLITS}
     total = sum(len(found) for found in words.values())
     assert len(set().union(*words.values())) == total
@@ -39,14 +39,15 @@ def test_splits_are_disjoint_and_of_the_stated_sizes() -> None:
 
 
 def test_a_word_keeps_all_its_pronunciations_without_stress() -> None:
-    """Variants come together, once each, and stress marks are gone."""
+    """A word's variants stay together, once each, without stress marks."""
     assert data.load("test").words["enough"] == (("IH", "N", "AH", "F"), ("IY", "N", "AH", "F"))
     for pronunciations in data.load("validation").words.values():
         assert len(set(pronunciations)) == len(pronunciations)
 
 
 def test_vocabularies_hold_every_symbol_once() -> None:
-    """26 letters and the apostrophe; 39 phonemes; padding first in both, and start and end in the target."""
+    """The source has 26 letters and the apostrophe, the target 39 phonemes. Padding is first in both; start and end
+    follow in the target."""
     assert data.GRAPHEMES[:2] == ("<pad>", "'")
     assert len(set(data.GRAPHEMES)) == len(data.GRAPHEMES) == 28
     assert data.phonemes()[:3] == ("<pad>", "<s>", "</s>")

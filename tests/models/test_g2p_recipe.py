@@ -1,4 +1,4 @@
-"""The recipe's batches hold every pair once, and its checkpoints are told from others."""
+"""The recipe's batches hold every pair once, and its checkpoints cannot be confused with those of other models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = data.load("validation").pairs[:1500]
 
 
 def test_batches_are_of_one_source_length_and_hold_every_pair_once() -> None:
-    """No source needs padding; read back, the batches are the pairs, each exactly once; none is over its size."""
+    """Sources need no padding. Decoded, the batches give each pair exactly once, and no batch exceeds its size."""
     found: Counter[tuple[str, data.Phonemes]] = Counter()
     for source, inputs, expected in g2p.make_batches(PAIRS, 32, seed=1):
         assert len(source) <= 32
@@ -37,7 +37,7 @@ def test_batches_are_of_one_source_length_and_hold_every_pair_once() -> None:
 
 
 def test_the_seed_alone_decides_the_batches() -> None:
-    """The same seed gives the same batches whatever the order of the pairs; another seed gives others."""
+    """The same seed gives the same batches in any order of the pairs, and another seed gives other batches."""
     first, again, other = (
         [source.tolist() for source, _, _ in g2p.make_batches(pairs, 32, seed=seed)]
         for pairs, seed in ((PAIRS, 1), (PAIRS[::-1], 1), (PAIRS, 2))
@@ -47,7 +47,7 @@ def test_the_seed_alone_decides_the_batches() -> None:
 
 
 def test_transcribe_answers_every_word_in_phonemes() -> None:
-    """Words of all lengths come back, spelt in the target vocabulary without special tokens."""
+    """Words of all lengths are answered in phonemes of the target vocabulary, without special tokens."""
     torch.manual_seed(0)
     model = Seq2Seq(_config()).eval()
     answers = g2p.transcribe(model, ["a", "carousel", "it's", "gate"], beam_size=2)
@@ -56,7 +56,7 @@ def test_transcribe_answers_every_word_in_phonemes() -> None:
 
 
 def test_a_checkpoint_comes_back_as_the_model_it_was(tmp_path: Path) -> None:
-    """Sizes and weights are read from the file; another model's checkpoint is refused by name."""
+    """Sizes and weights are read from the file. The checkpoint of another model is refused by name."""
     model = Seq2Seq(_config())
     path = tmp_path / "best.safetensors"
     header = {"model": g2p.MODEL, "config": json.dumps(_config().to_json())}

@@ -1,4 +1,4 @@
-"""The language model: a chunk is its steps, rows do not touch, and the readout says what the last step said."""
+"""The language model: a chunk equals its steps, rows do not affect each other, and the readout equals the last step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model() -> LanguageModel:
 
 
 def test_a_ragged_chunk_is_its_steps(model: LanguageModel) -> None:
-    """Each row's logits and last state are those it has alone, token by token."""
+    """Each row's logits and last state are those of the row alone, token by token."""
     lengths = torch.tensor([4, 1, 3])
     tokens = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0], [6, 7, 8, 0]])
     hidden, cell = torch.randn(2, 2, 3, 9, generator=torch.Generator().manual_seed(0)).unbind(0)
@@ -39,7 +39,7 @@ def test_a_ragged_chunk_is_its_steps(model: LanguageModel) -> None:
 
 
 def test_every_layer_has_a_state_of_its_own(model: LanguageModel) -> None:
-    """Changing the state of either layer changes what comes next."""
+    """A change of either layer's state changes the next logits."""
     zeros = torch.zeros(2, 1, 9)
     token = torch.tensor([[3]])
     with torch.no_grad():
@@ -61,12 +61,12 @@ def test_the_readout_of_a_state_is_what_the_step_to_it_said(model: LanguageModel
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_the_readout_of_a_decoder_is_what_its_step_said(num_layers: int) -> None:
-    """Through attention, from the first layer's output and the last's."""
+    """The readout uses attention, with the outputs of the first and of the last layer."""
     torch.manual_seed(0)
     model = Seq2Seq(Seq2SeqConfig(6, 7, 8, 16, 8, num_layers=num_layers)).eval()
     with torch.no_grad():
         assert isinstance(model.decoder.attention, LuongAttention)
-        model.decoder.attention.query.weight *= 100  # so that it matters from where attention looks
+        model.decoder.attention.query.weight *= 100  # so that the query of the attention matters
     source = torch.tensor([[1, 2, 3], [4, 5, 0]])
     with torch.no_grad():
         memory, mask, hidden, cell = model.encoder(source, torch.tensor([3, 2]))
@@ -75,7 +75,7 @@ def test_the_readout_of_a_decoder_is_what_its_step_said(num_layers: int) -> None
 
 
 def test_random_weights_are_uniform_and_of_their_seed() -> None:
-    """Between -1/sqrt(H) and 1/sqrt(H), the same for one seed, others for another; in evaluation mode."""
+    """The weights lie between -1/sqrt(H) and 1/sqrt(H) and depend on the seed only. The model is in evaluation mode."""
     models = [random_language_model(CONFIG, seed=seed) for seed in (1, 1, 2)]
     weights = [torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models]
     assert torch.equal(weights[0], weights[1])

@@ -1,4 +1,4 @@
-"""Morse sounds as it is keyed, and the recipe learns something of it in seconds."""
+"""Morse code sounds as it is keyed, and the recipe learns something in seconds."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CLEAN = data.Difficulty(seconds=6.0, worst_db=20.0, jitter=0.0)
 
 
 def test_the_word_paris_is_fifty_units_long() -> None:
-    """Six times, with a gap after each, it is six times as long; and at 20 words a minute it lasts three seconds."""
+    """Six times the word with its gaps is six times as long. At 20 words a minute, the word lasts three seconds."""
     assert data.num_units("paris") + 4.0 == 50.0
     assert data.num_units("paris " * 6) == 300.0
     assert 50.0 * data.unit_s(20.0) == pytest.approx(3.0)
 
 
 def test_a_machine_keys_dots_dashes_and_gaps_of_exact_length() -> None:
-    """ "as e" at 12 words a minute, where a unit is a tenth of a second."""
+    """It keys "as e" at 12 words a minute, where a unit is a tenth of a second."""
     marks = data.key("as e", data.Fist(12.0), np.random.default_rng(0))
     starts = [0, 2, 8, 10, 12, 20]
     lengths = [1, 3, 1, 1, 1, 1]
@@ -41,7 +41,7 @@ def test_a_machine_keys_dots_dashes_and_gaps_of_exact_length() -> None:
 
 
 def test_farnsworth_makes_the_gaps_between_characters_and_words_longer() -> None:
-    """And no others."""
+    """No other gaps change."""
     marks = data.key("as e", data.Fist(12.0, stretch=2.0), np.random.default_rng(0))
     gaps = [after.begin - before.end for before, after in itertools.pairwise(marks)]
     np.testing.assert_allclose(gaps, [0.1, 0.6, 0.1, 0.1, 1.4])
@@ -56,7 +56,7 @@ def test_a_hand_is_not_exact_and_keeps_its_order() -> None:
 
 @pytest.mark.parametrize("snr_db", [0.0, 20.0])
 def test_the_sound_is_as_loud_as_asked_for_and_as_noisy(snr_db: float) -> None:
-    """Noise is measured where the key is up, tone and noise where it is down."""
+    """Noise is measured where the key is up, and tone with noise where it is down."""
     air = data.Air(tone_hz=700.0, snr_db=snr_db, gain=0.25)
     found = data.synthesize("0" * 10, data.Fist(10.0), air, np.random.default_rng(0))
     assert found.samples.dtype == np.float32
@@ -112,7 +112,7 @@ def test_the_lessons_get_harder_and_never_come_again() -> None:
 
 
 def test_the_recipe_trains_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss goes down; the evaluation has the rates of both by noise and by speed."""
+    """The loss decreases, and the evaluation has the error rates of model and baseline by noise and by speed."""
     monkeypatch.setattr(morse, "_NUM_VALIDATION", 2)
     monkeypatch.setattr(morse, "_NUM_TEST", 1)
     monkeypatch.setattr(morse, "_NUM_MINUTES", 1)

@@ -1,4 +1,4 @@
-"""The baseline of language models is a distribution, and its formula is Chen and Goodman's."""
+"""The baseline of the language models is a probability distribution by the formula of Chen and Goodman."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sequences() -> list[list[int]]:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_probabilities_of_what_may_come_next_add_up_to_one(sequences: list[list[int]], order: int) -> None:
-    """After any context, seen or not, and no token has none."""
+    """This holds after any context, seen or not, and every token has a probability above 0."""
     model = KneserNey(sequences, order=order, vocabulary_size=SIZE)
     for context in ([], [0], [1, 2], [2, 2, 2, 2, 2], [4, 4]):
         found = [model.probability(context, token) for token in range(SIZE)]
@@ -29,11 +29,12 @@ def test_probabilities_of_what_may_come_next_add_up_to_one(sequences: list[list[
 
 
 def test_a_bigram_by_hand() -> None:
-    """Of a b a b a c: three kinds of bigrams after which a, b, c are new, one discount an order."""
+    """The sequence is a b a b a c. Unigrams count the contexts before a token, and each order has one discount."""
     a, b, c = range(3)
     model = KneserNey([[a, b, a, b, a, c]], order=2, vocabulary_size=3)
-    # bigrams ab 2, ba 2, ac 1: n1 = 1, n2 = 2, discount 1 / 5; after a: 3 in all, 2 kinds
-    # unigrams are counted by their contexts, a 1 (and once at the beginning), b 1, c 1: n1 = 2, n2 = 1, discount 1 / 2
+    # bigrams: ab 2, ba 2, ac 1, so n1 = 1, n2 = 2 and the discount is 1 / 5; after a: 3 in all, of 2 kinds
+    # unigrams by the contexts before them: a 1 (and 1 for the beginning), b 1, c 1, so n1 = 2, n2 = 1 and the discount
+    # is 1 / 2
     unigram_of_c = (1 - 0.5) / 4 + 0.5 * 3 / 4 * (1 / 3)
     expected = (1 - 0.2) / 3 + 0.2 * 2 / 3 * unigram_of_c
     assert model.probability([a], c) == pytest.approx(expected)

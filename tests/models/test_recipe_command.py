@@ -1,4 +1,4 @@
-"""The command line of recipes gives each what was said, and its own defaults for the rest."""
+"""The command line of recipes passes on the given values, and each recipe's own defaults for the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECIPES = ["morse", "co2", "stress", "pychar", "g2p", "translate"]
 
 
 def told(*arguments: str) -> list[argparse.Namespace | Path]:
-    """What is trained or evaluated."""
+    """Runs the command line. Returns what it trains or evaluates."""
     found: list[argparse.Namespace | Path] = []
     command.run(
         "models.recipes.some",

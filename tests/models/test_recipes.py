@@ -1,4 +1,4 @@
-"""The recipes learn something in seconds on little, can be gone on with, and say what they found."""
+"""The recipes learn something in seconds from little data, can be resumed, and report their results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_python_source_is_whole_files_of_one_split_each() -> None:
 
 
 def test_windows_of_source_go_on_where_the_ones_before_ended() -> None:
-    """Each stream reads its text in order; targets are what comes next; the first window is marked."""
+    """Each stream reads its text in order, targets are the next characters, and the first window is marked."""
     files = [[2 + (number + at) % 90 for at in range(50)] for number in range(9)]
     batches = list(pychar.make_batches(files, 4, 16, seed=1))
     assert [is_first for _, _, is_first in batches] == [True, *([False] * (len(batches) - 1))]
@@ -58,7 +58,7 @@ def test_bits_per_character_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPa
 
 
 def test_pychar_trains_and_beats_guessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a few files, against an n-gram of the same ones."""
+    """It trains on a few files, and is compared with an n-gram model of the same files."""
     texts = ["def read(self):\n    return self.value\n" * 20] * 12
     monkeypatch.setattr(python_source, "load", lambda split: texts if split == "train" else texts[:1])
     config = LanguageModelConfig(len(python_source.CHARACTERS), 8, 24)
@@ -82,7 +82,7 @@ def test_stress_tags_come_four_phonemes_late_with_their_words() -> None:
 
 
 def test_a_tagger_is_judged_word_by_word() -> None:
-    """Right tags of a stream of words are found again, and a wrong vowel costs its word."""
+    """Correct tags of a stream of words score 1, and a wrong vowel makes its word wrong."""
     words = [word for word in stress_data.load("validation") if sum(tag > 0 for tag in word.tags) == 2][:20]
     truth = [word.tags for word in words]
     assert stress.accuracy(truth, words) == (1.0, 1.0)
@@ -143,7 +143,7 @@ def test_co2_trains_and_says_what_it_found(tmp_path: Path) -> None:
 
 
 def test_the_carousel_keeps_the_gradient_and_the_vanilla_network_loses_it() -> None:
-    """Over 60 steps, by more than ten orders of magnitude."""
+    """After 60 steps the gradients differ by more than ten orders of magnitude."""
     subjects = {subject.name: subject for subject in gradient_flow.FLOW}
     left = {
         name: gradient_flow.gradient_norms(subjects[name], num_steps=61, num_rows=4, seed=0)[-1].item()

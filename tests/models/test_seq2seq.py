@@ -1,4 +1,4 @@
-"""Layers and the encoder-decoder: a row is answered alike alone, in a ragged batch, in chunks and step by step."""
+"""Layers and the encoder-decoder give a row the same result alone, in a ragged batch, in chunks and step by step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(bidirectional: bool) -> None:
-    """Outputs up to a row's length and its last states are its own; outputs past its length are zero."""
+    """A row's outputs up to its length and its last states equal those of the row alone; outputs past its length are
+    zero."""
     layer = RecurrentLayer("lstm", 4, 8, bidirectional=bidirectional)
     inputs = torch.randn(max(LENGTHS), len(LENGTHS), 4)
     hidden, cell = torch.randn(2, layer.num_directions, len(LENGTHS), 8)
@@ -39,7 +40,7 @@ def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(bidirectional: bool) -
 
 
 def test_attention_gives_padding_no_weight() -> None:
-    """The context of a query is the same over a memory with padding and over the same memory without."""
+    """A query has the same context over a memory with padding and over the same memory without."""
     attention = LuongAttention(8, 6)
     query, memory = torch.randn(1, 4, 8), torch.randn(1, 5, 6)
     padded = torch.cat([memory, torch.zeros(1, 3, 6)], dim=1)
@@ -48,7 +49,7 @@ def test_attention_gives_padding_no_weight() -> None:
 
 
 def test_the_encoder_reads_a_ragged_batch_row_by_row() -> None:
-    """Memory at real positions and the initial states are those of the row alone; memory is zero where padded."""
+    """The memory at real positions and the initial states equal those of the row alone; padded memory is zero."""
     encoder = Seq2Seq(CONFIG).eval().encoder
     source = _ragged_source()
     memory, mask, hidden, cell = encoder(source, torch.tensor(LENGTHS))

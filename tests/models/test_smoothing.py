@@ -1,4 +1,4 @@
-"""The loss with label smoothing: PyTorch's own value and gradient."""
+"""The loss with label smoothing has PyTorch's value and gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run that was killed ends as the run that was not, and a run that no longer improves stops."""
+"""A killed training run resumes with the same result as an uninterrupted one, and a run without improvement stops."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Killed(BaseException):
-    """Stands for a kill in the middle of an epoch: nothing gets the chance to tidy up."""
+    """Simulates a kill during an epoch: no `except Exception` handles it."""
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    """Killed within the third epoch and called again, training ends in the very bits of an uninterrupted run."""
+    """Training is killed in the third epoch and called again. Its weights are bit-identical to those of an
+    uninterrupted run."""
     whole = _train(tmp_path / "whole")
     with pytest.raises(Killed):
         _train(tmp_path / "killed", loss=_killed_after(2 * 5 + 3))
@@ -40,7 +41,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    """Calling training again when all epochs are done trains no more."""
+    """A call after the last epoch trains no more."""
     whole = _train(tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
     assert _train(tmp_path, loss=_killed_after(0)) == whole
@@ -48,7 +49,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
-    """With a patience of 2 the second epoch in a row without a new best is the last; the best one is kept."""
+    """With a patience of 2, training ends after two epochs in a row without a new best. The best weights are kept."""
     errors = iter([0.5, 0.4, 0.45, 0.41, 0.1])
     weights: list[Tensor] = []
 
@@ -65,7 +66,7 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> No
 
 
 def test_what_is_evaluated_is_the_moving_average(tmp_path: Path) -> None:
-    """Validation sees the averaged weights and evaluation mode; training goes on from the weights themselves."""
+    """Validation uses the averaged weights in evaluation mode. Training continues from the weights themselves."""
     seen: list[tuple[bool, Tensor]] = []
 
     def validation_error(model: nn.Module) -> float:
@@ -80,7 +81,7 @@ def test_what_is_evaluated_is_the_moving_average(tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    """The loss goes down on a task that can be learnt."""
+    """The loss decreases on a task that the model can learn."""
     history = _train(tmp_path, epochs=4)
     assert history[-1].training_loss < history[0].training_loss
 
@@ -93,7 +94,7 @@ def _train(
     epochs: int = 4,
     patience: int = 6,
 ) -> list[training.Epoch]:
-    """Trains a tiny regression, five batches an epoch, with dropout so that the random state matters."""
+    """Trains a tiny regression with five batches an epoch. It has dropout, so that the random state matters."""
     torch.manual_seed(99)
     model = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Linear(6, 1))
     return training.train(

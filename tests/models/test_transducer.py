@@ -1,4 +1,4 @@
-"""The transducer's loss is the sum over all alignments, and what it hears does not depend on how it comes."""
+"""The transducer's loss sums over all alignments, and its output does not depend on how the frames are cut."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _seeded() -> None:
 
 
 def test_the_loss_is_the_sum_over_all_alignments() -> None:
-    """Of rows of other lengths, each as if it were alone."""
+    """The rows have different lengths, and each gives the loss that it gives alone."""
     logits, targets = _lattices()
     found = transducer_loss(logits, targets)
     for loss, row, target in zip(found, logits, targets, strict=True):
@@ -34,7 +34,7 @@ def test_the_loss_is_the_sum_over_all_alignments() -> None:
 
 
 def test_all_targets_together_are_certain() -> None:
-    """The probabilities of all targets sum to 1, where no more than two tokens can be said."""
+    """If a target has at most two tokens, the probabilities of all targets sum to 1."""
     targets = [[], *([a] for a in (1, 2)), *([a, b] for a in (1, 2) for b in (1, 2))]
     logits = torch.randn(1, 3, 3, dtype=torch.float64)
     logits[:, -1, 1:] = -torch.inf
@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 
 def test_a_long_lattice_stays_finite() -> None:
-    """In single precision, with logits as large as those of a model that is sure."""
+    """The loss and its gradient stay finite in single precision, with the large logits of a confident model."""
     logits = [(30.0 * torch.randn(*shape, 20)).requires_grad_() for shape in ((400, 41), (350, 32))]
     losses = transducer_loss(logits, [torch.randint(1, 20, (length,)) for length in (40, 31)])
     torch.autograd.backward(losses.sum())
@@ -65,7 +65,7 @@ def test_a_long_lattice_stays_finite() -> None:
 
 
 def test_hearing_in_chunks_is_hearing_the_whole() -> None:
-    """The encoder gives the same, and the decoder says the same after the same frames."""
+    """In chunks, the encoder gives the same outputs, and the decoder emits the same tokens after the same frames."""
     model = _talkative()
     frames = 0.3 * torch.randn(3, 17, 320)
     whole, *_ = model.encoder(frames, *model.encoder.stack.zeros(3))
@@ -91,7 +91,7 @@ def test_rows_of_other_lengths_say_what_they_say_alone() -> None:
 
 
 def test_no_more_is_said_after_a_frame_than_allowed() -> None:
-    """A joiner that never gives the blank says the limit after each frame."""
+    """A joiner that never prefers the blank emits the maximum number of tokens after each frame."""
     model = Transducer(SMALL).eval()
     with torch.no_grad():
         model.joiner.projection.bias[3] = 100.0
@@ -100,7 +100,7 @@ def test_no_more_is_said_after_a_frame_than_allowed() -> None:
 
 
 def test_it_learns_to_spell_a_few_sounds() -> None:
-    """Trained on three utterances of tones for a few hundred steps, it says their tokens, each once."""
+    """After 300 training steps on three utterances of tones, the model emits their tokens, each once."""
     model = Transducer(replace(SMALL, hidden_size=24, num_layers=1, joined_size=16))
     targets = torch.tensor([[1, 2, 3], [3, 3, 1], [2, 4, 2]])
     frames = torch.stack([torch.cat([_tone(token) for token in row]) for row in targets.tolist()])
@@ -115,13 +115,13 @@ def test_it_learns_to_spell_a_few_sounds() -> None:
 
 
 def _tone(token: int) -> Tensor:
-    """Two frames of a tone of the token's own, and two of silence: [4, 320]."""
+    """Returns two frames of the token's tone and two of silence, [4, 320]."""
     times = torch.arange(640) / 8000
     return torch.cat([torch.sin(2 * torch.pi * (300 + 150 * token) * times), torch.zeros(640)]).reshape(4, 320)
 
 
 def _talkative() -> Transducer:
-    """A model without training that says something, and not always."""
+    """Returns an untrained model that emits tokens after some frames and not after others."""
     model = Transducer(SMALL).eval()
     with torch.no_grad():
         model.encoder.projection.weight *= 20.0
@@ -136,7 +136,7 @@ def _lattices() -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _alignments(num_frames: int, target: list[int]) -> Iterator[list[int]]:
-    """All ways to say a target: tokens, and as many blanks as there are frames, of which the last is the end."""
+    """Yields all alignments of a target: its tokens with one blank for each frame, the last blank at the end."""
     if num_frames == 1:
         yield [*target, BLANK_ID]
         return

@@ -1,4 +1,4 @@
-"""Catalogues of every format that the sources have are read as they are written."""
+"""Catalogues are read in every format that the sources use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(contents: dict[str, str | bytes]) -> list[tuple[str, str]]:
 
 
 def catalogue() -> polib.POFile:
-    """One message in a context, one in two numbers, one that is doubtful and one that is not used any more."""
+    """Returns a catalogue with a message in a context, one with a plural, a doubtful one and an obsolete one."""
     made = polib.POFile()
     made.metadata = {"Content-Type": "text/plain; charset=utf-8", "Plural-Forms": "nplurals=2; plural=(n != 1);"}
     made.append(polib.POEntry(msgctxt="menu", msgid="Open file", msgstr="Datei öffnen"))
@@ -71,7 +71,7 @@ def test_properties_are_read_with_escapes_and_continued_lines() -> None:
 
 
 def test_fluent_is_read_without_keys_of_the_keyboard() -> None:
-    """The files of a language pack lie one folder deeper than the English ones."""
+    """The files of a language pack are one folder deeper than the English ones."""
     files: dict[str, str | bytes] = {
         "browser/localization/de/a.ftl": "menu = Datei\n    .label = { $name } öffnen\n    .accesskey = f\n",
         "localization/en-US/a.ftl": "menu = File\n    .label = Open { $name }\n    .accesskey = O\n",

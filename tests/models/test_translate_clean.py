@@ -1,4 +1,4 @@
-"""Messages become pairs that read as text, and what is no translation does not."""
+"""Messages become pairs of plain text, and messages that are not translations are left out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_directives_that_differ_or_are_many_leave_no_pair(english: str, german: 
 
 
 def test_sentences_are_paired_where_both_sides_have_as_many() -> None:
-    """A full stop of an abbreviation ends none; where the numbers differ, the message is one pair."""
+    """The full stop of an abbreviation does not end a sentence. If the numbers of sentences differ, the message is one
+    pair."""
     english = "Enter a name, e.g. Peter. Then press the button."
     german = "Geben Sie einen Namen ein, z. B. Peter. Drücken Sie dann den Knopf."
     assert list(clean(english, german)) == [

@@ -1,4 +1,4 @@
-"""Near-duplicates stay on one side, splits never move, and the same packages give the same corpus."""
+"""Near-duplicates stay in one split, splits never change, and the same packages give the same corpus."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_texts_of_other_words_are_of_other_groups(one: str, other: str) -> None:
     ],
 )
 def test_a_text_stays_on_its_side(english: str, split: data.Split) -> None:
-    """A shipped model is evaluated on this very split, so a text that moves would falsify its figures."""
+    """The shipped model was evaluated on this split, so its published scores hold only for this split."""
     assert data.split_of(english) == split
 
 
@@ -102,7 +102,8 @@ GERMAN = st.lists(
 
 @given(st.dictionaries(st.sampled_from("abc"), st.lists(st.tuples(TEXTS, GERMAN), max_size=30), max_size=3))
 def test_no_near_duplicate_crosses_and_nothing_held_out_was_seen(found: dict[str, list[tuple[str, str]]]) -> None:
-    """Whatever the sources give: in English by the split, in German by leaving out; of a group one pair is held out."""
+    """This holds for any sources. English texts are kept apart by the split, German ones by leaving pairs out. Of each
+    group, at most one pair is held out."""
     split = data.arrange(found)
     groups = {one: [data.group_of(pair.english) for pair in pairs] for one, pairs in split.items()}
     german = {one: [data.group_of(pair.german) for pair in pairs] for one, pairs in split.items()}
@@ -116,7 +117,8 @@ def test_no_near_duplicate_crosses_and_nothing_held_out_was_seen(found: dict[str
 
 
 def test_of_several_translations_what_most_sources_give_is_taken() -> None:
-    """Others stay if two sources give them; where as many give each, the first source's is taken."""
+    """Other translations stay if two sources give them. If equally many sources give each, the first source's is
+    taken."""
     found = {
         "a": [("Open the file", "Öffne die Datei"), ("Close the window", "Fenster zu")],
         "b": [("Open the file", "Datei öffnen"), ("Close the window", "Fenster schließen")],
@@ -133,7 +135,7 @@ def test_of_several_translations_what_most_sources_give_is_taken() -> None:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Source]:
-    """Two packages that were fetched already: a wheel with a gettext catalogue, and one with JSON in an archive."""
+    """Two packages that are already fetched: a wheel with a gettext catalogue, and a wheel with JSON catalogues."""
     made = polib.POFile()
     for number, word in enumerate(("file", "page", "window", "folder", "printer", "image", "table", "server")):
         made.append(polib.POEntry(msgid=f"Open the {word}", msgstr=f"Öffne das {'xyzuvwrs'[number] * 4}"))

@@ -1,4 +1,4 @@
-"""The recipe of the translator learns from little, can be gone on with, and is judged beside its baselines."""
+"""The recipe of the translator learns from little data, can be resumed, and is compared with its baselines."""
 
 from __future__ import annotations
 

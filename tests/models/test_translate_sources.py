@@ -1,4 +1,4 @@
-"""Each source that is fetched has a licence that the decision allows, and versions that do not move."""
+"""Each source has a licence that the decision allows, and a fixed version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECISION = Path(__file__).parents[2] / "docs/decisions/0045-what-may-train-the-t
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_a_source_has_a_licence_that_is_allowed_and_a_version(source: Source) -> None:
-    """Debian keeps one version of a release alone: it is told with what was fetched."""
+    """A Debian release keeps only one version of a package, so the version is recorded when the package is fetched."""
     assert source.licence in ALLOWED
     assert source.packages
     for package in source.packages:

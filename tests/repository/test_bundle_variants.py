@@ -1,4 +1,4 @@
-"""A bundle is loaded with every variant of its graphs, and refused when one is not what the manifest says."""
+"""A bundle is loaded with every variant of its graphs, and refused if a graph differs from the manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEADS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle with heads, a readout, and a variant `same` that is its step again under another name."""
+    """A bundle with heads, a readout, and a variant `same` whose step graph is a copy of the base's."""
     folder = bundles.write_language_model(tmp_path)
     _add_heads(folder / "step.onnx", has_default=True)
     (folder / "step.same.onnx").write_bytes((folder / "step.onnx").read_bytes())

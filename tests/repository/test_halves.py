@@ -1,4 +1,4 @@
-"""Graphs that compute in 16-bit floats are loaded without what would end the process."""
+"""Graphs that compute in 16-bit floats are loaded without the optimizations that would crash the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.repository.halves import has_halves
 
 
 def product(kind: int, *, nested: bool = False) -> bytes:
-    """A product behind a transposition; nested: in the branches of an `If`."""
+    """Returns a model of a product after a transposition. nested: whether it is in the branches of an `If`."""
     weight = numpy_helper.from_array(np.ones((3, 2), helper.tensor_dtype_to_np_dtype(kind)), "w")
     nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]), helper.make_node("MatMul", ["t", "w"], ["y"])]
     value = helper.make_tensor_value_info
@@ -48,7 +48,7 @@ def test_what_is_no_model_has_none() -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_product_of_16_bit_floats_is_loaded_and_run(nested: bool, tmp_path: Path) -> None:
-    """In a process of its own, which must not die."""
+    """The graph is loaded in a child process, which must not crash."""
     (tmp_path / "half.onnx").write_bytes(product(TensorProto.FLOAT16, nested=nested))
     code = (
         "import sys, numpy as np\n"

@@ -1,4 +1,4 @@
-"""A manifest that contradicts itself is refused, with a message that says where."""
+"""A manifest that contradicts itself is refused, with a message that names the place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.repository.steps import HISTORY
 from tests import domain
 
 CHANGES: list[tuple[str, dict[str, Any], str]] = [
-    # (what is wrong, what is changed by path, how the refusal reads)
+    # (what is wrong, the changed values by path, a part of the message)
     ("a format of the future", {"format_version": 3}, "format_version: Input should be 1 or 2"),
     (
         "names of tokens",
@@ -234,7 +234,7 @@ def whole() -> Manifest:
 
 
 def changed(changes: dict[str, Any], of: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole manifest as JSON has it, or another, with what lies at each path set to something else."""
+    """Returns a manifest as JSON, with the value at each path replaced. of: the manifest; None: the whole one."""
     values = copy.deepcopy(whole().model_dump(mode="json") if of is None else of)
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -336,7 +336,7 @@ PARTS = [
     ],
 )
 def test_a_field_that_the_contract_does_not_know_is_refused(part: str) -> None:
-    """Whatever part of the manifest it is in."""
+    """This holds for every part of the manifest."""
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed({f"{part}.surprise".removeprefix("."): 1}))
     (problem,) = refusal.value.errors()
@@ -401,7 +401,7 @@ HISTORY_STATE = {
 
 
 def worded() -> dict[str, Any]:
-    """A language model of subwords that keeps its last tokens."""
+    """Returns a language model of subwords that keeps its last tokens."""
     return {
         "model": "worded",
         "version": 1,

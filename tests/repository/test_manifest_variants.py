@@ -1,4 +1,5 @@
-"""Heads, readouts and variants that contradict the rest of a manifest are refused, with a message that says where."""
+"""Heads, readouts and variants that contradict the rest of a manifest are refused, with a message that names the
+place."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ TOP_K = {
 
 
 def whole() -> dict[str, Any]:
-    """A manifest as JSON has it, with heads, a readout and a variant."""
+    """Returns a manifest as JSON, with heads, a readout and a variant."""
     values = domain.manifest(contexts=(domain.context("memory"),), has_encoder=True).model_dump(mode="json")
     values["step"] |= {"next_token": copy.deepcopy(NEXT_TOKEN), "top_k": copy.deepcopy(TOP_K)}
     values["readout"] = copy.deepcopy(READOUT)
@@ -87,7 +88,7 @@ def test_what_contradicts_the_rest_is_refused_saying_where(path: str, value: obj
     ("name", "message"), [("fp32", "variants must not name fp32"), ("INT8", "should match pattern")]
 )
 def test_a_variant_has_a_name_of_its_own(name: str, message: str) -> None:
-    """fp32 is the manifest's own step."""
+    """The name fp32 belongs to the manifest's own step."""
     values = whole()
     values["variants"][name] = values["variants"].pop("int8")
     with pytest.raises(ValidationError, match=message):

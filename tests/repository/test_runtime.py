@@ -1,4 +1,4 @@
-"""How graphs are run, and what the library that runs them does not do."""
+"""Graphs are run without telemetry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.mark.parametrize("module", ["service.repository.runtime", "export.proofs.runners"])
 def test_onnx_runtime_reports_to_nobody(tmp_path: Path, module: str) -> None:
-    """It leaves an identifier in the home folder when it does."""
+    """With telemetry, ONNX Runtime leaves an identifier in the home folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "CI"))}
     command = [sys.executable, "-c", f"import {module}, onnxruntime; onnxruntime.SessionOptions()"]
     subprocess.run(command, env={**environment, "HOME": str(tmp_path)}, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Text as pieces of words: cut by SentencePiece's model, which has the vocabulary's tokens as its pieces."""
+"""Text is cut into subwords by a SentencePiece model, whose pieces are the tokens of the vocabulary."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_text_of_megabytes_is_refused_at_once(tmp_path: Path, text: str) -> No
 
 
 def test_a_token_takes_its_text_too(tmp_path: Path) -> None:
-    """Parts of a generation are as long as their messages may be."""
+    """The limit on a generation's messages counts the text of each token too."""
     vocabulary = load(tmp_path)
     plain = Vocabulary(vocabulary.names, owner="", tokenizer="whitespace", lowercase=False)
     longest = max(len(name.replace("▁", " ").encode()) for name in vocabulary.names if not name.startswith("<"))

@@ -1,4 +1,4 @@
-"""Rows are parted by the bits of what one run has once."""
+"""Rows are grouped by the bits of the values that a run of the graph takes only once."""
 
 from __future__ import annotations
 

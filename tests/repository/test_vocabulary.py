@@ -1,4 +1,4 @@
-"""Names to ids and back, text to ids, and what is told of a name that is not there."""
+"""Token names become ids and back, text becomes ids, and unknown names are refused with a clear message."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_first_name_that_is_unknown_is_named_with_its_place() -> None:
     ],
 )
 def test_text_is_split_into_characters_after_lower_casing(text: str, ids: list[int]) -> None:
-    """Apostrophes and accented letters are characters as any."""
+    """Apostrophes and accented letters are ordinary characters."""
     assert letters().ids_of_text(text, field="source.text") == ids
 
 
@@ -119,7 +119,7 @@ def test_text_without_a_token_is_refused(vocabulary: Vocabulary, text: str) -> N
 @given(st.text(max_size=20) | st.text("abcé'AB", max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_any_text_gives_ids_or_a_refusal_that_names_what_is_there(text: str) -> None:
-    """The place that a refusal names is the place of the character that it shows, in the lower-cased text."""
+    """The place that a refusal names is that of the character that it shows, in the lower-cased text."""
     folded = text.lower()
     unknown = next((place for place, character in enumerate(folded) if character not in LETTERS), None)
     if not text:
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, co
 
 
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    """As a ValueError, which makes the bundle a problem and not the server."""
+    """It raises ValueError: the bundle becomes a problem, and the server continues."""
     (tmp_path / "target.txt").write_bytes(b"a\n\xff\n")
     spec = VocabularySpec(file="target.txt", size=2, tokenizer="characters")
     with pytest.raises(ValueError, match="utf-8"):
@@ -195,7 +195,8 @@ def _load(folder: Path, text: str, **fields: bool | int) -> Vocabulary:
 
 
 def test_escaped_lines_are_any_characters(tmp_path: Path) -> None:
-    """A line feed, white space, backslashes, and what other programs take for the end of a line."""
+    """The characters include line feeds, white space, backslashes, and what other programs read as the end of a
+    line."""
     assert _load(tmp_path, ESCAPED, escaped=True).names == UNESCAPED
     assert _load(tmp_path, ESCAPED).names == tuple(ESCAPED.split("\n")[:-1]), "only where the manifest says so"
 
