@@ -1,4 +1,4 @@
-"""A browser, and a server whose page it shows."""
+"""A browser, and servers whose page it shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.services import program
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Debian's Chromium, whose microphone hears `sounds.MICROPHONE`, again and again, where a page is let."""
+    """Debian's Chromium. Its microphone repeats `sounds.MICROPHONE` to each page that has the permission."""
     path = program("chromium")
     file = write_wav(tmp_path_factory.mktemp("sounds") / "microphone.wav", MICROPHONE)
     microphone = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={file}"]
@@ -27,7 +27,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def server(browser: Browser) -> Iterator[LocalService]:
-    """A service on the shipped bundles; after `browser`, so that none is started without one."""
+    """A service of the shipped bundles. It starts after `browser`, so that no service starts without a browser."""
     with local_service(SHIPPED, {"wire": "envoy"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
@@ -35,8 +35,8 @@ def server(browser: Browser) -> Iterator[LocalService]:
 
 @pytest.fixture(scope="package")
 def small_server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
-    """A service on the small bundles of `tests.page.emitting`: `tiny-emitting` reads three numbers a step,
-    `tiny-hearing` and `tiny-level` sound."""
+    """A service of the small bundles of `tests.page.emitting`: `tiny-emitting` reads three numbers a step,
+    `tiny-hearing` and `tiny-level` read sound."""
     folder = tmp_path_factory.mktemp("repository")
     write_transducer(folder, "tiny-emitting", 3)
     write_transducer(folder, "tiny-hearing", FRAME, RATE)
@@ -48,7 +48,7 @@ def small_server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def small_page(browser: Browser, small_server: LocalService) -> Iterator[Tab]:
-    """A tab on those, in which no request may fail."""
+    """A tab with the page of the small bundles. No request may fail in it."""
     with tab(browser, small_server.target) as made:
         yield made
         assert made.failures == []
@@ -56,7 +56,7 @@ def small_page(browser: Browser, small_server: LocalService) -> Iterator[Tab]:
 
 @pytest.fixture
 def page(browser: Browser, server: LocalService) -> Iterator[Tab]:
-    """A tab on the shipped bundles in which no request may fail."""
+    """A tab with the page of the shipped bundles. No request may fail in it."""
     with tab(browser, server.target) as made:
         yield made
         assert made.failures == []

@@ -1,8 +1,8 @@
-"""Small bundles made on the spot, with ONNX alone: a transducer that tells where it gets loud, and a detector that says
-how loud it is. A frame is loud where the mean of its numbers, without their signs, is above 0.1.
+"""Makes small bundles with ONNX alone: a transducer that emits tokens where the sound gets loud, and a detector that
+returns the loudness. A frame is loud if the mean of its absolute values is above 0.1.
 
-The transducer emits a token where a loud frame follows one that is not, and another one where the mean is above 0.6,
-which is as many as it may. The tokens are `a`, `b`, `c`, `a`, and so on; their probabilities are 0.75 and 0.5.
+The transducer emits one token where a loud frame follows one that is not loud, and a second one if the mean is above
+0.6. Two is its maximum for one frame. The tokens are `a`, `b`, `c`, `a`, and so on, with probabilities 0.75 and 0.5.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.repository.specs import Dtype
 from service.repository.steps import EmitsSpec
 
 HISTORY = 4
-"""Tokens that a session's state has."""
+"""How many tokens a session's state holds."""
 _HEAD = '<ir_version: 10, opset_import: ["" : 22]>\n'
 _DETECTOR = """step (float[batch, time, {size}] frames, int64[batch, 1] count)
     => (float[batch, time, 1] values, int64[batch, 1] next_count)
@@ -84,7 +84,7 @@ _TRANSDUCER = """step (
 
 
 def write_transducer(repository: Path, model: str, size: int, sample_rate: int | None = None) -> None:
-    """Writes `repository/model/1`. size: numbers in a frame."""
+    """Writes a transducer to `repository/model/1`. size: numbers in a frame."""
     folder = repository / model / "1"
     folder.mkdir(parents=True)
     (folder / "target.txt").write_text("<blank>\na\nb\nc\n")
@@ -103,7 +103,7 @@ def write_transducer(repository: Path, model: str, size: int, sample_rate: int |
 
 
 def write_detector(repository: Path, model: str, size: int, sample_rate: int) -> None:
-    """Writes `repository/model/1`. size: samples in a frame."""
+    """Writes a detector to `repository/model/1`. size: samples in a frame."""
     folder = repository / model / "1"
     folder.mkdir(parents=True)
     _write(folder, _DETECTOR.format(size=size), _step(size, 1), states=(_state("count", 1),), sample_rate=sample_rate)
@@ -127,7 +127,7 @@ def _tensor(name: str, dtype: Dtype, *shape: str | int) -> TensorSpec:
 
 
 def _write(folder: Path, graph: str, step: StepSpec, **more: Any) -> None:
-    """more: of the manifest."""
+    """Writes the graph and the manifest. more: further fields of the manifest."""
     onnx.save(parser.parse_model(_HEAD + graph), folder / step.file)
     manifest = Manifest(
         format_version=2,

@@ -1,4 +1,4 @@
-"""Sounds in WAV files: tones with silence between them."""
+"""Sounds in WAV files: tones with silence in between."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import wave
 from pathlib import Path
 
 RATE, FRAME = 8000, 160
-"""Samples a second, and in a step: 20 ms."""
+"""Samples per second, and samples per step (20 ms)."""
 Tones = list[tuple[float, float]]
-"""Each as its amplitude, and seconds."""
+"""Each tone as its amplitude and its duration in seconds."""
 
 MICROPHONE: Tones = [(0.0, 0.3), (0.4, 0.3)]
 
 
 def samples_of(tones: Tones, rate: int = RATE) -> list[float]:
-    """Numbers from -1 to 1, as a file of 16 bits has them."""
+    """Returns numbers from -1 to 1, rounded as in a 16-bit file."""
     found: list[float] = []
     for amplitude, seconds in tones:
         for _ in range(round(seconds * rate)):
@@ -26,7 +26,7 @@ def samples_of(tones: Tones, rate: int = RATE) -> list[float]:
 
 
 def write_wav(path: Path, tones: Tones, *, rate: int = RATE, channels: int = 1) -> Path:
-    """All channels are alike. Returns the path."""
+    """Writes the tones to a WAV file with identical channels. Returns the path."""
     numbers = [round(32768 * sample) for sample in samples_of(tones, rate) for _ in range(channels)]
     with wave.open(str(path), "wb") as file:
         file.setparams((channels, 2, rate, 0, "NONE", ""))

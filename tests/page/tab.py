@@ -1,4 +1,4 @@
-"""A tab of a browser with the page in it, as a person sees it."""
+"""A browser tab with the page, used as a person uses it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ expect.set_options(timeout=10_000)
 
 
 class Tab:
-    """The page of the server at `target`. problems: what the browser's console has to complain of; failures: requests
-    that were refused or not answered, which the console tells, too. most_at_once: calls that were in flight at once."""
+    """The page of the server at `target`.
+
+    problems: errors and warnings of the browser's console. failures: requests that were refused or not answered.
+    most_at_once: the largest number of calls that were in flight at the same time.
+    """
 
     def __init__(self, page: Page, target: str) -> None:
         self.page, self.target = page, target
@@ -36,7 +39,7 @@ class Tab:
         self.choose(model, source)
 
     def choose(self, model: str, source: str | None = None) -> None:
-        """Opens a session of another model. source: None leaves the example."""
+        """Opens a session of another model. source: None keeps the example."""
         self.page.get_by_label("Model").select_option(model)
         expect(self.page.locator(".column")).to_have_count(1)
         form = self.column().locator("form.source")
@@ -48,35 +51,35 @@ class Tab:
         self.most_at_once = 0
 
     def column(self, index: int = 0) -> Locator:
-        """The session, or its fork."""
+        """Returns the column of the session, or of its fork."""
         return self.page.locator(".column").nth(index)
 
     def box(self, index: int = 0) -> Locator:
-        """Where tokens are typed."""
+        """Returns the box in which tokens are typed."""
         return self.column(index).get_by_label("Type", exact=True)
 
     def expect_position(self, position: int, index: int = 0) -> None:
-        """Waits until the session has come there."""
+        """Waits until the session is at the position."""
         expect(self.column(index).locator(".stats dd").first).to_have_text(str(position))
 
     def expected(self, index: int = 0) -> list[str]:
-        """The names of the tokens that are said to come next."""
+        """Returns the names of the tokens that the page shows as next tokens."""
         return self.column(index).locator(".candidate:visible .name").all_text_contents()
 
     def step(self, position: int, index: int = 0) -> Locator:
-        """The step that led to a position."""
+        """Returns the step that led to a position."""
         return self.column(index).get_by_role("button", name=f"Step {position}:")
 
     def transcript(self, index: int = 0) -> Locator:
-        """What a transducer has emitted, as text."""
+        """Returns the text that a transducer has emitted."""
         return self.column(index).locator(".transcript .text")
 
     def status(self, index: int = 0) -> Locator:
-        """What the page tells of the session by itself."""
+        """Returns the status message of the session."""
         return self.column(index).locator(".status")
 
     def ids(self) -> list[str]:
-        """The sessions that the address names."""
+        """Returns the session ids in the page's address."""
         return self.page.url.partition("#")[2].split(",")
 
     def _told(self, message: ConsoleMessage) -> None:
@@ -96,8 +99,8 @@ class Tab:
 
 @contextmanager
 def tab(browser: Browser, target: str, **options: Any) -> Iterator[Tab]:
-    """A tab of its own, without what others have kept. options: of Playwright's `new_context`. At the end nothing may
-    be wrong with the page."""
+    """A new tab without stored data of other tabs. options: for Playwright's `new_context`. At the end, the page may
+    have no problems."""
     context = browser.new_context(**options)
     try:
         made = Tab(context.new_page(), target)
@@ -108,7 +111,7 @@ def tab(browser: Browser, target: str, **options: Any) -> Iterator[Tab]:
 
 
 def ask(target: str, method: str, **fields: Any) -> Any:
-    """A call in JSON, beside the page's."""
+    """Makes a call in JSON, independently of the page. Returns the response."""
     answer = web.ask(target, f"/carousel.v1.{method}", json.dumps(fields).encode(), web.JSON)
     assert answer.status == 200, answer.body
     return json.loads(answer.body)

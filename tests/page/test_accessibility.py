@@ -1,4 +1,5 @@
-"""Nobody is kept out of the page: axe finds nothing, nothing is wider than a phone, and keys are enough."""
+"""The page is accessible: axe finds no violations, a phone shows it without scrolling sideways, and the keyboard is
+enough."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def check(page: Tab) -> None:
-    """What is shown now, in both themes and at both widths."""
+    """Checks what the page shows now, in both themes and at both widths."""
     for theme in THEMES:
         for width in (DESK, PHONE):
             page.page.emulate_media(color_scheme=theme, reduced_motion="reduce")

@@ -1,4 +1,4 @@
-"""The bundle that is committed is of the sources that are, is small, and loads nothing from elsewhere."""
+"""The committed bundle is built from the current sources, is small, and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMESPACES = {"www.w3.org", "www.apache.org"}
 
 
 def test_the_bundle_is_of_these_sources() -> None:
-    """`scripts/page` writes what it was made of into it."""
+    """`scripts/page` writes the digest of the sources into the bundle."""
     names = ["page/build.mjs", "page/package-lock.json"]
     for folder in ("page/src", "proto/carousel/v1"):
         names += [f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()]

@@ -1,4 +1,4 @@
-"""What a person does on the page, in a real browser on a real server."""
+"""A person's actions on the page, in a real browser with a real server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCE = [370.2, 371.5, 372.4, 371.8, 370.1, 368.0, 366.3, 366.5, 367.9, 369.1, 
 
 
 def tensor(numbers: list[float]) -> dict[str, Any]:
-    """Steps of one number, in JSON."""
+    """Returns steps of one number each, as a tensor in JSON."""
     data = struct.pack(f"<{len(numbers)}f", *numbers)
     return {"shape": [len(numbers), 1], "data": base64.b64encode(data).decode()}
 
@@ -103,7 +103,7 @@ def test_a_reload_finds_the_session_again(page: Tab, browser: Browser) -> None:
     expect(page.box()).to_have_value("G ")
     assert (page.ids(), page.expected()) == (ids, told)
     expect(page.column().get_by_role("img", name="Attention")).to_be_visible()
-    with tab(browser, page.target) as elsewhere:  # where nothing is kept of it but its address
+    with tab(browser, page.target) as elsewhere:  # only the address is known here
         elsewhere.page.goto(page.page.url)
         elsewhere.expect_position(1)
         expect(elsewhere.box()).to_have_value("")
@@ -198,7 +198,7 @@ def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: 
 def test_it_goes_on_by_itself_when_its_server_was_killed_and_is_back(
     browser: Browser, tiny_repository: Path, tmp_path: Path, store: str
 ) -> None:
-    """The session is as it was stored; where it was stored nowhere, it is another one that was fed the same."""
+    """If the session was stored, it continues. If not, a new session is fed the same tokens."""
     port = free_port()
     flags = {"wire": "envoy", "port": port, "store": store, "data-folder": tmp_path}
     with tab(browser, f"127.0.0.1:{port}") as page:

@@ -1,4 +1,4 @@
-"""Models of sound, on the page: the microphone, and files."""
+"""Models of sound on the page: the microphone, and files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.page.test_accessibility import check
 
 MODEL = "tiny-hearing"
 TONES: Tones = [(0.0, 0.1), (0.4, 0.2), (0.0, 0.1), (1.0, 0.2), (0.0, 0.15)]
-"""Loud, then very loud: three tokens. The last step is not full."""
+"""A loud tone gives one token and a very loud one two. The last step is not full."""
 NUM_STEPS = 38
 NO_OTHER_RATE = """
 const make = AudioContext.prototype.createMediaStreamSource;
@@ -31,13 +31,13 @@ AudioContext.prototype.createMediaStreamSource = function (stream) {
 
 @pytest.fixture
 def page(small_page: Tab) -> Tab:
-    """A tab on the small bundles, which may hear."""
+    """A tab with the page of the small bundles, which may use the microphone."""
     small_page.page.context.grant_permissions(["microphone"])
     return small_page
 
 
 def told(page: Tab) -> Any:
-    """What the page says of the sound."""
+    """Returns an assertion on the page's message about the sound."""
     return expect(page.column().locator(".sound [role=status]"))
 
 
@@ -47,7 +47,7 @@ def press(page: Tab, name: str) -> None:
 
 
 def feed(page: Tab, file: Path, pace: str = "At once") -> None:
-    """Feeds a file, and waits for its end."""
+    """Feeds a file, and waits until it is fed."""
     page.column().get_by_label("Sound file").set_input_files(file)
     page.column().get_by_label("Pace").select_option(pace)
     press(page, "Feed the file")
@@ -55,7 +55,7 @@ def feed(page: Tab, file: Path, pace: str = "At once") -> None:
 
 
 def position(page: Tab) -> int:
-    """Where the server has the session."""
+    """Returns the session's position on the server."""
     return int(ask(page.target, "Inference/Step", sessionId=page.ids()[0])["position"])
 
 
@@ -124,7 +124,7 @@ def test_sound_is_left_out_where_the_server_is_slower(browser: Browser, small_se
 def test_why_there_is_no_microphone_is_told_in_words(browser: Browser, small_server: LocalService) -> None:
     with tab(browser, small_server.target) as page:
         page.open(MODEL)
-        press(page, "Listen")  # nobody has let it
+        press(page, "Listen")  # the page has no permission
         expect(page.column().get_by_role("alert")).to_contain_text("The browser does not let this page hear")
         page.page.add_init_script(
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', window.name); }"

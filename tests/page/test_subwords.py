@@ -1,4 +1,4 @@
-"""A model of subwords on the page: text that grows, and attention over pieces."""
+"""A model of subwords on the page: the growing text, and attention over pieces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUM = 12
 
 @pytest.fixture(scope="module")
 def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
-    """Of a translator of random weights."""
+    """A service with a translator of random weights."""
     folder = tmp_path_factory.mktemp("repository")
     write_translator(folder, MODEL, trace=True)
     with local_service(folder, {"wire": "envoy"}) as service:
@@ -35,7 +35,7 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def page(browser: Browser, server: LocalService) -> Iterator[Tab]:
-    """A tab with a session, in which no request may fail."""
+    """A tab with a session. No request may fail in it."""
     with tab(browser, server.target) as made:
         made.open(MODEL, SOURCE)
         yield made
@@ -60,7 +60,7 @@ def generate(page: Tab, num: int) -> None:
 
 
 def shown(pieces: list[str]) -> list[str]:
-    """As the page writes pieces."""
+    """Returns the pieces as the page shows them."""
     return [piece.replace("▁", "␣", 1) if piece.startswith("▁") else piece for piece in pieces]
 
 

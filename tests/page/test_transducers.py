@@ -1,4 +1,4 @@
-"""Models that read frames and emit tokens, on the page."""
+"""Models on the page that read frames and emit tokens."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ QUIET, LOUD, VERY = "0 0 0", "0.5, 0.2, 0.3", "1 -1 1"
 
 @pytest.fixture
 def page(small_page: Tab) -> Tab:
-    """A tab on the small bundles."""
+    """A tab with the page of the small bundles."""
     return small_page
 
 
 def feed(page: Tab, *frames: str, index: int = 0) -> None:
-    """Types frames, one a line."""
+    """Types frames, one in each line, and feeds them."""
     page.column(index).get_by_label("Frames").fill("\n".join(frames))
     page.column(index).get_by_role("button", name="Feed").click()
     expect(page.column(index).get_by_label("Frames")).to_have_value("")
 
 
 def tokens(page: Tab) -> list[str]:
-    """The tokens as they are read aloud, with what is said of each."""
+    """Returns the emitted tokens as a screen reader reads them, each with its description."""
     return [" ".join(text.split()) for text in page.column().locator(".emitted li:visible").all_text_contents()]
 
 
@@ -91,7 +91,8 @@ def test_what_was_emitted_is_shown_after_a_reload_and_elsewhere(page: Tab, brows
     page.page.reload()
     expect(page.transcript()).to_have_text("abcabc")
     assert tokens(page) == told
-    with tab(browser, page.target) as elsewhere:  # where the server alone can tell, which keeps the last ones
+    # this tab gets the tokens from the server, which keeps only the last ones
+    with tab(browser, page.target) as elsewhere:
         elsewhere.page.goto(page.page.url)
         expect(elsewhere.transcript()).to_have_text(f"… {'abcabc'[-HISTORY:]}")
         assert tokens(elsewhere) == [f"…{6 - HISTORY} tokens before these", *"abcabc"[-HISTORY:]]
