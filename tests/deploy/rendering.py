@@ -1,4 +1,5 @@
-"""`python -m tests.deploy.rendering`: renders the chart, in a process of its own, as Helm's library is Go's.
+"""`python -m tests.deploy.rendering` renders the chart. It runs in a child process, because Helm's library is written
+in Go.
 
 Reads {"name": ..., "values": ...} and writes the templates' texts by their paths, both as JSON.
 """
@@ -19,7 +20,7 @@ CHART = ROOT / "deploy" / "helm" / "carousel"
 
 
 def texts(values: dict[str, Any], name: str = "carousel") -> dict[str, str]:
-    """The text of each template, by its file's name. Raises ValueError with Helm's reason."""
+    """Returns the text of each template, by its file name. Raises ValueError with Helm's reason."""
     return _texts(json.dumps({"name": name, "values": values}))
 
 
@@ -33,14 +34,14 @@ def _texts(given: str) -> dict[str, str]:
 
 
 def manifests(values: dict[str, Any], name: str = "carousel") -> list[dict[str, Any]]:
-    """What Kubernetes is given."""
+    """Returns the rendered Kubernetes manifests."""
     rendered = [text for path, text in sorted(texts(values, name).items()) if path.endswith(".yaml")]
     return [one for text in rendered for one in yaml.safe_load_all(text) if one is not None]
 
 
 def main() -> None:
-    """Renders what standard input asks for."""
-    import helm_python  # noqa: PLC0415  # here alone
+    """Renders the chart for the request on standard input."""
+    import helm_python  # noqa: PLC0415  # only the child process may load it
 
     given = json.load(sys.stdin)
     with helm_python.Chart.load(str(CHART)) as chart:

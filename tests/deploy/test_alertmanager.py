@@ -1,4 +1,5 @@
-"""Alertmanager takes what is deployed, and an alert of a real Prometheus reaches a receiver, with a link that works."""
+"""Alertmanager accepts the deployed configuration, and an alert of a real Prometheus reaches a receiver with a valid
+link."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from tests.services import alertmanager_server, program, prometheus_server
 
 CONFIG = (ROOT / "deploy" / "alertmanager" / "alertmanager.yml").read_text()
 WITH_RECEIVERS = re.sub(r"(?m)^    # ", "    ", CONFIG)
-"""As an operator makes it: without the comment signs before the receivers."""
+"""The configuration as an operator uses it, with the receivers uncommented."""
 PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
@@ -69,7 +70,7 @@ def test_compose_has_the_files_that_are_named() -> None:
 
 @contextmanager
 def webhook() -> Iterator[tuple[str, queue.Queue[tuple[str, dict[str, Any]]]]]:
-    """The URL of one who is told, and what comes: the path, and the message."""
+    """Runs a receiver of alerts. Gives its URL, and a queue of the path and the message of each alert."""
     told: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +93,7 @@ def webhook() -> Iterator[tuple[str, queue.Queue[tuple[str, dict[str, Any]]]]]:
 
 
 def prometheus_config(folder: Path, url: str, alertmanager: str, target: str) -> str:
-    """Ours, with one target, and without the waits."""
+    """Returns the deployed configuration with one target and without waiting times."""
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
         rule["for"] = "0s"
@@ -115,7 +116,7 @@ def prometheus_config(folder: Path, url: str, alertmanager: str, target: str) ->
 
 
 def test_an_alert_reaches_the_receiver_with_a_link_to_what_to_do(tmp_path: Path) -> None:
-    """A server that is not there: CarouselDown, which pages."""
+    """The target does not answer, so CarouselDown fires, whose severity is `page`."""
     port = free_port()
     target = f"127.0.0.1:{free_port()}"
     with webhook() as (url, told):

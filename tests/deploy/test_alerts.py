@@ -1,4 +1,4 @@
-"""The alerts are valid, fire when they must and not when they must not, and somebody who is woken finds what to do."""
+"""The alerts are valid, fire exactly when they must, and each has a runbook."""
 
 from __future__ import annotations
 

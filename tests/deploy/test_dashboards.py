@@ -1,4 +1,4 @@
-"""The dashboards are what the code makes, and show what a real Prometheus has of a real service at work."""
+"""The dashboards are those that the code generates, and they show data of a real Prometheus and a real service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFAN
 SECONDS = 12.0
 VARIABLES = {"instance": ".*", "model": ".*", "version": ".*", "__rate_interval": "5s"}
 MAY_BE_EMPTY = {"Rejected requests by reason", "Store error rate", "TLS certificate lifetime"}
-"""What a service at work need not have."""
+"""Panels that may have no data."""
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ IDS = [f"{name}: {panel['title']}" for name, panel in PANELS]
 
 
 def prometheus_config(targets: list[str]) -> str:
-    """Ours, with other targets, and faster."""
+    """Returns the deployed configuration with other targets and shorter intervals."""
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
     del config["alerting"]
@@ -54,7 +54,7 @@ def prometheus_config(targets: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
-    """The URL of a Prometheus that has watched a service at work, and when that ended, in Unix seconds."""
+    """The URL of a Prometheus that has scraped a service under load, and the end of the load in Unix seconds."""
     folder = tmp_path_factory.mktemp("prometheus")
     flags = {"store": "lmdb", "data-folder": folder / "data", "max-slots": 12, "checkpoint-interval-s": 0.2}
     with local_service(SHIPPED, flags) as service:
@@ -73,7 +73,7 @@ def shown(prometheus: tuple[str, float], target: dict[str, Any]) -> list[Series]
 def test_every_query_of_a_panel_has_what_the_panel_shows(
     prometheus: tuple[str, float], name: str, panel: dict[str, Any]
 ) -> None:
-    """No error, data where there must be some, and every label of the legend."""
+    """Each query succeeds and has data where it must, and each legend's labels exist."""
     found = [(target, shown(prometheus, target)) for target in panel["targets"]]
     for target, lines in found:
         legends = [legend(target["legendFormat"], line.labels) for line in lines]
@@ -87,7 +87,7 @@ def test_every_query_of_a_panel_has_what_the_panel_shows(
 
 
 def test_what_panels_show_is_of_all_that_the_service_tells(prometheus: tuple[str, float]) -> None:
-    """Every metric is on a panel or in a rule, but for those named here, and no panel has one that there is not."""
+    """Every metric is in a panel or a rule, except those named here, and each metric that they name exists."""
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
     asked = " ".join(target["expr"] for _, panel in PANELS for target in panel["targets"]) + rules
     told = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"carousel_\w+", asked)}

@@ -1,4 +1,4 @@
-"""What is deployed is valid by its schemas, says what it must, and names nothing that is not there."""
+"""The deployed files are valid by their schemas, have the required settings, and name only things that exist."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_service_is_limited_and_may_do_little(name: str) -> None:
 
 def test_the_image_is_built_on_an_exact_version() -> None:
     bases = re.findall(r"(?m)^FROM (\S+)", (DEPLOY / "Dockerfile").read_text())
-    (base,) = set(bases)  # one for what is built and what runs
+    (base,) = set(bases)  # one base for building and running
     assert re.fullmatch(r"python:3\.11\.\d+-slim-trixie(@sha256:[0-9a-f]{64})?", base)
 
 
@@ -108,7 +108,7 @@ def test_the_image_sets_no_folder_of_models_which_would_exclude_the_example() ->
 
 
 def test_envoy_does_what_sessions_need() -> None:
-    """Each of these was seen to matter; see docs/operations.md."""
+    """Experience showed that each of these is needed; see docs/operations.md."""
     manager = manager_of(ENVOY)
     assert manager["codec_type"] == "AUTO", "browsers speak HTTP/1.1"
     assert manager["stream_idle_timeout"] == "0s"
@@ -139,7 +139,7 @@ def test_envoy_takes_its_configuration() -> None:
 
 
 def test_no_web_page_may_call_and_those_that_may_may_do_what_servers_of_their_own_let_them() -> None:
-    """One expression names the pages; what they may send and read is what the wire `envoy` has."""
+    """One expression gives the origins. What their pages may send and read is the same as on the wire `envoy`."""
     settings = Settings.model_validate({"allowed_origins": ["https://app.example"]})
     wire = cors_of(configuration(settings, Path(), module="", application="", where=[("", 0)]))
     front = cors_of(ENVOY)
@@ -172,7 +172,7 @@ def test_kubernetes_takes_every_manifest(version: str, resource: dict[str, Any])
 
 def test_every_manifest_is_applied_and_every_name_is_there() -> None:
     applied = {DEPLOY / path for path in KUSTOMIZATION["resources"]}
-    not_applied = {DEPLOY / "kubernetes" / "adapter-rules.yaml"}  # a value of another chart
+    not_applied = {DEPLOY / "kubernetes" / "adapter-rules.yaml"}  # values for another chart
     assert applied == set((DEPLOY / "kubernetes").iterdir()) - not_applied
     for one in KUSTOMIZATION["configMapGenerator"]:
         assert all((DEPLOY / Path(file)).is_file() for file in one["files"])

@@ -1,4 +1,4 @@
-"""The chart gives what kustomize does, takes the values that it has, and refuses others."""
+"""The chart gives the same resources as kustomize, accepts its values, and refuses others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL: dict[str, Any] = {
     "alerts": {"enabled": True, "runbooks": "https://docs.example/operations.md"},
 }
 OPERATOR = ("ServiceMonitor", "PrometheusRule")
-"""Of the Prometheus operator, which Kubernetes has no schemas of."""
+"""Kinds of the Prometheus operator. Kubernetes has no schemas for them."""
 
 
 @cache
@@ -82,7 +82,7 @@ def test_kubernetes_takes_what_kustomize_makes(version: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Without what the two name differently: labels, and names of the release's own."""
+    """Returns a value without labels and names, which the chart and kustomize choose differently."""
     if isinstance(value, dict):
         left = {key: plain(one) for key, one in value.items() if key not in ("imagePullPolicy", "annotations")}
         if "app.kubernetes.io/name" in left:
@@ -112,14 +112,14 @@ def test_it_gives_what_kustomize_gives(kind: str, name: str) -> None:
     theirs = deepcopy(find(kustomized(), kind, name)["spec"])
     rendered = manifests({"autoscaling": {"enabled": True}})
     ours = find(rendered, kind, NAMES.get(name, name))["spec"]
-    if (kind, name) == ("Deployment", "envoy"):  # whose name of a ConfigMap has a hash
+    if (kind, name) == ("Deployment", "envoy"):  # kustomize adds a hash to the name of the ConfigMap
         for one in (theirs, ours):
             one["template"]["spec"]["volumes"][0]["configMap"].clear()
     assert plain(ours) == plain(theirs)
 
 
 def test_envoy_has_the_configuration_that_others_have() -> None:
-    """But for the name of the replicas, and the certificate."""
+    """Only the name of the replicas and the certificate differ."""
     theirs = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
 
     def address(config: dict[str, Any]) -> dict[str, Any]:

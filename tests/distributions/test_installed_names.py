@@ -1,4 +1,4 @@
-"""What the staged server says to people is about names and commands that it has."""
+"""The messages of the staged server name modules and commands that exist there."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.conftest import ROOT
 
 OURS = ("export", "models", "service")
 HIDE = f"import sys\nfor one in {OURS}: sys.modules[one] = None\n"
-"""The checkout's names are not there, as in an environment of the wheels."""
+"""Hides the checkout's names, as in an environment of the wheels."""
 
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both distributions' packages."""
+    """A folder with the packages of both distributions."""
     folder = tmp_path_factory.mktemp("staged")
     checkout = Checkout.at(ROOT)
     for one in (stage_client(checkout, folder / "client"), stage_server(checkout, folder / "server")):
@@ -30,7 +30,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(staged: Path, folder: Path, *arguments: str) -> tuple[int, str]:
-    """Runs `python ARGUMENTS` in `folder`: its exit code, and what it has printed, errors after the rest."""
+    """Runs `python ARGUMENTS` in `folder`. Returns its exit code, and its output followed by its errors."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""A release is whole, or it leaves everything as it was."""
+"""A release completes, or it leaves everything unchanged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_deployed_with_another_version_is_refused() -> None:
 
 
 class Project:
-    """A repository with the release's script, and programs beside it that only write down how they were called."""
+    """A repository with the release script, and fake programs that only record their calls."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls_file = root, root.parent / "calls"
@@ -88,7 +88,7 @@ class Project:
         self.git("commit", "--quiet", "--message", "All of it")
 
     def fake(self, path: Path, code: int = 0) -> None:
-        """A program that notes its name and arguments and ends with this code."""
+        """Writes a program that records its name and arguments and ends with this exit code."""
         path.parent.mkdir(exist_ok=True)
         path.write_text(f'#!/bin/sh\necho "{path.name} $*" >> "{self.calls_file}"\nexit {code}\n')
         path.chmod(0o755)

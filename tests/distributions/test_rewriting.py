@@ -1,4 +1,4 @@
-"""Moved packages are imported, named and run from where they are; nothing else of a text changes."""
+"""Imports, names and commands of moved packages are rewritten; everything else in a text stays."""
 
 from __future__ import annotations
 

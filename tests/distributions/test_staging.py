@@ -1,4 +1,4 @@
-"""Each distribution's source has what it needs, under one name, and nothing of where it came from."""
+"""Each distribution's source has what it needs, in one package, and no reference to the checkout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def project(folder: Path) -> dict[str, Any]:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The top packages that a module imports."""
+    """Returns the top-level packages that a module imports."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def test_it_has_one_package(staged: dict[str, Path], name: str, package: str) ->
 
 
 def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> None:
-    """Neither by import nor in what it tells people."""
+    """Neither its imports nor its messages use the old name."""
     allowed = {"carousel", "carousel_server", *sys.stdlib_module_names}
     package = staged["server"] / "carousel_server"
     others: set[str] = set()
@@ -108,7 +108,7 @@ def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> 
 
 
 def test_a_description_gives_pip_files_and_no_names_that_an_index_lacks(staged: dict[str, Path]) -> None:
-    """But for an extra of what is installed by then."""
+    """The exception is an extra of a distribution that is installed by then."""
     for name, folder in staged.items():
         commands = re.findall(r"^pip install ([^#\n]*?) *(?:#.*)?$", (folder / "README.md").read_text(), re.MULTILINE)
         assert "carousel_client-*.whl carousel_serving-*.whl" in commands
@@ -127,7 +127,8 @@ def test_documents_install_the_torch_that_the_exporter_needs(staged: dict[str, P
 
 
 def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, Path]) -> None:
-    """In a message, a help text, or the docstring of a command. Those of modules are for who reads the code."""
+    """This holds for messages, help texts and docstrings of commands. Docstrings of modules are for readers of the
+    code."""
     for folder in staged.values():
         for path in folder.rglob("*.py"):
             tree = ast.parse(path.read_text())
@@ -209,7 +210,7 @@ def test_the_example_is_inside(staged: dict[str, Path]) -> None:
 
 
 def test_no_wheel_is_made_of_the_checkouts_folders() -> None:
-    """It would put their names into its users' environments."""
+    """A wheel of the checkout would install the names of its folders into users' environments."""
     backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["build-backend"]
     pytest.importorskip("setuptools")
     module = importlib.import_module(backend)
