@@ -21,9 +21,7 @@ BY_HAND = frozenset(
     {
         "_async_generate_calls.py",
         "_async_many_calls.py",
-        "_async_model_calls.py",
         "_async_reconnecting_stream.py",
-        "_async_step_calls.py",
         "_async_stream.py",
         "_async_unary.py",
         "async_batch.py",
