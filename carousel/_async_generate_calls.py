@@ -7,32 +7,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
-
-import grpc
+from typing import Unpack
 
 from carousel import _answers, _requests
-from carousel._async_unary import is_cancelled, retried
+from carousel._async_call import AsyncResponses
+from carousel._async_retry import retried
+from carousel._async_turn import AsyncTurn
 from carousel._backoff import CallBackoff
 from carousel._constants import Constants
 from carousel._deadline import Deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
-from carousel._home import Home, Unpicklable
+from carousel._home import Unpicklable
 from carousel._requests import Source
 from carousel._tensors import Features, Vector
 from carousel.async_session import AsyncGeneration
 from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc
 from carousel.values import DecodingOptions, TargetScore
-
-if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
 class AsyncGenerateCalls(Unpicklable):
     """Generations and scores, each in one call with its own session."""
 
-    _inference: InferenceAsyncStub
+    _inference: inference_pb2_grpc.InferenceAsyncStub
     _timeout: float | None
 
     def generate(
@@ -48,7 +47,22 @@ class AsyncGenerateCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> AsyncGeneration:
-        """Runs one generation, in a session that ends with the call: see `Client.generate`."""
+        """Runs one generation, in a session that ends with the call. It starts at once.
+
+        source: text, token names, token ids or feature vectors; for models with an encoder.
+        version: 0 for the newest.
+        variant: how the model is computed, such as `int8`; empty for `fp32`.
+        prompt: target tokens to consume first.
+        constants: see `session`.
+        decoding: see `DecodingOptions`.
+        resume_timeout: how many seconds to retry after a lost connection, or when the server shuts down, until new
+            tokens arrive. A retry generates all tokens again with the same version of the model, and the client drops
+            those that had arrived before.
+        timeout: seconds for the whole generation; default the client's.
+
+        A model that outputs values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
+        InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
+        """
         request = _requests.generate_request(
             model,
             source=source,
@@ -59,42 +73,41 @@ class AsyncGenerateCalls(Unpicklable):
             decoding=decoding_message(**decoding),
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
-        call = self._inference.Generate(request, timeout=deadline.remaining())
-        responses = aiter(call)
-        state, backoff, home = GenerationState(request.decoding), CallBackoff(resume_timeout), Home("generation")
+
+        def start() -> AsyncResponses[pb.GenerateResponse]:
+            return AsyncResponses(self._inference.Generate(request, timeout=deadline.remaining()))
+
+        responses = start()
+        state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), AsyncTurn("generation")
 
         async def pull() -> None:
-            nonlocal call, responses
-            home.check()
+            with turn:
+                await pull_alone()
+
+        async def pull_alone() -> None:
+            nonlocal responses
             while True:
                 try:
-                    async for response in responses:
+                    while (response := await responses.next()) is not None:
                         state.receive_response(response)
                         if state.is_ready and not state.is_ended:
                             return
                     state.stop()
                     return
-                except asyncio.CancelledError:
-                    if is_cancelled():
-                        raise
-                    state.fail(_answers.client_closed())
-                    return
-                except grpc.RpcError as error:
-                    failure, now_s = _answers.rpc_error(error), time.monotonic()
+                except CarouselError as error:
                     try:
-                        delay_s = backoff.next(failure, state.position, now_s, deadline.remaining())
+                        delay_s = backoff.next(error, state.position, time.monotonic(), deadline.remaining())
                     except CarouselError as last:
                         state.fail(last)
                         return
                 await asyncio.sleep(delay_s)
                 request.version = state.version or request.version
-                call = self._inference.Generate(request, timeout=deadline.remaining())
-                responses = aiter(call)
+                responses = start()
 
         async def leave() -> None:
             state.leave()
-            if home.is_here:
-                call.cancel()
+            if turn.is_here:
+                responses.cancel()
 
         return AsyncGeneration(state, pull, leave)
 
@@ -110,7 +123,11 @@ class AsyncGenerateCalls(Unpicklable):
         constants: Constants | None = None,
         timeout: float | None = None,
     ) -> list[Vector]:
-        """Returns the next values of a model that outputs values: see `Client.forecast`."""
+        """Returns the next values of a model that outputs values, in a session that ends with the call.
+
+        horizon: steps. source: vectors, for models with an encoder. features: vectors for the steps to consume first.
+        version, variant, constants, timeout: as in `generate`. Raises the errors of the iterator of `generate`.
+        """
         generation = self.generate(
             model,
             source,
@@ -137,7 +154,14 @@ class AsyncGenerateCalls(Unpicklable):
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
-        """Returns how likely each target is, in a session that ends with the call: see `Client.score`."""
+        """Returns how likely each target is, in a session that ends with the call.
+
+        targets: a list of sequences; each is text, token names or token ids. source, version, variant, prompt,
+        constants: as in `generate`. with_end: also score the end token after each target. resume_timeout: how many
+        seconds to retry after a lost connection. timeout: seconds; default the client's.
+
+        Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
+        """
         request = _requests.score_request(
             model,
             targets,

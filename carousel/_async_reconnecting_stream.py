@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from carousel._async_stream import AsyncStream
+from carousel._async_turn import LoopCheck
 from carousel._backoff import Attempts, Backoff
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange, LostError, RepeatError
 from carousel._protocol import SessionProtocol
 from carousel._reconnecting_stream import LEAST_ATTEMPT_S, MAX_REWINDS
 from carousel._resumable import Resumable
-from carousel._turn import LoopCheck
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
 

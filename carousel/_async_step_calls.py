@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Unpack
 
 from carousel import _arguments, _step
-from carousel._async_unary import retried, unary
+from carousel._async_call import unary
+from carousel._async_retry import retried
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
 from carousel._requests import Tokens

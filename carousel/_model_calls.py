@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from carousel import _admin_requests, _answers
-from carousel._unary import unary
+from carousel._call import unary
 from carousel.v1 import models_pb2, models_pb2_grpc
 from carousel.values import ModelInfo
 

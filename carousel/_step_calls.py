@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Unpack
 
 from carousel import _arguments, _step
+from carousel._call import unary
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
 from carousel._requests import Tokens
-from carousel._unary import retried, unary
+from carousel._retry import retried
 from carousel.steps import SessionStep, StepOptions
 from carousel.v1 import inference_pb2_grpc
 

@@ -1,8 +1,7 @@
-"""Guards an object that may be used by one thread or one event loop at a time, and only in the process that made it."""
+"""Guards an object that one thread at a time may use, and only in the process that made it."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -68,28 +67,3 @@ class Turn:
             yield
         finally:
             self._lock.release()
-
-
-class LoopCheck:
-    """Remembers the event loop that an object belongs to."""
-
-    def __init__(self, name: str) -> None:
-        """name: the object's, for the error."""
-        self._name = name
-        self._home = Home(name)
-        self._loop = asyncio.get_running_loop()
-
-    @property
-    def is_here(self) -> bool:
-        """See `Home.is_here`."""
-        return self._home.is_here
-
-    def check(self) -> None:
-        """Raises ConcurrentUseError in another event loop, and FailedPreconditionError in a forked process."""
-        self._home.check()
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConcurrentUseError(
-                f"this {self._name} belongs to another event loop: use it in the loop that it was made in, or make an"
-                " AsyncClient per event loop",
-                reason="CONCURRENT_USE",
-            )

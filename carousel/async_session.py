@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from carousel import _requests
+from carousel._async_iteration import AsyncIteration
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
 from carousel._home import Unpicklable
-from carousel._iteration import AsyncIteration
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol

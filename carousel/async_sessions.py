@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from carousel import _admin_requests, _answers
-from carousel._async_unary import unary
+from carousel._async_call import unary
 from carousel._channel import session_metadata
 from carousel._home import Unpicklable
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from carousel import _admin_requests, _answers
+from carousel._call import unary
 from carousel._channel import session_metadata
 from carousel._home import Unpicklable
-from carousel._unary import unary
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from carousel.values import Emitted, SessionInfo, StateTensor
 

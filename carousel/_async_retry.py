@@ -1,4 +1,4 @@
-"""Calls of one request and one response, over asyncio gRPC."""
+"""Repeats a call when the connection is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import grpc
 
-from carousel import _answers, _arguments
+from carousel._async_call import unary
 from carousel._backoff import CallBackoff
 from carousel._channel import Metadata
 from carousel._deadline import Deadline
@@ -16,29 +16,6 @@ from carousel.errors import CarouselError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-
-async def unary(
-    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-    request: Request,
-    timeout: float | None,  # noqa: ASYNC109  # gRPC's own, which it sends to the server
-    metadata: Metadata = (),
-) -> Response:
-    """Runs a call. Raises a CarouselError when it fails."""
-    try:
-        return await method(request, timeout=_arguments.timeout(timeout), metadata=metadata)
-    except grpc.RpcError as error:
-        raise _answers.rpc_error(error) from error
-    except asyncio.CancelledError:
-        if is_cancelled():
-            raise
-        raise _answers.client_closed() from None
-
-
-def is_cancelled() -> bool:
-    """Whether this task was cancelled. If not, the client was closed, and that cancelled the call."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def retried(
