@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from carousel import _arguments
+from carousel._async_sources import AsyncSourceReader
 from carousel._async_stream import AsyncStream
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
 from carousel._home import Unpicklable
-from carousel._many import ManyGenerations
 from carousel._many_run import ManyRun, protocol_of
 from carousel._requests import Source
 from carousel.errors import CarouselError
-from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc
 from carousel.values import DecodingOptions, GeneratedSequence
-
-if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists only for type checkers
-
-Sources = Iterable[Source | None] | AsyncIterable[Source | None]
 
 
 class AsyncManyCalls(Unpicklable):
     """The call that runs many generations on one stream."""
 
-    _inference: InferenceAsyncStub
+    _inference: inference_pb2_grpc.InferenceAsyncStub
     _timeout: float | None
 
     def generate_many(
         self,
         model: str,
-        sources: Sources,
+        sources: Iterable[Source | None] | AsyncIterable[Source | None],
         *,
         version: int = 0,
         variant: str = "",
@@ -44,10 +39,19 @@ class AsyncManyCalls(Unpicklable):
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> AsyncGenerator[GeneratedSequence]:
-        """Generates a sequence for each source: see `Client.generate_many`.
+        """Generates a sequence for each source, all on one stream. Yields the results in the order of the sources.
 
-        sources: an iterable that does not block, or an asynchronous one. A separate task reads it. To close the
-        sessions at once, close the iterator with `aclose`.
+        sources: an iterable that does not block, or an asynchronous one, which may be endless. A separate task reads
+            it, at most `concurrency` ahead of the results that were yielded, so a slow iterable delays no result.
+        version, variant, constants, decoding: as in `generate`. Without a seed, each source gets its own seed.
+        concurrency: the most sessions at a time, 1 or more.
+        resume_timeout: how many seconds to retry after a lost connection, or while the server is full, until another
+            sequence is complete.
+        timeout: the most seconds to wait for the next sequence.
+
+        If a source is refused, `GeneratedSequence.error` has the error, and the others continue. The iterator raises
+        UnavailableError or a similar error when the server cannot be reached, DeadlineExceededError, and the errors
+        that `sources` raises. Closing the iterator with `aclose` closes the sessions.
         """
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         protocol = protocol_of(model, version=version, variant=variant, constants=constants, decoding=decoding)
@@ -57,54 +61,43 @@ class AsyncManyCalls(Unpicklable):
 
 
 class _Run(ManyRun[AsyncStream]):
-    """One call of `generate_many`, with a task that reads its sources."""
+    """One call of `generate_many`, with a reader of its sources."""
 
-    def __init__(
-        self,
-        connect: Callable[[ManyGenerations], AsyncStream],
-        protocol: ManyGenerations,
-        resume_timeout: float,
-        timeout: float | None,
-    ) -> None:
-        super().__init__(connect, protocol, resume_timeout, timeout)
-        self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
-        """The task that waits for the stream's next response."""
-        self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
-
-    async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
+    async def results(
+        self, sources: Iterable[Source | None] | AsyncIterable[Source | None], concurrency: int
+    ) -> AsyncGenerator[GeneratedSequence]:
         """See `AsyncManyCalls.generate_many`."""
-        room = asyncio.Semaphore(concurrency)
-        reading = asyncio.create_task(self._read(sources, room), name="carousel-sources")
+        reader = AsyncSourceReader(sources, concurrency, self._wake)
+        is_over, end = False, None
         try:
             while True:
                 was_idle = not self._protocol.num_in_flight
-                while not self._arrived.empty():
-                    self._post(self._protocol.add(*self._arrived.get_nowait()))
+                while not is_over and not (self._protocol.num_entries and reader.is_empty):
+                    arrived = await reader.next()
+                    if isinstance(arrived, tuple):
+                        self._post(self._protocol.add(*arrived))
+                    else:
+                        is_over, end = True, arrived
                 for result in self._protocol.take():
-                    room.release()
+                    reader.release()
                     yield result
-                if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
+                if self._protocol.num_entries:
+                    await self._settle(was_idle=was_idle)
+                    if reader.is_empty:
+                        await self._receive()
+                elif is_over:
                     await self._end(closing_deadline(self._timeout))  # gives the server time to close the last sessions
-                    await reading  # raises the error of the sources, if there was one
+                    if end is not None:
+                        raise end
                     return
-                await self._settle(was_idle=was_idle)
-                await self._wait(reading)
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await reader.stop()
             await self._end(Deadline(0))
 
-    async def _read(self, sources: Sources, room: asyncio.Semaphore) -> None:
-        if isinstance(sources, AsyncIterable):
-            await room.acquire()
-            async for source in sources:
-                self._arrived.put_nowait((source,))
-                await room.acquire()
-        else:
-            await room.acquire()
-            for source in sources:
-                self._arrived.put_nowait((source,))
-                await room.acquire()
+    def _wake(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.wake()
 
     async def _settle(self, *, was_idle: bool) -> None:
         """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
@@ -115,32 +108,15 @@ class _Run(ManyRun[AsyncStream]):
         if num_more or was_idle:
             self._renew_deadline()
 
-    async def _wait(self, reading: asyncio.Task[None]) -> None:
-        """Waits for a response, for another source, or for the end of the sources."""
-        arrival = asyncio.create_task(self._arrived.get())
-        waited: list[asyncio.Task[object]] = [arrival]
-        if self._stream is not None:
-            self._received = self._received or asyncio.create_task(self._stream.receive())
-            waited.append(self._received)
-        if not reading.done():
-            waited.append(reading)
-        try:
-            await asyncio.wait(waited, timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if arrival.done():
-                self._post(self._protocol.add(*arrival.result()))
-            arrival.cancel()
-        if self._received is not None and self._received.done():
-            received, self._received = self._received.result(), None
-            await self._take_up(received)
-        elif self._deadline.remaining() == 0.0:
-            raise self._deadline.exceeded()
-
-    async def _take_up(self, received: pb.StreamResponse | CarouselError) -> None:
+    async def _receive(self) -> None:
+        """Waits for a response, or until the reader has another source."""
+        assert self._stream is not None  # noqa: S101  # `_settle` leaves a source in flight, so `_post` has connected
+        received = await self._stream.receive(self._deadline)
         try:
             if isinstance(received, CarouselError):
                 raise received
-            self._post(self._protocol.receive(received))
+            if received is not None:
+                self._post(self._protocol.receive(received))
         except CarouselError as error:
             await self._end(Deadline(0))
             if (delay_s := self._delay_of_restart(error)) is not None:
@@ -149,8 +125,5 @@ class _Run(ManyRun[AsyncStream]):
 
     async def _end(self, deadline: Deadline) -> None:
         stream, self._stream = self._stream, None
-        if self._received is not None:
-            self._received.cancel()
-            self._received = None
         if stream is not None:
             await stream.end(deadline)

@@ -1,29 +1,23 @@
-"""One gRPC stream of a session or batch, for asyncio: runs exchanges."""
+"""One gRPC stream of a session or batch, for asyncio. `_stream` has the same for blocking callers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
-from carousel._exchange import Exchange
 from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
+from carousel.v1 import inference_pb2_grpc
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
-
-if TYPE_CHECKING:
-    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
-
-T = TypeVar("T")
 
 
 class AsyncStream:
-    """One gRPC stream. Concurrent exchanges take turns.
+    """One gRPC stream. One task at a time may receive.
 
     gRPC cancels a stream when a task that reads or writes it is cancelled. So a stream has two tasks that a caller's
     cancellation does not reach: gRPC's task sends requests from the outbox, and the reader task puts responses into the
@@ -31,43 +25,15 @@ class AsyncStream:
     task and ends.
     """
 
-    def __init__(self, stub: InferenceAsyncStub, owner: StreamOwner) -> None:
-        self._owner = owner
+    def __init__(self, stub: inference_pb2_grpc.InferenceAsyncStub, owner: StreamOwner) -> None:
         self._outbox: asyncio.Queue[StreamRequest | None] = asyncio.Queue()
-        self._inbox: asyncio.Queue[StreamResponse | CarouselError] = asyncio.Queue()
-        self._turn = asyncio.Lock()
+        self._inbox: asyncio.Queue[StreamResponse | CarouselError | None] = asyncio.Queue()
         self._call = stub.Stream(self._requests(), metadata=session_metadata(owner.id, owner.route))
         self._reader = asyncio.create_task(self._read(), name="carousel-stream")
 
-    async def run(self, exchange: Exchange[T], deadline: Deadline) -> T:
-        """Runs an exchange and returns its result.
-
-        Raises what the exchange raises; DeadlineExceededError when the deadline passes; and the error that ended the
-        stream. The exchange is dropped at the deadline and when the task is cancelled.
-        """
-        try:
-            async with asyncio.timeout(deadline.remaining()), self._turn:
-                request = next(exchange)
-                while True:
-                    if request is not None:
-                        self._outbox.put_nowait(request)
-                    received = await self.receive()
-                    if isinstance(received, CarouselError):
-                        raise self._owner.lost(received)
-                    request = exchange.send(received)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except TimeoutError:
-            raise deadline.exceeded() from None
-
     def post(self, request: StreamRequest) -> None:
-        """Sends a request whose answer another exchange waits for."""
+        """Sends a request."""
         self._outbox.put_nowait(request)
-
-    async def receive(self) -> StreamResponse | CarouselError:
-        """Returns the next response; as the last item, the error that ended the stream."""
-        return await self._inbox.get()
 
     async def end(self, deadline: Deadline) -> None:
         """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline."""
@@ -77,6 +43,21 @@ class AsyncStream:
         finally:
             self._call.cancel()
             await asyncio.wait((self._reader,))
+
+    def wake(self) -> None:
+        """Makes `receive` return None once."""
+        self._inbox.put_nowait(None)
+
+    async def receive(self, deadline: Deadline) -> StreamResponse | CarouselError | None:
+        """Returns the next response; None after a `wake`; or, as the last item, the error that ended the stream.
+
+        Raises DeadlineExceededError. Loses no response when the task is cancelled.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await self._inbox.get()
+        except TimeoutError:
+            raise deadline.exceeded() from None
 
     async def _requests(self) -> AsyncIterator[StreamRequest]:
         while (request := await self._outbox.get()) is not None:

@@ -1,24 +1,19 @@
-"""One gRPC stream of a session or batch, for blocking callers: runs exchanges."""
+"""One gRPC stream of a session or batch, for blocking callers. `_async_stream` has the same for asyncio."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
 
 import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
-from carousel._exchange import Exchange
 from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
+from carousel.v1 import inference_pb2_grpc
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
-from carousel.v1.inference_pb2_grpc import InferenceStub
-
-T = TypeVar("T")
 
 
 class Stream:
@@ -30,36 +25,15 @@ class Stream:
     ends.
     """
 
-    def __init__(self, stub: InferenceStub, owner: StreamOwner) -> None:
-        self._owner = owner
+    def __init__(self, stub: inference_pb2_grpc.InferenceStub, owner: StreamOwner) -> None:
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[StreamResponse | CarouselError | None] = queue.SimpleQueue()
         self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
         self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
         self._reader.start()
 
-    def run(self, exchange: Exchange[T], deadline: Deadline, woken: Callable[[], None]) -> T:
-        """Runs an exchange and returns its result. woken: called after each `wake`.
-
-        Raises what the exchange raises; DeadlineExceededError when the deadline passes, after which the exchange is
-        dropped; and the error that ended the stream.
-        """
-        try:
-            request = next(exchange)
-            while True:
-                if request is not None:
-                    self._outbox.put(request)
-                while (received := self.receive(deadline)) is None:
-                    woken()
-                if isinstance(received, CarouselError):
-                    raise self._owner.lost(received)
-                request = exchange.send(received)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
     def post(self, request: StreamRequest) -> None:
-        """Sends a request whose answer another exchange waits for."""
+        """Sends a request."""
         self._outbox.put(request)
 
     def end(self, deadline: Deadline) -> None:
