@@ -24,7 +24,6 @@ BY_HAND = frozenset(
         "_async_sources.py",
         "_async_stream.py",
         "_async_turn.py",
-        "async_batch.py",
         "async_client.py",
         "async_session.py",
     }
@@ -58,6 +57,17 @@ TEXTS: dict[str, dict[str, str]] = {
             results that were yielded, so a slow iterable delays no result.
 """,
         "Closing the iterator with `aclose` closes": "Closing the iterator closes",
+    },
+    "async_batch.py": {
+        """`async with`: its sessions end
+    with it. One task at a time may use it, except that `receive` may wait in another task.
+""": """`with`: its sessions end with
+    it. Calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
+""",
+        """Raises nothing.
+""": """Raises ConcurrentUseError
+        while another thread is in a call of the batch, and nothing else: see `Session.close`.
+""",
     },
     "async_watch.py": {
         """One task at a time may use it. After a `break`, asyncio closes

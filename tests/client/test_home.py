@@ -130,6 +130,26 @@ with Client(sys.argv[1]) as client, client.session("toy", "ab", on_disconnect=ON
         print("undisturbed")
 """
 
+BATCH_FORKS = """
+import os, sys
+from carousel import Client, FailedPreconditionError
+
+with Client(sys.argv[1]) as client, client.batch("toy") as batch:
+    batch.open("ab")
+    child = os.fork()
+    if child == 0:
+        try:
+            batch.step([2])
+        except FailedPreconditionError as error:
+            assert error.reason == "FORKED", error
+            batch.close()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    batch.close_session(0)
+    print("undisturbed")
+"""
+
 ASYNC_FORKS = """
 import asyncio, os, sys, traceback
 from carousel import AsyncClient, FailedPreconditionError
@@ -205,6 +225,6 @@ def test_a_forked_process_is_refused_and_does_not_disturb_its_parent(
     assert run(FORKS.replace("ON_DISCONNECT", repr(on_disconnect)), server_process[1]) == "undisturbed\n"
 
 
-@pytest.mark.parametrize("program", [ASYNC_FORKS, PROCESSES], ids=["asyncio", "multiprocessing"])
+@pytest.mark.parametrize("program", [BATCH_FORKS, ASYNC_FORKS, PROCESSES], ids=["batch", "asyncio", "multiprocessing"])
 def test_other_ways_into_another_process_are_refused_too(server_process: tuple[object, str], program: str) -> None:
     assert run(program, server_process[1]) == "undisturbed\n"
