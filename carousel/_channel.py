@@ -27,6 +27,22 @@ def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[s
     ]
 
 
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None, options: ChannelOptions) -> grpc.Channel:
+    """Makes a channel for blocking calls. credentials: None for plain text."""
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
+
+
+def open_async_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, options: ChannelOptions
+) -> grpc.aio.Channel:
+    """Makes a channel for asyncio. credentials: None for plain text."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
 def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | None) -> grpc.ChannelCredentials | None:
     """Returns the credentials of a channel; None for plain text.
 

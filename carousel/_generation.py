@@ -9,7 +9,7 @@ from carousel import _answers
 from carousel._tensors import Vector, vectors
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import FinishReason, Hypothesis, Token
+from carousel.values import FinishReason, Hypothesis, Token, ValueToken
 
 
 class GenerationState:
@@ -87,3 +87,15 @@ class GenerationState:
         self.is_ended = True
         self._tokens.clear()
         self._error = None
+
+
+def token_of(item: Token | Vector) -> Token:
+    """The token of an item; a vector becomes a `ValueToken`."""
+    return item if isinstance(item, Token) else ValueToken(item)
+
+
+def vector_of(item: Token | Vector) -> Vector:
+    """The values of an item. Raises TypeError for a token."""
+    if isinstance(item, Token):
+        raise TypeError("the model generates tokens, not values: iterate over the generation")
+    return item

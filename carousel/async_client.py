@@ -1,4 +1,4 @@
-"""The asyncio client: `carousel.client` with asynchronous calls."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from carousel import _requests
 from carousel._async_generate_calls import AsyncGenerateCalls
 from carousel._async_many_calls import AsyncManyCalls
 from carousel._async_model_calls import AsyncModelCalls
+from carousel._async_opening import SessionOpening
 from carousel._async_step_calls import AsyncStepCalls
-from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
+from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options, open_async_channel
 from carousel._constants import Constants
 from carousel._home import Home
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
 from carousel._requests import Source
 from carousel.async_batch import AsyncSessionBatch
-from carousel.async_session import SessionOpening
 from carousel.async_sessions import AsyncSessions
 from carousel.async_watch import AsyncWatchCalls
 from carousel.v1 import inference_pb2 as pb
@@ -32,7 +32,8 @@ from carousel.v1.sessions_pb2_grpc import SessionsStub
 class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
     """A connection to one server. It connects at the first call. Tasks of the event loop that made it may share it.
 
-    Close it, or use `async with`. It can be used only in the process that made it: see `Client`.
+    Close it, or use `async with`. It can be used only in the process that made it: pickling or copying it raises
+    TypeError, and calls in a forked process raise FailedPreconditionError.
     """
 
     def __init__(
@@ -45,12 +46,17 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """See `Client`."""
+        """Does not connect yet.
+
+        target: such as `localhost:50051`.
+        timeout: default in seconds for every call; None for no limit.
+        credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`. None for plain text.
+        token: identifies the caller to the server. Without TLS it is sent only to servers on this machine.
+        max_message_bytes: the largest response that the client accepts.
+        channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
+        """
         options = all_options(channel_options, max_message_bytes)
-        secured = all_credentials(credentials, token)
-        self._channel = (
-            grpc.aio.secure_channel(target, secured, options) if secured else grpc.aio.insecure_channel(target, options)
-        )
+        self._channel = open_async_channel(target, all_credentials(credentials, token), options)
         self._timeout = timeout
         self._home = Home("client")
         self._inference = self._home.guarded(InferenceStub(self._channel))
@@ -66,8 +72,8 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection. Calls in progress in other tasks raise RequestCancelledError, later calls
-        FailedPreconditionError: see `Client.close`."""
+        """Closes the connection. Calls in progress in other threads raise RequestCancelledError, later calls
+        FailedPreconditionError. Does nothing when it is already closed, or in a forked process."""
         if self._home.is_here:  # in a forked process, the connection still belongs to the parent
             self._home.is_closed = True
             await self._channel.close()
@@ -92,8 +98,30 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> SessionOpening:
-        """Opens a session, on its own stream, when the result is awaited or entered: see `Client.session`."""
-        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended)
+        """Opens a session, on its own stream, when the result is awaited or entered.
+
+        source: text, token names, token ids or feature vectors; for models with an encoder.
+        version: 0 for the newest.
+        variant: how the model is computed, such as `int8`; empty for `fp32`.
+        session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to let the client or the server choose one.
+        constants: values that stay the same for the whole session, by name, such as `{"language": 3}`. Give each one in
+            `ModelInfo.constants` that has no default.
+        first: also return the prediction before anything is fed, as `AsyncSession.first`. top_k, logits and trace have
+            the meaning that they have in `AsyncSession.feed`, and imply `first`.
+        on_disconnect: what the server does when the session's stream is lost. `hold` keeps the session in memory and
+            `keep` in the store, for `hold_s` seconds; `free` closes it. Except with `free`, the client resumes the
+            session by itself, on another stream or on another server with the same store.
+        hold_s: seconds; default the server's.
+        durability: `checkpoint` stores the session at intervals, and after a loss the client replays what came later.
+            `strict` stores each change before it is answered. `none` keeps the session in memory only, so it ends with
+            its server. Default: `checkpoint`, or `none` with on_disconnect `free`.
+        unattended: a generation continues while the session has no stream.
+        resume_timeout: how many seconds calls wait for a resume, from the loss until a request makes progress.
+        timeout: seconds for the opening, and the default for the session's calls; default the client's.
+
+        Raises NotFoundError, InvalidArgumentError, AlreadyExistsError when the session id is in use,
+        ResourceExhaustedError when the server is full, DeadlineExceededError, UnavailableError.
+        """
         request = _requests.open_message(
             model,
             source=source,
@@ -103,26 +131,28 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
             top_k=top_k,
             logits=logits,
             trace=trace,
-            policy=policy,
+            policy=_requests.SessionPolicy(on_disconnect, hold_s, durability, unattended),
             constants=constants,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:
-            session_id = session_id or secrets.token_urlsafe(
-                9
-            )  # to resume the session, the client must know its id before the server answers
+            # to resume the session, the client must know its id before the server answers
+            session_id = session_id or secrets.token_urlsafe(9)
         protocol = SessionProtocol(session_id, recovery)
-        return SessionOpening(
-            self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
-        )
+        timeout = self._timeout if timeout is None else timeout
+        return SessionOpening(self._inference, request, protocol, timeout, self.sessions)
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> SessionOpening:
-        """Resumes an existing session: see `Client.resume`."""
+        """Resumes an existing session: held, stored, restored from a snapshot, forked, or open on another stream. The
+        other stream loses the session. `AsyncSession.position` is the session's position.
+
+        resume_timeout, timeout: as in `session`. Raises NotFoundError, whose metadata says how a session ended;
+        FailedPreconditionError when this server cannot resume it; UnavailableError.
+        """
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
-        return SessionOpening(
-            self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
-        )
+        timeout = self._timeout if timeout is None else timeout
+        return SessionOpening(self._inference, request, protocol, timeout, self.sessions)
 
     def batch(
         self,
@@ -136,14 +166,19 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> AsyncSessionBatch:
-        """Makes a batch of sessions of one model on one stream: see `Client.batch`."""
-        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False)
+        """Makes a batch: many sessions of one model that step together on one stream, for gateways. It has no sessions
+        yet.
+
+        version, variant, on_disconnect, hold_s, durability, resume_timeout: as in `session`, for each of its sessions.
+        With on_disconnect `free`, the batch ends with its stream. timeout: default in seconds for its calls; default
+        the client's.
+        """
         return AsyncSessionBatch(
             self._inference,
             model,
             version=version,
             variant=variant,
-            policy=policy,
+            policy=_requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False),
             resume_timeout=resume_timeout,
             timeout=self._timeout if timeout is None else timeout,
         )
