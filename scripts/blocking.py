@@ -143,7 +143,7 @@ def formatted(name: str, text: str) -> str:
     """Returns the text as `./scripts/check` wants it. name: the file that it is for."""
     for command in (["check", "--fix-only", "--select=F401,I"], ["format"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--quiet", f"--stdin-filename=carousel/{name}", "-"]
-        text = subprocess.run(arguments, cwd=ROOT, input=text, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(arguments, cwd=ROOT, input=text, stdout=subprocess.PIPE, text=True, check=True).stdout
     return text
 
 

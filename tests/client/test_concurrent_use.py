@@ -94,4 +94,6 @@ async def test_a_session_of_another_event_loop_is_refused(server: FakeServer) ->
     async with AsyncClient(server.target) as client, client.session("toy", "ab") as session:
         with pytest.raises(ConcurrentUseError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, session.feed("A"))
+        with pytest.raises(ConcurrentUseError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, session.close())
         assert (await session.feed("A")).position == 1
