@@ -66,6 +66,8 @@ class OnnxRunner:
         self.encoder_session = None if graphs.encoder is None else session_of(graphs.encoder)
         self.readout_session = None if graphs.readout is None else session_of(graphs.readout)
         self._interface = interface
+        self._outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
+        self._carried = [tensor.name for tensor in interface.carried_inputs]
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """See `Runner`. Raises ValueError for a model without an encoder."""
@@ -79,13 +81,13 @@ class OnnxRunner:
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """See `Runner`."""
         interface = self._interface
-        outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
+        outputs = self._outputs
         feeds: dict[str, Array] = {interface.step.input.name: tokens}
         session = self.step_session
         if interface.step.lengths is not None and (self._loop_session is None or tokens.shape[1] > 1):
             feeds[interface.step.lengths.name] = lengths
             session = session if self._loop_session is None else self._loop_session
-        feeds |= {tensor.name: array for tensor, array in zip(interface.carried_inputs, carried, strict=True)}
+        feeds |= dict(zip(self._carried, carried, strict=True))
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
         constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
@@ -130,7 +132,7 @@ class OnnxRunner:
         """See `Runner`."""
         if self.readout_session is None:
             return None
-        given = dict(zip([tensor.name for tensor in self._interface.carried_inputs], carried, strict=True))
+        given = dict(zip(self._carried, carried, strict=True))
         feeds = {tensor.name: given[tensor.name] for tensor in self._interface.readout_inputs}
         (logits,) = self.readout_session.run(None, feeds)
         return np.asarray(logits)

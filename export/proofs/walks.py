@@ -5,9 +5,8 @@ Shapes: `B` batch, `T` time, `S` source.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -134,36 +133,37 @@ def walk(
             if np.issubdtype(array.dtype, np.floating):
                 with np.errstate(over="ignore"):  # 1e30 is infinity in 16 bits
                     array[_row(tensor, index)] = value
-    plans = [_cut(plan, interface.step.max_chunk) for plan in plans]
-    per_token = (interface.step.output, *interface.head_outputs)
-    answered: list[list[list[Array]]] = [[[] for _ in per_token] for _ in rows]
-    fed = [0] * len(rows)
-    for number in range(max(len(plan) for plan in plans)):
-        chunks = {index: plan[number] for index, plan in enumerate(plans) if number < len(plan) and plan[number]}
-        if not chunks:
-            continue
-        active = list(chunks)
-        tokens, lengths = _pad([rows[index].tokens[fed[index] : fed[index] + chunks[index]] for index in active])
-        carried = [
-            np.ascontiguousarray(np.take(array, active, axis=_batch_axis(tensor)))
-            for array, tensor in zip((*states, *contexts), interface.carried_inputs, strict=True)
-        ]
-        logits, *others = runner.step(tokens, lengths, carried)
-        next_states, heads = others[: len(states)], others[len(states) :]
-        for position, index in enumerate(active):
-            for chunks_so_far, told in zip(answered[index], (logits, *heads), strict=False):
-                chunks_so_far.append(told[position, : chunks[index]])
-            fed[index] += chunks[index]
-        for array, advanced, state in zip(states, next_states, interface.states, strict=True):
-            before: tuple[Any, ...] = (slice(None),) * _batch_axis(state.input)
-            array[(*before, active)] = advanced
+    axes = [_batch_axis(tensor) for tensor in interface.carried_inputs]
+    all_tokens, num_tokens = _pad([row.tokens for row in rows])
+    answers: list[Array] = []  # for each output at every token, [B, T, ...]
+    fed = np.zeros(len(rows), np.int64)
+    for chunks in _rounds([_cut(plan, interface.step.max_chunk) for plan in plans]):
+        active = np.flatnonzero(chunks)
+        lengths = chunks[active]
+        is_token = np.arange(lengths.max()) < lengths[:, None]  # [B, T] of this round
+        places = np.repeat(active, lengths), (fed[active, None] + np.arange(lengths.max()))[is_token]
+        tokens = np.zeros((*is_token.shape, *all_tokens.shape[2:]), all_tokens.dtype)
+        tokens[is_token] = all_tokens[places]
+        carried = [_taken(array, active, axis) for array, axis in zip((*states, *contexts), axes, strict=True)]
+        found = runner.step(tokens, lengths, carried)
+        outputs = [found[0], *found[1 + len(states) :]]
+        if not answers:
+            answers = [np.zeros((*all_tokens.shape[:2], *output.shape[2:]), output.dtype) for output in outputs]
+        for array, output in zip(answers, outputs, strict=True):
+            array[places] = output[is_token]
+        for array, advanced, axis in zip(states, found[1:], axes, strict=False):
+            np.moveaxis(array, axis, 0)[active] = np.moveaxis(advanced, axis, 0)
+        fed += chunks
     readout = runner.read_out([*states, *contexts])
-    for index, found in enumerate(walks):
-        found |= {tensor.name: np.concatenate(c) for tensor, c in zip(per_token, answered[index], strict=True) if c}
+    per_token = (interface.step.output, *interface.head_outputs)
+    for index, walked in enumerate(walks):
+        walked |= {
+            tensor.name: array[index, : num_tokens[index]] for tensor, array in zip(per_token, answers, strict=False)
+        }
         for array, state in zip(states, interface.states, strict=True):
-            found[state.output] = array[_row(state.input, index)].copy()
+            walked[state.output] = array[_row(state.input, index)]
         if readout is not None:
-            found[READOUT] = readout[index]
+            walked[READOUT] = readout[index]
     return walks
 
 
@@ -198,6 +198,19 @@ def _cut(plan: Plan, max_chunk: int | None) -> Plan:
         return plan
     whole = [[max_chunk] * (chunk // max_chunk) + [chunk % max_chunk] * (chunk % max_chunk > 0) for chunk in plan]
     return [piece for chunk, pieces in zip(plan, whole, strict=True) for piece in (pieces if chunk else [0])]
+
+
+def _rounds(plans: Sequence[Plan]) -> Iterator[IntArray]:
+    """Yields the number of tokens of each row in every round in which a row has any."""
+    rounds = np.zeros((max(len(plan) for plan in plans), len(plans)), np.int64)
+    for row, plan in enumerate(plans):
+        rounds[: len(plan), row] = plan
+    return (chunks for chunks in rounds if chunks.any())
+
+
+def _taken(array: Array, rows: IntArray, axis: int) -> Array:
+    """Returns these rows of an array, contiguous. It may be the array itself. rows: ascending."""
+    return np.ascontiguousarray(array if len(rows) == array.shape[axis] else array.take(rows, axis))
 
 
 def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, IntArray]:
