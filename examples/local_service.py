@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,13 +23,39 @@ from examples.processes import children, is_running
 _COMMAND = (sys.executable, "-m", "service")
 
 
+class Process(Protocol):
+    """A started process: the methods of `subprocess.Popen` that are needed here."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+
+    def send_signal(self, sig: int) -> None:
+        """Sends a signal."""
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+
+
+def _started(command: Sequence[str], stderr: IO[bytes]) -> Process:
+    return subprocess.Popen(command, stderr=stderr)
+
+
 @dataclass(frozen=True, slots=True)
 class LocalService:
     """A running service. target: its address for clients. metrics_url: for Prometheus."""
 
     target: str
     metrics_url: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log_file: IO[bytes]
 
     @property
@@ -58,12 +84,17 @@ class LocalService:
 
 @contextmanager
 def local_service(
-    models: Path | None, flags: Mapping[str, object] | None = None, *, command: Sequence[str] = _COMMAND
+    models: Path | None,
+    flags: Mapping[str, object] | None = None,
+    *,
+    command: Sequence[str] = _COMMAND,
+    start: Callable[[Sequence[str], IO[bytes]], Process] = _started,
 ) -> Iterator[LocalService]:
     """Starts `python -m service`, or another `command`, on free ports of the loopback interface; stops it at the end.
 
     models: the folder; None for the models that come with the server. flags: by name without leading dashes, such as
-    `{"max-sessions": 4}`; True and False turn a switch on and off. By default nothing is stored outside the process.
+    `{"max-sessions": 4}`; True and False turn a switch on and off. start: starts a command with this file as its
+    standard error. By default nothing is stored outside the process.
     The service counts as started when it logs so or, if its `log-level` drops that line, when it answers a health
     check. Raises RuntimeError with the log if it does not start.
     """
@@ -75,7 +106,7 @@ def local_service(
         given |= _known_ports(given)
     arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
-        process = subprocess.Popen([*command, *arguments], stderr=log_file)
+        process = start([*command, *arguments], log_file)
         try:
             port, metrics_port = _wait_until_started(process, Path(log_file.name), None if is_told else given)
             metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
@@ -104,9 +135,7 @@ def _known_ports(given: Mapping[str, object]) -> dict[str, object]:
     return {name: free_port() for name, port in asked.items() if port == 0}
 
 
-def _wait_until_started(
-    process: subprocess.Popen[bytes], log: Path, given: Mapping[str, object] | None
-) -> tuple[object, object]:
+def _wait_until_started(process: Process, log: Path, given: Mapping[str, object] | None) -> tuple[object, object]:
     """Returns its port and its metrics port. given: the flags, if the log does not report the start."""
     for _ in range(1200):
         if given is None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.bundles import write_language_model
+from tests.services import local_service
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "model_repository"

@@ -1,4 +1,5 @@
-"""Starts real services of others (Redis, Prometheus, Alertmanager) on free ports of the loopback interface.
+"""Starts our server, and real services of others (Redis, Prometheus, Alertmanager), on free ports of the loopback
+interface.
 
 If a program is not installed, the test is skipped; with TESTS_REQUIRE_SERVICES=1 it fails.
 """
@@ -10,11 +11,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from examples.local_service import local_service as service_process
 from examples.ports import free_port, wait_for_port
+from tests import fork_server
+
+local_service = partial(service_process, start=fork_server.start)
+"""Runs a service in a child process: see `examples.local_service`. It starts sooner than there."""
 
 
 def program(name: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from carousel import Client
-from examples.local_service import local_service
 from examples.ports import free_port
 from service.check import check
 from service.conditions import demand
@@ -23,6 +22,7 @@ from service.sessions.stores.lmdb import LmdbStore
 from service.settings import Settings
 from tests.bundles import write_language_model
 from tests.certificates import Authority
+from tests.services import local_service
 
 ADDRESS = "127.0.0.1"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import local_service
+
 pytest.importorskip("torch")
 
 from carousel import Client
-from examples.local_service import local_service
 from examples.translation import MODEL, SENTENCE, WIDTH, translate
 from tests.translator import write_translator
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+from tests.fork_server import run
+
 COMMAND = [sys.executable, "-m", "carousel"]
 
 
@@ -19,8 +21,7 @@ class Shell:
     def run(self, *words: str, typed: str | bytes = "", code: int = 0) -> subprocess.CompletedProcess[bytes]:
         """Runs a command, which must end with exit code `code`. Returns the completed process."""
         given = typed if isinstance(typed, bytes) else typed.encode()
-        command = [*COMMAND, "--target", self.target, *words]
-        done = subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)
+        done = run("carousel", "--target", self.target, *words, typed=given)
         assert done.returncode == code, done.stderr.decode()
         return done
 

@@ -17,11 +17,10 @@ import yaml
 
 from deploy.dashboards.__main__ import texts
 from deploy.dashboards.evaluate import QueryError, Series, expand, legend, query_range
-from examples.local_service import local_service
 from examples.traffic import run
 from service.telemetry.metrics import Metrics
 from tests.conftest import ROOT, SHIPPED
-from tests.services import prometheus_server
+from tests.services import local_service, prometheus_server
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}

@@ -18,8 +18,9 @@ import pytest
 import carousel
 from distributions.building import build
 from distributions.staging import Checkout
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import ROOT
+from tests.services import local_service
 from tests.wire.conformance.conftest import require
 
 from .environments import Environment

@@ -23,7 +23,7 @@ from carousel import (
     SessionClosedError,
 )
 from carousel.cli.app import app
-from examples.local_service import local_service
+from tests.services import local_service
 
 MODEL = "tiny-endless"
 WORDS = "it reached the age that the server allows"

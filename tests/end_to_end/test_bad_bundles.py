@@ -20,11 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx.external_data_helper import set_external_data
 
 from carousel.v1 import models_pb2, models_pb2_grpc
-from examples.local_service import local_service
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
 from tests.bundles import write_language_model
 from tests.end_to_end.wire import lm, wire
+from tests.services import local_service
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -13,8 +13,9 @@ from grpc_status import rpc_status
 
 from carousel.v1 import error_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end.wire import g2p, lm, wire
+from tests.services import local_service
 
 Code = grpc.StatusCode
 STREAM_ENUMS = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, UnavailableError
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.reference import ReferenceSession
-from tests.services import redis_server
+from tests.services import local_service, redis_server
 
 from .test_client_resume import free_port, killed_and_started_again
 

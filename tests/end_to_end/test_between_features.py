@@ -13,8 +13,9 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end.wire import Wire, lm, wire
+from tests.services import local_service
 
 KEEP = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
 HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)

@@ -13,10 +13,9 @@ import pytest
 
 from carousel import Client
 from examples.local_envoy import local_envoy
-from examples.local_service import local_service
 from tests.end_to_end import web
 from tests.end_to_end.web import BAD_JSON, JSON, PROTO, WEB, Answer, check_list_in_grpc_web, check_list_in_proto
-from tests.services import program
+from tests.services import local_service, program
 
 STREAM = {"content-type": "application/connect+json"}
 PAGE = "https://app.example"

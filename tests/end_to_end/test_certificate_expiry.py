@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.certificates import Authority
+from tests.services import local_service
 from tests.waiting import wait_until
 
 DAY = timedelta(days=1)

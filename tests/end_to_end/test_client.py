@@ -20,9 +20,10 @@ from carousel import (
     ResourceExhaustedError,
 )
 from carousel._requests import Source
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.engine.decoding import score
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 
 @pytest.fixture

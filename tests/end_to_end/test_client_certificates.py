@@ -19,9 +19,10 @@ import pytest
 
 from carousel import AsyncClient, Client, UnavailableError
 from carousel.v1 import models_pb2, models_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.certificates import Authority, Issued
 from tests.end_to_end.test_security import all_calls
+from tests.services import local_service
 from tests.waiting import wait_until
 
 ALICE = "alices-own-token"

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from carousel import AsyncClient, Client, DeadlineExceededError, PositionMismatchError
-from examples.local_service import local_service
 from tests.reference import ReferenceSession
-from tests.services import RedisServer, redis_server
+from tests.services import RedisServer, local_service, redis_server
 
 OUTAGE_S = 1.5
 

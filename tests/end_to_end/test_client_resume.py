@@ -21,8 +21,9 @@ from carousel import (
     SessionClosedError,
     ValueToken,
 )
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 
 def free_port() -> int:

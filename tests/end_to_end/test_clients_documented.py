@@ -13,9 +13,9 @@ import pytest
 from google.protobuf.descriptor import FileDescriptor
 
 from carousel.v1 import error_pb2, inference_pb2
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.api.status import TABLE
-from tests.services import program
+from tests.services import local_service, program
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text()

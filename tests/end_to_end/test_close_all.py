@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from carousel import AsyncClient, Client, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from carousel.cli.app import app
-from examples.local_service import local_service
+from tests.services import local_service
 
 MODEL = "tiny-endless"
 TOKENS = {name: f"token-of-{name}-" + 32 * "x" for name in ("alice", "bob", "admin")}

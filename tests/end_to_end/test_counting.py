@@ -13,9 +13,10 @@ import grpc
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end.test_operation import scrape
 from tests.end_to_end.wire import Wire, lm, wire
+from tests.services import local_service
 
 ENDLESS = "tiny-endless"
 NONE = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)

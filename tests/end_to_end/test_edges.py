@@ -18,12 +18,13 @@ import trustme
 
 from carousel.v1 import error_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.api.principals import new_token
 from service.api.status import METADATA_KEY
 from tests.bundles import write_language_model
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
+from tests.services import local_service
 from tests.waiting import wait_until
 
 Code = grpc.StatusCode

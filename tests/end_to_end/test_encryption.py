@@ -11,8 +11,8 @@ import grpc
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
-from examples.local_service import local_service
 from tests.end_to_end.wire import Wire, wire
+from tests.services import local_service
 
 OLD, NEW = (base64.b64encode(bytes([one]) * 32).decode() for one in (7, 8))
 RESUME = pb.Open(resume=pb.Resume())

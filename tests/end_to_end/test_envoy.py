@@ -16,11 +16,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.processes import resident_bytes
 from tests.conftest import SHIPPED
 from tests.end_to_end.web import BAD_JSON, JSON, PROTO, WEB, ask, check_list_in_grpc_web, check_list_in_proto
 from tests.end_to_end.wire import lm, wire
+from tests.services import local_service
 from tests.waiting import wait_until
 
 

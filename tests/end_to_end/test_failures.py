@@ -13,12 +13,11 @@ import pytest
 from carousel import AsyncClient
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import local_service
 from service.sessions.stores.lmdb import LmdbStore
 from tests.bundles import write_language_model
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
-from tests.services import redis_server
+from tests.services import local_service, redis_server
 
 RESUME = pb.Open(resume=pb.Resume())
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import Wire, g2p, lm, wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 G2P = SHIPPED / "g2p-en" / "1"

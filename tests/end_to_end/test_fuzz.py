@@ -10,9 +10,9 @@ import grpc
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import local_service
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 NUM_STREAMS = 60
 NUM_MESSAGES = 40

@@ -19,9 +19,10 @@ from carousel import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.ports import free_port
 from tests.conftest import SHIPPED
+from tests.services import local_service
 from tests.waiting import wait_until
 
 MODEL = "g2p-en"

@@ -9,9 +9,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import local_service
 from service.engine.limits import EngineLimits
 from tests.end_to_end.wire import wire
+from tests.services import local_service
 
 LIMITS = {
     "max-sessions": 2,

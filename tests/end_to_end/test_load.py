@@ -10,10 +10,10 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from examples.local_service import local_service
 from tests.bundles import write_language_model
 from tests.end_to_end.test_operation import scrape
 from tests.end_to_end.wire import lm
+from tests.services import local_service
 
 NUM_CLIENTS = 500
 NUM_FEEDS = 20

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from carousel import Client, ModelStatus, UnavailableError
-from examples.local_service import local_service
 from tests.bundles import write_language_model
+from tests.services import local_service
 from tests.test_trial import add_an_allocation
 from tests.waiting import wait_until
 from tests.wire.conformance.conftest import require

@@ -15,9 +15,9 @@ import grpc
 import pytest
 
 from carousel import AsyncClient, Client, UnavailableError
-from examples.local_service import local_service
 from tests.certificates import Authority, Issued
 from tests.client.cli_shell import Shell
+from tests.services import local_service
 
 AUTHORITY, OTHER, EXPIRED = Authority(), Authority(), Authority(timedelta(days=-3))
 

@@ -22,12 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.sessions.stores.base import Write
 from service.sessions.stores.lmdb import LmdbStore
 from service.telemetry.metrics import Metrics, markdown
 from tests.conftest import ROOT, SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
+from tests.services import local_service
 
 
 def scrape(service: LocalService) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -10,9 +10,10 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 

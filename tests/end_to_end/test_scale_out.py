@@ -16,11 +16,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carousel import Client
 from examples.local_envoy import LocalEnvoy, local_envoy
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.smoke import across
 from tests.conftest import SHIPPED
 from tests.end_to_end.test_operation import scrape
-from tests.services import program, redis_server
+from tests.services import local_service, program, redis_server
 
 
 class Fleet:

@@ -12,12 +12,13 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.engine.beam import BeamSearch, Hypothesis
 from service.engine.decoding import score
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 G2P = SHIPPED / "g2p-en" / "1"
 EOS_ID = 2

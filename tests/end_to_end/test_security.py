@@ -31,8 +31,9 @@ from carousel import (
 )
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.ports import free_port
+from tests.services import local_service
 from tests.waiting import wait_until
 
 ADMIN, ALICE, BOB, SLOW = "admins-own-token", "alices-own-token", "bobs-own-token", "slows-own-token"

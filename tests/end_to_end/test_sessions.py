@@ -11,10 +11,11 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import Wire, g2p, lm, wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 G2P = SHIPPED / "g2p-en" / "1"
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)

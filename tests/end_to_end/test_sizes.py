@@ -12,9 +12,10 @@ import pytest
 
 from carousel.v1 import error_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import Wire, g2p, lm, wire
+from tests.services import local_service
 
 LIMIT = 6000
 OPTIONS = (("grpc.max_receive_message_length", LIMIT),)

@@ -15,10 +15,11 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2 as sp
 from carousel.v1 import sessions_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.bundles import write_language_model
 from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 RESUME = pb.Open(resume=pb.Resume())

@@ -18,11 +18,11 @@ from carousel import AsyncClient, NotFoundError, ResourceExhaustedError
 from carousel.v1 import error_pb2, inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
 from examples.local_envoy import local_envoy
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end import web
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
-from tests.services import program, redis_server
+from tests.services import local_service, program, redis_server
 
 Code = grpc.StatusCode
 MODEL = "tiny-endless"

@@ -10,9 +10,8 @@ import grpc
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import local_service
 from tests.end_to_end.test_step import MODEL, fed, stubs
-from tests.services import redis_server
+from tests.services import local_service, redis_server
 
 
 @pytest.mark.parametrize(

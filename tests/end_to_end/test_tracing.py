@@ -18,8 +18,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from carousel import Client
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import ROOT, SHIPPED
+from tests.services import local_service
 from tests.spans import Collector, attributes
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -13,9 +13,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from carousel import Client, Generation
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.engine.decoding import log_softmax_batch
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 MODEL = "translate-en-de"
 SHIPPED = Path(__file__).parents[2] / "model_repository"

@@ -14,9 +14,9 @@ from google.protobuf import descriptor_pb2
 
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import local_service
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import Wire, wire
+from tests.services import local_service
 from tests.sessions.stores.test_old_records import write_folder
 
 FIXTURES = Path(__file__).parent / "fixtures"

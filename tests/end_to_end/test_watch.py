@@ -28,11 +28,11 @@ from carousel import (
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
 from examples.local_envoy import local_envoy
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.end_to_end.test_security import ADMIN, ALICE, BOB, write_tokens
 from tests.end_to_end.test_step import KEEP, LOGITS, MODEL, Stubs, expected, fed, stubs
 from tests.end_to_end.wire import wire
-from tests.services import program, redis_server
+from tests.services import local_service, program, redis_server
 
 HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
 DROPPED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import local_service
+
 pytest.importorskip("torch")
 
 import numpy as np
@@ -14,7 +16,6 @@ import onnxruntime
 import torch
 
 from carousel import AsyncClient
-from examples.local_service import local_service
 from export.bundle import write_forecaster, write_language_model, write_seq2seq, write_tagger
 from export.vocabulary import Vocabulary
 from models.attention import AttentionKind

@@ -21,8 +21,9 @@ import numpy as np
 import onnxruntime
 
 from carousel import Client
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.export.test_export_onnx import export
+from tests.services import local_service
 
 pytestmark = [pytest.mark.foreign, pytest.mark.timeout(600)]
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carousel import AsyncClient, Client, InvalidArgumentError
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from export.__main__ import main
 from tests.export import foreign
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 FRAME = 32
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import local_service
+
 pytest.importorskip("torch")
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InternalError, InvalidArgumentError
-from examples.local_service import local_service
 from tests.export import foreign
 from tests.export.test_export_onnx import export, refusal
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from carousel import AsyncClient, Client
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from export.torch_model import TorchModel, write_module
 from export.vocabulary import Vocabulary
 from service.repository.manifest import SpecialTokens
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 SIZE, SOURCES, TARGETS = 12, 15, 11
 Pair = tuple[Tensor, Tensor]

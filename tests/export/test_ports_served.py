@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Port
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.client.cli_shell import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
+from tests.services import local_service
 
 OBSERVED, NEW, WINDOW, SIZE = 4, 8, 4, 6
 FLAGS = ["--input", "obs", "--input", "samples", "--window", f"samples={WINDOW}", "--start", "first"]

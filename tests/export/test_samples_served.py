@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from carousel import AsyncClient, Client, Frames, InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.ports import free_port
 from tests.end_to_end.wire import wire
 from tests.export import foreign
 from tests.export.test_export_onnx import export
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 FRAME = 32
 

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carousel import Client
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from export.__main__ import main
 from tests.client.cli_shell import COMMAND, Shell
 from tests.export import foreign
 from tests.export.test_ports_served import FLAGS, NEW, OBSERVED, policy
 from tests.reference import ReferenceSession
+from tests.services import local_service
 
 FRAME = 32
 

@@ -25,12 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Port
 from carousel.values import SessionConstant, StateTensor
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
 from tests.client.cli_shell import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
+from tests.services import local_service
 
 READ, SIZE, SPEAKER, LANGUAGES = 4, 8, 3, 5
 FIRST = 0.25

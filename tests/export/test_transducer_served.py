@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Step, Transducer
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from export.__main__ import main
 from export.foreign.axes import Hints
 from export.transducers.bare_loop import BareLoop, Rules
 from export.transducers.command import read_files
 from tests.client.cli_shell import Shell
 from tests.export.transducer_files import FEATURES, write
+from tests.services import local_service
 
 MODEL, LIMIT, KEPT = "spells", 3, 8
 KINDS = ("three", "two")

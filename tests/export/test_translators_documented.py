@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import local_service
+
 pytest.importorskip("torch")
 
-from examples.local_service import local_service
 from export.__main__ import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "translators.md"

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from carousel import AsyncClient, Client, FinishReason, Step
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from export.__main__ import main
 from tests.export import translators
+from tests.services import local_service
 
 Array = NDArray[np.generic]
 Feed = Mapping[str, Array]

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.conftest import SHIPPED
 from tests.page.emitting import write_detector, write_transducer
 from tests.page.sounds import FRAME, MICROPHONE, RATE, write_wav
 from tests.page.tab import Tab, tab
-from tests.services import program
+from tests.services import local_service, program
 
 
 @pytest.fixture(scope="package")

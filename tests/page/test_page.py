@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.ports import free_port
 from tests.page.tab import Tab, ask, tab
-from tests.services import program
+from tests.services import local_service, program
 from tests.waiting import wait_until
 
 TYPED = "import "

@@ -12,9 +12,10 @@ from playwright.sync_api import Browser, Locator, expect
 from sentencepiece import SentencePieceProcessor
 
 from carousel import Client
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from tests.page.tab import Tab, ask, tab
 from tests.page.test_accessibility import check
+from tests.services import local_service
 from tests.subwords import model
 from tests.translator import write_translator
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from examples.local_envoy import local_envoy
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.wire.envoy.page import FOLDER, Page
-from tests.services import program
+from tests.services import local_service, program
 
 
 def load(target: str, path: str, *, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:

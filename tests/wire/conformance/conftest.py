@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from service.wire.envoy import library
+from tests.services import local_service
 
 GRACE_S = 0.5
 """Grace time in seconds for calls that are open when a service stops."""

@@ -16,7 +16,8 @@ from grpc_status import rpc_status
 from carousel import CarouselError, Client
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
+from tests.services import local_service
 from tests.spans import Collector, attributes
 from tests.waiting import wait_until
 from tests.wire.conformance.conftest import require

@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
+from tests.services import local_service
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import client, framed, path, read, told
 from tests.wire.conformance.conftest import COMMAND

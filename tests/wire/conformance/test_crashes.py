@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
 from examples.processes import children, is_running
+from tests.services import local_service
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import framed, path
 from tests.wire.conformance.conftest import COMMAND, require, serving_pid

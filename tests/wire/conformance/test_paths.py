@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService
+from tests.services import local_service
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import framed, path
 from tests.wire.conformance.conftest import COMMAND
