@@ -38,6 +38,19 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def only(folder: Path, *models: str) -> Path:
+    """Returns a folder that has these of the shipped models: a server loads them sooner than all."""
+    for model in models:
+        (folder / model).symlink_to(SHIPPED / model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def g2p_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that has `g2p-en` alone."""
+    return only(tmp_path_factory.mktemp("g2p"), "g2p-en")
+
+
 @pytest.fixture(scope="session")
 def shipped_service() -> Iterator[LocalService]:
     """A real service of the shipped bundles. Tests share it and must leave it as they found it."""

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import IO, Any, NoReturn
@@ -29,6 +30,7 @@ IMPORTED = ("service.server", "service.wire.grpcio", "service.check", "service.w
 """What the programs import, without the modules `__main__`, which act when they are imported."""
 
 _MAX_REQUEST_BYTES = 1 << 20
+_making = threading.Lock()
 
 
 class Program:
@@ -84,29 +86,34 @@ class ForkServer:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self._socket = ours
+        self._lock = threading.Lock()
 
     def start(
         self, module: str, arguments: Sequence[str], files: Sequence[int], environment: Mapping[str, str]
     ) -> Program:
-        """Starts `python -m MODULE ARGUMENTS` in the current folder. files: its standard input, output and error."""
+        """Starts `python -m MODULE ARGUMENTS` in the current folder. Thread-safe.
+
+        files: its standard input, output and error. environment: all its variables.
+        """
+        request = {"module": module, "arguments": [*arguments], "folder": os.getcwd(), "environment": {**environment}}
         status, reported = os.pipe()
-        try:
-            request = {
-                "module": module,
-                "arguments": [*arguments],
-                "folder": os.getcwd(),
-                "environment": {**environment},
-            }
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [*files, reported])
-        finally:
-            os.close(reported)
-        return Program([module, *arguments], os.fdopen(status, "rb", buffering=0))
+        with self._lock:  # one request at a time: the next is sent when this one has been read
+            try:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], [*files, reported])
+            finally:
+                os.close(reported)
+            return Program([module, *arguments], os.fdopen(status, "rb", buffering=0))
 
 
 @cache
-def fork_server() -> ForkServer:
-    """Returns this process's fork server, which ends with this process."""
+def _only_fork_server() -> ForkServer:
     return ForkServer()
+
+
+def fork_server() -> ForkServer:
+    """Returns this process's fork server. It ends with this process. Thread-safe."""
+    with _making:
+        return _only_fork_server()
 
 
 def start(command: Sequence[str], stderr: IO[bytes]) -> Process:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from carousel import AsyncClient, Client, InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from examples.local_service import LocalService
-from tests.conftest import SHIPPED
+from tests.conftest import SHIPPED, only
 from tests.end_to_end.test_client_resume import killed_and_started_again
 from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
@@ -167,8 +167,10 @@ def test_a_program_that_feeds_vectors_does_not_notice_that_its_server_is_killed(
 ) -> None:
     history, fed = months(36), months(3000, 5)
     reference = ReferenceSession(CO2, list(history))
+    (tmp_path / "models").mkdir()
+    models = only(tmp_path / "models", "co2-forecast")
     with (
-        killed_and_started_again(SHIPPED, tmp_path, [0.4, 0.6], number) as target,
+        killed_and_started_again(models, tmp_path / "data", [0.4, 0.6], number) as target,
         Client(target) as client,
         client.session("co2-forecast", history) as session,
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,21 +20,12 @@ from carousel import (
 )
 from examples.local_service import LocalService
 from examples.ports import free_port
-from tests.conftest import SHIPPED
 from tests.services import local_service
 from tests.waiting import wait_until
 
 MODEL = "g2p-en"
 WORDS = ["carousel", "a", "sequences", "gate", "forget", "elephant", "state", "recurrent"] * 5
 REFUSED = "9"
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with this model alone, so that servers start faster."""
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(SHIPPED / MODEL, folder / MODEL)
-    return folder
 
 
 def told(result: GeneratedSequence) -> list[str]:
@@ -168,18 +158,18 @@ async def test_what_the_sources_raise_comes_after_the_results(shipped_service: L
             await anext(more)
 
 
-async def test_a_server_with_few_slots_is_waited_for(repository: Path) -> None:
-    with local_service(repository, {"max-sessions": 3}) as service:
+async def test_a_server_with_few_slots_is_waited_for(g2p_repository: Path) -> None:
+    with local_service(g2p_repository, {"max-sessions": 3}) as service:
         with Client(service.target) as client:
             assert [told(result)[-1] for result in client.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
         async with AsyncClient(service.target) as other:
             assert [told(one)[-1] async for one in other.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
 
 
-async def test_a_killed_server_is_waited_for(repository: Path) -> None:
+async def test_a_killed_server_is_waited_for(g2p_repository: Path) -> None:
     """The next server generates the sequences that the killed server did not complete."""
     flags = {"port": free_port()}
-    with local_service(repository, flags) as service:
+    with local_service(g2p_repository, flags) as service:
         client, other = Client(service.target), AsyncClient(service.target)
         results, more = (
             client.generate_many(MODEL, WORDS, concurrency=8),
@@ -187,7 +177,7 @@ async def test_a_killed_server_is_waited_for(repository: Path) -> None:
         )
         found, also = [told(next(results))], [told(await anext(more))]
         service.kill()
-    with local_service(repository, flags) as service, client:
+    with local_service(g2p_repository, flags) as service, client:
         found += [told(result) for result in results]
         also += [told(result) async for result in more]
         await other.close()

@@ -18,7 +18,6 @@ from carousel import Client
 from examples.local_envoy import LocalEnvoy, local_envoy
 from examples.local_service import LocalService
 from examples.smoke import across
-from tests.conftest import SHIPPED
 from tests.end_to_end.test_operation import scrape
 from tests.services import local_service, program, redis_server
 
@@ -26,12 +25,12 @@ from tests.services import local_service, program, redis_server
 class Fleet:
     """Replicas, and the Envoy in front of them."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
+    def __init__(self, stack: ExitStack, models: Path, folder: Path) -> None:
         redis = stack.enter_context(redis_server(folder))
         key = folder / "snapshot.key"
         key.write_bytes(os.urandom(32))
         self._flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "shutdown-grace-s": 3}
-        self._stack = stack
+        self._stack, self._models = stack, models
         self.replicas: list[LocalService] = []
         for _ in range(3):
             self.add()
@@ -39,7 +38,7 @@ class Fleet:
 
     def add(self) -> LocalService:
         """Starts one more replica. Envoy does not know it yet."""
-        replica = self._stack.enter_context(local_service(SHIPPED, self._flags))
+        replica = self._stack.enter_context(local_service(self._models, self._flags))
         self.replicas.append(replica)
         return replica
 
@@ -63,10 +62,10 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
+def fleet(g2p_repository: Path, tmp_path: Path) -> Iterator[Fleet]:
     program("envoy")
     with ExitStack() as stack:
-        yield Fleet(stack, tmp_path)
+        yield Fleet(stack, g2p_repository, tmp_path)
 
 
 def counted(replica: LocalService, name: str, **labels: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -313,8 +314,8 @@ async def test_a_half_closed_stream_still_gets_every_answer(shipped_service: Loc
         assert await stream.call.code() is grpc.StatusCode.OK
 
 
-async def test_an_idle_session_is_closed_and_its_stream_and_whoever_comes_back_are_told() -> None:
-    with local_service(SHIPPED, {"idle-timeout-s": 0.2}) as service:
+async def test_an_idle_session_is_closed_and_its_stream_and_whoever_comes_back_are_told(g2p_repository: Path) -> None:
+    with local_service(g2p_repository, {"idle-timeout-s": 0.2}) as service:
         async with wire(service.target) as stream:
             await stream.ask("idle", open=g2p())
             await stream.ask("idle", feed=pb.Feed(tokens=["K"]))
@@ -360,8 +361,8 @@ async def test_sessions_are_listed_page_by_page_in_the_order_of_opening(tiny_ser
     assert found == ids
 
 
-async def test_a_session_may_not_have_too_many_requests_in_flight(tiny_repository: object) -> None:
-    with local_service(SHIPPED, {"max-in-flight": 4}) as service:
+async def test_a_session_may_not_have_too_many_requests_in_flight(g2p_repository: Path) -> None:
+    with local_service(g2p_repository, {"max-in-flight": 4}) as service:
         async with wire(service.target) as stream:
             await stream.ask("flood", open=g2p())
             feeds = [await stream.send("flood", feed=pb.Feed(token_ids=[5] * 3000)) for _ in range(12)]

@@ -19,7 +19,7 @@ from carousel import Client
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from examples.local_service import LocalService
-from tests.conftest import ROOT, SHIPPED
+from tests.conftest import ROOT
 from tests.services import local_service
 from tests.spans import Collector, attributes
 
@@ -46,8 +46,10 @@ def generate(service: LocalService, flags: str) -> None:
         assert list(inference_pb2_grpc.InferenceStub(channel).Generate(request, metadata=metadata))
 
 
-def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(collector: Collector) -> None:
-    with local_service(SHIPPED, traced(collector)) as service:
+def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(
+    collector: Collector, g2p_repository: Path
+) -> None:
+    with local_service(g2p_repository, traced(collector)) as service:
         generate(service, "01")
         service.stop()  # the server sends the remaining spans when it stops
     (call,) = collector.named("carousel.v1.Inference/Generate")
@@ -74,8 +76,8 @@ def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(colle
     assert set(map(str, graphs[1])) == {"step"}
 
 
-def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Collector) -> None:
-    with local_service(SHIPPED, traced(collector)) as service:
+def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Collector, g2p_repository: Path) -> None:
+    with local_service(g2p_repository, traced(collector)) as service:
         with Client(service.target) as client:
             with client.session("g2p-en", source="gate") as session:
                 session.feed(["G"])
@@ -97,9 +99,9 @@ def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Co
             assert {"queue", "batch"} <= {span.name for span in collector.under(request)}, name
 
 
-def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
+def test_what_is_not_sampled_is_not_sent(collector: Collector, g2p_repository: Path) -> None:
     """The caller's flag decides. Without a caller's trace, the ratio decides."""
-    with local_service(SHIPPED, traced(collector, trace_ratio=0)) as service:
+    with local_service(g2p_repository, traced(collector, trace_ratio=0)) as service:
         generate(service, "00")
         with Client(service.target) as client:
             list(client.generate("g2p-en", "gate"))
@@ -108,9 +110,9 @@ def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
     assert len(collector.named("carousel.v1.Inference/Generate")) == 1
 
 
-def test_latencies_have_the_trace_as_exemplar(collector: Collector) -> None:
+def test_latencies_have_the_trace_as_exemplar(collector: Collector, g2p_repository: Path) -> None:
     """Only scrapers that ask for OpenMetrics get exemplars."""
-    with local_service(SHIPPED, traced(collector)) as service:
+    with local_service(g2p_repository, traced(collector)) as service:
         generate(service, "01")
         asked = urllib.request.Request(service.metrics_url, headers={"Accept": "application/openmetrics-text"})
         with urllib.request.urlopen(asked, timeout=10) as response:

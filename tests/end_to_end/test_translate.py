@@ -3,7 +3,6 @@ searches."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -15,11 +14,11 @@ from sentencepiece import SentencePieceProcessor
 from carousel import Client, Generation
 from examples.local_service import LocalService
 from service.engine.decoding import log_softmax_batch
+from tests.conftest import SHIPPED, only
 from tests.reference import ReferenceSession
 from tests.services import local_service
 
 MODEL = "translate-en-de"
-SHIPPED = Path(__file__).parents[2] / "model_repository"
 BUNDLE = SHIPPED / MODEL / "1"
 SENTENCES = [
     f"{first} {second}."
@@ -57,9 +56,7 @@ def pieces() -> SentencePieceProcessor:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with the translator alone."""
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(SHIPPED / MODEL, folder / MODEL)
-    return folder
+    return only(tmp_path_factory.mktemp("models"), MODEL)
 
 
 @pytest.fixture(scope="module")
