@@ -21,9 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Error(_message.Message):
-    """Why a request was refused or failed. Inside a stream it travels in `StreamResponse.error`; a failed call
-    carries it, serialised, in the trailing metadata key `carousel-error-bin`, beside the standard
-    `grpc-status-details-bin`.
+    """Why a request was refused or failed. In a stream, `StreamResponse.error` has it. A call that fails has it,
+    serialized, in the trailing metadata key `carousel-error-bin`, beside the standard `grpc-status-details-bin`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -55,26 +54,27 @@ class Error(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """The canonical gRPC status code, such as 3 for INVALID_ARGUMENT."""
+    """The gRPC status code, such as 3 for INVALID_ARGUMENT."""
     message: _builtins.str
-    """For people: names the field, its value and what was expected."""
+    """A text for people. It names the field, its value and what was expected."""
     reason: _builtins.str
-    """For programs: a stable UPPER_SNAKE_CASE name of the cause, such as POSITION_MISMATCH."""
+    """The cause, for programs: a stable name in UPPER_SNAKE_CASE, such as POSITION_MISMATCH."""
     field: _builtins.str
-    """The request field at fault by its whole path in the request's message, such as `feed.token_ids[3]` or `open.model`;
-    empty when no one field is.
+    """The wrong field, as its path in the request message, such as `feed.token_ids[3]` or `open.model`. Empty when the
+    cause is not one field.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Facts of the cause by name. `position` tells where the session stands for POSITION_MISMATCH, and where it stood
-        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered. For STORE_UNAVAILABLE
-        in answer to a request that was done it tells where the session stands, and `stored_position` how far it is stored.
-        Inside a stream `x-request-id` is the id of the call, as a failed call has it in its trailing metadata.
+        """Facts about the cause, by name. For POSITION_MISMATCH, `position` is the session's position. For SESSION_NOT_FOUND,
+        `position` and `close_reason` say where and why the session was closed, if the server remembers it. When a request
+        was applied but the store failed (STORE_UNAVAILABLE), `position` is the session's position and `stored_position` is
+        the position that the store has. In a stream, `x-request-id` is the id of the call; a failed call has that id in
+        its trailing metadata.
         """
 
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
-        """How long to wait before trying again; unset when trying again will not help."""
+        """How long to wait before a retry. Unset when a retry does not help."""
 
     def __init__(
         self,

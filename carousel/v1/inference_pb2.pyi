@@ -28,34 +28,34 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """The default."""
+    """The default: see `Open.durability`."""
     DURABILITY_NONE: _Durability.ValueType  # 1
-    """Nothing, but when it must make room or its stream has ended and it is to be kept."""
+    """Nothing, except when the session is spilled, or when its stream has ended and it is to be kept."""
     DURABILITY_CHECKPOINT: _Durability.ValueType  # 2
-    """Where it is, every so often."""
+    """Its state, at intervals."""
     DURABILITY_STRICT: _Durability.ValueType  # 3
-    """Everything that is answered, before it is. When the store does not take it, the request is answered UNAVAILABLE, with
-    the reason STORE_UNAVAILABLE, and the session goes on: send all requests that were answered so again, as they were
-    and in order, each with its position. None is applied twice, and each gets its answer as soon as that is stored.
-    POSITION_MISMATCH, when the server has lost an answer, or the session, meanwhile: what ends at or before the
-    position told there was applied, and the rest is to be sent.
+    """Each answer, before it is delivered. When the store fails, the request is answered with UNAVAILABLE, reason
+    STORE_UNAVAILABLE, and the session continues. Then send all requests with that answer again, unchanged and in
+    order, each with its position. None is applied twice, and each is answered as soon as its position is stored. The
+    answer is POSITION_MISMATCH when the server has lost an answer, or the session, meanwhile: the requests that end at
+    or before the position in that error were applied; send the others.
     """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
-    """What of a session is stored, so that it survives its server."""
+    """How much of a session is stored, so that it survives its server."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""The default."""
+"""The default: see `Open.durability`."""
 DURABILITY_NONE: Durability.ValueType  # 1
-"""Nothing, but when it must make room or its stream has ended and it is to be kept."""
+"""Nothing, except when the session is spilled, or when its stream has ended and it is to be kept."""
 DURABILITY_CHECKPOINT: Durability.ValueType  # 2
-"""Where it is, every so often."""
+"""Its state, at intervals."""
 DURABILITY_STRICT: Durability.ValueType  # 3
-"""Everything that is answered, before it is. When the store does not take it, the request is answered UNAVAILABLE, with
-the reason STORE_UNAVAILABLE, and the session goes on: send all requests that were answered so again, as they were
-and in order, each with its position. None is applied twice, and each gets its answer as soon as that is stored.
-POSITION_MISMATCH, when the server has lost an answer, or the session, meanwhile: what ends at or before the
-position told there was applied, and the rest is to be sent.
+"""Each answer, before it is delivered. When the store fails, the request is answered with UNAVAILABLE, reason
+STORE_UNAVAILABLE, and the session continues. Then send all requests with that answer again, unchanged and in
+order, each with its position. None is applied twice, and each is answered as soon as its position is stored. The
+answer is POSITION_MISMATCH when the server has lost an answer, or the session, meanwhile: the requests that end at
+or before the position in that error were applied; send the others.
 """
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
@@ -68,23 +68,23 @@ class _DisconnectActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disc
     DISCONNECT_ACTION_UNSPECIFIED: _DisconnectAction.ValueType  # 0
     """The default, DISCONNECT_ACTION_FREE."""
     DISCONNECT_ACTION_FREE: _DisconnectAction.ValueType  # 1
-    """It is closed."""
+    """The session is closed."""
     DISCONNECT_ACTION_HOLD: _DisconnectAction.ValueType  # 2
-    """It is held in memory."""
+    """The session stays in memory."""
     DISCONNECT_ACTION_KEEP: _DisconnectAction.ValueType  # 3
-    """It is stored."""
+    """The session is stored."""
 
 class DisconnectAction(_DisconnectAction, metaclass=_DisconnectActionEnumTypeWrapper):
-    """What is done with a session whose stream has ended."""
+    """What happens to a session when its stream ends."""
 
 DISCONNECT_ACTION_UNSPECIFIED: DisconnectAction.ValueType  # 0
 """The default, DISCONNECT_ACTION_FREE."""
 DISCONNECT_ACTION_FREE: DisconnectAction.ValueType  # 1
-"""It is closed."""
+"""The session is closed."""
 DISCONNECT_ACTION_HOLD: DisconnectAction.ValueType  # 2
-"""It is held in memory."""
+"""The session stays in memory."""
 DISCONNECT_ACTION_KEEP: DisconnectAction.ValueType  # 3
-"""It is stored."""
+"""The session is stored."""
 Global___DisconnectAction: _TypeAlias = DisconnectAction  # noqa: Y015
 
 class _OutputKind:
@@ -94,41 +94,37 @@ class _OutputKind:
 class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OUTPUT_KIND_UNSPECIFIED: _OutputKind.ValueType  # 0
-    """The default."""
+    """The default: see `OutputSpec.kind`."""
     OUTPUT_KIND_NONE: _OutputKind.ValueType  # 1
-    """Nothing but the position."""
+    """Only the position."""
     OUTPUT_KIND_NEXT_TOKEN: _OutputKind.ValueType  # 2
     """The most likely next token."""
     OUTPUT_KIND_TOP_K: _OutputKind.ValueType  # 3
     """The k most likely next tokens with their log-probabilities, most likely first."""
     OUTPUT_KIND_LOGITS: _OutputKind.ValueType  # 4
-    """The logits of every token of the vocabulary."""
+    """The logits of all tokens of the vocabulary."""
     OUTPUT_KIND_VALUES: _OutputKind.ValueType  # 5
-    """The values that the model gives; of models without a target vocabulary, and of no others."""
+    """The values that the model returns. Only for models without a target vocabulary."""
     OUTPUT_KIND_EMITTED: _OutputKind.ValueType  # 6
-    """The tokens that each step has emitted; of transducers, and of no others, whose default it is. A feed returns an output
-    for each step that has emitted any.
-    """
+    """The tokens that each step emits. Only for transducers. A feed returns one output for each step that emits tokens."""
 
 class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
     """The kinds of output."""
 
 OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
-"""The default."""
+"""The default: see `OutputSpec.kind`."""
 OUTPUT_KIND_NONE: OutputKind.ValueType  # 1
-"""Nothing but the position."""
+"""Only the position."""
 OUTPUT_KIND_NEXT_TOKEN: OutputKind.ValueType  # 2
 """The most likely next token."""
 OUTPUT_KIND_TOP_K: OutputKind.ValueType  # 3
 """The k most likely next tokens with their log-probabilities, most likely first."""
 OUTPUT_KIND_LOGITS: OutputKind.ValueType  # 4
-"""The logits of every token of the vocabulary."""
+"""The logits of all tokens of the vocabulary."""
 OUTPUT_KIND_VALUES: OutputKind.ValueType  # 5
-"""The values that the model gives; of models without a target vocabulary, and of no others."""
+"""The values that the model returns. Only for models without a target vocabulary."""
 OUTPUT_KIND_EMITTED: OutputKind.ValueType  # 6
-"""The tokens that each step has emitted; of transducers, and of no others, whose default it is. A feed returns an output
-for each step that has emitted any.
-"""
+"""The tokens that each step emits. Only for transducers. A feed returns one output for each step that emits tokens."""
 Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
 
 class _RestoredFrom:
@@ -140,9 +136,9 @@ class _RestoredFromEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Restored
     RESTORED_FROM_UNSPECIFIED: _RestoredFrom.ValueType  # 0
     """The session is new."""
     RESTORED_FROM_MEMORY: _RestoredFrom.ValueType  # 1
-    """In this server's memory: nothing was lost."""
+    """In this server's memory. Nothing was lost."""
     RESTORED_FROM_STORE: _RestoredFrom.ValueType  # 2
-    """In the store: it stands where it was stored last."""
+    """In the store. The session is at its stored position."""
 
 class RestoredFrom(_RestoredFrom, metaclass=_RestoredFromEnumTypeWrapper):
     """Where a resumed session was found."""
@@ -150,9 +146,9 @@ class RestoredFrom(_RestoredFrom, metaclass=_RestoredFromEnumTypeWrapper):
 RESTORED_FROM_UNSPECIFIED: RestoredFrom.ValueType  # 0
 """The session is new."""
 RESTORED_FROM_MEMORY: RestoredFrom.ValueType  # 1
-"""In this server's memory: nothing was lost."""
+"""In this server's memory. Nothing was lost."""
 RESTORED_FROM_STORE: RestoredFrom.ValueType  # 2
-"""In the store: it stands where it was stored last."""
+"""In the store. The session is at its stored position."""
 Global___RestoredFrom: _TypeAlias = RestoredFrom  # noqa: Y015
 
 class _FinishReason:
@@ -164,11 +160,11 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """It has not ended."""
     FINISH_REASON_EOS: _FinishReason.ValueType  # 1
-    """The model chose its end token. The session stands before it: generating again would choose it again."""
+    """The model chose its end token. The session has not consumed it: another generation would choose it again."""
     FINISH_REASON_MAX_TOKENS: _FinishReason.ValueType  # 2
-    """`max_tokens` were generated. The session can go on."""
+    """`max_tokens` tokens were generated. The session can generate more."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 3
-    """The model chose one of the stop tokens. The session stands before it."""
+    """The model chose a stop token. The session has not consumed it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a generation ended."""
@@ -176,11 +172,11 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """It has not ended."""
 FINISH_REASON_EOS: FinishReason.ValueType  # 1
-"""The model chose its end token. The session stands before it: generating again would choose it again."""
+"""The model chose its end token. The session has not consumed it: another generation would choose it again."""
 FINISH_REASON_MAX_TOKENS: FinishReason.ValueType  # 2
-"""`max_tokens` were generated. The session can go on."""
+"""`max_tokens` tokens were generated. The session can generate more."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 3
-"""The model chose one of the stop tokens. The session stands before it."""
+"""The model chose a stop token. The session has not consumed it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _CloseReason:
@@ -192,55 +188,55 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_UNSPECIFIED: _CloseReason.ValueType  # 0
     """Not used."""
     CLOSE_REASON_CLIENT: _CloseReason.ValueType  # 1
-    """A client asked for it."""
+    """A client closed it."""
     CLOSE_REASON_DISCONNECT: _CloseReason.ValueType  # 2
-    """The stream, or the call, that it was opened for has ended."""
+    """Its stream, or its call, ended."""
     CLOSE_REASON_IDLE: _CloseReason.ValueType  # 3
     """It was idle for longer than the server allows."""
     CLOSE_REASON_SHUTDOWN: _CloseReason.ValueType  # 4
     """The server is shutting down."""
     CLOSE_REASON_FAILED: _CloseReason.ValueType  # 5
-    """Opening it failed, or was cancelled, after it was begun."""
+    """The opening of the session failed or was cancelled."""
     CLOSE_REASON_EXPIRED: _CloseReason.ValueType  # 6
-    """Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
+    """Its stream had ended, and no client resumed it within the time for which it was held or kept."""
     CLOSE_REASON_MOVED: _CloseReason.ValueType  # 7
-    """It is not closed: it was stored for another server that wants it, or because this one is leaving. Who goes on with
-    it finds it.
+    """The session is not closed. It was stored for another server that asked for it, or because this server shuts down. A
+    client can resume it.
     """
     CLOSE_REASON_LOST: _CloseReason.ValueType  # 8
-    """Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
+    """Its state is lost: its server ended before the session was stored, or the store no longer has its record."""
     CLOSE_REASON_TAKEN: _CloseReason.ValueType  # 9
-    """It is not closed: another stream of this server has gone on with it."""
+    """The session is not closed. Another stream of this server resumed it."""
     CLOSE_REASON_MAX_AGE: _CloseReason.ValueType  # 10
-    """It reached the age that the server allows, counted from when it was opened, however it was used."""
+    """It reached the age limit of the server, counted from its opening, even when it was in use."""
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
-    """Why a session was closed."""
+    """Why a session was closed, or left its stream."""
 
 CLOSE_REASON_UNSPECIFIED: CloseReason.ValueType  # 0
 """Not used."""
 CLOSE_REASON_CLIENT: CloseReason.ValueType  # 1
-"""A client asked for it."""
+"""A client closed it."""
 CLOSE_REASON_DISCONNECT: CloseReason.ValueType  # 2
-"""The stream, or the call, that it was opened for has ended."""
+"""Its stream, or its call, ended."""
 CLOSE_REASON_IDLE: CloseReason.ValueType  # 3
 """It was idle for longer than the server allows."""
 CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 4
 """The server is shutting down."""
 CLOSE_REASON_FAILED: CloseReason.ValueType  # 5
-"""Opening it failed, or was cancelled, after it was begun."""
+"""The opening of the session failed or was cancelled."""
 CLOSE_REASON_EXPIRED: CloseReason.ValueType  # 6
-"""Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
+"""Its stream had ended, and no client resumed it within the time for which it was held or kept."""
 CLOSE_REASON_MOVED: CloseReason.ValueType  # 7
-"""It is not closed: it was stored for another server that wants it, or because this one is leaving. Who goes on with
-it finds it.
+"""The session is not closed. It was stored for another server that asked for it, or because this server shuts down. A
+client can resume it.
 """
 CLOSE_REASON_LOST: CloseReason.ValueType  # 8
-"""Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
+"""Its state is lost: its server ended before the session was stored, or the store no longer has its record."""
 CLOSE_REASON_TAKEN: CloseReason.ValueType  # 9
-"""It is not closed: another stream of this server has gone on with it."""
+"""The session is not closed. Another stream of this server resumed it."""
 CLOSE_REASON_MAX_AGE: CloseReason.ValueType  # 10
-"""It reached the age that the server allows, counted from when it was opened, however it was used."""
+"""It reached the age limit of the server, counted from its opening, even when it was in use."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 class _SessionChange:
@@ -252,40 +248,40 @@ class _SessionChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Session
     SESSION_CHANGE_UNSPECIFIED: _SessionChange.ValueType  # 0
     """Not used."""
     SESSION_CHANGE_ATTACHED: _SessionChange.ValueType  # 1
-    """A stream has gone on with it, also instead of another one."""
+    """A stream resumed it, perhaps from another stream."""
     SESSION_CHANGE_DETACHED: _SessionChange.ValueType  # 2
-    """Its stream has ended, and it is held."""
+    """Its stream ended, and the session is held or kept."""
     SESSION_CHANGE_SET_BACK: _SessionChange.ValueType  # 3
-    """It was set back, or given another state."""
+    """It was rewound, or its state was replaced."""
     SESSION_CHANGE_CANCELLED: _SessionChange.ValueType  # 4
-    """Its work in flight was cancelled; a Cancel that found none is not told."""
+    """Its requests in flight were cancelled. A `Cancel` that finds no request is not an event."""
     SESSION_CHANGE_SPILLED: _SessionChange.ValueType  # 5
-    """Its state is in the store alone, because another session needed its place."""
+    """It was spilled: its state is only in the store, because another session needed its slot."""
     SESSION_CHANGE_UNSPILLED: _SessionChange.ValueType  # 6
-    """It is back from there."""
+    """It is in memory again after a spill."""
 
 class SessionChange(_SessionChange, metaclass=_SessionChangeEnumTypeWrapper):
-    """What may become of a session without a token."""
+    """The changes of a session that consume and generate no token."""
 
 SESSION_CHANGE_UNSPECIFIED: SessionChange.ValueType  # 0
 """Not used."""
 SESSION_CHANGE_ATTACHED: SessionChange.ValueType  # 1
-"""A stream has gone on with it, also instead of another one."""
+"""A stream resumed it, perhaps from another stream."""
 SESSION_CHANGE_DETACHED: SessionChange.ValueType  # 2
-"""Its stream has ended, and it is held."""
+"""Its stream ended, and the session is held or kept."""
 SESSION_CHANGE_SET_BACK: SessionChange.ValueType  # 3
-"""It was set back, or given another state."""
+"""It was rewound, or its state was replaced."""
 SESSION_CHANGE_CANCELLED: SessionChange.ValueType  # 4
-"""Its work in flight was cancelled; a Cancel that found none is not told."""
+"""Its requests in flight were cancelled. A `Cancel` that finds no request is not an event."""
 SESSION_CHANGE_SPILLED: SessionChange.ValueType  # 5
-"""Its state is in the store alone, because another session needed its place."""
+"""It was spilled: its state is only in the store, because another session needed its slot."""
 SESSION_CHANGE_UNSPILLED: SessionChange.ValueType  # 6
-"""It is back from there."""
+"""It is in memory again after a spill."""
 Global___SessionChange: _TypeAlias = SessionChange  # noqa: Y015
 
 @_typing.final
 class StreamRequest(_message.Message):
-    """One request about one session."""
+    """One request, for one session, or for many with `step_batch`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -299,10 +295,10 @@ class StreamRequest(_message.Message):
     STEP_BATCH_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
-    """Chosen by the client and returned in every response to this request. Default 0."""
+    """A number that the client chooses. Every response to this request has it. Default 0."""
     session_id: _builtins.str
-    """The session. In `open`: the id wanted, 1 to 128 of the characters A-Z a-z 0-9 . _ : -, or empty to have one
-    made. Elsewhere it may be empty while exactly one session is open on the stream.
+    """The session. With `open`: the id of the new session, 1 to 128 of the characters A-Z a-z 0-9 . _ : -, or empty: the
+    server makes one. With other requests it may be empty while exactly one session is open on the stream.
     """
     @_builtins.property
     def open(self) -> Global___Open:
@@ -314,11 +310,11 @@ class StreamRequest(_message.Message):
 
     @_builtins.property
     def generate(self) -> Global___Generate:
-        """Lets the server choose the next tokens itself."""
+        """Makes the server choose the next tokens."""
 
     @_builtins.property
     def cancel(self) -> Global___Cancel:
-        """Ends the session's work in flight at a token boundary."""
+        """Stops the session's requests in flight, at a token boundary."""
 
     @_builtins.property
     def close(self) -> Global___Close:
@@ -326,11 +322,11 @@ class StreamRequest(_message.Message):
 
     @_builtins.property
     def step_batch(self) -> Global___StepBatch:
-        """Makes many sessions of this stream consume tokens at once. `session_id` must be empty."""
+        """Makes many sessions of this stream consume tokens. `session_id` must be empty."""
 
     @_builtins.property
     def score(self) -> Global___Score:
-        """Tells how likely given continuations are. The session stays where it is."""
+        """Returns how likely given continuations are. The session does not move."""
 
     def __init__(
         self,
@@ -357,7 +353,7 @@ Global___StreamRequest: _TypeAlias = StreamRequest  # noqa: Y015
 
 @_typing.final
 class StreamResponse(_message.Message):
-    """One answer, or one notice, about one session."""
+    """One response, or one notice that answers no request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -375,18 +371,18 @@ class StreamResponse(_message.Message):
     GO_AWAY_FIELD_NUMBER: _builtins.int
     CHECKPOINT_POSITION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
-    """The `request_id` of the request that this answers; 0 for a notice that nobody asked for."""
+    """The `request_id` of the request that this answers; 0 for a notice."""
     session_id: _builtins.str
-    """The session; empty only in an error about a request that named none."""
+    """The session; empty for `step_batch`, for `go_away`, and in an error for a request that named no session."""
     position: _builtins.int
-    """The session's position after what this response tells: the number of target tokens it has consumed or
-    generated since it was opened. The start token is not counted, and neither is the end token. In an error it is
-    where the session stood then; with requests in flight it may have moved on since. It is 0 while the server does not
-    know whether another has the session meanwhile.
+    """The session's position after this response: the number of target tokens that it has consumed or generated since it
+    was opened. Start tokens and end tokens do not count. In an error it is the session's position at that time;
+    requests in flight may have moved the session since. It is 0 while the server does not know whether another server
+    has the session.
     """
     checkpoint_position: _builtins.int
-    """How far the session is stored: what it has consumed up to here survives the end of the server. Set when it has
-    moved since it was told last.
+    """The stored position of the session: what it has consumed up to here survives the end of the server. Set when it
+    differs from the one that the client received last.
     """
     @_builtins.property
     def opened(self) -> Global___Opened:
@@ -398,15 +394,15 @@ class StreamResponse(_message.Message):
 
     @_builtins.property
     def generated(self) -> Global___Generated:
-        """Answers `generate`: one or many of these, the last with a `finish_reason`."""
+        """Answers `generate`, once or many times. The last one has a `finish_reason`."""
 
     @_builtins.property
     def cancelled(self) -> Global___Cancelled:
-        """Answers `cancel`, after the cancelled requests have been answered with an error of code CANCELLED."""
+        """Answers `cancel`, after each cancelled request was answered with an error of code CANCELLED."""
 
     @_builtins.property
     def closed(self) -> Global___Closed:
-        """Answers `close`, or tells that the server closed the session."""
+        """Answers `close`, or notifies the client that the server closed the session."""
 
     @_builtins.property
     def error(self) -> _error_pb2.Error:
@@ -414,7 +410,7 @@ class StreamResponse(_message.Message):
 
     @_builtins.property
     def batch_stepped(self) -> Global___BatchStepped:
-        """Answers `step_batch`; `session_id` is empty, and `position` 0."""
+        """Answers `step_batch`. `session_id` is empty and `position` is 0."""
 
     @_builtins.property
     def scored(self) -> Global___Scored:
@@ -422,7 +418,7 @@ class StreamResponse(_message.Message):
 
     @_builtins.property
     def go_away(self) -> Global___GoAway:
-        """The server is leaving: go on with the sessions of this stream on another one."""
+        """The server is shutting down: resume the sessions of this stream on another server."""
 
     def __init__(
         self,
@@ -458,8 +454,9 @@ Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
 
 @_typing.final
 class GoAway(_message.Message):
-    """The server is leaving. `session_id` is empty and `position` 0. It refuses new sessions; those of this stream can be
-    opened with `resume` on a new connection, as far as they are stored. The stream is ended at the deadline.
+    """The server is shutting down. `session_id` is empty and `position` is 0. The server refuses new sessions. Resume the
+    sessions of this stream on a new connection, with `Open.resume`, as far as they are stored. The stream ends at the
+    deadline.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -467,7 +464,9 @@ class GoAway(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """How long the stream has. Then it ends with UNAVAILABLE: requests that were not answered may not have been read."""
+        """The time until the stream ends with UNAVAILABLE. The server may not have read the requests that it has not answered
+        by then.
+        """
 
     def __init__(
         self,
@@ -522,39 +521,40 @@ class Open(_message.Message):
     model: _builtins.str
     """The model's name, such as `g2p-en`."""
     version: _builtins.int
-    """The version, 1 or more; 0, the default, means the newest that is served."""
+    """The version, 1 or more. Default 0: the newest version that is served."""
     variant: _builtins.str
-    """Which of the bundle's variants computes the steps, such as `int8`. Default: `fp32`, which every bundle has."""
+    """The variant that computes the steps, such as `int8`. Default: `fp32`, which every bundle has."""
     durability: Global___Durability.ValueType
-    """What of the session is stored. Default: DURABILITY_CHECKPOINT when `on_disconnect` is to hold or keep it, else
-    DURABILITY_NONE.
+    """How much of the session is stored. Default: DURABILITY_CHECKPOINT when `on_disconnect` holds or keeps the session,
+    otherwise DURABILITY_NONE.
     """
     unattended: _builtins.bool
-    """Let a generation go on while no stream has the session, as far as its outputs can be kept. Default false: it goes on
-    for as many tokens as it may be ahead of a slow reader.
+    """Whether a generation continues while the session has no stream, as long as the server can keep its outputs. Default
+    false: it stops after as many unread tokens as a slow reader may have.
     """
     @_builtins.property
     def source(self) -> Global___Sequence:
-        """The source sequence. Required by models with an encoder, refused by others."""
+        """The source sequence. Models with an encoder require it; others refuse it."""
 
     @_builtins.property
     def outputs(self) -> Global___OutputSpec:
-        """When set, the model is run over its start token and the answer tells what may come first."""
+        """When set, the model runs on its start token, and the response has what may come first."""
 
     @_builtins.property
     def resume(self) -> Global___Resume:
-        """When set, the session of that id is gone on with, wherever it is: on another stream, which is told, held after its
-        stream ended, or stored by this server or another with the same store. All other fields must be unset.
+        """When set, the session with this id is resumed, wherever it is: on another stream, which is notified; detached; or
+        stored by this server or by another one with the same store. All other fields must be unset.
         """
 
     @_builtins.property
     def on_disconnect(self) -> Global___DisconnectPolicy:
-        """What becomes of the session when its stream ends without having closed it. Default: it is closed."""
+        """What happens to the session when its stream ends without closing it. Default: it is closed."""
 
     @_builtins.property
     def constants(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]:
-        """What the session keeps from its first step to its last, such as a sampling rate, a language or a speaker, by name:
-        `ModelInfo.constants` has those of a model. One that is not given has its default. A scalar has no axes.
+        """Values that stay the same in all steps of the session, such as a sampling rate, a language or a speaker, by name.
+        `ModelInfo.constants` lists those of a model. A constant that is not set has its default value. A scalar has no
+        axes.
         """
 
     def __init__(
@@ -581,10 +581,10 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
 class Resume(_message.Message):
-    """Goes on with a session. What the client had asked last and has no answer to it may send again as it was, with its
-    position: it is answered, and applied once. When the session was restored from behind where the client had seen it,
-    the client feeds it again what came after. A strict session that was set back, or given another state, is not resumed
-    until that is stored: UNAVAILABLE, with the reason STORE_UNAVAILABLE.
+    """Resumes a session. The client may send its last request again, unchanged and with its position, if it has no answer
+    to it: the request is answered, and applied once. When the session was restored from a checkpoint, the client feeds
+    again what came after that position. A strict session that was rewound, or whose state was replaced, cannot be
+    resumed until the store has that change: UNAVAILABLE, with the reason STORE_UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -602,17 +602,17 @@ Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
 class DisconnectPolicy(_message.Message):
-    """What becomes of a session when its stream ends."""
+    """What happens to a session when its stream ends."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACTION_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     action: Global___DisconnectAction.ValueType
-    """What is done."""
+    """What happens."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """For DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP: how long, above 0. Default: the server's."""
+        """For DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP: how long, above 0. Default: set by the server."""
 
     def __init__(
         self,
@@ -630,7 +630,7 @@ Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
-    """A sequence of tokens, in one of three forms, or of vectors of features."""
+    """A sequence of tokens, in one of three forms, or of feature vectors."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -639,18 +639,20 @@ class Sequence(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, split into tokens by the bundle's vocabulary (by characters or by spaces)."""
+    """Text. The server splits it into tokens as the bundle's vocabulary says: by characters, by spaces or into
+    subwords.
+    """
     @_builtins.property
     def tokens(self) -> Global___TokenNames:
         """Tokens by name."""
 
     @_builtins.property
     def ids(self) -> Global___TokenIds:
-        """Tokens by number."""
+        """Tokens by id."""
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Vectors, [steps, features] or [numbers]; of models that read those, and of no others."""
+        """Vectors, [steps, features] or [numbers]. Only for models that read vectors."""
 
     def __init__(
         self,
@@ -679,12 +681,12 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its elements, row-major: 32-bit floats, little-endian. Any: what is not a number stays in its session."""
+    """The elements, row-major: 32-bit floats, little-endian. NaN and infinity are allowed and affect only this session."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its axes. Vectors that a client sends have two, [steps, features], or one, [numbers]: the vectors one after the other.
-        Numbers that do not fill the last vector are refused with INVALID_ARGUMENT, which says how many are missing. Vectors
-        that the server sends have two.
+        """The axes. Vectors from a client have two axes, [steps, features], or one, [numbers]: the vectors one after another.
+        When the numbers do not fill the last vector, the request is refused with INVALID_ARGUMENT; the message says how
+        many are missing. Vectors from the server have two axes.
         """
 
     def __init__(
@@ -703,7 +705,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Port(_message.Message):
-    """A named part of the vectors that a model reads or gives: some of their numbers, after those of the parts before it."""
+    """A named part of the vectors that a model reads or returns: consecutive numbers, after those of the parts before it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -712,16 +714,16 @@ class Port(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     IS_END_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """The part's name."""
     dtype: _builtins.str
-    """The type that it has in the model, as NumPy names it. In a vector it is 32-bit floats, whatever its type."""
+    """Its type in the model, by NumPy's name. In a vector it is always 32-bit floats."""
     is_end: _builtins.bool
-    """True for the part that is 1 in the last vector that a session is fed, where the client knows that it is the last, and
-    0 in all others. Clients fill it in.
+    """True for the part that marks the end: clients set it to 1 in a session's last vector, if they know which is the
+    last, and to 0 in all others.
     """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its axes; none for a single number. Its numbers are row-major."""
+        """Its axes; none for a scalar. Its numbers are row-major."""
 
     def __init__(
         self,
@@ -748,7 +750,7 @@ class TokenNames(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names as the vocabulary spells them."""
+        """Names as they are spelled in the vocabulary."""
 
     def __init__(
         self,
@@ -765,14 +767,14 @@ Global___TokenNames: _TypeAlias = TokenNames  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
-    """Tokens by number."""
+    """Tokens by id."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers from 0 to the vocabulary's size less one."""
+        """Token ids, from 0 to the vocabulary's size minus 1."""
 
     def __init__(
         self,
@@ -789,8 +791,8 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class Feed(_message.Message):
-    """Makes the session consume tokens, or vectors of features: what is said of tokens holds for those. Exactly one of
-    `token_ids`, `tokens` and `features` must be given, with 1 token or more.
+    """Makes the session consume tokens or feature vectors; what these comments say of tokens also holds for vectors.
+    Exactly one of `token_ids`, `tokens` and `features` must be set, with at least 1 token.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -802,34 +804,33 @@ class Feed(_message.Message):
     MARK_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position that the first token has. When it is the session's position, the feed is applied. When it is
-    where the last feed began, or one that was answered STORE_UNAVAILABLE, and tokens and outputs are the same, nothing is
-    applied and the same answer is given again: see DURABILITY_STRICT.
-    Anything else is FAILED_PRECONDITION. Without it the feed is applied wherever the session is, and is not safe
-    to send again.
+    """The position of the first token. At the session's position, the feed is applied. A retry is not applied; it gets
+    the same answer again. A feed is a retry when it has the position, the tokens and the outputs of the last feed, or
+    of one that was answered with STORE_UNAVAILABLE: see DURABILITY_STRICT. Any other position is FAILED_PRECONDITION.
+    Without a position the feed is applied at the session's position, whatever it is, and is not safe to retry.
     """
     mark: _builtins.bool
-    """Keep the session as it is after this feed, for `Sessions.Rewind`. The oldest mark goes when there are too many.
-    Default false.
+    """Adds a mark at the position after this feed, for `Sessions.Rewind`. When there are too many marks, the oldest is
+    dropped. Default false.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens by number."""
+        """Tokens by id."""
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens by name, as the vocabulary spells them that the model reads: its target vocabulary, or a tagger's input
+        """Tokens by name, as they are spelled in the vocabulary that steps read: the target vocabulary, or a tagger's input
         vocabulary.
         """
 
     @_builtins.property
     def outputs(self) -> Global___OutputSpec:
-        """What to return. Default: the next token."""
+        """What to return. Default: see `OutputSpec.kind`."""
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Vectors, [steps, features], or [numbers] of one step or more, one after the other; of models that read those, and of
-        no others. `Opened.feature_size` says how many numbers a step reads.
+        """Vectors, [steps, features], or [numbers] of one step or more, one after another. Only for models that read vectors.
+        `Opened.feature_size` is the size of one vector.
         """
 
     def __init__(
@@ -863,16 +864,16 @@ class OutputSpec(_message.Message):
     EVERY_POSITION_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     kind: Global___OutputKind.ValueType
-    """The kind of output. Default: OUTPUT_KIND_NEXT_TOKEN, OUTPUT_KIND_VALUES of models that give values, and
-    OUTPUT_KIND_EMITTED of transducers.
+    """The kind of output. Default: OUTPUT_KIND_VALUES for models that return values, OUTPUT_KIND_EMITTED for transducers,
+    OUTPUT_KIND_NEXT_TOKEN for all others.
     """
     top_k: _builtins.int
-    """For OUTPUT_KIND_TOP_K: how many candidates, 1 to the vocabulary's size."""
+    """For OUTPUT_KIND_TOP_K: the number of candidates, 1 to the vocabulary's size."""
     every_position: _builtins.bool
-    """Return an output after each token fed, not after the last alone. Default false."""
+    """Return an output after each token of the feed, not only after the last. Default false."""
     trace: _builtins.bool
-    """Return what a look inside the step tells, too: its gates and states. The model must have a trace. What is fed is
-    then run one token at a time. Refused by `StepBatch`. Default false.
+    """Also return the trace of each step: its gates, states and attention. The model must have a trace. The tokens then
+    run one at a time. Refused in `StepBatch`. Default false.
     """
     def __init__(
         self,
@@ -900,11 +901,11 @@ class Token(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Its number."""
+    """Its id."""
     text: _builtins.str
     """Its name."""
     log_probability: _builtins.float
-    """The natural logarithm of its probability under the model, 0 or less. Set where it was asked for."""
+    """The natural logarithm of its probability under the model, 0 or less. Set when the request asked for it."""
     def __init__(
         self,
         *,
@@ -924,7 +925,7 @@ Global___Token: _TypeAlias = Token  # noqa: Y015
 
 @_typing.final
 class StepOutput(_message.Message):
-    """What the model says comes next."""
+    """What the model predicts at one position."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -935,28 +936,28 @@ class StepOutput(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     NUM_LIMITED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position at which it says so: the number of tokens consumed before."""
+    """The position: the number of tokens consumed so far."""
     num_limited: _builtins.int
-    """For OUTPUT_KIND_EMITTED: at how many encoded frames of the step there were as many tokens as `Transducer.max_symbols`
-    allows, so that more might have come.
+    """For OUTPUT_KIND_EMITTED: the number of encoded frames in the step that reached the limit `Transducer.max_symbols`.
+    The model might have emitted more tokens there.
     """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """One token for OUTPUT_KIND_NEXT_TOKEN, `top_k` for OUTPUT_KIND_TOP_K; for OUTPUT_KIND_EMITTED those that the step to
-        this position has emitted, in order, with their log-probabilities.
+        """For OUTPUT_KIND_NEXT_TOKEN one token, for OUTPUT_KIND_TOP_K `top_k` tokens. For OUTPUT_KIND_EMITTED the tokens that
+        the step to this position emitted, in order, with their log-probabilities.
         """
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For OUTPUT_KIND_LOGITS: one number for each token of the vocabulary, by id."""
+        """For OUTPUT_KIND_LOGITS: one number for each token of the vocabulary, in the order of token ids."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For OUTPUT_KIND_VALUES: what the model gives."""
+        """For OUTPUT_KIND_VALUES: the model's values."""
 
     @_builtins.property
     def trace(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trace]:
-        """With `OutputSpec.trace`: what the step to this position did inside."""
+        """With `OutputSpec.trace`: the trace of the step to this position."""
 
     def __init__(
         self,
@@ -978,17 +979,17 @@ Global___StepOutput: _TypeAlias = StepOutput  # noqa: Y015
 
 @_typing.final
 class Trace(_message.Message):
-    """A gate, a state, or where attention looked, in one step."""
+    """A gate, a state, or the attention of one step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, as the bundle's manifest has it, such as `layer0.forget_gate`."""
+    """The name in the bundle's manifest, such as `layer0.forget_gate`."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Unit by unit; of attention, source token by source token."""
+        """One number for each unit; for attention, one for each source token."""
 
     def __init__(
         self,
@@ -1024,32 +1025,32 @@ class Opened(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version that serves the session, as resolved at Open."""
+    """The version that serves the session."""
     handle: _builtins.int
-    """The session's name in `StepBatch`: 1 or more, never used again on this stream."""
+    """The session's number in `StepBatch`: 1 or more. It is never used again on this stream."""
     variant: _builtins.str
     """The variant that computes the session's steps."""
     durability: Global___Durability.ValueType
-    """What of the session is stored."""
+    """How much of the session is stored."""
     restored_from: Global___RestoredFrom.ValueType
-    """Where the session was found; set for `resume`, and by `Step`. The answer's `position` tells where it stands."""
+    """Where the session was found. Set for `resume` and by `Step`. `position` of the response is the session's position."""
     feature_size: _builtins.int
-    """How many numbers a step reads, of a model that reads vectors; 0 for one that reads tokens."""
+    """The size of the vectors that steps read; 0 when steps read tokens."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """The source as the model read it."""
+        """The source as the model reads it."""
 
     @_builtins.property
     def output(self) -> Global___StepOutput:
-        """What may come first; set when Open asked for outputs."""
+        """What may come first; set when `Open.outputs` was set."""
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]:
-        """The named parts of the vectors that the model reads, in their order; empty when they have none."""
+        """The named parts of the vectors that steps read, in order; empty when they have none."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]:
-        """The named parts of the values that the model gives, in their order; empty when they have none."""
+        """The named parts of the values that a step returns, in order; empty when they have none."""
 
     def __init__(
         self,
@@ -1083,11 +1084,11 @@ class Fed(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when the feed had been applied before and this is its answer again."""
+    """True when the feed had been applied before, and this is its answer again."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepOutput]:
-        """One output, or with `every_position` one for each token; none for OUTPUT_KIND_NONE; for OUTPUT_KIND_EMITTED one for
-        each step that has emitted tokens.
+        """One output; with `every_position` one for each token; none for OUTPUT_KIND_NONE; for OUTPUT_KIND_EMITTED one for
+        each step that emitted tokens.
         """
 
     def __init__(
@@ -1107,8 +1108,8 @@ Global___Fed: _TypeAlias = Fed  # noqa: Y015
 @_typing.final
 class StepBatch(_message.Message):
     """Makes many sessions of this stream consume tokens, in one message. All columns have the order of `handles`. The
-    sessions must be of the same model, version and variant. They are independent of each other: one that is refused is
-    told of in the answer's `errors`, and the others go on.
+    sessions must have the same model, version and variant. They are independent: a session that is refused is in the
+    answer's `errors`, and the others are stepped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1121,30 +1122,31 @@ class StepBatch(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The sessions, as `Opened.handle` named them, each at most once."""
+        """The sessions, by `Opened.handle`, each at most once."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens by number: one for each session, or as many as `counts` says, one session's after the other's."""
+        """Tokens by id: one for each session, or as many as `counts` says, session after session."""
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """How many tokens each session consumes, 1 or more; of transducers 1. Default, when it is empty: one each."""
+        """The number of tokens for each session, 1 or more; for transducers 1. Default: empty, one token each."""
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The position that each session's first token has, as in `Feed.position`. When it is empty each is applied wherever
-        the session is, and the message is not safe to send again. When the last one is sent again as it was, or one that has
-        STORE_UNAVAILABLE among its errors, nothing is applied and the same answer is given again: see DURABILITY_STRICT.
+        """The position of each session's first token, as in `Feed.position`. When it is empty, each session is stepped at its
+        position, whatever it is, and the message is not safe to retry. A retry is not applied; it gets the same answer
+        again. A message is a retry when it equals the last one, or one with STORE_UNAVAILABLE among its errors: see
+        DURABILITY_STRICT.
         """
 
     @_builtins.property
     def outputs(self) -> Global___OutputSpec:
-        """What to return after the last token of each session; `every_position` is refused. Default: the next token."""
+        """What to return after the last token of each session. `every_position` is refused. Default: see `OutputSpec.kind`."""
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Instead of `token_ids`: vectors, [steps, features] or [numbers], as many as there would be tokens."""
+        """In place of `token_ids`: vectors, [steps, features] or [numbers], one for each token that there would be."""
 
     def __init__(
         self,
@@ -1166,8 +1168,8 @@ Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
 
 @_typing.final
 class BatchStepped(_message.Message):
-    """The tokens were consumed. All columns have the order of `StepBatch.handles`; where a session was refused they hold 0,
-    and where all were, `logits` and `values` are empty.
+    """The tokens were consumed. All columns have the order of `StepBatch.handles`. They hold 0 for a session that was
+    refused; when all were refused, `logits` and `values` are empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1182,15 +1184,15 @@ class BatchStepped(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True when the message had been applied before and this is its answer again."""
+    """True when the message had been applied before, and this is its answer again."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The sessions' positions after it; of those refused, where they stand."""
+        """The sessions' positions after the step batch. For a session that was refused: its current position."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For OUTPUT_KIND_NEXT_TOKEN one for each session, for OUTPUT_KIND_TOP_K `top_k`, by number. For OUTPUT_KIND_EMITTED
-        as many as `counts` says, one session's after the other's.
+        """Token ids: for OUTPUT_KIND_NEXT_TOKEN one for each session, for OUTPUT_KIND_TOP_K `top_k` for each, for
+        OUTPUT_KIND_EMITTED as many as `counts` says, session after session.
         """
 
     @_builtins.property
@@ -1199,19 +1201,19 @@ class BatchStepped(_message.Message):
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For OUTPUT_KIND_LOGITS: as many for each session as the vocabulary has tokens, by id."""
+        """For OUTPUT_KIND_LOGITS: for each session, one number for each token of the vocabulary, in the order of token ids."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For OUTPUT_KIND_VALUES: as many for each session as the model gives."""
+        """For OUTPUT_KIND_VALUES: for each session, the model's values."""
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For OUTPUT_KIND_EMITTED: how many tokens each session has emitted."""
+        """For OUTPUT_KIND_EMITTED: the number of tokens that each session emitted."""
 
     @_builtins.property
     def num_limited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For OUTPUT_KIND_EMITTED: as `StepOutput.num_limited`, for each session."""
+        """For OUTPUT_KIND_EMITTED: `StepOutput.num_limited` of each session."""
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchError]:
@@ -1240,17 +1242,17 @@ Global___BatchStepped: _TypeAlias = BatchStepped  # noqa: Y015
 
 @_typing.final
 class BatchError(_message.Message):
-    """Why one session of a StepBatch was refused."""
+    """Why one session of a `StepBatch` was refused or failed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its place in `StepBatch.handles`, from 0."""
+    """The session's place in `StepBatch.handles`, from 0."""
     @_builtins.property
     def error(self) -> _error_pb2.Error:
-        """Why."""
+        """The error."""
 
     def __init__(
         self,
@@ -1268,7 +1270,7 @@ Global___BatchError: _TypeAlias = BatchError  # noqa: Y015
 
 @_typing.final
 class Generate(_message.Message):
-    """Lets the server choose the next tokens, from where the session is."""
+    """Makes the server choose the next tokens, from the session's position on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1276,15 +1278,15 @@ class Generate(_message.Message):
     DECODING_FIELD_NUMBER: _builtins.int
     RECEIVED_POSITION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position to generate from; FAILED_PRECONDITION when the session is elsewhere. Optional."""
+    """The position to generate from. FAILED_PRECONDITION when the session has another position. Optional."""
     received_position: _builtins.int
-    """For a generation that is sent again after its stream was lost, with the position and the decoding as they were: the
-    position up to which its tokens have been received. Those after it follow, and the generation goes on. OUT_OF_RANGE
-    when they are no longer kept. Default: none were received.
+    """For a retry of a generation whose stream was lost, with the same position and decoding: the position up to which
+    the client has received tokens. The tokens after it are delivered, and the generation continues. OUT_OF_RANGE when
+    the server no longer keeps them. Default: the client has received none.
     """
     @_builtins.property
     def decoding(self) -> Global___Decoding:
-        """How tokens are chosen. Default: greedily."""
+        """How tokens are chosen. Default: greedy."""
 
     def __init__(
         self,
@@ -1323,31 +1325,35 @@ class Decoding(_message.Message):
     STOP_TOKENS_FIELD_NUMBER: _builtins.int
     BEAM_SEARCH_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """At most so many tokens, 1 or more, up to the server's limit. Default: the model's own limit."""
+    """The most tokens to generate, 1 to the server's limit. Default: the model's own limit."""
     log_probabilities: _builtins.bool
     """Return each token's log-probability. Default false."""
     repetition_penalty: _builtins.float
-    """Makes tokens that this generation has given already less likely: their logits are divided by it when positive and
-    multiplied when negative. Above 0, at most 100. Default 1, which changes nothing.
+    """Makes tokens less likely that this generation has already chosen: their logits are divided by it when positive, and
+    multiplied by it when negative. Above 0, at most 100. Default 1: no change.
     """
     min_tokens: _builtins.int
-    """At least so many tokens before the end token or a stop token may be chosen. At most `max_tokens`. Default 0."""
+    """The number of tokens to generate before the end token or a stop token may be chosen. At most `max_tokens`. Default
+    0.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling:
-        """When set, tokens are drawn at random; when not, the most likely one is taken."""
+        """When set, tokens are drawn at random. Otherwise the most likely token is taken."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end the generation as the end token does, by number; beside those of `stop_tokens`."""
+        """Tokens, by id, that end the generation like the end token. `stop_tokens` adds to them."""
 
     @_builtins.property
     def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Likewise, by name. One that the vocabulary lacks is refused, also where a token stands for such in texts."""
+        """Stop tokens by name. A name that is not in the vocabulary is refused, even if the vocabulary has a token for
+        unknown names.
+        """
 
     @_builtins.property
     def beam_search(self) -> Global___BeamSearch:
-        """When set, the likeliest sequences are searched for instead of the likeliest token taken each time. Excludes
-        `sampling` and `repetition_penalty`. The answer comes at the end, in one part.
+        """When set, the server searches for the likeliest sequences, and does not take the likeliest token each time.
+        Excludes `sampling` and `repetition_penalty`. The answer comes at the end, in one response.
         """
 
     def __init__(
@@ -1379,7 +1385,7 @@ Global___Decoding: _TypeAlias = Decoding  # noqa: Y015
 
 @_typing.final
 class BeamSearch(_message.Message):
-    """Search for the likeliest sequences, of which `beam_size` are followed at once."""
+    """A search for the likeliest sequences that follows `beam_size` sequences at a time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1387,13 +1393,13 @@ class BeamSearch(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     NUM_BEST_FIELD_NUMBER: _builtins.int
     beam_size: _builtins.int
-    """How many: 1 to the server's limit. 1 is the greedy choice."""
+    """The number of sequences to follow, 1 to the server's limit. 1 is the greedy choice."""
     length_penalty: _builtins.float
-    """How much length is made up for: a hypothesis' score is the sum of its log-probabilities over its length, the end
-    token counted, to this power. -10 to 10. Default 1, the mean; 0 compares sums.
+    """A hypothesis' score is the sum of its log-probabilities, divided by its length to this power. The end token counts
+    in the length. -10 to 10. Default 1: the mean. 0 compares sums.
     """
     num_best: _builtins.int
-    """How many hypotheses to return, best first: 1 to `beam_size`. Default 1."""
+    """The number of hypotheses to return, best first: 1 to `beam_size`. Default 1."""
     def __init__(
         self,
         *,
@@ -1418,7 +1424,7 @@ Global___BeamSearch: _TypeAlias = BeamSearch  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """Random choice of the next token. The filters apply in the order temperature, top-k, top-p."""
+    """Draws the next token at random. Temperature is applied first, then top-k, then top-p."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1427,13 +1433,13 @@ class Sampling(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits. Above 0, at most 100. Default 1."""
+    """The logits are divided by it. Above 0, at most 100. Default 1."""
     top_k: _builtins.int
-    """Only the k most likely tokens may be drawn. 1 to the vocabulary's size. Default: all."""
+    """Draw only among the k most likely tokens. 1 to the vocabulary's size. Default: all tokens."""
     top_p: _builtins.float
-    """Only the most likely tokens that together have this probability may be drawn. Above 0, at most 1. Default 1."""
+    """Draw only among the most likely tokens that together have this probability. Above 0, at most 1. Default 1."""
     seed: _builtins.int
-    """The same seed at the same position over the same logits draws the same token. Default 0."""
+    """The seed. The same seed, position and logits draw the same token. Default 0."""
     def __init__(
         self,
         *,
@@ -1474,29 +1480,30 @@ class Generated(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     UNFINISHED_TEXT_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
-    """Why generation ended; unspecified while it goes on."""
+    """Why the generation ended; unspecified while it continues."""
     text: _builtins.str
-    """Of models of subwords that keep their last tokens: the text of the words that these tokens complete, each with a space
-    before it, but for the first of the sequence. It is what the text of all tokens up to this position is longer by,
-    whoever has generated or fed them. Not told to watchers. Of a beam search, that of the first hypothesis.
+    """For models of subwords that keep their last tokens: the text of the words that these tokens complete. Each word has
+    a space before it, except the first of the sequence. It is the text up to this position, minus the text up to the
+    position before these tokens, whether tokens were generated or fed. Watchers do not receive it. For a beam search,
+    it is that of the first hypothesis.
     """
     unfinished_text: _builtins.str
-    """Likewise, with a `finish_reason`: the word that is not complete, as far as it is spelt. When the session goes on, it is
-    part of the text that comes then.
+    """As `text`, and set together with `finish_reason`: the word that is not complete, as far as it is spelled. When the
+    session continues, the next text begins with this word.
     """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """The tokens, in order; the end token, or the stop token, is not among them."""
+        """The tokens, in order, without the end token or stop token."""
 
     @_builtins.property
     def hypotheses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hypothesis]:
-        """For a beam search, what was found, the best first: `tokens` are its, and the session stands after them. Empty,
-        and the reason FINISH_REASON_EOS, when the model gave no token a probability.
+        """For a beam search: what it found, best first. `tokens` are those of the first hypothesis, and the session has
+        consumed them. Empty, with FINISH_REASON_EOS, when the model gave no token a probability.
         """
 
     @_builtins.property
     def values(self) -> Global___Tensor:
-        """Instead of `tokens`, of models that give values: the vectors, [steps, values]."""
+        """For models that return values, in place of `tokens`: the vectors, [steps, values]."""
 
     def __init__(
         self,
@@ -1518,7 +1525,7 @@ Global___Generated: _TypeAlias = Generated  # noqa: Y015
 
 @_typing.final
 class Hypothesis(_message.Message):
-    """A sequence that a beam search has found."""
+    """A sequence that a beam search found."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1528,16 +1535,18 @@ class Hypothesis(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """What it is ranked by: `log_probability` over its length to the power of the length penalty."""
+    """The number by which hypotheses are ranked: `log_probability` divided by the length to the power of the length
+    penalty.
+    """
     log_probability: _builtins.float
-    """The sum of its tokens' log-probabilities, the token that ended it with them."""
+    """The sum of its tokens' log-probabilities, including the token that ended it."""
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     text: _builtins.str
-    """As `Generated.text`, with its `unfinished_text`."""
+    """`Generated.text` followed by `Generated.unfinished_text`, for this hypothesis."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """Its tokens, each with its log-probability; the token that ended it is not among them."""
+        """Its tokens, each with its log-probability, without the end token or stop token."""
 
     def __init__(
         self,
@@ -1558,7 +1567,9 @@ Global___Hypothesis: _TypeAlias = Hypothesis  # noqa: Y015
 
 @_typing.final
 class Score(_message.Message):
-    """Tells how likely given continuations of the session are, each from where the session is. The session stays there."""
+    """Returns how likely given continuations of the session are, each from the session's position. The session does not
+    move.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1566,12 +1577,12 @@ class Score(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     WITH_END_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position to score from; FAILED_PRECONDITION when the session is elsewhere. Optional."""
+    """The position to score from. FAILED_PRECONDITION when the session has another position. Optional."""
     with_end: _builtins.bool
-    """Score the end token after each target too. Default false. Refused by models that have none."""
+    """Also score the end token after each target. Models without an end token refuse it. Default false."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
-        """The continuations, 1 to the server's limit, in the target vocabulary."""
+        """The continuations, 1 to the server's limit, as tokens of the target vocabulary."""
 
     def __init__(
         self,
@@ -1599,7 +1610,7 @@ class Scored(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetScore]:
-        """One for each target, in order."""
+        """One score for each target, in order."""
 
     def __init__(
         self,
@@ -1623,10 +1634,10 @@ class TargetScore(_message.Message):
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     log_probability: _builtins.float
-    """The natural logarithm of its probability: the sum of those of its tokens."""
+    """The natural logarithm of the target's probability: the sum of its tokens' log-probabilities."""
     @_builtins.property
     def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Of each token given those before it, in order; with `with_end`, then of the end token."""
+        """The log-probability of each token given those before it, in order; with `with_end`, that of the end token last."""
 
     def __init__(
         self,
@@ -1644,9 +1655,9 @@ Global___TargetScore: _TypeAlias = TargetScore  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
-    """Ends the session's work in flight: feeds not yet begun are dropped, a feed or a generation under way stops at a
-    token boundary, so that a feed may have been consumed in part. Each cancelled request is answered with an error of
-    code CANCELLED that tells the position. A source that is being encoded is not cancelled.
+    """Stops the session's requests in flight. Feeds that have not begun are dropped. A running feed or generation stops at
+    a token boundary, so a feed may be consumed in part. Each cancelled request is answered with an error of code
+    CANCELLED that has the position. The encoding of a source is not cancelled.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1664,13 +1675,13 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class Cancelled(_message.Message):
-    """The work in flight has ended."""
+    """The requests in flight have ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     request_count: _builtins.int
-    """How many requests were cancelled."""
+    """The number of requests that were cancelled."""
     def __init__(
         self,
         *,
@@ -1686,9 +1697,9 @@ Global___Cancelled: _TypeAlias = Cancelled  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
-    """Closes the session and frees its state. Work in flight is cancelled. Of a session that is stored it is answered when
-    the store knows it. UNAVAILABLE, with the reason STORE_UNAVAILABLE: the store does not answer; the session is closed
-    all the same, and the server tells the store as soon as it can.
+    """Closes the session and frees its state. Requests in flight are cancelled. For a stored session, the answer waits
+    until the store has recorded the end. When the store does not answer: UNAVAILABLE, with the reason STORE_UNAVAILABLE.
+    The session is closed nevertheless, and the server records its end in the store as soon as it can.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1706,13 +1717,13 @@ Global___Close: _TypeAlias = Close  # noqa: Y015
 
 @_typing.final
 class Closed(_message.Message):
-    """The session is closed."""
+    """The session is closed, or has left its stream: see CloseReason."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: Global___CloseReason.ValueType
-    """Why."""
+    """Why it was closed."""
     def __init__(
         self,
         *,
@@ -1728,7 +1739,7 @@ Global___Closed: _TypeAlias = Closed  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """One whole generation."""
+    """Asks for one whole generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1763,20 +1774,20 @@ class GenerateRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version, 1 or more; 0, the default, means the newest that is served."""
+    """The version, 1 or more. Default 0: the newest version that is served."""
     variant: _builtins.str
     """As in `Open`. Default: `fp32`."""
     @_builtins.property
     def source(self) -> Global___Sequence:
-        """The source sequence. Required by models with an encoder, refused by others."""
+        """The source sequence. Models with an encoder require it; others refuse it."""
 
     @_builtins.property
     def prompt(self) -> Global___Sequence:
-        """Target tokens to consume before generating. Optional."""
+        """Target tokens that the session consumes before it generates. Optional."""
 
     @_builtins.property
     def decoding(self) -> Global___Decoding:
-        """How tokens are chosen. Default: greedily."""
+        """How tokens are chosen. Default: greedy."""
 
     @_builtins.property
     def constants(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]:
@@ -1813,10 +1824,10 @@ class GenerateResponse(_message.Message):
     position: _builtins.int
     """The position after these tokens."""
     version: _builtins.int
-    """The version that generates, as resolved when the call began."""
+    """The version that generates."""
     @_builtins.property
     def generated(self) -> Global___Generated:
-        """The tokens; the last response has a `finish_reason`."""
+        """The tokens. The last response has a `finish_reason`."""
 
     def __init__(
         self,
@@ -1871,18 +1882,18 @@ class ScoreRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version, 1 or more; 0, the default, means the newest that is served."""
+    """The version, 1 or more. Default 0: the newest version that is served."""
     variant: _builtins.str
     """As in `Open`. Default: `fp32`."""
     with_end: _builtins.bool
     """As in `Score`."""
     @_builtins.property
     def source(self) -> Global___Sequence:
-        """The source sequence. Required by models with an encoder, refused by others."""
+        """The source sequence. Models with an encoder require it; others refuse it."""
 
     @_builtins.property
     def prompt(self) -> Global___Sequence:
-        """Target tokens to consume before scoring. Optional."""
+        """Target tokens that the session consumes before it scores. Optional."""
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
@@ -1921,7 +1932,7 @@ class ScoreResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetScore]:
-        """One for each target, in order."""
+        """One score for each target, in order."""
 
     def __init__(
         self,
@@ -1938,8 +1949,8 @@ Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
 
 @_typing.final
 class StepRequest(_message.Message):
-    """One call of a session. It may be sent again as it was, when its feed, if it has one, has a position: what was applied is
-    answered again and not applied again. Without `open`, `feed` and `close` it tells where the session is.
+    """One call of a session. It may be retried unchanged if it has no feed, or a feed with a position: what was applied is
+    answered again, and not applied twice. Without `open`, `feed` and `close` it returns the session's position.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1949,28 +1960,28 @@ class StepRequest(_message.Message):
     FEED_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session, 1 to 128 of the characters A-Z a-z 0-9 . _ : -. With `open` it may be empty to have one made, which every
-    sending of the call does.
+    """The session, 1 to 128 of the characters A-Z a-z 0-9 . _ : -. With `open` it may be empty: the server makes an id, a
+    new one for each retry.
     """
     close: _builtins.bool
-    """Close the session when it was fed. Sent again, the call finds it gone: NOT_FOUND, with the position at which it was
-    closed; with `open` the session is opened anew. When the store does not answer, the call is UNAVAILABLE, and is to be
-    sent again. Default false.
+    """Closes the session after the feed. A retry does not find the session: NOT_FOUND, with the position at which it was
+    closed; with `open` the retry opens a new session. When the store does not answer: UNAVAILABLE; send the call
+    again. Default false.
     """
     @_builtins.property
     def open(self) -> Global___Open:
-        """Opens the session if there is none of that id; one that is there is gone on with, if it is of the same model and, as
-        far as they are given, of the same version and variant: ALREADY_EXISTS when it is not. What else is given here is not
-        compared. `resume` must not be set. `on_disconnect.action` is DISCONNECT_ACTION_HOLD by default; with
-        DISCONNECT_ACTION_FREE the session is closed at the end of each call. Without `open` the session must be there,
-        in this server or in the store: NOT_FOUND when it is not.
+        """Opens the session if no session has this id. An existing session is used if it has the same model and, where they
+        are set, the same version and variant; otherwise ALREADY_EXISTS. Other fields are not compared. `resume` must not
+        be set. `on_disconnect.action` is DISCONNECT_ACTION_HOLD by default; with DISCONNECT_ACTION_FREE the session is
+        closed at the end of each call. Without `open` the session must exist, in this server or in the store: otherwise
+        NOT_FOUND.
         """
 
     @_builtins.property
     def feed(self) -> Global___Feed:
-        """Makes the session consume tokens. Refused, it leaves a session that this call has opened closed again. Without
-        `Feed.position` it is not safe to send again; one that was applied, and could not be stored, is ABORTED then and not
-        UNAVAILABLE, so that no proxy sends it again either.
+        """Makes the session consume tokens. When the feed is refused, a session that this call has opened is closed again.
+        Without `Feed.position` the feed is not safe to retry: when it was applied but could not be stored, the error is
+        ABORTED, because proxies retry UNAVAILABLE by themselves.
         """
 
     def __init__(
@@ -1991,7 +2002,7 @@ Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
 
 @_typing.final
 class StepResponse(_message.Message):
-    """The session was opened, fed and closed, as far as it was asked."""
+    """The session was opened, fed and closed, as the request asked."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2004,14 +2015,14 @@ class StepResponse(_message.Message):
     session_id: _builtins.str
     """The session."""
     position: _builtins.int
-    """Its position, after the feed: see `StreamResponse.position`."""
+    """The session's position after the feed: see `StreamResponse.position`."""
     checkpoint_position: _builtins.int
-    """How far the session is stored, if it is."""
+    """The stored position of the session; unset when it is not stored."""
     @_builtins.property
     def opened(self) -> Global___Opened:
-        """What the session is. `restored_from` tells where it was found: unspecified when this call has opened it. `source` and
-        `output` are those of an opening; with `inputs` and `outputs` they are left out where the answer has no room for them.
-        `handle` is 0.
+        """The session. `restored_from` says where it was found; unspecified when this call opened it. `source` and `output`
+        are set only when this call opened it. `source`, `output`, `inputs` and `outputs` are left out when the response
+        would be too large. `handle` is 0.
         """
 
     @_builtins.property
@@ -2044,13 +2055,13 @@ Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):
-    """Asks what happens to a session."""
+    """Asks for the events of a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session. An admin watches others' too, as `principal/id`."""
+    """The session. An admin may also watch another principal's session, as `principal/id`."""
     def __init__(
         self,
         *,
@@ -2066,8 +2077,8 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """One thing that has happened to the session, in the order in which it did. What is only looked at, such as a score, is not
-    told, nor is a request that is answered again. Of a session of DURABILITY_STRICT nothing is told before it is stored.
+    """One event of the session. Events come in the order in which they happened. Requests that change nothing, such as a
+    score, and answers to retries are not events. Events of a DURABILITY_STRICT session come only when they are stored.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2080,31 +2091,31 @@ class WatchResponse(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session, as it was asked for."""
+    """The session, as the request named it."""
     position: _builtins.int
-    """The session's position after this: see `StreamResponse.position`."""
+    """The session's position after this event: see `StreamResponse.position`."""
     @_builtins.property
     def watching(self) -> Global___Opened:
-        """The first one: the watch has begun, and this is what the session is. Only `model`, `version`, `variant`, `durability`,
-        `inputs`, `outputs` and `feature_size` are set.
+        """The first event: the watch has begun, and this describes the session. Only `model`, `version`, `variant`,
+        `durability`, `inputs`, `outputs` and `feature_size` are set.
         """
 
     @_builtins.property
     def fed(self) -> Global___Consumed:
-        """The session has consumed tokens, by a feed or a step batch."""
+        """The session consumed tokens, in a feed or a step batch."""
 
     @_builtins.property
     def generated(self) -> Global___Generated:
-        """The server has chosen tokens: a part of a generation, or the whole of a beam search."""
+        """The server chose tokens: a part of a generation, or the result of a whole beam search."""
 
     @_builtins.property
     def changed(self) -> Global___Changed:
-        """Something else has become of the session."""
+        """Another change of the session."""
 
     @_builtins.property
     def closed(self) -> Global___Closed:
-        """The last one: the session has ended, or has left this server. The call ends with OK. What a strict session has
-        consumed beyond this position may not be stored.
+        """The last event: the session ended, or left this server. The call ends with OK. What a strict session has consumed
+        after this position may not be stored.
         """
 
     def __init__(
@@ -2130,8 +2141,8 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class Consumed(_message.Message):
-    """Tokens, or vectors, that a session has consumed. More than 1,000 are told in parts, of which the last one has `fed`. Of a
-    feed that was cancelled, or failed, after some of its tokens those are told, and `fed` has no outputs.
+    """Tokens or vectors that a session consumed. More than 1,000 come in several parts; only the last part has `fed`. When
+    a feed was cancelled or failed after some of its tokens, this has those tokens, and `fed` has no outputs.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2145,11 +2156,11 @@ class Consumed(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Instead of `tokens`, of models that read those: the vectors, [steps, features]."""
+        """For models that read vectors, in place of `tokens`: the vectors, [steps, features]."""
 
     @_builtins.property
     def fed(self) -> Global___Fed:
-        """What who fed the session got, with the trace where that was asked for."""
+        """The answer that the client of the feed received, with the trace if it asked for one."""
 
     def __init__(
         self,
@@ -2168,13 +2179,13 @@ Global___Consumed: _TypeAlias = Consumed  # noqa: Y015
 
 @_typing.final
 class Changed(_message.Message):
-    """What has become of a session otherwise."""
+    """A change of a session that consumes and generates no token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANGE_FIELD_NUMBER: _builtins.int
     change: Global___SessionChange.ValueType
-    """What it is."""
+    """The change."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub(object):
-    """Runs models over sessions. A session is one sequence being processed: the server keeps its hidden and cell
-    state, so that each step costs the same however long the sequence is.
+    """Runs models over sessions. A session is one sequence in progress. The server keeps its hidden and cell state, so each
+    step costs the same however long the sequence is.
     """
 
     def __init__(self, channel):
@@ -64,52 +64,52 @@ class InferenceStub(object):
 
 
 class InferenceServicer(object):
-    """Runs models over sessions. A session is one sequence being processed: the server keeps its hidden and cell
-    state, so that each step costs the same however long the sequence is.
+    """Runs models over sessions. A session is one sequence in progress. The server keeps its hidden and cell state, so each
+    step costs the same however long the sequence is.
     """
 
     def Stream(self, request_iterator, context):
-        """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
-        out in the order in which they were sent, those of different sessions independently of each other. A refused
-        request is answered by `StreamResponse.error` and changes nothing, but for a `Close`; the stream goes on. When the stream ends,
-        however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
+        """Opens sessions and steps them. One stream may have many sessions. The server runs the requests of one session in
+        the order in which they were sent, and those of different sessions independently. A refused request is answered by
+        `StreamResponse.error` and changes nothing, except a `Close`, which closes the session even when the store fails;
+        the stream continues. When the stream ends, for any reason, `Open.on_disconnect` of each of its sessions says what
+        happens to that session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """The whole of a generation in one call, in a session that lives as long as the call.
+        """Runs a whole generation in one call, in a session that lasts as long as the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call.
+        """Returns how likely given targets are (teacher forcing), in one call, in a session that lasts as long as the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Step(self, request, context):
-        """Goes on with a session, or opens it, feeds it and closes it, each as far as it is asked: for clients that cannot
-        stream both ways. The call is over when it is answered, and the session lives on without a stream, as
-        `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
-        A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
-        finds the server that has the session.
+        """Resumes or opens a session, feeds it and closes it, each only if the request asks for it: for clients that cannot
+        stream in both directions. The call ends with its response, and the session continues without a stream, as
+        `Open.on_disconnect` says. Calls of one session run one after another, in their order of arrival. A session that a
+        stream has cannot be stepped so: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy finds the
+        server that has the session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
-        takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
-        not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. One
-        that does not read within 2 seconds after it is dropped is not told why: its call may be reset, CANCELLED.
-        NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
-        Send the header `x-session-id`, as for `Step`.
+        """Reports the events of one session of this server, whichever client causes them, until the session ends here.
+        Watching does not attach the session, does not keep it alive, and does not delay the client that feeds it. A
+        watcher that reads too slowly is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. If it
+        does not read the error within 2 seconds either, its call may be reset instead (CANCELLED). A session that is on
+        another server, or only in the store, is not fetched: NOT_FOUND. Send the header `x-session-id`, as for `Step`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,8 +152,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference(object):
-    """Runs models over sessions. A session is one sequence being processed: the server keeps its hidden and cell
-    state, so that each step costs the same however long the sequence is.
+    """Runs models over sessions. A session is one sequence in progress. The server keeps its hidden and cell state, so each
+    step costs the same however long the sequence is.
     """
 
     @staticmethod

@@ -29,9 +29,9 @@ class _ModelStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelStat
     MODEL_STATUS_UNSPECIFIED: _ModelStatus.ValueType  # 0
     """Not used."""
     MODEL_STATUS_SERVING: _ModelStatus.ValueType  # 1
-    """It is."""
+    """The version is served."""
     MODEL_STATUS_FAILED: _ModelStatus.ValueType  # 2
-    """Its bundle was found wrong when it was loaded."""
+    """The version could not be loaded."""
 
 class ModelStatus(_ModelStatus, metaclass=_ModelStatusEnumTypeWrapper):
     """Whether a version is served."""
@@ -39,9 +39,9 @@ class ModelStatus(_ModelStatus, metaclass=_ModelStatusEnumTypeWrapper):
 MODEL_STATUS_UNSPECIFIED: ModelStatus.ValueType  # 0
 """Not used."""
 MODEL_STATUS_SERVING: ModelStatus.ValueType  # 1
-"""It is."""
+"""The version is served."""
 MODEL_STATUS_FAILED: ModelStatus.ValueType  # 2
-"""Its bundle was found wrong when it was loaded."""
+"""The version could not be loaded."""
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
 @_typing.final
@@ -81,72 +81,76 @@ class ModelInfo(_message.Message):
     version: _builtins.int
     """The version."""
     description: _builtins.str
-    """One line about it."""
+    """A description in one line."""
     status: Global___ModelStatus.ValueType
-    """Whether it is served."""
+    """Whether the version is served."""
     problem: _builtins.str
-    """Why it is not; empty when it is."""
+    """Why the version is not served; empty when it is served."""
     has_encoder: _builtins.bool
-    """True when sessions of it need a source."""
+    """True when a session of the model needs a source."""
     max_source_length: _builtins.int
-    """The longest source in tokens; 0 without an encoder."""
+    """The most tokens, or vectors, in a source; 0 without an encoder."""
     max_tokens: _builtins.int
-    """Tokens generated at most when a request sets no limit."""
+    """The most tokens in a generation whose request sets no limit."""
     state_size_bytes: _builtins.int
-    """Bytes of state that each session of it holds."""
+    """The bytes of state that each session of the model holds."""
     manifest_digest: _builtins.str
     """SHA-256 of the bundle's manifest, in hexadecimal."""
     feature_size: _builtins.int
-    """Numbers in each vector that steps read; 0 when they read tokens."""
+    """The size of the vectors that steps read; 0 when steps read tokens."""
     value_size: _builtins.int
-    """Values that a step gives; 0 when it gives logits over the target vocabulary."""
+    """The number of values that a step returns; 0 when it returns logits over the target vocabulary."""
     source_feature_size: _builtins.int
-    """Numbers in each vector of a source; 0 when it is of tokens, and without an encoder."""
+    """The size of the vectors in a source; 0 when a source has tokens, and without an encoder."""
     can_generate: _builtins.bool
-    """True when the model can go on by itself: Generate."""
+    """True when the model can continue a sequence by itself (`Generate`)."""
     max_batch_rows: _builtins.int
-    """Rows that the model takes in one run; 0 for any number. 1: sessions are not batched, but run one by one."""
+    """The most rows in one run of the model; 0 means no limit. With 1, sessions are not batched: they run one by one."""
     tokenizer: _builtins.str
-    """How text becomes the tokens that steps read: `characters` or `whitespace`; empty when they read vectors."""
+    """How text is split into the tokens that steps read: `characters`, `whitespace` or `subword`. Empty when steps read
+    vectors.
+    """
     sample_rate: _builtins.int
-    """Samples a second, where what a step reads is sound: one channel, numbers from -1 to 1. 0: it is something else, or
-    nobody said.
+    """The samples per second, when steps read sound: one channel, numbers from -1 to 1. 0 when steps read something else,
+    or when the bundle does not say.
     """
     @_builtins.property
     def source_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The source vocabulary by id; empty without an encoder."""
+        """The source vocabulary, in the order of token ids; empty without an encoder."""
 
     @_builtins.property
     def target_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The target vocabulary by id."""
+        """The target vocabulary, in the order of token ids."""
 
     @_builtins.property
     def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The variants that Open may name, `fp32` first."""
+        """The variants that `Open.variant` may name, `fp32` first."""
 
     @_builtins.property
     def input_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The vocabulary of the tokens that steps read, by id, where it is not the target's: a tagger's. Else empty."""
+        """The vocabulary of the tokens that steps read, in the order of token ids, if it is not the target vocabulary, as in
+        a tagger. Otherwise empty.
+        """
 
     @_builtins.property
     def trace(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What `OutputSpec.trace` tells, by name; empty when the model cannot be looked into."""
+        """The names of the values that `OutputSpec.trace` returns; empty when the model has no trace."""
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Port]:
-        """The named parts of the vectors that steps read, in their order; empty when they have none."""
+        """The named parts of the vectors that steps read, in order; empty when they have none."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Port]:
-        """The named parts of the values that a step gives, in their order; empty when they have none."""
+        """The named parts of the values that a step returns, in order; empty when they have none."""
 
     @_builtins.property
     def constants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionConstant]:
-        """What sessions may be given when they are opened, and keep: `Open.constants`."""
+        """The constants that `Open.constants` may set."""
 
     @_builtins.property
     def transducer(self) -> Global___Transducer:
-        """Set for a transducer: it reads frames, and emits tokens of the target vocabulary."""
+        """Set for a transducer, a model that reads frames and emits tokens of the target vocabulary."""
 
     def __init__(
         self,
@@ -188,7 +192,9 @@ Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
 @_typing.final
 class Transducer(_message.Message):
-    """How a transducer emits tokens: for each encoded frame the likeliest, until that is the blank."""
+    """How a transducer emits tokens: for each encoded frame it takes the likeliest token, again and again, until the
+    likeliest is the blank.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -196,11 +202,11 @@ class Transducer(_message.Message):
     MAX_SYMBOLS_FIELD_NUMBER: _builtins.int
     NUM_FRAMES_FIELD_NUMBER: _builtins.int
     blank_id: _builtins.int
-    """The token that ends an encoded frame, and is never emitted."""
+    """The blank: the token that ends an encoded frame. It is never emitted."""
     max_symbols: _builtins.int
-    """The most tokens of an encoded frame."""
+    """The most tokens that one encoded frame can emit."""
     num_frames: _builtins.int
-    """Encoded frames of a step."""
+    """The number of encoded frames in a step."""
     def __init__(
         self,
         *,
@@ -218,7 +224,7 @@ Global___Transducer: _TypeAlias = Transducer  # noqa: Y015
 
 @_typing.final
 class SessionConstant(_message.Message):
-    """What a session is given when it is opened, and keeps."""
+    """A value that a session receives when it is opened, and that never changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,11 +237,11 @@ class SessionConstant(_message.Message):
 
     @_builtins.property
     def default_value(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Its value where the opening gives none, row-major. Empty: each opening must give it."""
+        """The value when `Open.constants` does not set it, row-major. Empty: every `Open` must set it."""
 
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The only values that it may have, one after the other, each with as many numbers as the port has. Empty: any."""
+        """The allowed values, one after another, each with as many numbers as the port has. Empty: every value is allowed."""
 
     def __init__(
         self,
@@ -254,7 +260,7 @@ Global___SessionConstant: _TypeAlias = SessionConstant  # noqa: Y015
 
 @_typing.final
 class ModelsListRequest(_message.Message):
-    """Asks for every model."""
+    """Asks for all models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -271,7 +277,7 @@ Global___ModelsListRequest: _TypeAlias = ModelsListRequest  # noqa: Y015
 
 @_typing.final
 class ModelsListResponse(_message.Message):
-    """Every model."""
+    """All models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,7 +310,7 @@ class ModelsGetRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version, 1 or more; 0, the default, means the newest that is served."""
+    """The version, 1 or more. Default 0: the newest version that is served."""
     def __init__(
         self,
         *,
@@ -345,18 +351,18 @@ Global___ModelsGetResponse: _TypeAlias = ModelsGetResponse  # noqa: Y015
 
 @_typing.final
 class ModelsLoadRequest(_message.Message):
-    """Asks to load what is new."""
+    """Asks to load versions that are not served."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name: 1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit. Default: all that the
-    repository has.
+    """The model's name: 1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit. Default: all models in
+    the repository.
     """
     version: _builtins.int
-    """The version, 1 or more; 0, the default, means all."""
+    """The version, 1 or more. Default 0: all versions."""
     def __init__(
         self,
         *,
@@ -373,15 +379,15 @@ Global___ModelsLoadRequest: _TypeAlias = ModelsLoadRequest  # noqa: Y015
 
 @_typing.final
 class ModelsLoadResponse(_message.Message):
-    """What became of it."""
+    """The result of a load."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
-        """The versions that were looked at, sorted by name and version: those that are served now, and those that cannot be.
-        Where the answer would be larger than a message may be, all are without their vocabularies.
+        """The requested versions, sorted by name and version: those that are served now, and those that could not be loaded.
+        All are without vocabularies when the response would otherwise be too large for a message.
         """
 
     def __init__(
@@ -408,7 +414,7 @@ class ModelsUnloadRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version, 1 or more; INVALID_ARGUMENT for 0, which is no version."""
+    """The version, 1 or more. 0 is refused with INVALID_ARGUMENT."""
     def __init__(
         self,
         *,
@@ -425,13 +431,13 @@ Global___ModelsUnloadRequest: _TypeAlias = ModelsUnloadRequest  # noqa: Y015
 
 @_typing.final
 class ModelsUnloadResponse(_message.Message):
-    """It is not served any more."""
+    """The version is not served any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_COUNT_FIELD_NUMBER: _builtins.int
     session_count: _builtins.int
-    """Sessions that are still with it."""
+    """The number of sessions that still use the version."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelsStub(object):
-    """Tells which models are served, and changes it.
+    """Lists the models, loads their versions and stops serving them.
     """
 
     def __init__(self, channel):
@@ -58,33 +58,34 @@ class ModelsStub(object):
 
 
 class ModelsServicer(object):
-    """Tells which models are served, and changes it.
+    """Lists the models, loads their versions and stops serving them.
     """
 
     def List(self, request, context):
-        """Every version of every model in the repository, served or not.
+        """Returns every version of every model in the repository, served or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """One version of a model.
+        """Returns one version of a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Loads versions that are in the repository and not served: what was added, and what could not be loaded before. New
-        sessions use the newest; those that are open stay with theirs. What cannot be loaded replaces nothing.
+        """Loads the versions in the repository that are not served: new versions, versions that were unloaded, and versions
+        that could not be loaded before. New sessions use the newest version; open sessions keep theirs. A version that
+        cannot be loaded replaces nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Stops serving a version. Sessions that are open stay with it; it is let go when the last of them has ended.
+        """Stops serving a version. Open sessions keep using it. The server frees its memory when the last of them has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +123,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models(object):
-    """Tells which models are served, and changes it.
+    """Lists the models, loads their versions and stops serving them.
     """
 
     @staticmethod

@@ -27,41 +27,43 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelsStub:
-    """Tells which models are served, and changes it."""
+    """Lists the models, loads their versions and stops serving them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelsAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_models_pb2.ModelsListRequest, _models_pb2.ModelsListResponse]
-    """Every version of every model in the repository, served or not."""
+    """Returns every version of every model in the repository, served or not."""
     Get: _grpc.UnaryUnaryMultiCallable[_models_pb2.ModelsGetRequest, _models_pb2.ModelsGetResponse]
-    """One version of a model."""
+    """Returns one version of a model."""
     Load: _grpc.UnaryUnaryMultiCallable[_models_pb2.ModelsLoadRequest, _models_pb2.ModelsLoadResponse]
-    """Loads versions that are in the repository and not served: what was added, and what could not be loaded before. New
-    sessions use the newest; those that are open stay with theirs. What cannot be loaded replaces nothing.
+    """Loads the versions in the repository that are not served: new versions, versions that were unloaded, and versions
+    that could not be loaded before. New sessions use the newest version; open sessions keep theirs. A version that
+    cannot be loaded replaces nothing.
     """
     Unload: _grpc.UnaryUnaryMultiCallable[_models_pb2.ModelsUnloadRequest, _models_pb2.ModelsUnloadResponse]
-    """Stops serving a version. Sessions that are open stay with it; it is let go when the last of them has ended."""
+    """Stops serving a version. Open sessions keep using it. The server frees its memory when the last of them has ended."""
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
-    """Tells which models are served, and changes it."""
+    """Lists the models, loads their versions and stops serving them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_models_pb2.ModelsListRequest, _models_pb2.ModelsListResponse]  # type: ignore[assignment]
-    """Every version of every model in the repository, served or not."""
+    """Returns every version of every model in the repository, served or not."""
     Get: _aio.UnaryUnaryMultiCallable[_models_pb2.ModelsGetRequest, _models_pb2.ModelsGetResponse]  # type: ignore[assignment]
-    """One version of a model."""
+    """Returns one version of a model."""
     Load: _aio.UnaryUnaryMultiCallable[_models_pb2.ModelsLoadRequest, _models_pb2.ModelsLoadResponse]  # type: ignore[assignment]
-    """Loads versions that are in the repository and not served: what was added, and what could not be loaded before. New
-    sessions use the newest; those that are open stay with theirs. What cannot be loaded replaces nothing.
+    """Loads the versions in the repository that are not served: new versions, versions that were unloaded, and versions
+    that could not be loaded before. New sessions use the newest version; open sessions keep theirs. A version that
+    cannot be loaded replaces nothing.
     """
     Unload: _aio.UnaryUnaryMultiCallable[_models_pb2.ModelsUnloadRequest, _models_pb2.ModelsUnloadResponse]  # type: ignore[assignment]
-    """Stops serving a version. Sessions that are open stay with it; it is let go when the last of them has ended."""
+    """Stops serving a version. Open sessions keep using it. The server frees its memory when the last of them has ended."""
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
-    """Tells which models are served, and changes it."""
+    """Lists the models, loads their versions and stops serving them."""
 
     @_abc_1.abstractmethod
     def List(
@@ -69,7 +71,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ModelsListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ModelsListResponse, _abc.Awaitable[_models_pb2.ModelsListResponse]]:
-        """Every version of every model in the repository, served or not."""
+        """Returns every version of every model in the repository, served or not."""
 
     @_abc_1.abstractmethod
     def Get(
@@ -77,7 +79,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ModelsGetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ModelsGetResponse, _abc.Awaitable[_models_pb2.ModelsGetResponse]]:
-        """One version of a model."""
+        """Returns one version of a model."""
 
     @_abc_1.abstractmethod
     def Load(
@@ -85,8 +87,9 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ModelsLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ModelsLoadResponse, _abc.Awaitable[_models_pb2.ModelsLoadResponse]]:
-        """Loads versions that are in the repository and not served: what was added, and what could not be loaded before. New
-        sessions use the newest; those that are open stay with theirs. What cannot be loaded replaces nothing.
+        """Loads the versions in the repository that are not served: new versions, versions that were unloaded, and versions
+        that could not be loaded before. New sessions use the newest version; open sessions keep theirs. A version that
+        cannot be loaded replaces nothing.
         """
 
     @_abc_1.abstractmethod
@@ -95,6 +98,6 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ModelsUnloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ModelsUnloadResponse, _abc.Awaitable[_models_pb2.ModelsUnloadResponse]]:
-        """Stops serving a version. Sessions that are open stay with it; it is let go when the last of them has ended."""
+        """Stops serving a version. Open sessions keep using it. The server frees its memory when the last of them has ended."""
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,11 +30,11 @@ class _SessionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionS
     SESSION_STATE_UNSPECIFIED: _SessionState.ValueType  # 0
     """Not used."""
     SESSION_STATE_IDLE: _SessionState.ValueType  # 1
-    """Nothing: it waits for a request."""
+    """It waits for a request."""
     SESSION_STATE_BUSY: _SessionState.ValueType  # 2
     """It encodes its source, or consumes tokens."""
     SESSION_STATE_GENERATING: _SessionState.ValueType  # 3
-    """It generates."""
+    """It generates tokens."""
 
 class SessionState(_SessionState, metaclass=_SessionStateEnumTypeWrapper):
     """What a session is doing."""
@@ -42,16 +42,16 @@ class SessionState(_SessionState, metaclass=_SessionStateEnumTypeWrapper):
 SESSION_STATE_UNSPECIFIED: SessionState.ValueType  # 0
 """Not used."""
 SESSION_STATE_IDLE: SessionState.ValueType  # 1
-"""Nothing: it waits for a request."""
+"""It waits for a request."""
 SESSION_STATE_BUSY: SessionState.ValueType  # 2
 """It encodes its source, or consumes tokens."""
 SESSION_STATE_GENERATING: SessionState.ValueType  # 3
-"""It generates."""
+"""It generates tokens."""
 Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):
-    """A live session."""
+    """An open session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,36 +69,38 @@ class SessionInfo(_message.Message):
     SPILLED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Its id. To an admin, another principal's is told, and may be asked for, as `principal/id`."""
+    """The session's id. An admin receives the id of another principal's session as `principal/id`, and may name the
+    session so in requests.
+    """
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
     """The model's version."""
     position: _builtins.int
-    """The number of target tokens it has consumed or generated."""
+    """The number of target tokens that the session has consumed or generated."""
     state: Global___SessionState.ValueType
-    """What it is doing."""
+    """What the session is doing."""
     variant: _builtins.str
-    """The variant that computes its steps."""
+    """The variant that computes the session's steps."""
     durability: _inference_pb2.Durability.ValueType
-    """What of it is stored."""
+    """How much of the session is stored."""
     checkpoint_position: _builtins.int
-    """How far it is stored; unset when it is not."""
+    """The position that the store has; unset when the session is not stored."""
     attached: _builtins.bool
-    """Whether a stream has it; if not, it waits to be gone on with."""
+    """Whether a stream has the session. If not, the session waits until it is resumed."""
     spilled: _builtins.bool
-    """Whether its state is in the store alone, to make room."""
+    """Whether the session's state is only in the store, to make room for other sessions."""
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was opened."""
+        """When the session was opened."""
 
     @_builtins.property
     def last_used_time(self) -> _timestamp_pb2.Timestamp:
-        """When it last did something."""
+        """When the session was last used."""
 
     @_builtins.property
     def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions of its marks, oldest first."""
+        """The positions of the session's marks, oldest first."""
 
     def __init__(
         self,
@@ -183,11 +185,11 @@ class SessionsListRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Only sessions of this model. Default: of all."""
+    """Only sessions of this model. Default: sessions of all models."""
     page_size: _builtins.int
-    """At most so many, 1 to 1,000. Default 100."""
+    """The most sessions in the page, 1 to 1,000. Default 100."""
     page_token: _builtins.str
-    """`next_page_token` of the page before. Default: the first page."""
+    """`next_page_token` of the previous page. Default: the first page."""
     def __init__(
         self,
         *,
@@ -213,9 +215,9 @@ class SessionsListResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty on the last."""
+    """The `page_token` of the next page; empty on the last page."""
     total_count: _builtins.int
-    """How many sessions are live, on all pages and of all models."""
+    """The number of open sessions that the caller may see, on all pages and of all models."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
         """The sessions."""
@@ -268,7 +270,7 @@ class SessionsCloseResponse(_message.Message):
     position: _builtins.int
     """The position at which it was closed."""
     reason: _inference_pb2.CloseReason.ValueType
-    """Why it was closed: CLOSE_REASON_CLIENT."""
+    """Always CLOSE_REASON_CLIENT."""
     def __init__(
         self,
         *,
@@ -291,7 +293,7 @@ class SessionsCloseAllRequest(_message.Message):
 
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
-    """The principal's name. Default: the caller."""
+    """The principal's name. Default: the caller's."""
     def __init__(
         self,
         *,
@@ -307,13 +309,13 @@ Global___SessionsCloseAllRequest: _TypeAlias = SessionsCloseAllRequest  # noqa: 
 
 @_typing.final
 class SessionsCloseAllResponse(_message.Message):
-    """They are closed."""
+    """The sessions are closed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CLOSED_COUNT_FIELD_NUMBER: _builtins.int
     closed_count: _builtins.int
-    """How many were closed. A session that had ended before does not count."""
+    """The number of sessions that were closed. A session that had already ended does not count."""
     def __init__(
         self,
         *,
@@ -358,9 +360,9 @@ class SessionsSnapshotResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bytes
-    """Opaque, signed, and readable by every later version."""
+    """The snapshot: opaque, signed, and readable by every later version of the server."""
     position: _builtins.int
-    """The session's position in it."""
+    """The session's position in the snapshot."""
     def __init__(
         self,
         *,
@@ -377,7 +379,7 @@ Global___SessionsSnapshotResponse: _TypeAlias = SessionsSnapshotResponse  # noqa
 
 @_typing.final
 class SessionsRestoreRequest(_message.Message):
-    """Asks to make a session of a snapshot."""
+    """Asks to make a session from a snapshot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -385,12 +387,12 @@ class SessionsRestoreRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bytes
-    """As `Snapshot` gave it."""
+    """The bytes that `Snapshot` returned."""
     session_id: _builtins.str
-    """The id of the new session. Default: that of the session the snapshot was taken of."""
+    """The id of the new session. Default: the id of the original session."""
     version: _builtins.int
-    """Goes on with another version of the model, whose state has the same names, types and shapes: 1 or more. Default: the
-    version that the snapshot is of.
+    """Restores the session with another version of the model, 1 or more. The states of both versions must have the same
+    names, types and shapes. Default: the version in the snapshot.
     """
     def __init__(
         self,
@@ -411,14 +413,14 @@ Global___SessionsRestoreRequest: _TypeAlias = SessionsRestoreRequest  # noqa: Y0
 
 @_typing.final
 class SessionsRestoreResponse(_message.Message):
-    """The session is made."""
+    """The session was made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___SessionInfo:
-        """It."""
+        """The new session."""
 
     def __init__(
         self,
@@ -444,7 +446,7 @@ class SessionsForkRequest(_message.Message):
     session_id: _builtins.str
     """The session's id."""
     fork_session_id: _builtins.str
-    """The copy's id. Default: one is made."""
+    """The copy's id. Default: the server makes one."""
     def __init__(
         self,
         *,
@@ -461,14 +463,14 @@ Global___SessionsForkRequest: _TypeAlias = SessionsForkRequest  # noqa: Y015
 
 @_typing.final
 class SessionsForkResponse(_message.Message):
-    """The copy is made."""
+    """The copy was made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___SessionInfo:
-        """It."""
+        """The copy."""
 
     def __init__(
         self,
@@ -485,7 +487,7 @@ Global___SessionsForkResponse: _TypeAlias = SessionsForkResponse  # noqa: Y015
 
 @_typing.final
 class SessionsRewindRequest(_message.Message):
-    """Asks to set a session back."""
+    """Asks to rewind a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -494,7 +496,7 @@ class SessionsRewindRequest(_message.Message):
     session_id: _builtins.str
     """The session's id."""
     position: _builtins.int
-    """The position of the mark. Marks after it are dropped."""
+    """The position of the mark. Later marks are dropped."""
     def __init__(
         self,
         *,
@@ -511,14 +513,14 @@ Global___SessionsRewindRequest: _TypeAlias = SessionsRewindRequest  # noqa: Y015
 
 @_typing.final
 class SessionsRewindResponse(_message.Message):
-    """The session was set back."""
+    """The session was rewound."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___SessionInfo:
-        """It."""
+        """The session."""
 
     def __init__(
         self,
@@ -544,14 +546,14 @@ class StateTensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name that the bundle's manifest gives it, such as `hidden`."""
+    """The name in the bundle's manifest, such as `hidden`."""
     dtype: _builtins.str
     """The element type, such as `float32`."""
     data: _builtins.bytes
     """The elements in row-major order, little-endian."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The axes, without that of the batch."""
+        """The axes, without the batch axis."""
 
     def __init__(
         self,
@@ -581,7 +583,7 @@ class SessionsGetStateRequest(_message.Message):
     """The session's id."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The tensors wanted. Default: all."""
+        """The names of the tensors to return. Default: all."""
 
     def __init__(
         self,
@@ -599,7 +601,7 @@ Global___SessionsGetStateRequest: _TypeAlias = SessionsGetStateRequest  # noqa: 
 
 @_typing.final
 class SessionsGetStateResponse(_message.Message):
-    """The state."""
+    """The state of a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -610,26 +612,26 @@ class SessionsGetStateResponse(_message.Message):
     EMITTED_FIELD_NUMBER: _builtins.int
     NUM_EMITTED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """The position at which it is the state."""
+    """The session's position in this state."""
     num_emitted: _builtins.int
-    """How many it has emitted in all."""
+    """The number of all tokens that the session has emitted."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
-        """In the manifest's order."""
+        """The tensors, in the manifest's order."""
 
     @_builtins.property
     def pending_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The last tokens, if any, that are part of the sequence and that the state has not consumed yet: a start token, or the
-        last one generated. The next request consumes them first.
+        """The last tokens of the sequence that the state has not consumed yet, if any: a start token, or the token that was
+        generated last. The next request consumes them first.
         """
 
     @_builtins.property
     def pending_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Instead, of a model that reads features: vectors, 32-bit floats, little-endian."""
+        """For a model that reads features, in place of `pending_token_ids`: vectors of 32-bit floats, little-endian."""
 
     @_builtins.property
     def emitted(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Token]:
-        """The last tokens that a session of a transducer has emitted, the newest last, as many as the model keeps."""
+        """The last tokens that a session of a transducer has emitted, newest last: as many as the model keeps."""
 
     def __init__(
         self,
@@ -651,7 +653,7 @@ Global___SessionsGetStateResponse: _TypeAlias = SessionsGetStateResponse  # noqa
 
 @_typing.final
 class SessionsSetStateRequest(_message.Message):
-    """Asks to write the state of a session."""
+    """Asks to replace the state of a session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -661,7 +663,7 @@ class SessionsSetStateRequest(_message.Message):
     """The session's id."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
-        """The tensors to write, each with the type and shape of the model's; the others stay."""
+        """The tensors to replace, each with the type and shape that the model has. Other tensors stay."""
 
     def __init__(
         self,
@@ -679,13 +681,13 @@ Global___SessionsSetStateRequest: _TypeAlias = SessionsSetStateRequest  # noqa: 
 
 @_typing.final
 class SessionsSetStateResponse(_message.Message):
-    """The state was written."""
+    """The state was replaced."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Where the session stands, as before."""
+    """The session's position, which has not changed."""
     def __init__(
         self,
         *,

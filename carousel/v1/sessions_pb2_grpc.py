@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class SessionsStub(object):
-    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
-    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
-    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
-    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
-    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """Reads, copies, changes and closes sessions. When several servers share a store, ask the server that has the session
+    in memory: a proxy finds it by the header `x-session-id`. `Get` and `List` report only the sessions of the server
+    that answers. Any other call, when another server receives it, first takes the session over, as `Open.resume` does:
+    the session's stream receives CLOSE_REASON_MOVED, and the session stays, detached, on the server that answers until
+    it is resumed. A server does not find sessions of other servers that are not stored: NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -92,94 +92,97 @@ class SessionsStub(object):
 
 
 class SessionsServicer(object):
-    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
-    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
-    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
-    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
-    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """Reads, copies, changes and closes sessions. When several servers share a store, ask the server that has the session
+    in memory: a proxy finds it by the header `x-session-id`. `Get` and `List` report only the sessions of the server
+    that answers. Any other call, when another server receives it, first takes the session over, as `Open.resume` does:
+    the session's stream receives CLOSE_REASON_MOVED, and the session stays, detached, on the server that answers until
+    it is resumed. A server does not find sessions of other servers that are not stored: NOT_FOUND.
     """
 
     def Get(self, request, context):
-        """One session of this server. NOT_FOUND tells when and why a session that is gone went, for as long as the server
-        remembers.
+        """Returns one session of this server. For a session that has ended, the error NOT_FOUND says when and why it ended,
+        as long as the server remembers it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """All sessions of this server, a page at a time, in the order in which they were opened. A page may have fewer
-        sessions than asked for, so that it is no larger than a message may be.
+        """Returns the sessions of this server, one page at a time, in the order in which they were opened: all of them for an
+        admin, its own for any other principal. A page may have fewer sessions than requested, so that it fits into a
+        message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """Closes a session, whoever opened it. Its stream is told.
+        """Closes a session, whoever opened it. Its stream receives `closed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseAll(self, request, context):
-        """Closes all sessions of a principal: those of the server that answers, and all that are stored, whichever server has
-        them. Their streams are told, and nothing of their content stays in the store. Other servers' sessions that are not
-        stored stay as they are, and so do those that are opened meanwhile. When some cannot be closed, all others are, and
-        the error tells how many: ask again. PERMISSION_DENIED for another principal's, unless the caller is an admin.
+        """Closes all sessions of a principal: its sessions on the server that answers, and its stored sessions, whichever
+        server has them. Their streams receive `closed`, and the store keeps no content of them. Sessions of other servers
+        that are not stored stay open, and so do sessions that are opened during the call. When some sessions cannot be
+        closed, all others are closed, and the error says how many were: send the call again. Only an admin may close
+        another principal's sessions: PERMISSION_DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
-        server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
-        it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
-        of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
-        so that `received_position` must be the snapshot's position.
+        """Returns a session as bytes: its state, what it has read, its unfinished generation and its marks. The session
+        continues on the server that has it; the comment of this service says which server that is. After `Restore`, the
+        same `Generate`, sent again with `received_position`, continues an unfinished generation. The snapshot contains the
+        tokens that were generated before it only for a session that has marks, is stored or outlives its stream, and only
+        as far as the server keeps them. For any other session, `received_position` must be the position of the snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
-        resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
-        the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
-        sessions that do not say how long. Then it is closed. Its age counts from when the session that the snapshot is of
-        was opened: FAILED_PRECONDITION, with the reason SNAPSHOT_EXPIRED, when that is longer ago than this server allows.
+        """Makes a session from a snapshot, on any server that serves the same bundle and has the same key. The new session is
+        detached: it waits until `Open.resume` resumes it. With DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP it waits
+        for the duration that was agreed at its opening, with DISCONNECT_ACTION_FREE for the server's default duration of a
+        hold. After that it is closed. Its age counts from the opening of the original session. FAILED_PRECONDITION, with
+        the reason SNAPSHOT_EXPIRED, when that age is over this server's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fork(self, request, context):
-        """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
-        has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
-        generates, and the session's last request cannot be sent to it again. Its age counts from when the session was
-        opened.
+        """Copies a session under a new id. The copy is detached, like a restored session. It has the state, the position and
+        the marks, but no requests: it does not continue the session's generation, and the session's last request cannot be
+        retried on it. Its age counts from the opening of the original session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rewind(self, request, context):
-        """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight.
+        """Rewinds a session to a mark: see `Feed.mark`. FAILED_PRECONDITION while the session has requests in flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Reads the state tensors of a session, which goes on undisturbed on the server that has it; see above for others.
+        """Returns the state tensors of a session. The session continues on the server that has it; the comment of this
+        service says which server that is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetState(self, request, context):
-        """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight.
+        """Replaces state tensors of a session. Its position stays. FAILED_PRECONDITION while the session has requests in
+        flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,11 +250,11 @@ def add_SessionsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Sessions(object):
-    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
-    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
-    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
-    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
-    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """Reads, copies, changes and closes sessions. When several servers share a store, ask the server that has the session
+    in memory: a proxy finds it by the header `x-session-id`. `Get` and `List` report only the sessions of the server
+    that answers. Any other call, when another server receives it, first takes the session over, as `Open.resume` does:
+    the session's stream receives CLOSE_REASON_MOVED, and the session stays, detached, on the server that answers until
+    it is resumed. A server does not find sessions of other servers that are not stored: NOT_FOUND.
     """
 
     @staticmethod
