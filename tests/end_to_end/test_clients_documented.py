@@ -49,7 +49,7 @@ def browsers_service() -> Iterator[LocalService]:
 
 
 def test_the_table_has_every_reason_that_the_server_answers_with_its_code() -> None:
-    assert table("What the server answers:") == {row.reason: row.code.name for row in TABLE.values()}
+    assert table("Errors from the server:") == {row.reason: row.code.name for row in TABLE.values()}
 
 
 def test_the_table_has_every_reason_that_the_client_gives() -> None:
@@ -58,7 +58,7 @@ def test_the_table_has_every_reason_that_the_client_gives() -> None:
     for name in re.findall(r"reason=([A-Z_]+)\b", sources):
         given |= set(re.findall(rf'^{name} = "([A-Z_]+)"', sources, re.MULTILINE))
     assert {"CONNECTION_LOST", "CLIENT_CLOSED", "FORKED"} <= given
-    assert set(table("What the Python client raises itself:")) == given
+    assert set(table("Errors that the Python client raises itself:")) == given
 
 
 @pytest.mark.parametrize("at", range(len(blocks("python"))))
