@@ -8,7 +8,7 @@ from deploy.dashboards.queries import EMPTY, QUIET, VERSION, mean, percentile_by
 DASHBOARD = Dashboard(
     uid="carousel-models",
     title="Models",
-    description="Each version's work: batches and how full they are, and where a step's time goes.",
+    description="The work of each version: its batches, how full they are, and the parts of a step's time.",
     variables=("instance", "model", "version"),
     rows=(
         Row(
@@ -16,7 +16,7 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Servers by version",
-                    "Servers that serve each version; 0 where it failed or was unloaded.",
+                    "The number of servers that serve each version; 0 when it failed to load or was unloaded.",
                     "short",
                     (
                         Query(
@@ -30,7 +30,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Session state size",
-                    "Bytes of state and context that each session of a variant holds in memory.",
+                    "The bytes of state and context that each session of a variant holds in memory.",
                     "bytes",
                     (
                         Query(
@@ -61,7 +61,7 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Step rate",
-                    "Tokens run through each version's graphs, a second.",
+                    "Tokens per second that each version's graphs computed.",
                     "cps",
                     (
                         Query(
@@ -74,7 +74,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Mean batch size",
-                    "Mean of sessions that one run advances: what continuous batching gains.",
+                    "The mean number of sessions in one run: the gain of continuous batching.",
                     "short",
                     (
                         Query(
@@ -86,7 +86,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Batch fill ratio",
-                    "Steps over rows times width: the rest is padding of chunks of different lengths.",
+                    "Steps divided by (rows times width). The rest is padding of chunks of different lengths.",
                     "percentunit",
                     (
                         Query(
@@ -98,7 +98,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Batch size distribution",
-                    "How many batches a second had how many sessions.",
+                    "Batches per second by their number of sessions.",
                     "short",
                     (Query(rate("carousel_batch_size_bucket", "le", f'{VERSION},graph="step"'), "{{le}}"),),
                     QUIET,
@@ -107,7 +107,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Graph run rate",
-                    "Runs of each graph, a second, and those that failed.",
+                    "Runs per second of each graph, and failed runs.",
                     "ops",
                     (
                         Query(
@@ -129,35 +129,35 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Queue time",
-                    "From a request's arrival to its first batch.",
+                    "The time from a request's arrival to its first batch.",
                     "s",
                     percentiles("carousel_request_queue_time_seconds", VERSION),
                     QUIET,
                 ),
                 Panel(
                     "Batch assembly time (p95)",
-                    "Picking rows and gathering their state.",
+                    "The time to choose rows and gather their state.",
                     "s",
                     (percentile_by_graph("carousel_batch_assembly_seconds"),),
                     QUIET,
                 ),
                 Panel(
                     "Graph run time (p95)",
-                    "ONNX Runtime alone.",
+                    "The time of a run in ONNX Runtime.",
                     "s",
                     (percentile_by_graph("carousel_graph_run_seconds"),),
                     QUIET,
                 ),
                 Panel(
                     "Batch commit time (p95)",
-                    "Choosing tokens, scattering state.",
+                    "The time to choose tokens and scatter the state.",
                     "s",
                     (percentile_by_graph("carousel_batch_commit_seconds"),),
                     QUIET,
                 ),
                 Panel(
                     "Graph share of step time",
-                    "Of a batch's time, what the graph's run takes: the rest is ours.",
+                    "The share of a batch's time that the graph's run takes. The rest is the server's own work.",
                     "percentunit",
                     (
                         Query(
@@ -172,7 +172,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Slots and forks in use",
-                    "Sessions in memory, those that may be, and beams and targets at work.",
+                    "Used slots, all slots, and the forks of beam searches and scores.",
                     "short",
                     (
                         Query(

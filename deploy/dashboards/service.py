@@ -8,14 +8,14 @@ from deploy.dashboards.queries import EMPTY, HERE, MODEL, QUIET, percentiles, ra
 DASHBOARD = Dashboard(
     uid="carousel-service",
     title="Service",
-    description="What clients get: traffic, errors, latency, and how near the server is to its limits.",
+    description="The service as clients see it: traffic, errors, latency, and how near the server is to its limits.",
     rows=(
         Row(
             "Overview",
             (
                 Panel(
                     "Servers up",
-                    "Servers that answer Prometheus.",
+                    "The number of servers that answer Prometheus.",
                     "short",
                     (Query(f'sum(up{{job="carousel",{HERE}}})', "servers"),),
                     EMPTY,
@@ -25,7 +25,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Token throughput",
-                    "Tokens consumed or generated, a second.",
+                    "Tokens per second that sessions consumed or generated.",
                     "cps",
                     (Query(rate("carousel_tokens_total"), "tokens"),),
                     QUIET,
@@ -34,7 +34,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Active sessions",
-                    "Sessions that are open.",
+                    "The number of open sessions.",
                     "short",
                     (Query(f"sum(carousel_sessions_active{{{MODEL}}})", "sessions"),),
                     EMPTY,
@@ -43,7 +43,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Error ratio",
-                    "Part of all requests that the server failed, over 5 minutes. The objective is 0.1 %.",
+                    "The share of requests that the server failed, over 5 minutes. The objective is 0.1 %.",
                     "percentunit",
                     (Query("carousel:request_errors:ratio_rate5m", "failed"),),
                     QUIET,
@@ -53,7 +53,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Slow feed ratio",
-                    "Part of all feeds answered after more than 0.1 s, over 5 minutes. The objective is 1 %.",
+                    "The share of feeds that took more than 0.1 s, over 5 minutes. The objective is 1 %.",
                     "percentunit",
                     (Query("carousel:slow_feeds:ratio_rate5m", "slow"),),
                     "No feeds",
@@ -63,7 +63,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Slot utilization",
-                    "The fullest model: sessions in memory, of those that may be.",
+                    "The share of slots that are taken, for the model where it is highest.",
                     "percentunit",
                     (Query(f"max(carousel:sessions_per_slot:ratio{{{MODEL}}})", "taken"),),
                     EMPTY,
@@ -78,7 +78,7 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Token throughput by request",
-                    "Tokens a second that sessions consumed (feed) or the server generated.",
+                    "Tokens per second that sessions consumed or generated, by kind of request.",
                     "cps",
                     (Query(rate("carousel_tokens_total", "model, request"), "{{model}} {{request}}"),),
                     QUIET,
@@ -86,14 +86,14 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Request rate",
-                    "Requests a second whose last answer was given.",
+                    "Requests per second that were answered completely.",
                     "reqps",
                     (Query(rate("carousel_request_latency_seconds_count", "request"), "{{request}}"),),
                     QUIET,
                 ),
                 Panel(
                     "Error rate by reason",
-                    "Requests and calls refused or failed, a second. INVALID_ARGUMENT and its like are the callers'.",
+                    "Refused and failed requests and calls per second. INVALID_ARGUMENT is an error of the client.",
                     "reqps",
                     (Query(rate("carousel_errors_total", "code, reason"), "{{code}} {{reason}}"),),
                     "No errors",
@@ -101,7 +101,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Call rate by status",
-                    "gRPC calls that ended, a second. A stream is one call, however many messages it had.",
+                    "gRPC calls per second that ended. A stream is one call, however many messages it has.",
                     "reqps",
                     (Query(rate("carousel_calls_total", "method, code", HERE), "{{method}} {{code}}"),),
                     "No call has ended",
@@ -109,7 +109,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Active streams and connections",
-                    "Open streams, other calls going on, and connections that have any.",
+                    "Open streams, other calls in progress, and connections with at least one call.",
                     "short",
                     (
                         Query(f"sum by (method) (carousel_calls_active{{{HERE}}})", "{{method}}"),
@@ -125,28 +125,28 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Feed latency",
-                    "From reading a feed to its answer. In the server: the network is not in it.",
+                    "The time from reading a feed to its answer, in the server. It does not include the network.",
                     "s",
                     percentiles("carousel_request_latency_seconds", f'{MODEL},request="feed"'),
                     "No feeds",
                 ),
                 Panel(
                     "Time to first token",
-                    "From reading a generate request to its first token.",
+                    "The time from reading a generate request to its first token.",
                     "s",
                     percentiles("carousel_time_to_first_token_seconds"),
                     "No generations",
                 ),
                 Panel(
                     "Inter-token latency",
-                    "Between two tokens of a generation; of tokens made in one burst, their mean.",
+                    "The time between two tokens of a generation. For the tokens of one burst, the mean.",
                     "s",
                     percentiles("carousel_inter_token_latency_seconds"),
                     "No generations",
                 ),
                 Panel(
                     "Feed latency distribution",
-                    "How many feeds took how long: two bands where a percentile shows one line.",
+                    "Feeds per second by latency. It can show two groups where a percentile shows one line.",
                     "s",
                     (
                         Query(
@@ -160,7 +160,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Inter-token latency distribution",
-                    "How many tokens came how long after the one before.",
+                    "Generated tokens per second by the time since the previous token.",
                     "s",
                     (Query(rate("carousel_inter_token_latency_seconds_bucket", "le"), "{{le}}"),),
                     "No generations",
@@ -174,14 +174,14 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Queue depth",
-                    "Requests admitted and not yet answered; also generations that wait for a slow reader.",
+                    "Accepted requests without an answer, including generations that wait for a slow reader.",
                     "short",
                     (Query(f"sum by (instance, model) (carousel_queue_depth{{{MODEL}}})", "{{instance}} {{model}}"),),
                     EMPTY,
                 ),
                 Panel(
                     "Rejected requests by reason",
-                    "Requests a second answered RESOURCE_EXHAUSTED, by what had run out.",
+                    "Requests per second that were refused with RESOURCE_EXHAUSTED. The reason names the limit.",
                     "reqps",
                     (
                         Query(
@@ -193,7 +193,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "CPU usage",
-                    "Cores that each server keeps busy.",
+                    "The number of cores that each server uses.",
                     "short",
                     (
                         Query(
@@ -205,21 +205,21 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Resident memory",
-                    "Resident memory of each server.",
+                    "The resident memory of each server.",
                     "bytes",
                     (Query(f'process_resident_memory_bytes{{job="carousel",{HERE}}}', "{{instance}}"),),
                     EMPTY,
                 ),
                 Panel(
                     "Response write time",
-                    "Waits for a slow reader; long ones are clients that do not keep up.",
+                    "The time that a response waits for its reader. It is long when clients read too slowly.",
                     "s",
                     percentiles("carousel_response_write_seconds", HERE),
                     QUIET,
                 ),
                 Panel(
                     "File descriptor utilization",
-                    "Open ones, of those that the process may open: a connection is one.",
+                    "The share of the process's limit of open files that is used. Each connection uses one.",
                     "percentunit",
                     (
                         Query(
@@ -231,7 +231,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "TLS certificate lifetime",
-                    "Until the first certificate of a file ends; below 0 it has ended. The setting names the file.",
+                    "The time until the first certificate in a file expires; below 0, it has expired.",
                     "s",
                     (
                         Query(

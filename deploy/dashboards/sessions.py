@@ -8,14 +8,14 @@ from deploy.dashboards.queries import EMPTY, HERE, MODEL, mean, percentiles, rat
 DASHBOARD = Dashboard(
     uid="carousel-sessions",
     title="Sessions",
-    description="Lives of sessions: opened, resumed, spilled, stored, closed; and how the store does.",
+    description="The life of sessions (opened, resumed, spilled, stored, closed) and the state of the store.",
     rows=(
         Row(
             "Lifecycle",
             (
                 Panel(
                     "Active sessions",
-                    "Sessions that are open, by model; those spilled to the store among them.",
+                    "The number of open sessions by model, and of those, the spilled ones.",
                     "short",
                     (
                         Query(f"sum by (model) (carousel_sessions_active{{{MODEL}}})", "{{model}}"),
@@ -25,7 +25,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Session open and close rate",
-                    "Sessions a second.",
+                    "Sessions per second that were opened and closed.",
                     "ops",
                     (
                         Query(rate("carousel_sessions_opened_total"), "opened"),
@@ -35,7 +35,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Session close rate by reason",
-                    "client, disconnect: usual; moved: to another server; idle: nobody asked; lost, failed: ours.",
+                    "client, disconnect: normal; moved: to another server; idle: unused; lost, failed: server faults.",
                     "ops",
                     (Query(rate("carousel_sessions_closed_total", "reason"), "{{reason}}"),),
                     "No session was closed yet",
@@ -43,24 +43,24 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Resume rate",
-                    "Sessions a second that a client resumed: from memory, or from the store.",
+                    "Sessions per second that clients resumed, from memory or from the store.",
                     "ops",
                     (Query(rate("carousel_sessions_resumed_total", "source"), "from {{source}}"),),
                     "No session was resumed yet",
                 ),
                 Panel(
                     "Detach rate",
-                    "Sessions a second whose stream ended, and that are held or kept.",
+                    "Sessions per second that were held or kept because their stream ended.",
                     "ops",
                     (Query(rate("carousel_sessions_detached_total", "model"), "{{model}}"),),
                     "No session was detached yet",
                 ),
                 Panel(
                     "Replayed request rate",
-                    "Requests a second that clients sent again and that were answered from memory.",
+                    "Retries per second that were answered from memory.",
                     "reqps",
                     (Query(rate("carousel_replayed_requests_total", "request"), "{{request}}"),),
-                    "Nothing was sent again yet",
+                    "No request was retried yet",
                 ),
             ),
         ),
@@ -69,7 +69,7 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Store state",
-                    "Up while the store does what it is asked and writes succeed, of all servers the worst.",
+                    "The worst state among all servers: up while reads and writes of the store succeed.",
                     "short",
                     (Query(f"min(carousel_store_up{{{HERE}}})", "store"),),
                     EMPTY,
@@ -79,7 +79,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Checkpoint lag",
-                    "How long the session that waits longest has waited: what a crash would set back.",
+                    "The longest time that a session has waited to be stored: a crash now loses that much.",
                     "s",
                     (Query(f"max(carousel_checkpoint_lag_seconds{{{HERE}}})", "lag"),),
                     EMPTY,
@@ -89,21 +89,21 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Checkpoint delay",
-                    "From a session's first move since its last checkpoint to its next.",
+                    "The time from a session's first change after a checkpoint to its next checkpoint.",
                     "s",
                     percentiles("carousel_checkpoint_delay_seconds", HERE),
                     "No checkpoint yet",
                 ),
                 Panel(
                     "Checkpoint rate",
-                    "Records written, a second.",
+                    "Records per second that were written.",
                     "ops",
                     (Query(rate("carousel_checkpoints_total", "instance", HERE), "{{instance}}"),),
                     "No checkpoint yet",
                 ),
                 Panel(
                     "Store latency (p95)",
-                    "A batch of writes; and finding, and claiming, a record.",
+                    "The time of a batch of writes, and the time to find and claim a record.",
                     "s",
                     tuple(
                         Query(
@@ -116,21 +116,21 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Checkpoint throughput",
-                    "Bytes of checkpoints, a second.",
+                    "Bytes of checkpoints per second.",
                     "Bps",
                     (Query(rate("carousel_checkpoint_bytes_total", "instance", HERE), "{{instance}}"),),
                     "No checkpoint yet",
                 ),
                 Panel(
                     "Snapshot size",
-                    "Mean bytes of a session: by checkpoint, and by Sessions.Snapshot.",
+                    "The mean size of a session in a checkpoint, and in Sessions.Snapshot.",
                     "bytes",
                     (Query(mean("carousel_snapshot_bytes", "use", HERE), "{{use}}"),),
                     "No snapshot yet",
                 ),
                 Panel(
                     "Store error rate",
-                    "Operations a second that failed; records set aside as unreadable.",
+                    "Failed operations per second, and unreadable records per second, which are quarantined.",
                     "ops",
                     (
                         Query(rate("carousel_store_errors_total", "operation", HERE), "{{operation}}"),
@@ -141,7 +141,7 @@ DASHBOARD = Dashboard(
                 ),
                 Panel(
                     "Spill rate",
-                    "Sessions a second whose state left memory for the store; many: add slots or servers.",
+                    "Sessions per second that were spilled to the store. If there are many, add slots or servers.",
                     "ops",
                     (Query(rate("carousel_session_spills_total", "model"), "{{model}}"),),
                     "No session was spilled yet",

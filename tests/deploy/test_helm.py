@@ -214,7 +214,7 @@ def test_what_is_optional_is_left_out() -> None:
 
 
 def test_what_is_installed_says_what_is_open() -> None:
-    assert "Whoever reaches it may call" in texts({})["NOTES.txt"]
+    assert "Calls need no token" in texts({})["NOTES.txt"]
     assert "Whoever reaches it may call" not in texts(ALL)["NOTES.txt"]
 
 

@@ -16,14 +16,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- /* Given an image and the tag that it has by default. */}}
+{{- /* The name of an image. Arguments: the image, and its default tag. */}}
 {{- define "carousel.image" -}}
 {{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}
 {{- else }}{{ .image.repository }}:{{ .image.tag | default .tag }}
 {{- end }}
 {{- end }}
 
-{{- /* Envoy's configuration, with this release's replicas, and TLS where there is a certificate. */}}
+{{- /* Envoy's configuration, with this release's replicas, and with TLS when tls.secret is set. */}}
 {{- define "carousel.envoyConfiguration" -}}
 {{- $config := .Files.Get "files/envoy.yaml" | fromYaml }}
 {{- $cluster := index $config.static_resources.clusters 0 }}
