@@ -1,4 +1,4 @@
-// Writes service/page: the page as the server sends it, and the licences of what is in it.
+// Writes service/page: the page as the server sends it, and the licences of the packages in it.
 
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
@@ -9,7 +9,7 @@ const HERE = import.meta.dirname;
 const TO = join(HERE, "..", "service", "page");
 const MAX_BYTES = 300_000;
 
-/** What the bundle is made of, as tests/page/test_bundle.py computes it, too: names and contents, sorted by name. */
+/** The digest of the bundle's sources: names and contents, sorted by name. tests/page/test_bundle.py computes it too. */
 async function digest() {
   const names = ["page/build.mjs", "page/package-lock.json"];
   for (const folder of ["page/src", "proto/carousel/v1"]) {
@@ -34,7 +34,7 @@ function packagesOf(metafile) {
   return [...found].sort();
 }
 
-/** The comment with which a file begins. */
+/** The first comment of a file. */
 async function headOf(...path) {
   const lines = (await readFile(join(HERE, "node_modules", ...path), "utf8")).split("\n");
   const end = lines.findIndex((line) => !line.startsWith("//"));

@@ -18,7 +18,7 @@ THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def shot(browser: Browser, target: str, theme: Literal["light", "dark"]) -> bytes:
-    """A word that is half pronounced."""
+    """Returns a screenshot in which half of a word is pronounced."""
     page = browser.new_page(color_scheme=theme, viewport=SIZE, reduced_motion="reduce")
     page.goto(f"http://{target}/")
     page.get_by_label("Model").select_option("g2p-en")
@@ -33,7 +33,7 @@ def shot(browser: Browser, target: str, theme: Literal["light", "dark"]) -> byte
 
 
 def main() -> None:
-    """Draws it."""
+    """Draws the picture."""
     with sync_playwright() as playwright, local_service(ROOT / "model_repository", {"wire": "envoy"}) as service:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shots = [base64.b64encode(shot(browser, service.target, theme)).decode() for theme in THEMES]

@@ -1,4 +1,4 @@
-/** What the model expects next: its likeliest tokens with their probabilities. A click on one feeds it. */
+/** The model's likeliest next tokens with their probabilities. A click on a token feeds it. */
 
 import { button, h, say } from "./dom";
 import type { Session } from "./session";
@@ -35,14 +35,14 @@ export class Candidates {
     this.element = h("div", { class: "expects" }, [this.heading, this.hint, list]);
   }
 
-  /** Draws what the session's model said last. */
+  /** Draws the last output of the session's model. */
   draw(session: Session): void {
     const isTagger = session.model.inputVocabulary.length > 0;
     const candidates = session.output?.tokens.slice(0, NUM_SHOWN) ?? [];
     this.texts = candidates.map((one) => one.text);
     this.element.hidden = session.model.targetVocabulary.length === 0 || session.model.transducer !== undefined;
-    say(this.heading, isTagger ? "What it says" : "What it expects next");
-    say(this.hint, candidates.length > 0 ? (isTagger ? "" : "Click a token to feed it.") : "It tells after the first token.");
+    say(this.heading, isTagger ? "Its tags" : "What it expects next");
+    say(this.hint, candidates.length > 0 ? (isTagger ? "" : "Click a token to feed it.") : "Shown after the first token.");
     for (const [index, row] of this.rows.entries()) {
       const candidate = candidates[index];
       row.item.hidden = candidate === undefined;
@@ -58,7 +58,7 @@ export class Candidates {
   }
 }
 
-/** What is said aloud after a step. */
+/** The text for screen readers after a step. */
 export function summary(session: Session): string {
   const said = session.output?.tokens.slice(0, 3) ?? [];
   const words = said.map((one) => `${spoken(one.text)} ${percent(Math.exp(one.logProbability))}`);

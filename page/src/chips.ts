@@ -1,4 +1,4 @@
-/** The steps of a session as a row of chips. A click on one goes back to it. */
+/** The steps of a session as a row of chips. A click on a chip rewinds the session to it. */
 
 import { button, h, say } from "./dom";
 import { layoutOf } from "./frames";
@@ -57,7 +57,7 @@ export class Chips {
       else element.removeAttribute("aria-current");
     }
     for (const { element, position } of this.chips) element.classList.toggle("is-marked", marks.has(position));
-    say(this.hint, session.steps.length > 1 ? "Click a step to go back to it. A dot: the server keeps a mark there." : "");
+    say(this.hint, session.steps.length > 1 ? "Click a step to go back to it. A dot means that the server keeps a mark there." : "");
     if (kept < steps.length) this.row.scrollTop = this.row.scrollHeight;
   }
 
@@ -76,7 +76,7 @@ export class Chips {
     return { step, position, element };
   }
 
-  /** What the model said to a step: a tag, or the tokens that it emitted. */
+  /** The model's answer to a step: a tag, or the tokens that it emitted. */
   private answer({ output }: Step, as: (token: string) => string): string {
     const model = this.session?.model;
     const tokens = output?.tokens.map(({ text }) => as(text)) ?? [];

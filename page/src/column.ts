@@ -1,4 +1,4 @@
-/** One session on the page: what it reads, what it says, and what may be done with it. */
+/** One session on the page: its input, its output, and its controls. */
 
 import { Candidates, summary } from "./candidates";
 import { Chips } from "./chips";
@@ -19,13 +19,13 @@ import { news, numEmitted, Transcript } from "./transcript";
 import { Typing } from "./typing";
 import { Written } from "./written";
 
-/** What a column asks of the page. */
+/** The part of the page that a column calls. */
 export interface Host {
   /** Shows a copy of the column's session beside it. */
   fork(column: Column): Promise<void>;
-  /** Takes the column away. */
+  /** Removes the column. */
   close(column: Column): void;
-  /** The column has another session, or its session another id. */
+  /** The column's session, or the id of its session, has changed. */
   renamed(): void;
 }
 
@@ -43,7 +43,7 @@ export class Column implements Listener {
   private readonly now = button("Try now", () => this.again?.(), { hidden: true });
   private readonly live = h("p", { class: "unseen", "aria-live": "polite" });
   private readonly forking = button("Fork", () => void this.act(() => this.host.fork(this)), {
-    title: "Go on from here in a second column, too",
+    title: "Copy the session into a second column",
   });
   private readonly buttons = h("div", { class: "buttons" });
   private readonly body = h("div", { class: "body" });
@@ -121,7 +121,7 @@ export class Column implements Listener {
     await before.close();
   }
 
-  /** Finds a session again after a reload. */
+  /** Continues with a session after a reload. */
   async resume(id: string, kept: Stored | null): Promise<void> {
     await this.act(async () => {
       await this.session.resume(id, kept);
@@ -129,7 +129,7 @@ export class Column implements Listener {
     });
   }
 
-  /** Shows a session that is open. */
+  /** Shows an open session. */
   show(session: Session): void {
     this.session = session;
     this.numSpoken = numEmitted(session);
@@ -137,19 +137,19 @@ export class Column implements Listener {
     this.changed();
   }
 
-  /** Closes its session. */
+  /** Closes the column's session. */
   close(): void {
     this.generating.stop();
     this.sound.end();
     void this.session.close();
   }
 
-  /** Puts the cursor where the next step is typed. */
+  /** Puts the cursor into the box for the next step. */
   focus(): void {
     if (!this.typing.element.hidden) this.typing.box.focus();
   }
 
-  /** Runs what may fail, and tells what failed. Returns whether it was done. */
+  /** Runs work that may fail, and shows its error. Returns whether it succeeded. */
   async act(work: () => Promise<void>): Promise<boolean> {
     say(this.problem, "");
     say(this.status, "");
@@ -192,7 +192,7 @@ export class Column implements Listener {
     this.speak();
   }
 
-  /** Has what is new read aloud: of steps, when no more of them come; of what is emitted, every so often. */
+  /** Lets screen readers read new output: steps when no more follow, emitted tokens at intervals. */
   private speak(): void {
     if (this.model.transducer === undefined) {
       clearTimeout(this.speaking);
@@ -223,7 +223,7 @@ export class Column implements Listener {
   answered(): void {
     this.again = null;
     this.now.hidden = true;
-    say(this.status, "Connected again. Nothing is lost.");
+    say(this.status, "Connected again. Nothing was lost.");
   }
 
   private async startOver(): Promise<void> {

@@ -1,9 +1,9 @@
-/** The lines that do in a shell, or in Python, what the page did last. */
+/** Shows the last call as lines for a shell and for Python, and copies them. */
 
 import { button, h, say } from "./dom";
 import type { Lines } from "./lines";
 
-/** Buttons that copy, and the lines themselves. tell: says something to people. */
+/** The buttons and the lines. tell: shows a text to the user. */
 export class Copying {
   readonly element: HTMLElement;
   private readonly curl = h("code");
@@ -19,7 +19,7 @@ export class Copying {
       } catch {
         this.details.open = true;
         getSelection()?.selectAllChildren(code);
-        tell("This browser does not let the page copy: the lines are selected.");
+        tell("This browser does not allow the page to copy. The lines are selected: copy them yourself.");
       }
     };
     this.details = h("details", {}, [

@@ -1,10 +1,10 @@
-/** Makes elements. Knows nothing of sessions. */
+/** Makes HTML elements. Knows nothing of sessions. */
 
 type Child = Node | string | null | undefined | false;
 type Handlers = { [name in keyof HTMLElementEventMap]?: (event: HTMLElementEventMap[name]) => void };
 type Attributes = { [name: string]: string | number | boolean | null | undefined };
 
-/** An element. attributes: true is an attribute without a value; false, null and undefined are none. */
+/** Makes an element. attributes: true makes an attribute without a value; false, null and undefined make none. */
 export function h<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Attributes = {},
@@ -21,22 +21,22 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   return made;
 }
 
-/** A button that submits nothing. */
+/** Makes a button that does not submit a form. */
 export function button(label: string, press: () => void, attributes: Attributes = {}): HTMLButtonElement {
   return h("button", { type: "button", ...attributes }, [label], { click: press });
 }
 
-/** Gives an element these children and no others, if they are not its already. */
+/** Replaces the children of an element. */
 export function fill(element: Element, children: Child[]): void {
   element.replaceChildren(...children.filter((child): child is Node | string => Boolean(child)));
 }
 
-/** Sets a text where it differs, so that what is read aloud is read once. */
+/** Sets a text only if it differs, so that a screen reader reads it once. */
 export function say(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Lets Enter send the form that a text is in; with Shift it begins a line. */
+/** Makes Enter submit the form of a text box. Shift and Enter begin a new line. */
 export function onEnter(text: HTMLTextAreaElement): void {
   text.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -47,18 +47,18 @@ export function onEnter(text: HTMLTextAreaElement): void {
 
 let made = 0;
 
-/** An id that no other element has. */
+/** Returns an id that no other element has. */
 export function freshId(prefix: string): string {
   made += 1;
   return `${prefix}-${made}`;
 }
 
-/** Calls back when the page turns light or dark. */
+/** Calls `changed` when the browser changes between the light and the dark theme. */
 export function onTheme(changed: () => void): void {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 }
 
-/** A colour of the style sheet, such as `--text`. */
+/** Returns a colour of the style sheet. name: such as `--text`. */
 export function colour(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

@@ -1,9 +1,9 @@
-/** What a transducer has emitted, as far as it is known here. Pure. */
+/** The tokens that a transducer has emitted, as far as the page knows them. Pure. */
 
 import type { StepOutput, Token } from "./gen/carousel/v1/inference_pb";
 
-/** A token. position: of the step that emitted it, and probability: each null where it is not known. numLimited: at how
- * many encoded frames of the step there were as many tokens as there may be; told of the step's last token. */
+/** A token. position: of the step that emitted it. position and probability are null when they are not known.
+ * numLimited: for the last token of a step, the number of the step's encoded frames that reached the token limit. */
 export interface Emitted {
   text: string;
   position: number | null;
@@ -11,7 +11,7 @@ export interface Emitted {
   numLimited: number;
 }
 
-/** The last tokens of a session, the newest last. numBefore: how many there were before them. */
+/** The last tokens of a session, newest last. numBefore: the number of tokens before them. */
 export interface Emissions {
   tokens: Emitted[];
   numBefore: number;
@@ -19,12 +19,12 @@ export interface Emissions {
 
 const MAX_TOKENS = 4000;
 
-/** Of a session that has emitted nothing. */
+/** Returns the emissions of a session that has emitted nothing. */
 export function noEmissions(): Emissions {
   return { tokens: [], numBefore: 0 };
 }
 
-/** With what was emitted next; the same where that is nothing. */
+/** Returns the emissions with new tokens; the same object when there are none. */
 export function extended(emissions: Emissions, outputs: readonly StepOutput[]): Emissions {
   const next = outputs.flatMap(emittedBy);
   if (next.length === 0) return emissions;
@@ -33,7 +33,8 @@ export function extended(emissions: Emissions, outputs: readonly StepOutput[]): 
   return { tokens: all.slice(num), numBefore: emissions.numBefore + num };
 }
 
-/** As of a position; null when it is not known which tokens that leaves. known: the position from which on it is. */
+/** Returns the emissions up to a position; null when the page does not know which tokens these are. known: the first
+ * position that the page knows. */
 export function emittedUpTo({ tokens, numBefore }: Emissions, position: number, known: number): Emissions | null {
   const left = tokens.filter((token) => token.position === null || token.position <= position);
   const last = left.at(-1);
@@ -41,13 +42,13 @@ export function emittedUpTo({ tokens, numBefore }: Emissions, position: number, 
   return { tokens: left, numBefore };
 }
 
-/** As the server tells it, which knows the last ones alone and not where they were. */
+/** Returns the emissions that the server has: only the last tokens, without their positions. */
 export function recalled(tokens: readonly Token[], numEmitted: number): Emissions {
   const found = tokens.map(({ text }) => ({ text, position: null, probability: null, numLimited: 0 }));
   return { tokens: found, numBefore: numEmitted - found.length };
 }
 
-/** Tokens as one reads them: characters and pieces of words put together, words with spaces between. */
+/** Returns tokens as text: characters and pieces of words are joined, words are separated by spaces. */
 export function textOfEmitted(tokens: readonly Emitted[], vocabulary: readonly string[]): string {
   const texts = tokens.map(({ text }) => text);
   if (vocabulary.some((one) => one.startsWith("▁"))) return texts.join("").replaceAll("▁", " ").trimStart();

@@ -1,11 +1,11 @@
-/** Vectors on their way to a session: one call at a time, and no more waiting than a few seconds of them. Knows no elements. */
+/** Feeds vectors to a session: one call at a time, with a limit on the vectors that wait. Knows no HTML elements. */
 
 import type { Session } from "./session";
 import { NUM_TOGETHER } from "./steps";
 
-/** Feeds a session. most: vectors that may wait; marked: vectors from one mark to the next. */
+/** Feeds one session. most: the most vectors that may wait. marked: the number of vectors from one mark to the next. */
 export class Feeding {
-  /** Vectors that were left out. */
+  /** The number of vectors that were dropped. */
   numDropped = 0;
   private waiting: number[][] = [];
   private running: Promise<void> | null = null;
@@ -17,8 +17,8 @@ export class Feeding {
     private readonly marked: number,
   ) {}
 
-  /** Feeds vectors as soon as those before them are. The oldest ones that wait are left out where there are too many.
-   * Throws what went wrong with those before. */
+  /** Feeds vectors after those that already wait. If too many wait, drops the oldest. Throws the error of an earlier
+   * feed. */
   push(vectors: number[][]): void {
     if (this.failure !== null) throw this.failure;
     this.waiting.push(...vectors);
@@ -26,13 +26,13 @@ export class Feeding {
     this.running ??= this.run().finally(() => (this.running = null));
   }
 
-  /** Waits until all are fed. Throws what went wrong. */
+  /** Waits until all vectors are fed. Throws the error of a feed. */
   async end(): Promise<void> {
     await this.running;
     if (this.failure !== null) throw this.failure;
   }
 
-  /** Feeds vectors, and a mark where one is due. */
+  /** Feeds vectors at once, with a mark if one is due. */
   async feed(vectors: number[][]): Promise<void> {
     const { session } = this;
     const end = session.position + vectors.length;

@@ -1,8 +1,8 @@
-/** What a model of numbers says of the steps to come. Knows no elements. */
+/** Forecasts with a model of numbers. Knows no HTML elements. */
 
 import type { Session } from "./session";
 
-/** What the model gives when it is fed what it has given itself: `num` vectors. It is asked in a copy, which is closed. */
+/** Returns the next `num` vectors: feeds the model its own outputs, in a copy of the session, and closes the copy. */
 export async function forecast(session: Session, num: number, isStopped: () => boolean): Promise<number[][]> {
   const { lines } = session;
   const copy = await session.fork(session.listener);

@@ -1,9 +1,9 @@
-/** How sound becomes the vectors that a model's steps read. Pure. */
+/** Converts sound to the vectors that a model's steps read. Pure. */
 
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 
-/** Of a model of sound. rate: samples a second; size: samples of a step; numbers: of the vector, in which the samples
- * begin at `start`. */
+/** How a model reads sound. rate: samples per second. size: samples in a step. numbers: the size of a vector. start: the
+ * place of the first sample in a vector. */
 export interface Layout {
   rate: number;
   size: number;
@@ -11,7 +11,7 @@ export interface Layout {
   start: number;
 }
 
-/** Where sound goes in a model's vectors; null for a model that reads something else, or something beside it. */
+/** Returns the layout of a model; null when it does not read sound, or reads other inputs too. */
 export function layoutOf({ sampleRate, featureSize, inputs }: ModelInfo): Layout | null {
   if (sampleRate === 0) return null;
   const layout: Layout = { rate: sampleRate, size: featureSize, numbers: featureSize, start: 0 };
@@ -27,7 +27,7 @@ export function layoutOf({ sampleRate, featureSize, inputs }: ModelInfo): Layout
   return numSounds > 1 ? null : layout;
 }
 
-/** The vectors of samples. Zeros fill the last one up. */
+/** Returns the vectors of samples. Zeros fill the last vector. */
 export function vectorsOf(samples: Float32Array, layout: Layout): number[][] {
   const found = [];
   for (let at = 0; at < samples.length; at += layout.size) {
@@ -38,7 +38,7 @@ export function vectorsOf(samples: Float32Array, layout: Layout): number[][] {
   return found;
 }
 
-/** How loud sound is, from 0 for silence (-60 dB or less) to 1. */
+/** Returns the level of sound, from 0 for silence (-60 dB or less) to 1. */
 export function loudness(samples: ArrayLike<number>): number {
   let sum = 0;
   for (let at = 0; at < samples.length; at += 1) sum += (samples[at] ?? 0) ** 2;
@@ -46,7 +46,7 @@ export function loudness(samples: ArrayLike<number>): number {
   return Math.max(0, Math.min(1, 1 + decibels / 60));
 }
 
-/** How many steps are so many seconds, 1 or more. */
+/** Returns the number of steps in a time, 1 or more. */
 export function stepsIn({ rate, size }: Pick<Layout, "rate" | "size">, seconds: number): number {
   return Math.max(1, Math.ceil((seconds * rate) / size));
 }

@@ -1,11 +1,11 @@
-/** Lets the model choose: the next token is drawn from what it expects, fed, and so on. */
+/** Generates: draws a token from the model's candidates, feeds it, and repeats this. */
 
 import { button, freshId, h, say } from "./dom";
 import { draw } from "./sampling";
 import type { Session } from "./session";
 import { isEnd } from "./tokens";
 
-/** The controls. act: runs what may fail and tells what failed; tell: says something to people. */
+/** The controls. act: runs work that may fail, and shows its error. tell: shows a text to the user. */
 export class Generating {
   readonly element: HTMLElement;
   private readonly temperature: HTMLInputElement;
@@ -31,7 +31,7 @@ export class Generating {
     ]);
   }
 
-  /** Shows the controls where the session's model can go on by itself. */
+  /** Shows the controls if the session's model can generate. */
   draw(session: Session): void {
     if (session !== this.session) this.stop();
     if (session.model !== this.session?.model) this.suggest(session.model.tokenizer === "subword");
@@ -39,14 +39,14 @@ export class Generating {
     this.element.hidden = !session.model.canGenerate || session.model.featureSize > 0;
   }
 
-  /** The controls' first values. isText: of a model that writes text, whose likeliest token is taken. */
+  /** Sets the first values. isText: whether the model writes text; its likeliest token is then taken. */
   private suggest(isText: boolean): void {
     this.temperature.valueAsNumber = isText ? 0 : 0.7;
     this.num.valueAsNumber = isText ? 60 : 20;
     this.temperature.dispatchEvent(new Event("input"));
   }
 
-  /** Stops after the token that is under way. */
+  /** Stops after the current token. */
   stop(): void {
     this.running = false;
     say(this.press, "Generate");
@@ -61,7 +61,7 @@ export class Generating {
       for (let left = this.num.valueAsNumber || 1; left > 0 && this.running; left -= 1) {
         const chosen = draw(session.output?.tokens ?? [], this.temperature.valueAsNumber);
         if (isEnd(chosen.text)) {
-          this.tell("The model chose to end here.");
+          this.tell("The model chose to end the sequence here.");
           break;
         }
         await session.feed([chosen.text], "model");

@@ -1,10 +1,10 @@
-/** A heat map on a canvas: a column a step, a row a unit. What is under the pointer, or under a cursor that the arrow
- * keys move, is told beside it. */
+/** A heat map on a canvas: one column for each step, one row for each unit. A text beside it shows the value under the
+ * pointer, or under a cursor that the arrow keys move. */
 
 import { colour, freshId, h, onTheme, say } from "./dom";
 
-/** What is drawn. columns: null where nothing is known. labels: of the columns. columnIs: what a label says of its column.
- * rows: names of the rows, or what a row is called. */
+/** The content of a heat map. columns: null for an unknown column. labels: one for each column. columnIs: whether a label
+ * names the column's step, or the token after it. rows: the names of the rows, or the word for a row. */
 export interface Picture {
   columns: (readonly number[] | null)[];
   labels: string[];
@@ -14,7 +14,7 @@ export interface Picture {
 }
 
 const MIN_COLUMNS = 24;
-/** Letters of a column's name that stand beside the next; longer ones are written downwards. */
+/** The most letters of a column's name that are written horizontally; longer names are written vertically. */
 const MAX_LABEL = 4;
 type Rgb = [number, number, number];
 
@@ -43,7 +43,7 @@ export class HeatMap {
     onTheme(() => this.paint());
   }
 
-  /** Draws a picture in place of the one before. */
+  /** Replaces the picture. */
   draw(picture: Picture): void {
     this.picture = picture;
     this.hide();

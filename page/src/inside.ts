@@ -1,4 +1,4 @@
-/** What steps did inside: cells and gates, and where attention looked. */
+/** The traces of steps: cells, gates and attention. */
 
 import { fill, freshId, h, say } from "./dom";
 import { HeatMap } from "./heat_map";
@@ -8,10 +8,10 @@ import { shown, shownStep } from "./tokens";
 
 const NUM_STEPS = 64;
 const HINT = "A column is a step, a row a unit. Point at a map, or use the arrow keys, to read a value.";
-const OF_SOURCE = "Attention: a column is where a step looked before the token below it, a row is a token of the source. ";
+const OF_SOURCE = "Attention: a column shows where the step before the token below it looked, a row is a token of the source. ";
 const ORDER = ["cell", "hidden"];
 
-/** The heat maps of a session, or nothing, of a model that cannot be looked into. */
+/** The heat maps of a session. Hidden for a model without a trace. */
 export class Inside {
   readonly element = h("details", { class: "panel inside", open: true });
   private readonly body = h("div");
@@ -51,7 +51,7 @@ export class Inside {
     }
     const isKnown = traces.some((trace) => trace !== null && trace.size > 0);
     this.layers.hidden = !isKnown;
-    say(this.hint, isKnown ? (this.names.some(isOfSource) ? OF_SOURCE : "") + HINT : "Nothing is known yet: it is drawn from the next step on.");
+    say(this.hint, isKnown ? (this.names.some(isOfSource) ? OF_SOURCE : "") + HINT : "There are no values yet: they are drawn from the next step on.");
   }
 
   private show(session: Session): void {
@@ -100,7 +100,7 @@ export class Inside {
   }
 }
 
-/** What the model says comes after the last step: the likeliest token, or its values. */
+/** The model's prediction after the last step: the likeliest token, or its values. */
 function expected({ output, position }: Session): string {
   const [likeliest] = output?.tokens ?? [];
   if (likeliest) return shown(likeliest.text);

@@ -1,4 +1,4 @@
-/** The lines of `curl` and Python that do what the page has done. Pure. */
+/** Writes calls of the page as lines of `curl` and Python. Pure. */
 
 import { toJson } from "@bufbuild/protobuf";
 import { type SessionsForkRequest, SessionsForkRequestSchema } from "./gen/carousel/v1/sessions_pb";
@@ -8,7 +8,7 @@ import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { KEEP_S } from "./messages";
 import { floatsOf } from "./tensors";
 
-/** Where calls go. origin: the page's own; hasToken: whether they need one; route: the header `x-session-id`. */
+/** The target of calls. origin: the page's origin. hasToken: whether calls need a token. route: the header `x-session-id`. */
 export interface Place {
   model: ModelInfo;
   origin: string;
@@ -16,7 +16,7 @@ export interface Place {
   route: string;
 }
 
-/** A call, as lines to paste. */
+/** One call as text. */
 export interface Lines {
   curl: string;
   python: string;
@@ -24,7 +24,7 @@ export interface Lines {
 
 const MAX_NUMBERS = 640;
 
-/** Of a call of `Inference.Step`. */
+/** Returns the lines of an `Inference.Step` call. */
 export function stepLines(request: StepRequest, place: Place): Lines {
   const num = (request.feed?.features?.data.length ?? 0) / 4;
   if (num > MAX_NUMBERS) return leftOut(num, place);
@@ -52,26 +52,26 @@ export function stepLines(request: StepRequest, place: Place): Lines {
   return { curl: curl("carousel.v1.Inference/Step", json, place), python: python(calls, place) };
 }
 
-/** Of a call of `Sessions.Rewind`. */
+/** Returns the lines of a `Sessions.Rewind` call. */
 export function rewindLines(request: SessionsRewindRequest, place: Place): Lines {
   const call = `client.sessions.rewind(${quoted(request.sessionId)}, ${request.position})`;
   const json = toJson(SessionsRewindRequestSchema, request);
   return { curl: curl("carousel.v1.Sessions/Rewind", json, place), python: python([`print(${call})`], place) };
 }
 
-/** Of a call of `Sessions.Fork`. */
+/** Returns the lines of a `Sessions.Fork` call. */
 export function forkLines(request: SessionsForkRequest, place: Place): Lines {
   const call = `client.sessions.fork(${quoted(request.sessionId)}, ${quoted(request.forkSessionId)})`;
   const json = toJson(SessionsForkRequestSchema, request);
   return { curl: curl("carousel.v1.Sessions/Fork", json, place), python: python([`print(${call})`], place) };
 }
 
-/** In place of lines that would have more numbers than anybody pastes. */
+/** Returns the lines for a call with too many numbers to paste. */
 function leftOut(num: number, { origin, model }: Place): Lines {
-  const why = `# The call had ${num} numbers, which are left out here.`;
+  const why = `# The call had ${num} numbers. They are left out here.`;
   const { isSecure, target } = targetOf(origin);
   if (model.sampleRate === 0) return { curl: why, python: why };
-  const how = `# A WAV file of ${model.sampleRate} samples a second is fed to a session of its own by`;
+  const how = `# This command feeds a WAV file of ${model.sampleRate} samples per second to a new session:`;
   const line = `carousel --target ${target}${isSecure ? " --tls" : ""} stream ${model.model} sound.wav`;
   return { curl: [why, how, line].join("\n"), python: [why, how, `# ${line}`].join("\n") };
 }

@@ -1,4 +1,5 @@
-/** The page: which model, the token, and the columns. The address names the sessions, so that a reload finds them. */
+/** The page: the choice of a model, the token, and the columns. The address has the sessions' ids, so that a reload finds
+ * them. */
 
 import { Column, type Host } from "./column";
 import { button, fill, h, say } from "./dom";
@@ -7,7 +8,7 @@ import { isRefusal, Server, type Watch, words } from "./server";
 import { stored } from "./steps";
 import { Code } from "@connectrpc/connect";
 
-/** The element of an id, which index.html has. */
+/** Returns the element with an id in index.html. */
 function found<T extends HTMLElement>(id: string): T {
   const element = document.getElementById(id);
   if (element === null) throw new Error(`index.html has no #${id}`);
@@ -27,7 +28,7 @@ class Page implements Host, Watch {
   async start(): Promise<void> {
     this.modelChoice.addEventListener("change", () => this.chosen(0));
     this.versionChoice.addEventListener("change", () => this.chosen(Number(this.versionChoice.value)));
-    addEventListener("hashchange", () => location.reload()); // of a person's hand: the page's own changes raise none
+    addEventListener("hashchange", () => location.reload()); // the user changed the address: the page's own changes raise no event
     addEventListener("pagehide", () => this.shown.forEach((column) => column.session.keep(true)));
     try {
       const { answer } = await this.server.call((options) => this.server.models.list({}, options), "", this);
@@ -91,7 +92,7 @@ class Page implements Host, Watch {
     return this.shown.length > 0;
   }
 
-  /** Asks the server what a session is of which nothing is kept here. */
+  /** Returns the model of a session that the tab does not know; undefined if the server does not have the session. */
   private async modelOf(id: string): Promise<ModelInfo | undefined> {
     try {
       const ask = this.server.call((options) => this.server.inference.step({ sessionId: id }, options), id, this);
@@ -99,7 +100,7 @@ class Page implements Host, Watch {
       return this.find(answer.opened?.model ?? "", answer.opened?.version ?? 0);
     } catch (error) {
       if (!isRefusal(error, Code.NotFound, Code.FailedPrecondition)) throw error;
-      this.say(`The session of this address cannot be shown: ${words(error)}`);
+      this.say(`The session in this page's address cannot be shown: ${words(error)}`);
       return undefined;
     }
   }
@@ -112,7 +113,7 @@ class Page implements Host, Watch {
     return this.models.filter(({ model }) => model === name).at(-1);
   }
 
-  /** The model that is shown first: one that can be typed to, where there is one. */
+  /** The model that is shown first: one with typed characters, if there is one. */
   private first(): ModelInfo | undefined {
     const isTyped = (one: ModelInfo) => one.tokenizer === "characters" && !one.hasEncoder;
     return this.newest((this.models.find(isTyped) ?? this.models[0])?.model ?? "");

@@ -1,4 +1,4 @@
-/** The marks of a session of sound, of which steps are too many to be shown. A click on one goes back to it. */
+/** The marks of a session of sound, which has too many steps to show them. A click on a mark rewinds the session to it. */
 
 import { button, fill, h, say } from "./dom";
 import { layoutOf } from "./frames";
@@ -33,10 +33,10 @@ export class Marks {
       if (position === session.position) chip.setAttribute("aria-current", "step");
       else chip.removeAttribute("aria-current");
     }
-    say(this.hint, "Click a mark to go back to it. About one a second is kept; the server has the last ones.");
+    say(this.hint, "Click a mark to go back to it. The page sets one about every second; the server keeps the last ones.");
   }
 
-  /** Leaves those where they are that stay, so that none loses the focus. */
+  /** Does not move the elements that stay, so that none of them loses the focus. */
   private lay(elements: HTMLButtonElement[]): void {
     for (const child of [...this.row.children]) if (!elements.includes(child as HTMLButtonElement)) child.remove();
     for (const element of elements) if (element.parentElement !== this.row) this.row.append(element);

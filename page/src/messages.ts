@@ -6,28 +6,29 @@ import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import type { Source } from "./steps";
 import { tensorOf } from "./tensors";
 
-/** What is fed: tokens, or vectors. */
+/** The content of a feed: tokens, or vectors. */
 export type Fed = string[] | number[][];
 
 type Spec = MessageInitShape<typeof OutputSpecSchema>;
 
 const NUM_CANDIDATES = 16;
-/** How long a server keeps a session that nobody feeds, in seconds. */
+/** The seconds for which a server keeps a session that is not used. */
 export const KEEP_S = 3600;
 
-/** What a step returns: the likeliest tokens, the model's values, or the tokens that it emitted. */
+/** Returns the outputs that a feed asks for: the likeliest tokens, the model's values, or the emitted tokens. */
 export function outputs(model: ModelInfo, trace: boolean): Spec {
   if (model.transducer) return { kind: OutputKind.EMITTED, trace };
   const num = model.targetVocabulary.length;
   return num === 0 ? { trace } : { kind: OutputKind.TOP_K, topK: Math.min(NUM_CANDIDATES, num), trace };
 }
 
-/** Whether the model may say what comes first: a tagger does not, nor what reads vectors without a source. */
+/** Whether the model may predict the first token: not a tagger, and not a model of vectors without a source. */
 export function hasStart(model: ModelInfo): boolean {
   return model.inputVocabulary.length === 0 && (model.featureSize === 0 || model.hasEncoder);
 }
 
-/** An opening. The session is kept for KEEP_S while nobody feeds it. outputs: of what may come first; null to leave it out. */
+/** Returns an `Open`. The server keeps the session for KEEP_S after its last use. spec: the outputs for the first token;
+ * null for none. */
 export function opening(model: ModelInfo, source: Source, spec: Spec | null): MessageInitShape<typeof OpenSchema> {
   return {
     model: model.model,
@@ -38,13 +39,13 @@ export function opening(model: ModelInfo, source: Source, spec: Spec | null): Me
   };
 }
 
-/** The fields of a feed that say what is fed. */
+/** Returns the fields of a feed for its tokens or vectors. */
 export function what(fed: Fed) {
   if (typeof fed[0] === "string") return { tokens: fed as string[] };
   return { features: tensorOf(fed as number[][]) };
 }
 
-/** An id that no other session has. */
+/** Returns a session id that is not in use. */
 export function freshSessionId(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return `page-${Array.from(bytes, (byte) => (byte % 36).toString(36)).join("")}`;

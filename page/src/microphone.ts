@@ -1,24 +1,24 @@
-/** Sound of the microphone, and why a browser does not give it, in words. */
+/** Sound from the microphone, and the texts of its errors. */
 
 import { type Layout, stepsIn } from "./frames";
 import type { CutOptions } from "./worklet";
 
 const BLOCK_S = 0.02;
 const WHY: Record<string, string> = {
-  NotAllowedError: "The browser does not let this page hear the microphone. Allow it beside the address, and try again.",
+  NotAllowedError: "The browser does not allow this page to use the microphone. Allow it beside the address bar, and try again.",
   NotFoundError: "No microphone was found.",
-  NotReadableError: "The microphone cannot be read: another program may have it.",
+  NotReadableError: "The microphone cannot be read: another program may be using it.",
 };
 
-/** Hears until the function that is returned is called. give: called with the samples of one step or more, as they come;
- * ended: called when the microphone is taken away. Throws an Error for people. */
+/** Starts to listen. Returns a function that stops it. give: called with the samples of one step or more, as they arrive.
+ * ended: called when the browser ends the sound. Throws an Error with a text for people. */
 export async function listen(
   layout: Layout,
   give: (samples: Float32Array) => void,
   ended: () => void,
 ): Promise<() => Promise<void>> {
   if (!window.isSecureContext) {
-    throw new Error("Browsers give the microphone to pages of https:// and of localhost alone: open this page there.");
+    throw new Error("Browsers allow the microphone only on pages of https:// and of localhost: open this page there.");
   }
   const stream = await microphone();
   const stop = () => stream.getTracks().forEach((track) => track.stop());
@@ -41,11 +41,11 @@ async function microphone(): Promise<MediaStream> {
     return await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...raw } });
   } catch (error) {
     const name = error instanceof Error ? error.name : "";
-    throw new Error(WHY[name] ?? `The microphone cannot be had: ${String(error)}`);
+    throw new Error(WHY[name] ?? `The microphone cannot be used: ${String(error)}`);
   }
 }
 
-/** Has the browser make the samples of the rate; where it cannot, the worklet does. */
+/** Lets the browser convert the sound to the model's rate. If it cannot, the worklet does. */
 async function heard(stream: MediaStream, layout: Layout, give: (samples: Float32Array) => void): Promise<AudioContext> {
   try {
     return await heardAt({ sampleRate: layout.rate }, stream, layout, give);

@@ -1,4 +1,4 @@
-/** For models of numbers: feeding what was observed, and a forecast, in a plot. */
+/** Controls and plot for models of numbers: observed values, and a forecast. */
 
 import { button, freshId, h, onEnter, say } from "./dom";
 import { forecast } from "./forecasting";
@@ -12,7 +12,7 @@ const SOUND = ["level", "given"];
 const NUM_SOUND = 1500;
 const known = new WeakMap<Step, number>();
 
-/** The controls and the plot. act: runs what may fail and tells what failed. */
+/** The controls and the plot. act: runs work that may fail, and shows its error. */
 export class Numbers {
   readonly element: HTMLElement;
   private readonly plot = new Plot();
@@ -49,7 +49,7 @@ export class Numbers {
     this.element = h("div", { class: "numbers" }, [this.plot.element, this.controls]);
   }
 
-  /** Draws what a session has read and given. */
+  /** Draws the inputs and outputs of a session. */
   draw(session: Session): void {
     const { model } = session;
     const isSound = layoutOf(model) !== null;
@@ -65,7 +65,7 @@ export class Numbers {
     this.forecasting.hidden = !model.canGenerate;
     say(this.label, model.transducer ? "Frames" : "Observed next");
     this.given.rows = model.featureSize > 1 ? 3 : 1;
-    this.given.placeholder = model.featureSize === 1 ? "such as 371.4, or several" : `${model.featureSize} numbers a step`;
+    this.given.placeholder = model.featureSize === 1 ? "such as 371.4, or several numbers" : `${model.featureSize} numbers per step`;
     if (this.plot.element.hidden) return;
     if (isSound) this.plot.draw(soundCurves(session), SOUND);
     else if (model.canGenerate) this.plot.draw(curves(session, this.forecast), ["observed", "expected", "forecast"]);
@@ -92,7 +92,7 @@ export class Numbers {
     this.running = true;
     this.press.textContent = "Stop";
     await this.act(async () => {
-      if (session.output === null) throw new Error("The model has not said yet what comes next: feed a number first.");
+      if (session.output === null) throw new Error("The model has no prediction yet: feed a number first.");
       const values = await forecast(session, this.num.valueAsNumber || 1, () => !this.running);
       this.forecast = { from: session.position, values };
     });
@@ -101,7 +101,7 @@ export class Numbers {
   }
 }
 
-/** How loud the last steps were, and what the model gave. */
+/** Returns the curves of a session of sound: the levels of the last steps, and the model's outputs. */
 function soundCurves({ steps, position }: Session): Curves {
   const shown = steps.slice(-NUM_SOUND);
   const first = position - shown.length + 1;

@@ -1,9 +1,9 @@
-/** A plot of numbers by step: what was observed, what the model had expected, and what it forecasts. */
+/** A plot of numbers by step: observed values, the model's predictions for these steps, and its forecast. */
 
 import uPlot from "uplot";
 import { colour, fill, h, onTheme, say } from "./dom";
 
-/** What is drawn, each as [step, value]. Steps before 1 are the source's. expected: or what the model gave at a step. */
+/** The curves, in pairs [step, value]. Steps before 1 are the source. expected: the model's predictions, or its outputs. */
 export interface Curves {
   observed: [number, number][];
   expected: [number, number][];
@@ -14,7 +14,7 @@ const HEIGHT = 260;
 const KEYS = ["observed", "expected", "forecast"];
 const WHOLE = [1, 10, 100, 1000, 10_000].flatMap((power) => [1, 2, 5].map((digit) => digit * power));
 
-/** A plot that is as wide as its place. */
+/** A plot that is as wide as its container. */
 export class Plot {
   readonly element: HTMLElement;
   private readonly place = h("div", { class: "plot", role: "img" });
@@ -34,7 +34,7 @@ export class Plot {
     }).observe(this.place);
   }
 
-  /** Draws these curves. names: of as many of them as are explained. */
+  /** Draws curves. names: for the legend, of the first curves. */
   draw(curves: Curves, names: readonly string[]): void {
     this.curves = curves;
     if (names.join() !== this.names.join()) {
@@ -57,7 +57,7 @@ export class Plot {
     const { observed, expected, forecast } = this.curves;
     const all = [...observed, ...expected, ...forecast].map(([step]) => step);
     const steps = [...new Set(all)].sort((one, other) => one - other);
-    const start = observed.filter(([step]) => step < (forecast[0]?.[0] ?? -Infinity)).slice(-1); // so that they join
+    const start = observed.filter(([step]) => step < (forecast[0]?.[0] ?? -Infinity)).slice(-1); // so that the forecast joins the observed curve
     const values = [observed, expected, [...start, ...forecast]].map((points) => {
       const known = new Map(points);
       return steps.map((step) => known.get(step) ?? null);

@@ -1,17 +1,17 @@
-/** Sound at another rate. Pure. */
+/** Converts sound to another sample rate. Pure. */
 
-/** Turns samples of one rate into samples of another, each the mean of the time that it stands for. */
+/** Converts samples from one rate to another. Each new sample is the mean of its time span. */
 export class Resampler {
   private readonly width: number;
   private sum = 0;
   private filled = 0;
 
-  /** from, to: samples a second. */
+  /** from, to: samples per second. */
   constructor(from: number, to: number) {
     this.width = from / to;
   }
 
-  /** Calls `give` with each sample that is whole. */
+  /** Adds samples. Calls `give` with each new sample that is complete. */
   add(samples: Float32Array, give: (sample: number) => void): void {
     if (this.width === 1) samples.forEach(give);
     else for (const sample of samples) this.spread(sample, give);

@@ -1,17 +1,17 @@
-/** The random choice of a next token. Pure but for the numbers that are drawn. */
+/** Draws the next token at random. Pure, except for the random numbers. */
 
-/** What the model gives a probability. logProbability: natural logarithm, 0 or less. */
+/** A token with its probability. logProbability: natural logarithm, 0 or less. */
 export interface Candidate {
   id: number;
   text: string;
   logProbability: number;
 }
 
-/** Draws one of the candidates. temperature: 0 takes the likeliest; 1 draws as the model says; above, more evenly.
- * random: a number of [0, 1). */
+/** Draws one of the candidates. temperature: 0 takes the likeliest, 1 uses the model's probabilities, a greater value makes
+ * them more even. random: a number in [0, 1). */
 export function draw(candidates: readonly Candidate[], temperature: number, random = Math.random()): Candidate {
   const [best] = candidates;
-  if (best === undefined) throw new Error("The model has not said yet what comes next: feed a token first.");
+  if (best === undefined) throw new Error("The model has no prediction yet: feed a token first.");
   if (temperature === 0) return best;
   const weights = candidates.map((one) => Math.exp((one.logProbability - best.logProbability) / temperature));
   let rest = random * weights.reduce((sum, weight) => sum + weight, 0);

@@ -1,8 +1,8 @@
-/** The server, by Connect: one client a service, the token, and calls that are sent again until they are answered.
+/** The server, over Connect: one client for each service, the token, and calls that are retried until they are answered.
  *
- * No more than two calls are in flight at once.
- * Every call that goes through `Server.call` is safe to send again. One whose connection is lost, or whose server is
- * leaving, is sent again as it was; one that is refused is not.
+ * At most two calls are in flight at a time.
+ * Every call through `Server.call` is safe to retry. A call whose connection is lost, or whose server shuts down, is sent
+ * again unchanged. A refused call is not.
  */
 
 import { type CallOptions, type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -11,15 +11,15 @@ import { Inference } from "./gen/carousel/v1/inference_pb";
 import { Models } from "./gen/carousel/v1/models_pb";
 import { Sessions } from "./gen/carousel/v1/sessions_pb";
 
-/** Told while a call waits for its server, and when it is answered. */
+/** Receives when a call waits for its server, and when it is answered. */
 export interface Watch {
-  /** The call was not answered and is sent again in a moment, or at once by `now`. attempt: 1 for the first time. */
+  /** The call was not answered, and is retried soon; `now` retries it at once. attempt: 1 after the first failure. */
   waiting(attempt: number, why: string, now: () => void): void;
-  /** A call that had waited was answered. */
+  /** A retried call was answered. */
   answered(): void;
 }
 
-/** An answer, and how long it took from the last time that its request was sent, in milliseconds. */
+/** An answer, and the milliseconds from the last time that its request was sent. */
 export interface Timed<T> {
   answer: T;
   ms: number;
@@ -31,7 +31,7 @@ const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 3000;
 const NUM_CONNECTIONS = 2; // a browser opens six to a host over HTTP/1.1, for all of its tabs
 
-/** One server. ask: asks the user for a token; told why. */
+/** One server. ask: asks the user for a token; its argument says why. */
 export class Server {
   readonly inference: Client<typeof Inference>;
   readonly models: Client<typeof Models>;
@@ -48,13 +48,13 @@ export class Server {
     this.sessions = createClient(Sessions, transport);
   }
 
-  /** Whether calls carry a token. */
+  /** Whether calls have a token. */
   get hasToken(): boolean {
     return this.token !== "";
   }
 
   /** Makes a call. route: the header by which a proxy finds the session's server, empty for none. Throws ConnectError
-   * when it is refused. */
+   * when the server refuses it. */
   async call<T>(make: (options: CallOptions) => Promise<T>, route: string, watch: Watch): Promise<Timed<T>> {
     for (let attempt = 1; ; attempt += 1) {
       const used = this.token;
@@ -99,12 +99,12 @@ export class Server {
   }
 }
 
-/** What an error says to people. */
+/** The text of an error for people. */
 export function words(error: unknown): string {
   if (!(error instanceof ConnectError)) return error instanceof Error ? error.message : String(error);
   if (isLost(error)) return "the server does not answer";
   try {
-    return decodeURIComponent(error.rawMessage); // the server leaves what is not printable ASCII percent-encoded
+    return decodeURIComponent(error.rawMessage); // the server percent-encodes all but printable ASCII
   } catch {
     return error.rawMessage;
   }

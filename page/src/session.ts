@@ -1,8 +1,9 @@
-/** One session, by calls of one request and one answer. Knows no elements.
+/** One session, in calls of one request and one response. Knows no HTML elements. Rules:
  *
- * 1. One call at a time: calls of a session wait for each other.
- * 2. Every feed says its position and keeps a mark, so that it may be sent again and come back to.
- * 3. What was fed is known here from `base` on. A session that its server has lost, or has from further back, is fed again.
+ * 1. A session has one call in flight at a time; other calls wait.
+ * 2. Every feed has its position and keeps a mark, so that the page can retry it and rewind to it.
+ * 3. The page knows the steps from `base` on. If the server has lost the session, or has it at an earlier position, the
+ *    page feeds these steps again.
  */
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
@@ -19,7 +20,7 @@ import { fedBy, forget, forgetTraces, NUM_TOGETHER, numToForget, type Output, ou
 import { type Source, type Step, stepsOf, store, type Stored } from "./steps";
 
 const NUM_MARKS = 8;
-/** Numbers, or tokens, that are fed again in one call at most. */
+/** The most numbers, or tokens, in one call that feeds steps again. */
 const NUM_AGAIN = 100_000;
 
 /** A session of `model`. */
@@ -34,9 +35,9 @@ export class Session {
   marks: number[] = [];
   emissions = noEmissions();
   isOpen = false;
-  /** Whether steps are looked into. */
+  /** Whether feeds ask for traces. */
   looksInside: boolean;
-  /** The call that was made last. */
+  /** The last call, as lines of `curl` and Python. */
   lines: Lines | null = null;
   private turn: Promise<unknown> = Promise.resolve();
   private saving = 0;
@@ -49,23 +50,23 @@ export class Session {
     this.looksInside = model.trace.length > 0;
   }
 
-  /** Where it stands: how many steps it has done. */
+  /** The session's position: its number of steps. */
   get position(): number {
     return this.base + this.steps.length;
   }
 
-  /** What the model said last; null where that is not known. */
+  /** The model's last output; null when the page does not know it. */
   get output(): Output | null {
     const last = this.steps.at(-1);
     return last ? last.output : this.base === 0 ? this.first : null;
   }
 
-  /** What was fed, since its beginning is known. */
+  /** The tokens of the steps that the page knows. */
   get tokens(): string[] {
     return this.steps.map((step) => step.token);
   }
 
-  /** Opens it. */
+  /** Opens the session. */
   open(source: Source): Promise<void> {
     return this.inTurn(async () => {
       this.source = source;
@@ -85,7 +86,7 @@ export class Session {
     });
   }
 
-  /** Finds it again after a reload. kept: what was kept of it; null, when its id alone is known. */
+  /** Continues with the session after a reload. kept: what the tab kept of it; null when only its id is known. */
   resume(id: string, kept: Stored | null): Promise<void> {
     return this.inTurn(async () => {
       this.id = this.route = id;
@@ -100,7 +101,7 @@ export class Session {
     });
   }
 
-  /** Makes it consume tokens or vectors, the first at the position where it stands. mark: keep marks, to come back to. */
+  /** Makes the session consume tokens or vectors, from its position on. mark: keep a mark after each call, for rewinds. */
   feed(fed: Fed, by: Step["by"], mark = true): Promise<void> {
     return this.inTurn(async () => {
       if (!this.isOpen) throw new Error("The session is closed.");
@@ -110,8 +111,8 @@ export class Session {
     });
   }
 
-  /** Sets it back to a position: to the last mark before it, from which it is fed up to there. Where none is kept any more,
-   * it is opened anew. */
+  /** Rewinds the session to a position: rewinds it to the last mark up to there, and feeds the steps between again. If
+   * there is no such mark, opens the session again. */
   rewind(position: number): Promise<void> {
     return this.inTurn(async () => {
       if (position === this.position) return;
@@ -130,7 +131,7 @@ export class Session {
     });
   }
 
-  /** Makes a copy that goes on by itself. */
+  /** Copies the session. The copy is independent. */
   fork(listener: Listener): Promise<Session> {
     return this.inTurn(async () => {
       const copy = new Session(this.model, this.server, listener);
@@ -146,7 +147,7 @@ export class Session {
           await this.call(make);
           break;
         } catch (error) {
-          if (isRefusal(error, Code.AlreadyExists)) break; // by this call, whose answer was lost
+          if (isRefusal(error, Code.AlreadyExists)) break; // an earlier attempt made it, and its answer was lost
           if (isSentAgain || !isRefusal(error, Code.NotFound)) throw error;
           isSentAgain = true;
           await this.reopen(this.steps.length, LOST);
@@ -158,7 +159,7 @@ export class Session {
     });
   }
 
-  /** Closes it. Its state is gone. */
+  /** Closes the session. The server deletes its state. */
   async close(): Promise<void> {
     clearTimeout(this.saving);
     forget(this.id);
@@ -185,7 +186,8 @@ export class Session {
     this.marks = [...this.marks, position].slice(-NUM_MARKS);
   }
 
-  /** Sends a request until it is answered; mends the session where the server does not have it as it is here. */
+  /** Sends a request until it is answered. If the server has the session at another position, or has lost it, repairs that
+   * first. */
   private async step(request: StepRequest): Promise<Timed<StepResponse>> {
     for (let tries = 0; ; tries += 1) {
       try {
@@ -203,7 +205,7 @@ export class Session {
     }
   }
 
-  /** Asks where the session stands, and feeds it again what came after. isNew: its steps are not known here. */
+  /** Reads the session's position from the server, and feeds the later steps again. isNew: the page does not know its steps. */
   private async catchUp(isNew: boolean): Promise<void> {
     let position: number;
     try {
@@ -225,18 +227,18 @@ export class Session {
     this.marks = [];
     if (isBehind) await this.setBack(position);
     else await this.setOn(position);
-    if (isBehind) this.listener.notice(`The server had the session as of step ${position}. What came after is lost.`);
-    else if (!isNew) this.listener.notice(`The session was fed from elsewhere. It stands at step ${position} now.`);
+    if (isBehind) this.listener.notice(`The server had the session at step ${position}. Later steps are lost.`);
+    else if (!isNew) this.listener.notice(`Another client fed the session. It is at step ${position} now.`);
   }
 
-  /** The server has set it back to a position. */
+  /** Records that the server has the session at an earlier position. */
   private async setBack(position: number): Promise<void> {
     const emissions = emittedUpTo(this.emissions, position, this.base);
     if (emissions === null || position < this.base) await this.setOn(position, emissions);
     else Object.assign(this, { emissions, steps: this.steps.slice(0, position - this.base) });
   }
 
-  /** The server has it at a position to which it was not fed from here. emissions: null, where they are not known. */
+  /** Records that the session is at a position to which this page did not feed it. emissions: null when they are not known. */
   private async setOn(position: number, emissions: Emissions | null = null): Promise<void> {
     Object.assign(this, { base: position, steps: [], emissions: emissions ?? noEmissions() });
     if (emissions || !this.model.transducer) return;
@@ -244,9 +246,9 @@ export class Session {
     this.emissions = recalled(answer.emitted, Number(answer.numEmitted));
   }
 
-  /** Opens it anew and feeds it its first `length` steps. */
+  /** Opens the session again under a new id, and feeds it its first `length` steps. */
   private async reopen(length: number, why: string): Promise<void> {
-    if (this.base > 0) throw new Error("No mark is kept there, and what the session began with is not known here.");
+    if (this.base > 0) throw new Error("There is no mark at that step, and this page does not know how the session began.");
     const old = this.id;
     const isRoot = this.route === old;
     this.id = freshSessionId();
@@ -305,7 +307,7 @@ export class Session {
     this.saving = window.setTimeout(() => this.keep(false), 150);
   }
 
-  /** Keeps it for a reload, now; with looks inside its last steps or without. */
+  /** Stores the session for a reload, at once. withTraces: also the traces of its last steps. */
   keep(withTraces: boolean): void {
     if (this.isOpen) store(this, withTraces);
   }

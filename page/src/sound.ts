@@ -1,4 +1,4 @@
-/** For models of sound: the microphone, and files. */
+/** Controls for models of sound: the microphone, and files. */
 
 import { button, freshId, h, say } from "./dom";
 import { Feeding } from "./feeding";
@@ -12,7 +12,7 @@ const WAITING_S = 3;
 const MARK_S = 1;
 const TOLD_MS = 500;
 
-/** The controls. act: runs what may fail and tells what failed. */
+/** The controls. act: runs work that may fail, and shows its error. */
 export class Sound {
   readonly element: HTMLElement;
   private readonly ear = button("Listen", () => void (this.stop ? this.stop() : this.hear()), { class: "primary" });
@@ -36,7 +36,7 @@ export class Sound {
     this.file = h("input", { id: file, type: "file", accept: "audio/*,.wav", required: true });
     this.pace = h("select", { id: pace }, [
       h("option", { value: "once" }, ["At once"]),
-      h("option", { value: "aloud" }, ["As it sounds"]),
+      h("option", { value: "aloud" }, ["At the speed of the sound"]),
     ]);
     const form = h("form", { class: "controls" }, [
       h("div", { class: "field grow" }, [h("label", { for: file }, ["Sound file"]), this.file]),
@@ -65,11 +65,11 @@ export class Sound {
     this.element.hidden = this.layout === null;
     if (this.layout === null) return;
     const { rate, size } = this.layout;
-    say(this.hint, `The model hears ${rate} samples a second, ${size} a step.`);
+    say(this.hint, `The model reads ${rate} samples per second, ${size} in each step.`);
     say(this.told, "");
   }
 
-  /** Stops what is heard or played. */
+  /** Stops listening or playing. */
   end(): void {
     this.stop?.();
   }
@@ -78,7 +78,7 @@ export class Sound {
     await this.run(this.ear, async (layout, feeding, stopped) => {
       const isOver = new Promise<void>((resolve) => stopped(resolve));
       const gone = () => {
-        say(this.told, "The microphone was taken away.");
+        say(this.told, "The microphone was disconnected, or the browser ended its use.");
         this.end();
       };
       const silence = await listen(layout, (samples) => this.take(samples, layout, feeding), gone);
@@ -89,20 +89,20 @@ export class Sound {
     });
   }
 
-  /** Feeds what was heard. */
+  /** Feeds samples from the microphone. */
   private take(samples: Float32Array, layout: Layout, feeding: Feeding): void {
     if (this.stop === null) return;
     this.show(samples, layout);
     try {
       feeding.push(vectorsOf(samples, layout));
     } catch {
-      this.end(); // the end tells why
+      this.end(); // `Feeding.end` throws the error
       return;
     }
     if (feeding.numDropped === 0 || performance.now() - this.lastTold < TOLD_MS) return;
     this.lastTold = performance.now();
     const seconds = (feeding.numDropped * layout.size) / layout.rate;
-    say(this.told, `${seconds.toFixed(1)} s of sound were left out: the server is slower than the microphone.`);
+    say(this.told, `${seconds.toFixed(1)} s of sound were dropped: the server is slower than the microphone.`);
   }
 
   private async feedFile(): Promise<void> {
@@ -123,7 +123,7 @@ export class Sound {
     });
   }
 
-  /** Runs what feeds until it ends or is stopped. press: becomes the button that stops it. */
+  /** Runs work that feeds the session, until it ends or the user stops it. press: the button that becomes the stop button. */
   private async run(
     press: HTMLButtonElement,
     work: (layout: Layout, feeding: Feeding, stopped: (call: () => void) => void) => Promise<void>,

@@ -1,12 +1,12 @@
-/** Sound of a file. */
+/** Sound from a file. */
 
 import type { Layout } from "./frames";
 import { Resampler } from "./resampling";
 
-const [LOWEST, HIGHEST] = [8000, 96_000]; // rates that every browser can make
+const [LOWEST, HIGHEST] = [8000, 96_000]; // the rates that every browser supports
 const PAUSE_MS = 20;
 
-/** The samples of a file, of one channel. Throws an Error for people when the browser cannot read it. */
+/** Returns the samples of a file, in one channel. Throws an Error with a text for people when the browser cannot read it. */
 export async function samplesOf(file: File, { rate }: Layout): Promise<Float32Array<ArrayBuffer>> {
   const near = Math.max(LOWEST, Math.min(HIGHEST, rate));
   const sound = await decoded(file, near);
@@ -24,11 +24,11 @@ async function decoded(file: File, rate: number): Promise<AudioBuffer> {
   try {
     return await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
   } catch {
-    throw new Error(`${file.name} is no sound that this browser can read: give a WAV file.`);
+    throw new Error(`${file.name} is not a sound file that this browser can read: choose a WAV file.`);
   }
 }
 
-/** Gives the samples in parts of `most` or fewer, each when its time has come, and plays them. isOver: whether to stop. */
+/** Plays the samples, and passes them to `give` at the same speed, in parts of at most `most`. isOver: whether to stop. */
 export async function played(
   samples: Float32Array<ArrayBuffer>,
   { rate, size }: Layout,

@@ -1,4 +1,4 @@
-/** The form for the source that a model with an encoder reads before the first step. */
+/** The form for the source, which a model with an encoder reads before the first step. */
 
 import { freshId, h, onEnter, say } from "./dom";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
@@ -9,7 +9,7 @@ const WORD = "carousel";
 const SENTENCE = "The selected file could not be opened.";
 const NUM_EXAMPLE = 36;
 
-/** The form. open: called with a source. act: runs what may fail and tells what failed. */
+/** The form. open: called with a source. act: runs work that may fail, and shows its error. */
 export class SourceForm {
   readonly element: HTMLFormElement;
   private readonly text: HTMLTextAreaElement;
@@ -36,7 +36,7 @@ export class SourceForm {
     });
   }
 
-  /** Shows the form for a model, with an example to begin with. */
+  /** Shows the form for a model, with an example source. */
   offer(model: ModelInfo): void {
     this.model = model;
     this.element.hidden = !model.hasEncoder;
@@ -44,12 +44,12 @@ export class SourceForm {
     this.text.rows = size > 0 ? 4 : model.tokenizer === "subword" ? 2 : 1;
     this.text.value = size > 0 ? (size === 1 ? example() : "") : word(model);
     const limit = `Up to ${model.maxSourceLength} ${size > 0 ? "steps" : "tokens"}.`;
-    const made = size === 1 ? " The numbers here are made up: a trend and a season." : "";
-    say(this.hint, `What the model reads before the first step. ${limit}${made}`);
+    const made = size === 1 ? " These numbers are only an example: a trend and a season." : "";
+    say(this.hint, `The model reads the source before the first step. ${limit}${made}`);
     say(this.read, "");
   }
 
-  /** Shows what was read of a session's source. */
+  /** Shows a session's source, and the tokens that the model read. */
   show(source: Source, tokens: string[]): void {
     if (typeof source === "string") this.text.value = source;
     else if (source) this.text.value = source.map((row) => row.join(" ")).join(source[0]?.length === 1 ? " " : "\n");

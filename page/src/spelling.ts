@@ -1,11 +1,11 @@
-/** The text that pieces of words spell, as SentencePiece writes them. Pure. */
+/** The text of SentencePiece's pieces of words. Pure. */
 
 import { isEnd } from "./tokens";
 
 const SPACE = "▁";
 const BYTE = /^<0x([0-9A-F]{2})>$/;
 
-/** The text of pieces, and of its end the word that the next piece may go on with. */
+/** Returns the text of pieces in two parts: the complete words, and the last word, which the next piece may continue. */
 export function textAndWord(pieces: readonly string[]): [string, string] {
   const begin = pieces.findLastIndex((piece) => piece.startsWith(SPACE));
   const text = spelt(pieces);
@@ -13,7 +13,7 @@ export function textAndWord(pieces: readonly string[]): [string, string] {
   return [before, text.slice(before.length)];
 }
 
-/** The text of pieces. Bytes that make no character yet are shown as a replacement character. */
+/** Returns the text of pieces. Bytes of an incomplete character become a replacement character. */
 export function spelt(pieces: readonly string[]): string {
   const encoder = new TextEncoder();
   const bytes = pieces.flatMap((piece) => {

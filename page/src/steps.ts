@@ -1,4 +1,4 @@
-/** What a session has consumed and what the model said, step by step, and how a reload finds it again. */
+/** The steps of a session, with the model's outputs, and their storage for a reload. */
 
 import type { Emissions } from "./emissions";
 import type { StepOutput } from "./gen/carousel/v1/inference_pb";
@@ -6,22 +6,22 @@ import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import type { Fed } from "./messages";
 import type { Candidate } from "./sampling";
 
-/** A look inside a step: gates and states by name, unit by unit; attention, source token by source token. */
+/** The trace of a step, by name: a gate or a state has one number for each unit, attention one for each source token. */
 export type Trace = Map<string, readonly number[]>;
 
-/** Steps in one call at most, so that an answer with their traces is not too large. */
+/** The most steps in one call, so that an answer with their traces is not too large. */
 export const NUM_TOGETHER = 32;
 
-/** What the model says after a step. tokens: the likeliest next ones, or those that the step of a transducer emitted.
- * values: of models of numbers. trace: empty where the step was not looked into. */
+/** The model's output after a step. tokens: the likeliest next tokens, or the tokens that a transducer's step emitted.
+ * values: for models of numbers. trace: empty if it was not asked for. */
 export interface Output {
   tokens: Candidate[];
   values: number[];
   trace: Trace;
 }
 
-/** One step. token: what was fed, empty for a vector; values: the vector. output: null where it is not known. by: who
- * chose it. ms: how long the call took. */
+/** One step. token: the fed token, empty for a vector. values: the fed vector. output: null if it is not known. by: who
+ * chose the input. ms: how long the call took. */
 export interface Step {
   token: string;
   values: number[];
@@ -33,7 +33,7 @@ export interface Step {
 /** The source of a session: a text, vectors of numbers, or none. */
 export type Source = string | number[][] | null;
 
-/** What is kept of a session for a reload. base: the position before the first step. */
+/** The stored form of a session, for a reload. base: the position before the first step. */
 export interface Stored {
   id: string;
   route: string;
@@ -47,7 +47,7 @@ export interface Stored {
   emissions: Emissions;
 }
 
-/** Vectors of more numbers are kept for as long as the page is there, and not for a reload. */
+/** Vectors with more numbers are not stored for a reload. */
 export const LARGE = 64;
 /** A session as the page has it. */
 export type Remembered = Omit<Stored, "model" | "version"> & { model: ModelInfo };
@@ -58,7 +58,7 @@ const NUM_TRACES_SHOWN = 256;
 const MAX_NUMBERS = 1_000_000;
 const MIN_STEPS = 256;
 
-/** An answer's output. */
+/** Returns the output of a message. */
 export function outputOf(message: StepOutput): Output {
   return {
     tokens: message.tokens.map(({ id, text, logProbability }) => ({ id, text, logProbability: logProbability ?? 0 })),
@@ -67,7 +67,7 @@ export function outputOf(message: StepOutput): Output {
   };
 }
 
-/** The steps that a feed was, the first at `position`. outputs: of the answer. ms: how long it took. */
+/** Returns the steps of a feed, which began at `position`. outputs: of the answer. ms: how long the call took. */
 export function stepsOf(fed: Fed, position: number, by: Step["by"], outputs: readonly StepOutput[], ms: number): Step[] {
   const found = new Map(outputs.map((output) => [Number(output.position), output]));
   return fed.map((one, index) => {
@@ -77,24 +77,24 @@ export function stepsOf(fed: Fed, position: number, by: Step["by"], outputs: rea
   });
 }
 
-/** How many of the first steps are too much to remember: their vectors have too many numbers together. */
+/** Returns how many of the first steps to forget, because all vectors together have too many numbers. */
 export function numToForget(steps: readonly Step[], size: number): number {
   const most = size > 0 ? Math.max(MIN_STEPS, Math.floor(MAX_NUMBERS / size)) : Infinity;
   return steps.length > 1.25 * most ? steps.length - most : 0;
 }
 
-/** Leaves out looks inside steps that are not shown any more. */
+/** Drops the traces of steps that are not shown any more. */
 export function forgetTraces(steps: readonly Step[]): void {
   for (const { output } of steps.slice(-NUM_TRACES_SHOWN - NUM_TOGETHER, -NUM_TRACES_SHOWN)) output?.trace.clear();
 }
 
-/** What is fed again of steps. */
+/** Returns the content of a feed that repeats steps. */
 export function fedBy(steps: readonly Step[]): Fed {
   return steps[0]?.values.length ? steps.map(({ values }) => values) : steps.map(({ token }) => token);
 }
 
-/** Keeps a session for as long as the tab lives. What the last steps said is kept; of earlier ones, what was fed.
- * withTraces: looks inside the very last ones, too, which are large. */
+/** Stores a session until the tab is closed: all inputs, and the outputs of the last steps. withTraces: also the traces of
+ * the very last steps, which are large. */
 export function store(session: Remembered, withTraces: boolean): void {
   const { id, route, source, sourceTokens, base, first, steps, emissions } = session;
   const { model, version, featureSize } = session.model;
@@ -108,11 +108,11 @@ export function store(session: Remembered, withTraces: boolean): void {
   try {
     sessionStorage.setItem(key(id), JSON.stringify({ ...about, ...known }));
   } catch {
-    sessionStorage.removeItem(key(id)); // full: a reload then knows the session's id alone
+    sessionStorage.removeItem(key(id)); // the storage is full: after a reload, only the session's id is known
   }
 }
 
-/** What was kept of a session, if anything was. */
+/** Returns a stored session; null if there is none. */
 export function stored(id: string): Stored | null {
   const record = sessionStorage.getItem(key(id));
   if (record === null) return null;
@@ -121,7 +121,7 @@ export function stored(id: string): Stored | null {
   return { ...found, first: unpacked(found.first), steps };
 }
 
-/** Forgets a session. */
+/** Deletes a stored session. */
 export function forget(id: string): void {
   sessionStorage.removeItem(key(id));
 }

@@ -1,8 +1,8 @@
-/** Vectors of numbers as the wire has them: 32-bit floats, little-endian. Pure. */
+/** Vectors of numbers in wire format: 32-bit floats, little-endian. Pure. */
 
 import type { Tensor } from "./gen/carousel/v1/inference_pb";
 
-/** Vectors, all of one size, as a tensor [steps, numbers]. */
+/** Returns vectors of one size as a tensor [steps, numbers]. */
 export function tensorOf(rows: readonly (readonly number[])[]): { shape: number[]; data: Uint8Array<ArrayBuffer> } {
   const size = rows[0]?.length ?? 0;
   const view = new DataView(new ArrayBuffer(4 * size * rows.length));
@@ -10,7 +10,7 @@ export function tensorOf(rows: readonly (readonly number[])[]): { shape: number[
   return { shape: [rows.length, size], data: new Uint8Array(view.buffer) };
 }
 
-/** The numbers of a tensor, row-major, as few digits as tell a 32-bit float apart. */
+/** Returns the numbers of a tensor, row-major, each as `shortest` returns it. */
 export function floatsOf(tensor: Tensor): number[] {
   const { buffer, byteOffset, byteLength } = tensor.data;
   const view = new DataView(buffer, byteOffset, byteLength);
@@ -19,7 +19,7 @@ export function floatsOf(tensor: Tensor): number[] {
   return found;
 }
 
-/** A 32-bit float by the shortest decimal number that becomes it again. */
+/** Returns the number with the fewest decimal digits that rounds to a 32-bit float. */
 export function shortest(float: number): number {
   for (let digits = 6; digits < 9; digits += 1) {
     const short = Number(float.toPrecision(digits));

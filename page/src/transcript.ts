@@ -1,4 +1,4 @@
-/** What a transducer has emitted: the text, and each token with its probability. */
+/** The tokens that a transducer has emitted: as text, and one by one with their probabilities. */
 
 import { fill, h, say } from "./dom";
 import { type Emissions, type Emitted, textOfEmitted } from "./emissions";
@@ -26,7 +26,7 @@ export class Transcript {
     this.element = h("div", { class: "transcript" }, [heading, this.text, this.list, this.limit]);
   }
 
-  /** Draws what the session has emitted. */
+  /** Draws the emitted tokens of a session. */
   draw(session: Session): void {
     const { transducer, targetVocabulary } = session.model;
     this.element.hidden = transducer === undefined;
@@ -69,7 +69,7 @@ export class Transcript {
   }
 }
 
-/** What is said aloud of tokens that were emitted since the first `num`. Of sound that made none nothing is said. */
+/** Returns the text for screen readers about the tokens after the first `num`. Empty for sound without new tokens. */
 export function news(session: Session, num: number): string {
   if (layoutOf(session.model) && num >= numEmitted(session)) return "";
   const { tokens, numBefore } = session.emissions;
@@ -77,7 +77,7 @@ export function news(session: Session, num: number): string {
   return `Step ${session.position}.${text.trim() === "" ? "" : ` Emitted: ${text}.`}`;
 }
 
-/** How many tokens a session has emitted. */
+/** Returns the number of tokens that a session has emitted. */
 export function numEmitted({ emissions }: Session): number {
   return emissions.numBefore + emissions.tokens.length;
 }
@@ -106,5 +106,5 @@ function item(token: Emitted, layout: Layout | null): HTMLElement {
 function limited(num: number, most: number): string {
   const frames = num === 1 ? "one frame" : `${num} frames`;
   const tokens = most === 1 ? "one token" : `${most} tokens`;
-  return `At ${frames} the limit of ${tokens} was reached, so that more might have come: see the marked edges.`;
+  return `At ${frames} the limit of ${tokens} was reached: the model might have emitted more. These tokens have a marked edge.`;
 }

@@ -1,5 +1,5 @@
-/** The box into which tokens are typed. The session follows the text: what is added is fed, what is deleted is gone
- * back from. The text may be changed at any time; the latest one counts. */
+/** The box for typed tokens. The session follows the text: added tokens are fed, deleted tokens are rewound. The text may
+ * change at any time; the session follows its latest state. */
 
 import { freshId, h, say } from "./dom";
 import type { Session } from "./session";
@@ -8,7 +8,7 @@ import { sharedLength, textOf, type Tokenizer, tokensOf } from "./tokens";
 
 const NUM_ALONE = 16;
 
-/** The box. typed: called when the text was changed. act: runs what may fail and tells what failed. */
+/** The box. typed: called when the user changed the text. act: runs work that may fail, and shows its error. */
 export class Typing {
   readonly element: HTMLElement;
   readonly box: HTMLTextAreaElement;
@@ -37,11 +37,11 @@ export class Typing {
     this.element = h("div", { class: "typing" }, [h("label", { for: box }, ["Type"]), this.box, this.hint]);
   }
 
-  /** Shows the text of a session, unless the text is ahead of it. */
+  /** Shows the text of a session, unless the session still follows the text. */
   draw(session: Session): void {
     if (session !== this.session) this.failed = false;
     this.session = session;
-    this.element.hidden = session.model.featureSize > 0 || session.model.tokenizer === "subword"; // pieces are not typed
+    this.element.hidden = session.model.featureSize > 0 || session.model.tokenizer === "subword"; // users cannot type subwords
     say(
       this.hint,
       this.tokenizer === "characters"
@@ -53,7 +53,7 @@ export class Typing {
     if (own.join("\n") !== tokensOf(this.box.value, this.tokenizer).join("\n")) this.box.value = textOf(own, this.tokenizer);
   }
 
-  /** Lets the text follow the session again, after it was refused. */
+  /** Lets the text follow the session again after a refused text. */
   settle(): void {
     this.failed = false;
     this.box.removeAttribute("aria-invalid");
@@ -84,7 +84,7 @@ export class Typing {
     else this.draw(session);
   }
 
-  /** The tokens before the text, and those of the text: it begins after the last one that no text stands for. */
+  /** The tokens before the text, and those of the text. The text begins after the last token that cannot be typed. */
   private parts(tokens: string[]): [string[], string[]] {
     const isText = (token: string) => {
       const [same, ...more] = tokensOf(textOf([token], this.tokenizer), this.tokenizer);

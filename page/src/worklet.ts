@@ -1,8 +1,8 @@
-/** What runs in the browser's audio thread: it gives the page the sound that comes, in blocks of one channel. */
+/** Runs in the browser's audio thread: sends incoming sound to the page, in blocks of one channel. */
 
 import { Resampler } from "./resampling";
 
-/** Options of the node. rate: samples a second that are wanted; size: samples of a block. */
+/** Options of the node. rate: the wanted samples per second. size: the samples in a block. */
 export interface CutOptions {
   rate: number;
   size: number;
@@ -28,7 +28,7 @@ class Cutter extends AudioWorkletProcessor {
   }
 
   process([channels]: Float32Array[][]): boolean {
-    const [channel] = channels ?? []; // the node mixes them to one
+    const [channel] = channels ?? []; // the node mixes all channels into one
     if (channel) this.resampler.add(channel, (sample) => this.add(sample));
     return true;
   }

@@ -1,11 +1,11 @@
-/** The text of a session of subwords, as it grows. */
+/** The growing text of a session of a subword model. */
 
 import { fill, h } from "./dom";
 import type { Session } from "./session";
 import { textAndWord } from "./spelling";
 import { isEnd } from "./tokens";
 
-/** The text. The word that the next token may go on with is paler. */
+/** The text. The last word is paler while the next token may continue it. */
 export class Written {
   readonly element: HTMLElement;
   private readonly text = h("p", { class: "text", tabindex: 0, role: "group", "aria-label": "Text" });
@@ -14,7 +14,7 @@ export class Written {
     this.element = h("div", { class: "written" }, [h("h3", {}, ["Text"]), this.text]);
   }
 
-  /** Draws what the session's tokens spell. */
+  /** Draws the text of the session's tokens. */
   draw(session: Session): void {
     this.element.hidden = session.model.tokenizer !== "subword";
     if (this.element.hidden) return;

@@ -61,7 +61,7 @@ def position(page: Tab) -> int:
 
 def test_the_microphone_is_fed_as_it_comes_until_it_is_stopped(page: Tab) -> None:
     page.open(MODEL)
-    expect(page.column()).to_contain_text(f"The model hears {RATE} samples a second, {FRAME} a step.")
+    expect(page.column()).to_contain_text(f"The model reads {RATE} samples per second, {FRAME} in each step.")
     press(page, "Listen")
     told(page).to_have_text("Listening.")
     expect(page.transcript()).to_have_text(re.compile("^abca"))
@@ -102,7 +102,7 @@ def test_a_microphone_that_is_taken_away_is_told_of(page: Tab) -> None:
     press(page, "Listen")
     told(page).to_have_text("Listening.")
     page.page.evaluate("heard.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
-    told(page).to_have_text("The microphone was taken away.")
+    told(page).to_have_text("The microphone was disconnected, or the browser ended its use.")
     expect(page.column().get_by_role("button", name="Listen")).to_be_enabled()
     assert page.page.evaluate("heard.getAudioTracks()[0].readyState") == "ended"
 
@@ -114,7 +114,7 @@ def test_sound_is_left_out_where_the_server_is_slower(browser: Browser, small_se
         told(page).to_have_text("Listening.")
         page.page.route("**/carousel.v1.Inference/Step", lambda route: route.abort())
         expect(page.status()).to_contain_text("Not connected")
-        told(page).to_contain_text("s of sound were left out: the server is slower than the microphone.")
+        told(page).to_contain_text("s of sound were dropped: the server is slower than the microphone.")
         page.page.unroute("**/carousel.v1.Inference/Step")
         expect(page.status()).to_contain_text("Connected again")
         press(page, "Stop")
@@ -125,13 +125,15 @@ def test_why_there_is_no_microphone_is_told_in_words(browser: Browser, small_ser
     with tab(browser, small_server.target) as page:
         page.open(MODEL)
         press(page, "Listen")  # the page has no permission
-        expect(page.column().get_by_role("alert")).to_contain_text("The browser does not let this page hear")
+        expect(page.column().get_by_role("alert")).to_contain_text(
+            "The browser does not allow this page to use the microphone"
+        )
         page.page.add_init_script(
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', window.name); }"
         )
         for name, words in (
             ("NotFoundError", "No microphone was found."),
-            ("NotReadableError", "The microphone cannot be read: another program may have it."),
+            ("NotReadableError", "The microphone cannot be read: another program may be using it."),
         ):
             page.open(MODEL)
             page.page.evaluate("name => { window.name = name; }", name)
@@ -140,10 +142,10 @@ def test_why_there_is_no_microphone_is_told_in_words(browser: Browser, small_ser
             expect(page.column().get_by_role("button", name="Listen")).to_be_focused()
         page.page.evaluate("Object.defineProperty(window, 'isSecureContext', { value: false })")
         press(page, "Listen")
-        expect(page.column().get_by_role("alert")).to_contain_text("pages of https:// and of localhost alone")
+        expect(page.column().get_by_role("alert")).to_contain_text("only on pages of https:// and of localhost")
 
 
-@pytest.mark.parametrize(("rate", "channels", "pace"), [(RATE, 1, "At once"), (16_000, 2, "As it sounds")])
+@pytest.mark.parametrize(("rate", "channels", "pace"), [(RATE, 1, "At once"), (16_000, 2, "At the speed of the sound")])
 def test_a_file_is_fed(page: Tab, tmp_path: Path, rate: int, channels: int, pace: str) -> None:
     page.open(MODEL)
     feed(page, write_wav(tmp_path / "tones.wav", TONES, rate=rate, channels=channels), pace)
@@ -166,7 +168,9 @@ def test_a_file_that_is_no_sound_is_told_of(page: Tab, tmp_path: Path) -> None:
     page.open(MODEL)
     page.column().get_by_label("Sound file").set_input_files(tmp_path / "notes.wav")
     press(page, "Feed the file")
-    expect(page.column().get_by_role("alert")).to_contain_text("notes.wav is no sound that this browser can read")
+    expect(page.column().get_by_role("alert")).to_contain_text(
+        "notes.wav is not a sound file that this browser can read"
+    )
     assert ask(page.target, "Inference/Step", sessionId=page.ids()[0]).get("position", "0") == "0"
 
 

@@ -59,7 +59,7 @@ def test_frames_that_are_not_whole_are_told_of(page: Tab) -> None:
     box = page.column().get_by_label("Frames")
     box.fill("1 2 3 4")
     box.press("Enter")
-    expect(page.column().get_by_role("alert")).to_have_text("A step reads 3 numbers: 2 more are missing.")
+    expect(page.column().get_by_role("alert")).to_have_text("A step reads 3 numbers: 2 are missing.")
     expect(box).to_have_value("1 2 3 4")
 
 
@@ -110,7 +110,7 @@ def test_what_others_fed_it_is_in_the_transcript(browser: Browser, small_server:
         ask(page.target, "Inference/Step", sessionId=page.ids()[0], feed={"features": {"shape": [3], "data": data}})
         page.column().get_by_label("Frames").fill(QUIET)
         page.column().get_by_role("button", name="Feed").click()
-        expect(page.status()).to_have_text("The session was fed from elsewhere. It stands at step 3 now.")
+        expect(page.status()).to_have_text("Another client fed the session. It is at step 3 now.")
         expect(page.transcript()).to_have_text("abc")
         feed(page, QUIET, LOUD)
         page.expect_position(5)
