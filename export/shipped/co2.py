@@ -33,30 +33,30 @@ def _story(model: Forecaster, evaluation: Evaluation) -> Story:
     return Story(
         about=[
             f"An LSTM encoder-decoder: {config.num_layers} layer each of {config.hidden_size} units; "
-            f"{num_parameters:,} parameters, 32-bit floats. It reads and gives parts per million; inside, all is "
-            "relative to the last month read, so that a level that was never seen is none to it.",
-            "Open a session with the months that are known as its source, a tensor `[months, 1]` with 36 of them or "
-            "about as many, and generate the months to come. When a month has been observed, feed it: the forecast "
-            "goes on from there.",
+            f"{num_parameters:,} parameters, 32-bit floats. It reads and returns parts per million. Inside, it "
+            "computes relative to the last month that it read, so it also works at levels that were not in the "
+            "training data.",
+            "Open a session with the known months as its source, a tensor `[months, 1]` of about 36 months, and "
+            "generate the next months. When a month has been observed, feed it: the forecast continues from there.",
         ],
         figures=[
             ["forecast", "mean absolute error, ppm"],
             ["**this model**", f"{evaluation.figure('mean_absolute_error'):.3f}"],
-            ["seasonal naive: as a year before", f"{evaluation.figure('seasonal_naive'):.3f}"],
+            ["seasonal naive: the value of a year before", f"{evaluation.figure('seasonal_naive'):.3f}"],
             [
-                "seasonal naive with drift: and the year's gain once more",
+                "seasonal naive with drift: the same, plus the last year's increase",
                 f"{evaluation.figure('seasonal_naive_with_drift'):.3f}",
             ],
         ],
-        figures_note=f"Over {evaluation.figure('num_test_windows'):.0f} windows and the 12 months after each.",
+        figures_note=f"Measured on {evaluation.figure('num_test_windows'):.0f} windows and the 12 months after each.",
         commands=[
             "python -m models.recipes.co2 train --run runs/co2",
             "python -m export co2 runs/co2/best.safetensors --to model_repository",
         ],
         limits=[
-            "One number a month, no interval around it.",
-            "Trained on windows of 36 months and judged 12 months ahead; further ahead errors add up.",
-            "One site, to 2001. It has no other knowledge of the world than this series.",
+            "It gives one number per month, without an interval around it.",
+            "It was trained on windows of 36 months, and measured 12 months ahead. Further ahead, errors add up.",
+            "The data are of one site, and end in 2001. The model knows nothing else.",
         ],
         data="C. D. Keeling and T. P. Whorf, atmospheric CO2 concentrations derived from flask air samples at sites in "
         "the SIO network, in: Trends: A Compendium of Data on Global Change, Oak Ridge National Laboratory, 2004. "

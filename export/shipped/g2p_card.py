@@ -85,33 +85,34 @@ def story(
             f"{config.num_layers} decoder layers of {config.hidden_size} units, embeddings of {config.embedding_size}, "
             f"Luong's general attention of {config.attention_size} from the first decoder layer; "
             f"{num_parameters:,} parameters, 32-bit floats.",
-            "It reads a word letter by letter and gives its phonemes, one a step. Some words it was not trained on, "
-            "decoded greedily:",
+            "It reads a word letter by letter and generates its phonemes, one in each step. Some words that are not in "
+            "the training data, decoded greedily:",
         ],
         examples=[
             ["word", "its answer", "listed"],
             *([word, answer, ", ".join(listed)] for word, answer, listed in examples),
         ],
         figures=[["system", "data", "word error rate, %", "phoneme error rate, %"], *ours, *_PUBLISHED],
-        figures_note=f"On {evaluation.num_test_words:,} test words; {evaluation.num_training_words:,} words of the CMU "
-        f"Pronouncing Dictionary trained it and {evaluation.num_validation_words:,} chose the epoch, with all their "
-        "pronunciations. A word counts as right when its transcription is one of the listed pronunciations; the "
-        "phoneme error rate is the edit distance to the nearest of them over its length.\n\n"
-        "**The split is our own**, so these figures stand beside the published ones, not in their table: today's "
-        "dictionary has no standard split, other authors drew theirs otherwise, and it is harder than the PRONASYL "
+        figures_note=f"Measured on {evaluation.num_test_words:,} test words. The model was trained on "
+        f"{evaluation.num_training_words:,} words of the CMU Pronouncing Dictionary with all their pronunciations; "
+        f"{evaluation.num_validation_words:,} others chose the epoch. A word counts as right when its transcription is "
+        "one of the listed pronunciations. The phoneme error rate is the edit distance to the nearest listed "
+        "pronunciation, divided by that pronunciation's length.\n\n"
+        "**The split is our own**, so these figures cannot be compared directly with the published ones. Today's "
+        "dictionary has no standard split, other authors split it in other ways, and it is harder than the PRONASYL "
         "2007 split (106,837 training and 12,000 test words), which does not come with the dictionary. The published "
-        "figures are as their authors report them; none was run again here.",
+        "figures are those that their authors report; we did not repeat the measurements.",
         commands=[
             "python -m models.recipes.g2p train --run runs/g2p",
             f"python -m export g2p runs/g2p/best.safetensors --to model_repository{options}",
         ],
         limits=[
-            f"Words of the letters a to z and the apostrophe, of up to {max_source_length} of them. No digits, "
-            "hyphens, full stops, accents or abbreviations: spell them out first.",
-            "North American English as the dictionary transcribes it, without stress. Much of the dictionary is "
-            "names, and names of foreign origin are hard to tell from their spelling.",
-            "A word has one transcription, whatever the sentence: `read` and `lead` are not told apart.",
-            "It answers anything spelt with these letters, words or not, and does not say when it is guessing.",
+            f"It reads words of up to {max_source_length} letters, a to z and the apostrophe, but no digits, hyphens, "
+            "full stops, accents or abbreviations: spell them out first.",
+            "It writes North American English as the dictionary transcribes it, without stress. Many entries of the "
+            "dictionary are names, and the spelling of names of foreign origin says little about their pronunciation.",
+            "A word has one transcription in every sentence: it does not distinguish the two words `read`, or `lead`.",
+            "It answers every sequence of these letters, word or not, and does not say when it guesses.",
         ],
         data="The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
         f"licence in [{licence_file}]({licence_file}). The weights are under the project's own licence, Apache-2.0.",

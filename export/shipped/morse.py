@@ -69,38 +69,40 @@ def story(model: Transducer, evaluation: MorseEvaluation) -> Story:
         about=[
             f"A neural transducer (RNN-T; Graves 2012): an encoder of {config.num_layers} LSTM layers of "
             f"{config.hidden_size} units over a fixed bank of filters, a predictor of one LSTM layer of "
-            f"{config.predictor_size} units over the characters said so far, and a joiner; {num_parameters:,} "
+            f"{config.predictor_size} units over the characters emitted so far, and a joiner; {num_parameters:,} "
             "parameters, 32-bit floats.",
-            f"It hears mono sound of {data.RATE} samples a second, {data.FRAME} samples a step, as floats in -1 to 1, "
-            "of any loudness. After each step it says what it has heard, which mostly is nothing: a character is over "
-            "when the silence after it is longer than a gap within it. One session is one listener, for as long as it "
-            "likes.",
+            f"It reads mono sound of {data.RATE} samples per second, {data.FRAME} samples in each step, as floats from "
+            "-1 to 1, of any loudness. After each step it emits the characters that it has recognised. Most steps emit "
+            "none, because a character is complete only when the silence after it is longer than a gap within it. One "
+            "session is one stream of sound, of any length.",
         ],
         figures=[
             ["character error rate, %", "**this model**", "the baseline"],
             *([name, *(f"{100.0 * rate:.1f}" for rate in rates)] for name, rates in rows.items()),
         ],
-        figures_note=f"Over {evaluation.figure('num_test_utterances'):.0f} utterances of about ten seconds, and 100 in "
-        "each row by noise or speed, where all else is drawn as in training. The ratio is that of the tone's power to "
-        "the noise's in all of 0 to 4 kHz. The baseline is one threshold on the loudness of one tone, timed in dots, "
-        "and a table (`models/recipes/morse_envelope.py`). It learns nothing, and hears a whole recording before it "
-        "says anything; the model hears no more than has been sent.",
+        figures_note=f"Measured on {evaluation.figure('num_test_utterances'):.0f} utterances of about ten seconds. "
+        "Each row by noise or speed has 100 utterances, in which everything else is drawn as in training. Signal to "
+        "noise is the tone's power divided by the noise's power from 0 to 4 kHz. The baseline compares the loudness "
+        "of one tone with a threshold, measures times in dots, and looks characters up in a table "
+        "(`models/recipes/morse_envelope.py`). It learns nothing, and reads a whole recording before it answers; the "
+        "model knows only the sound so far.",
         commands=[
             "python -m models.recipes.morse train --run runs/morse",
             "python -m export morse runs/morse/best.safetensors --to model_repository",
         ],
         limits=[
-            f"Keyed at {slowest:.0f} to {fastest:.0f} words a minute, tones of 400 to 1000 Hz, one sender at a time. "
-            "All that it has heard was made by the recipe: no recording off the air.",
-            "In the loudest noise, and over streams of a minute, the baseline, which hears everything first, makes "
-            "fewer errors.",
-            "The 26 letters, which it says in lower case, the digits, and `. , ? / =`; no procedural signs.",
-            "It has learnt the words of a dictionary and the abbreviations of operators as well as the code, and in "
-            "much noise it may take what it hears for one of those.",
+            f"It reads code that is keyed at {slowest:.0f} to {fastest:.0f} words a minute, in tones of 400 to 1000 "
+            "Hz, by one sender at a time. The recipe made all of its training data: none was recorded from radio.",
+            "In the loudest noise, and on streams of a minute, the baseline makes fewer errors, because it reads the "
+            "whole recording first.",
+            "It knows the 26 letters, which it writes in lower case, the digits, and `. , ? / =`, but no procedural "
+            "signs.",
+            "It has also learnt the words of a dictionary and the abbreviations of operators. In loud noise it may "
+            "write one of these in place of the characters that were sent.",
         ],
         data="Words of the CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under a "
-        "BSD-style licence, and text and sound that the recipe makes of its seed. The weights are under the project's "
-        "own licence, Apache-2.0.",
+        "BSD-style licence, and text and sound that the recipe makes from its seed. The weights are under the "
+        "project's own licence, Apache-2.0.",
     )
 
 

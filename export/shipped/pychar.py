@@ -50,10 +50,10 @@ def _story(model: LanguageModel, evaluation: Evaluation) -> Story:
         about=[
             f"An LSTM language model: one layer of {config.hidden_size} units over embeddings of "
             f"{config.embedding_size}; {num_parameters:,} parameters, 32-bit floats.",
-            "For an editor: open a session for a file, feed characters as they are typed, and generate a completion up "
-            'to the end of the line (`stop=["\\n"]`). The session stands where the text stands, so a completion costs '
-            "the characters typed since the last one and those it generates; a fork, or a rewind to a mark, takes what "
-            "was generated back. Completed greedily to the end of the line:",
+            "For an editor: open a session for a file, feed the typed characters, and generate a completion to the end "
+            'of the line (`stop=["\\n"]`). A completion costs one step for each character typed since the last one, '
+            "and one for each generated character. To take a completion back, rewind to a mark, or generate it in a "
+            "fork. Greedy completions to the end of the line:",
         ],
         examples=[["typed", "its completion"], *shown],
         figures=[
@@ -61,17 +61,18 @@ def _story(model: LanguageModel, evaluation: Evaluation) -> Story:
             ["**this model**", f"{bits:.3f}"],
             ["character 5-gram, interpolated Kneser-Ney, on the same files", f"{baseline:.3f}"],
         ],
-        figures_note=f"On {evaluation.figure('num_test_characters'):,.0f} characters of files that neither has seen, "
-        f"trained on {evaluation.figure('num_training_characters'):,.0f}. Lower is better: 1 bit is a choice of two.",
+        figures_note=f"Measured on {evaluation.figure('num_test_characters'):,.0f} characters of files that are not "
+        f"in the training data, which has {evaluation.figure('num_training_characters'):,.0f} characters. Lower is "
+        "better: 1 bit is a choice between two.",
         commands=[
             "python -m models.recipes.pychar train --run runs/pychar",
             "python -m export pychar runs/pychar/best.safetensors --to model_repository",
         ],
         limits=[
-            "It knows the standard library's style and names, and none of yours.",
-            "Printable ASCII, spaces and line feeds; any other character is read as one unknown token. Tabs were "
+            "It knows the style and the names of the standard library, not those of your code.",
+            "It reads printable ASCII, spaces and line feeds. Every other character is one unknown token. Tabs were "
             "expanded to 8 spaces for training.",
-            "Nothing keeps what it writes to Python's grammar.",
+            "Its output does not always follow Python's grammar.",
         ],
         data=f"The standard library of CPython {platform.python_version()}, without its tests. Copyright (c) Python "
         "Software Foundation, under the Python Software Foundation License Version 2. The weights are under the "

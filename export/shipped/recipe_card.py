@@ -82,11 +82,11 @@ def write_card(manifest: Manifest, evaluation: Evaluation, story: Story, *, curv
     if story.figures_note:
         lines += [story.figures_note, ""]
     lines += ["## Training", "", f"The split: {evaluation.split}.", ""]
-    lines += ["To make it again, with the extra `train` installed:", ""]
+    lines += ["To train it again, install the extra `train` and run:", ""]
     lines += ["```sh", *story.commands, "```", ""]
     lines += [
-        "The seed is fixed, but another processor or another PyTorch rounds differently and ends in slightly other "
-        "weights.",
+        "The seed is fixed. Another processor or another version of PyTorch rounds differently, so the weights differ "
+        "slightly.",
         "",
     ]
     if curves_file is not None:

@@ -48,27 +48,28 @@ def _story(model: Tagger, evaluation: Evaluation) -> Story:
         about=[
             f"An LSTM tagger: {config.num_layers} layers of {config.hidden_size} units over embeddings of "
             f"{config.embedding_size}; {num_parameters:,} parameters, 32-bit floats.",
-            "Feed it phonemes as they come, without stress and with `|` after each word, and ask for the next token: "
-            f"it answers each with the stress of the phoneme {data.DELAY} steps before. `-` is no vowel, `0` none, `1` "
-            "primary and `2` secondary stress. A stream may go on for ever: a step costs the same. Words it was not "
-            "trained on, heard as one stream:",
+            "Feed it phonemes without stress, with `|` after each word, and ask for the next token: the answer is the "
+            f"stress of the phoneme {data.DELAY} steps before. `-` means that the phoneme is not a vowel, `0` no "
+            "stress, `1` primary and `2` secondary stress. A stream may have any length: every step costs the same. "
+            "Words that are not in the training data, fed as one stream:",
         ],
         examples=[["phonemes", "its tags", "listed"], *_examples(model)],
         figures=[
             ["model", "vowels right, %", "words all right, %"],
             row("**this model**", ""),
-            row(f"the commonest tag between the same neighbours, {data.DELAY} on each side or fewer", "baseline_"),
+            row(f"the most common tag between the same neighbours, up to {data.DELAY} on each side", "baseline_"),
         ],
-        figures_note=f"On {evaluation.figure('num_test_words'):,.0f} pronunciations. Both hear {data.DELAY} phonemes "
-        "ahead, into the next word where there are no more of this one: the baseline sees a boundary there.",
+        figures_note=f"Measured on {evaluation.figure('num_test_words'):,.0f} pronunciations. Both read {data.DELAY} "
+        "phonemes ahead. At the end of a word the model reads the next word; the baseline reads a boundary there.",
         commands=[
             "python -m models.recipes.stress train --run runs/stress",
             "python -m export stress runs/stress/best.safetensors --to model_repository",
         ],
         limits=[
-            "North American English as the dictionary transcribes it; much of it is names, of any origin.",
-            "The stress of a word by itself: sentences move it, and nouns differ from verbs (`record`).",
-            f"The last tags of a word need {data.DELAY} more steps: feed `|` to flush them.",
+            "It knows North American English as the dictionary transcribes it. Many entries are names, of any origin.",
+            "It gives the stress of a word by itself. Sentences move the stress, and nouns differ from verbs "
+            "(`record`).",
+            f"The last tags of a word need {data.DELAY} more steps: feed `|` to get them.",
         ],
         data="The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
         f"licence in [{_LICENCE_FILE}]({_LICENCE_FILE}). The weights are under the project's own licence, Apache-2.0.",

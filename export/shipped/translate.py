@@ -1,4 +1,4 @@
-"""The bundle of `models.recipes.translate`: English to German, as programs speak."""
+"""Makes the bundle of `models.recipes.translate`: English to German, in the language of programs."""
 
 from __future__ import annotations
 
@@ -25,36 +25,37 @@ DESCRIPTION = "English to German, word by word, trained on the messages of progr
 
 
 class Scores(BaseModel):
-    """Of one way to translate, in percent."""
+    """The scores of one way to translate, in percent."""
 
     bleu: float
     chrf: float
 
 
 class TranslateEvaluation(Evaluation):
-    """What the recipe writes. The manifest leaves out the fields that the card shows."""
+    """The contents of the recipe's `evaluation.json`. Fields that only the card shows are not in the manifest."""
 
     greedy: Scores
     beam_4: Scores
     nearest_source: Scores
     word_by_word: Scores
     length_penalty: float
-    """Of beam search: the best on the validation split."""
+    """The length penalty of the beam search: the best one on the validation split."""
     num_training_pairs: int
     num_test_pairs: int
     signatures: dict[str, str]
-    """Of sacreBLEU, by the name of the score."""
+    """The signatures of sacreBLEU, by the name of the score."""
     examples: list[tuple[str, str, str]] = Field(exclude=True)
-    """Of the test split: English, the answer, and what its translators wrote."""
+    """Examples from the test split: English, the model's German, and the translators' German."""
     sentences: list[tuple[str, str]] = Field(exclude=True)
-    """Of no split: English, and the answer."""
+    """Sentences from outside the corpus: English, and the model's German."""
     sources: list[Read] = Field(exclude=True)
-    """Of the corpus."""
+    """The sources of the corpus."""
 
 
 def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `pieces.model`,
-    `evaluation.json`, `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    """Writes the bundle of a checkpoint and returns its folder. Reads `pieces.model`, `evaluation.json` and, if it
+    exists, `curves.png` from the checkpoint's folder. Raises ExportError when `pieces.model` is missing, and what
+    `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, TranslateEvaluation, "models.recipes.translate")
     pieces = checkpoint.parent / FILE
@@ -77,7 +78,7 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
 
 
 def story(model: Seq2Seq, evaluation: TranslateEvaluation) -> Story:
-    """What only its author can tell of it."""
+    """Returns the contents of the card that the manifest does not have."""
     config = model.config
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = {
@@ -93,9 +94,9 @@ def story(model: Seq2Seq, evaluation: TranslateEvaluation) -> Story:
             f"{config.target_vocabulary_size:,} pieces for source, target and logits, Luong's general attention of "
             f"{config.attention_size} from the first decoder layer; {num_parameters:,} parameters, stored in 8 bits "
             "and computed with in 32-bit floats.",
-            "It reads a sentence, which the server cuts into pieces of words, and gives its German; each word of the "
-            "text comes when it is complete. `%1` and `%2` stand for what a program puts in. Translations of the test "
-            "split, which a hash has drawn, decoded greedily:",
+            "It reads a sentence, which the server splits into pieces of words, and generates German; each word of the "
+            "text arrives when it is complete. `%1` and `%2` are placeholders, which a program replaces. Translations "
+            "from the test split, selected by a hash, decoded greedily:",
         ],
         examples=[["English", "its German", "its translators'"], *map(_cells, evaluation.examples)],
         figures=[
@@ -104,10 +105,11 @@ def story(model: Seq2Seq, evaluation: TranslateEvaluation) -> Story:
         ],
         figures_note="\n".join(
             [
-                f"On {evaluation.num_test_pairs:,} texts, of {evaluation.num_training_pairs:,} that trained it and the "
-                f"baselines. By sacreBLEU: `{evaluation.signatures['bleu']}`, `{evaluation.signatures['chrf']}`.",
+                f"Measured on {evaluation.num_test_pairs:,} texts; the model and the baselines were trained on "
+                f"{evaluation.num_training_pairs:,}. Scores by sacreBLEU: `{evaluation.signatures['bleu']}`, "
+                f"`{evaluation.signatures['chrf']}`.",
                 "",
-                "Sentences that are in no split, the last four not of programs at all, decoded greedily:",
+                "Sentences from outside the corpus, of which the last four are not from programs, decoded greedily:",
                 "",
                 *card.table(["English", "its German"], map(_cells, evaluation.sentences))[:-1],
             ]
@@ -118,17 +120,17 @@ def story(model: Seq2Seq, evaluation: TranslateEvaluation) -> Story:
             "python -m export translate runs/translate/best.safetensors --to model_repository",
         ],
         limits=[
-            "The language of programs: menus, settings, messages, help. Of anything else it knows few words, and then "
-            "says something fluent that is not there.",
-            "Sentences of up to 20 words, one at a time. It knows nothing of the sentence before.",
-            "Whom it speaks to (`Sie` or `du`) changes with the programs that it has read.",
-            "Names and words that it has never read may come out wrong, also where they should stay as they are.",
+            "It translates the language of programs: menus, settings, messages, help. Of other subjects it knows few "
+            "words, and may write fluent text that is not in the source.",
+            "It reads sentences of up to 20 words, one at a time, and knows nothing of the sentence before.",
+            "The form of address (`Sie` or `du`) varies, as it does in the training data.",
+            "Names and words that are not in the training data may be wrong, even those that should stay unchanged.",
         ],
         data="\n".join(
             [
-                "The translations of these programs, whose texts belong to their authors; what may train a model, and "
-                "why, is in `docs/decisions/0045`. The corpus is not part of the project: the recipe fetches it. The "
-                "weights are under the project's own licence, Apache-2.0.",
+                "The translations of these programs, whose texts belong to their authors. `docs/decisions/0045` says "
+                "which translations may train a model, and why. The corpus is not part of the project: the recipe "
+                "fetches it. The weights are under the project's own licence, Apache-2.0.",
                 "",
                 table(evaluation.sources),
             ]

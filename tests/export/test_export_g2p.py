@@ -77,7 +77,7 @@ def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.Captur
     card = (bundle / "README.md").read_text()
     assert "| **this model, greedy** | CMUdict of today, our split | 29.11 | 7.12 |" in card
     assert "| **this model, beam of 4** | CMUdict of today, our split | 28.02 | 6.65 |" in card
-    assert "On 12,343 test words" in card
+    assert "Measured on 12,343 test words" in card
     assert "The split is our own" in card
     assert "(curves.png)" in card
 
