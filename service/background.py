@@ -108,5 +108,5 @@ class Tasks:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, CarouselError):
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "a task of sessions failed", "exception": error}
+                {"message": "a background task failed", "exception": error}
             )

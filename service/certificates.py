@@ -11,6 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ SERVER = "tls_cert_file"
 """The setting that names the file of the server's certificate."""
 CLIENT_CA = "tls_client_ca_file"
 """The setting that names the file of the authorities that clients' certificates must be signed by."""
+_KEY = "tls_key_file"
 
 
 class CertificateError(Exception):
@@ -50,7 +52,8 @@ class Certificates:
     def __init__(
         self, cert: Path, key: Path, client_ca: Path | None, on_change: Callable[[CertificateError | None], None]
     ) -> None:
-        self._files = [path for path in (cert, key, client_ca) if path is not None]
+        settings = {SERVER: cert, _KEY: key, CLIENT_CA: client_ca}
+        self._files = {name: path for name, path in settings.items() if path is not None}
         self._on_change = on_change
         self._lock = threading.Lock()
         self._stamps = self._look()
@@ -119,12 +122,12 @@ class Certificates:
             self._on_change(error)
 
     def _look(self) -> list[tuple[int, int]]:
-        return [(status.st_mtime_ns, status.st_ino) for status in (_stat(path) for path in self._files)]
+        return [(status.st_mtime_ns, status.st_ino) for status in starmap(_stat, self._files.items())]
 
     def _read(self) -> Pems:
-        certificate, key, *authorities = [_pem(path) for path in self._files]
+        certificate, key, *authorities = starmap(_pem, self._files.items())
         if b"PRIVATE KEY" not in key:
-            raise CertificateError(f"{self._files[1]} has no private key")
+            raise CertificateError(f"{_KEY} = {self._files[_KEY]} has no private key")
         self._check()
         return Pems(certificate, key, authorities[0] if authorities else None)
 
@@ -132,38 +135,41 @@ class Certificates:
         """Raises CertificateError for files that gRPC and Envoy accept and that then fail every handshake: damaged
         files, and a certificate of another key, which is there while the two files are replaced one after the other."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        cert, key, *client_ca = self._files
+        cert, key = self._files[SERVER], self._files[_KEY]
         try:
             context.load_cert_chain(cert, key, password="")  # or it asks the terminal for that of an encrypted key
         except OSError as error:  # which an SSLError is
             raise CertificateError(
-                f"{cert} and {key} are not a certificate and its private key: {_reason(error)}"
+                f"{SERVER} = {cert} and {_KEY} = {key} are not a certificate and its private key: {_reason(error)}"
             ) from None
-        try:
-            for path in client_ca:
-                context.load_verify_locations(path)
-        except OSError as error:
-            raise CertificateError(f"{client_ca[0]} has no certificate of an authority: {_reason(error)}") from None
+        authorities = self._files.get(CLIENT_CA)
+        if authorities is not None:
+            try:
+                context.load_verify_locations(authorities)
+            except OSError as error:
+                raise CertificateError(
+                    f"{CLIENT_CA} = {authorities} has no certificate of a certificate authority: {_reason(error)}"
+                ) from None
 
 
 def _reason(error: OSError) -> str:
     return (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or type(error).__name__
 
 
-def _stat(path: Path) -> os.stat_result:
+def _stat(setting: str, path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise CertificateError(f"{path} cannot be read: {error.strerror}") from None
+        raise CertificateError(f"{setting} = {path} cannot be read: {error.strerror}") from None
 
 
-def _pem(path: Path) -> bytes:
+def _pem(setting: str, path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CertificateError(f"{path} cannot be read: {error.strerror}") from None
+        raise CertificateError(f"{setting} = {path} cannot be read: {error.strerror}") from None
     if b"-----BEGIN " not in data:
-        raise CertificateError(f"{path} is not PEM")
+        raise CertificateError(f"{setting} = {path} is not PEM")
     return data
 
 
@@ -200,4 +206,9 @@ def warn_of_dates(settings: Settings) -> None:
     continues, because its clock may be wrong, and because open streams do not end when a certificate expires."""
     warned = dates_to_warn_of(settings)
     if warned is not None:
-        log.warning(warned.event, at=warned.at, file=str(settings.tls_cert_file), hint="replace it: it is read again")
+        log.warning(
+            warned.event,
+            at=warned.at,
+            file=str(settings.tls_cert_file),
+            hint="replace the file: the server reads it again",
+        )

@@ -55,7 +55,7 @@ def _advice(settings: Settings) -> str:
     folder = settings.model_folder.resolve()
     if not any(folder.glob("*/manifest.json")):
         return ""
-    return f": it looks like the folder of one model: give the folder above it, --models {folder.parent}"
+    return f": this looks like the folder of one model: use the folder above it, --models {folder.parent}"
 
 
 def attempt(settings: Settings, key: tuple[str, int], is_wanted: Callable[[], bool] = lambda: True) -> Problem | None:

@@ -19,13 +19,13 @@ _HELP = ("-h", "--help")
 _USAGE = {
     "health": """usage: python -m service health [SETTINGS]
 
-Asks a server on this machine whether it serves, prints the answer, and exits with 0 if it does. The settings say where
-it listens, as those of the server do: --host, --port and --health-port, or their variables. A server with TLS needs
+Asks a server on this machine whether it serves, prints the answer, and exits with 0 if the server serves. Give the same
+--host, --port and --health-port as the server has, or the same environment variables. A server with TLS needs
 --health-port.""",
     "token": """usage: python -m service token NAME
 
-Makes a token for the principal NAME: prints the token to standard error, once, and to standard output what belongs into
-the file of --tokens-file.""",
+Makes a token for the principal NAME. Prints the token to standard error, only this once, and the entry for the file of
+--tokens-file to standard output.""",
     "--version": "usage: python -m service --version",
 }
 
@@ -33,8 +33,8 @@ the file of --tokens-file.""",
 def refused(command: str) -> int:
     """Prints which commands exist, and returns the exit code 2."""
     print(
-        f"unknown command {command!r}: expected health, token NAME or --version, or settings, which begin with --, to"
-        " serve: see python -m service --help",
+        f"unknown command {command!r}: expected health, token NAME or --version; without a command the server starts."
+        " Settings begin with --: see python -m service --help",
         file=sys.stderr,
     )
     return 2
@@ -82,7 +82,7 @@ def make_token(arguments: list[str]) -> int:
 def tell_version(arguments: list[str]) -> int:
     """Prints the version."""
     if arguments:
-        print(f"{_USAGE['--version']}: it takes no {arguments[0]!r}", file=sys.stderr)
+        print(f"{_USAGE['--version']}: unexpected argument {arguments[0]!r}", file=sys.stderr)
         return 2
     print(f"Carousel {__version__}")
     return 0

@@ -19,7 +19,9 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # the ba
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> None:
         """Refuses the call: clients must ask for one of the names that Check knows."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "List is not served: ask Check, or Watch, for a service")
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, "List is not supported: call Check or Watch with a service name"
+        )
 
 
 class ModelHealth:

@@ -287,7 +287,11 @@ class Hosting:
 def _report(task: asyncio.Task[Any]) -> None:
     """Passes the error of work whose caller was cancelled to the event loop, which logs it."""
     if not task.cancelled() and task.exception() is not None:
-        context = {"message": "work that nobody waits for failed", "exception": task.exception(), "task": task}
+        context = {
+            "message": "a load or unload failed after its call was cancelled",
+            "exception": task.exception(),
+            "task": task,
+        }
         task.get_loop().call_exception_handler(context)
 
 

@@ -81,7 +81,7 @@ def checked_origin(origin: str) -> str:
         found is None or any(origin.startswith(f"{scheme}://") and found[2] == port for scheme, port in _DEFAULT_PORTS)
     ):
         raise ValueError(
-            "expected a scheme, a name and, unless it is the scheme's own, a port, in lower case and without a path,"
-            " such as https://app.example"
+            "expected a URL scheme://name or scheme://name:port, in lower case, without a path and without the scheme's"
+            " default port, such as https://app.example"
         )
     return origin

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _CLOSE_IT = (
-    "everyone who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token)"
-    " and tls_cert_file with tls_key_file, or host to 127.0.0.1"
+    "every client that can reach the port may do everything: set tokens_file (`python -m service token NAME` makes a"
+    " token) and tls_cert_file with tls_key_file, or set host to 127.0.0.1"
 )
 
 
@@ -107,5 +107,5 @@ def check_tracing(settings: Settings) -> type[Tracing] | None:
         from service.telemetry.tracing import Tracing  # noqa: PLC0415  # its packages may not be installed
     except ModuleNotFoundError as error:
         command = how_to_install("tracing", distribution="carousel-serving")
-        raise StartError(f"otlp_endpoint needs {error.name}: {command}") from error
+        raise StartError(f"otlp_endpoint needs {error.name}, which is not installed: {command}") from error
     return Tracing

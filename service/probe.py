@@ -18,7 +18,8 @@ def probe(settings: Settings, timeout_s: float = 3.0) -> int:
     port = settings.port if settings.health_port is None else settings.health_port
     if settings.tls_cert_file is not None and settings.health_port is None:
         print(
-            "health_port is not set: with TLS, the server answers health checks without TLS only there", file=sys.stderr
+            "health_port is not set: a server with TLS answers health checks in plain text only on that port",
+            file=sys.stderr,
         )
         return 2
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104  # compared

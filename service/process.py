@@ -48,7 +48,7 @@ def handle_signals(on_leave: Callable[[], None], on_reload: Callable[[], None]) 
         for one in _LEAVING:
             loop.remove_signal_handler(one)
             signal.signal(one, signal.SIG_DFL if os.getpid() != 1 else _end)
-        log.info("server.leaving", signal=number.name, hint="a second signal ends it at once")
+        log.info("server.leaving", signal=number.name, hint="a second signal ends the server at once")
         on_leave()
 
     for one in _LEAVING:

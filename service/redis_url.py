@@ -22,8 +22,8 @@ def _checked(url: RedisUrl) -> RedisUrl:
     if not is_redis_url(url.get_secret_value()):
         raise ValueError(
             "expected redis://host:port/database, rediss:// for TLS, or unix:///path, with user:password@ before the"
-            " host where it needs them, and / ? # @ of a password as %2F %3F %23 %40 (the value is not shown: it may"
-            " have a password)"
+            " host if it needs them; write / ? # @ in a password as %2F %3F %23 %40 (the value is not shown: it may"
+            " contain a password)"
         )
     return url
 

@@ -299,7 +299,8 @@ class Server:
 
     def _on_reload(self) -> None:
         if self._leave.is_set() or not self._is_started:
-            log.info("server.not_reloaded", reason="it is leaving" if self._leave.is_set() else "it is starting")
+            doing = "shutting down" if self._leave.is_set() else "starting"
+            log.info("server.not_reloaded", reason=f"the server is {doing}")
         else:
             self._background.start("reload", self._reload())
 

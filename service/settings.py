@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     """Memory in MiB that the graphs of one version may use in a trial run, which has its own process. `check` makes
     this trial, and so does a running server before it loads a new version."""
     check_time_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that this trial run may take."""
+    """Seconds that a trial run of one version's graphs may take; see check_memory_mib."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
     """Transport: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web, Connect and
@@ -161,7 +161,8 @@ class Settings(BaseSettings):
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
     """Maximum number of tokens of one session in one run. Other sessions' steps run between chunks of a longer feed."""
     inline_s: Annotated[float, Field(ge=0)] = 0.002
-    """Longest estimated seconds of a batch on the event loop; longer batches run on the model's thread. 0: all do."""
+    """Longest estimated seconds of a batch that runs on the event loop; longer batches run on the model's thread. 0:
+    all batches run on the model's thread."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """ONNX Runtime's threads inside one operator, for each model."""
     allow_spinning: bool = False
@@ -220,7 +221,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file go together: give both, or neither")
+            raise ValueError("tls_cert_file and tls_key_file must be set together: set both, or neither")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         return self
@@ -229,7 +230,7 @@ class Settings(BaseSettings):
     def _check_models(self) -> Self:
         if self.example and "models" in self.model_fields_set:
             raise ValueError(
-                "--example serves the models that come with the server, and no others: leave out --models"
+                "--example serves only the models that come with the server: leave out --models"
                 f" ({self.models}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE"
             )
         return self
@@ -238,8 +239,8 @@ class Settings(BaseSettings):
     def _check_forks(self) -> Self:
         if self.num_forks < self.max_forks:
             raise ValueError(
-                f"num_forks = {self.num_forks} is less than max_forks = {self.max_forks}, which one search or score may"
-                " take: raise num_forks, or lower max_forks"
+                f"num_forks = {self.num_forks} must be at least max_forks = {self.max_forks}, the most that one search"
+                " or score may need: increase num_forks, or decrease max_forks"
             )
         return self
 

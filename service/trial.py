@@ -77,7 +77,7 @@ def try_version(
             env=environment,
         )
     except OSError as error:
-        return Problem(*key, f"the process that tries its graphs cannot be started: {error.strerror}")
+        return Problem(*key, f"the trial run of its graphs cannot be started: {error.strerror}")
     with started as process:
         assert process.stdin is not None  # noqa: S101  # because of PIPE
         assert process.stdout is not None  # noqa: S101  # because of PIPE
@@ -89,12 +89,12 @@ def try_version(
             return TakesTooMuch(*key, too_much)
         if process.returncode == -signal.SIGKILL:
             if not is_wanted():
-                return Problem(*key, "its graphs are not tried: the server stops")
-            return TakesTooMuch(*key, "the process that tried its graphs was killed, perhaps because memory ran out")
+                return Problem(*key, "the trial run of its graphs was stopped: the server is shutting down")
+            return TakesTooMuch(*key, "the trial run of its graphs was killed, perhaps because memory ran out")
         try:
             reason = json.loads(process.stdout.read())
         except ValueError:
-            reason = f"the process that tried its graphs ended with code {process.returncode}"
+            reason = f"the trial run of its graphs ended with exit code {process.returncode}"
     return None if not reason else Problem(*key, reason)
 
 
@@ -112,9 +112,9 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
             return None
         reason = None
         if _resident_bytes(process.pid) > most:
-            reason = f"its graphs take more than {told}"
+            reason = f"its graphs need more than {told}"
         elif time.monotonic() > deadline:
-            reason = f"its graphs are not loaded and run once within {trial.time_s:g} s (check_time_s)"
+            reason = f"its graphs were not loaded and run once within {trial.time_s:g} s (check_time_s)"
         elif is_wanted():
             continue
         process.kill()

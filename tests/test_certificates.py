@@ -69,7 +69,7 @@ def cut(path: Path) -> None:
         (lambda files: cut(files.cert), "are not a certificate and its private key"),
         (lambda files: cut(files.key), "are not a certificate and its private key"),
         (lambda files: files.write_key(), "are not a certificate and its private key: KEY_VALUES_MISMATCH"),
-        (lambda files: cut(files.authority), "ca.pem has no certificate of an authority"),
+        (lambda files: cut(files.authority), "ca.pem has no certificate of a certificate authority"),
     ],
 )
 def test_files_that_do_not_work_are_reported_and_the_ones_before_stay(

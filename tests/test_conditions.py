@@ -69,20 +69,20 @@ def foreign_key_pair(folder: Path) -> dict[str, object]:
 
 
 WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
-    "no folder of models": (lambda folder: {"models": folder / "none"}, "models: {folder}/none is not a folder: "),
+    "no folder of models": (lambda folder: {"models": folder / "none"}, "models = {folder}/none is not a folder: "),
     "no such model": (
         lambda folder: {"model_runtimes": {"g2p": {"num_threads": 2}}},
         "model_runtimes: 'g2p' is not in {folder}/models (available: tiny-lm)",
     ),
     "no certificate": (
         lambda folder: {"tls_cert_file": "/nope", "tls_key_file": "/nope"},
-        "/nope cannot be read: No such file or directory",
+        "tls_cert_file = /nope cannot be read: No such file or directory",
     ),
     "another certificate's key": (
         foreign_key_pair,
-        "{folder}/cert and {folder}/other.key are not a certificate and its",
+        "tls_cert_file = {folder}/cert and tls_key_file = {folder}/other.key are not a certificate and its",
     ),
-    "no tokens": (lambda folder: {"tokens_file": "/nope"}, "tokens_file: /nope cannot be read: No such file or"),
+    "no tokens": (lambda folder: {"tokens_file": "/nope"}, "tokens_file = /nope cannot be read: No such file or"),
     "a store without a key": (lambda folder: {"store": "redis"}, "store = redis needs snapshot_key_file: "),
     "no key": (lambda folder: {"snapshot_key_file": "/nope"}, "snapshot_key_file = /nope cannot be read: No such file"),
     "a short key": (
@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     ),
     "a damaged store": (
         lambda folder: {"data_folder": damaged_store(folder)},
-        "{folder}/old/sessions/data.mdb is not a file of LMDB: ",
+        "{folder}/old/sessions/data.mdb is not an LMDB file: ",
     ),
     "no Redis": (
         lambda folder: {
@@ -184,7 +184,7 @@ def test_a_check_beside_the_server_that_runs_tells_what_is_in_use_and_passes(
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
 @pytest.mark.parametrize(
     ("flags", "told"),
-    [(["--models=none"], "models: none is not a folder"), (["--metrics-port={port}"], "cannot listen on 127.0.0.1:")],
+    [(["--models=none"], "models = none is not a folder"), (["--metrics-port={port}"], "cannot listen on 127.0.0.1:")],
 )
 def test_a_start_that_fails_says_why_once_and_makes_no_folder(
     tmp_path: Path, wire: str, flags: list[str], told: str

@@ -181,7 +181,7 @@ def test_help_lists_every_command_and_each_tells_of_itself(
     [
         (["frob"], "unknown command 'frob': expected health, token NAME or --version"),
         (["Health", "--help"], "unknown command 'Health': expected health, "),
-        (["--version", "--foo"], "usage: python -m service --version: it takes no '--foo'"),
+        (["--version", "--foo"], "usage: python -m service --version: unexpected argument '--foo'"),
         (["token"], "usage: python -m service token NAME\n"),
         (["token", "--name"], "usage: python -m service token NAME\n"),
         (["health", "--port", "-1"], "port = '-1': Input should be greater than or equal to 0\n"),
@@ -224,11 +224,11 @@ def test_a_check_tells_of_certificates_and_principals_too(
     assert capsys.readouterr().out == f"ok      {tmp_path}/cert\nok      {tmp_path}/tokens\nok      tiny-lm/1\n"
     (tmp_path / "tokens").write_text('[principals.x]\ncertificate_names = ["*.x"]')
     assert run(monkeypatch, *arguments) == 1
-    assert "FAILED  tokens_file: " in capsys.readouterr().out
+    assert "FAILED  tokens_file = " in capsys.readouterr().out
     (tmp_path / "tokens").write_text('[principals.x]\ncertificate_names = ["CN=x"]')
     (tmp_path / "client-ca").write_text("nonsense")
     assert run(monkeypatch, *arguments) == 1
-    assert f"FAILED  {tmp_path}/client-ca is not PEM\n" in capsys.readouterr().out
+    assert f"FAILED  tls_client_ca_file = {tmp_path}/client-ca is not PEM\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["surplus"], ["--port"], ["--por", "1"]])
@@ -436,8 +436,8 @@ def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--tls-cert-file=a"], "tls_cert_file and tls_key_file go together: give both, or neither"),
-        (["--tls-key-file=a"], "tls_cert_file and tls_key_file go together: give both, or neither"),
+        (["--tls-cert-file=a"], "tls_cert_file and tls_key_file must be set together: set both, or neither"),
+        (["--tls-key-file=a"], "tls_cert_file and tls_key_file must be set together: set both, or neither"),
         (["--tls-client-ca-file=a"], "tls_client_ca_file needs tls_cert_file and tls_key_file"),
     ],
 )
@@ -454,8 +454,8 @@ def test_settings_that_do_not_go_together_are_told_in_one_sentence(
     secret = "--redis-url=redis://user:hush@cache:6379/1"
     assert run(monkeypatch, "--check", "--num-forks=4", "--max-forks=5", secret, f"--models={empty}") == 2
     assert capsys.readouterr().err == (
-        "num_forks = 4 is less than max_forks = 5, which one search or score may take: raise num_forks, or lower"
-        " max_forks\n"
+        "num_forks = 4 must be at least max_forks = 5, the most that one search or score may need: increase"
+        " num_forks, or decrease max_forks\n"
     )
 
 
@@ -534,7 +534,7 @@ def test_checking_a_folder_that_is_missing_fails(
     missing = empty / "missing"
     assert run(monkeypatch, "--check", "--models", str(missing)) == 1
     captured = capsys.readouterr()
-    told = f"FAILED  models: {missing} is not a folder: name one with --models, or serve --example\n"
+    told = f"FAILED  models = {missing} is not a folder: name one with --models, or serve --example\n"
     assert (captured.out, captured.err) == (told, "")
 
 
@@ -591,7 +591,7 @@ def test_the_examples_and_a_folder_are_not_both_served(
     assert run(monkeypatch, "--check", "--example", *([] if by == "variable" else ["--models", str(empty)])) == 2
     told = capsys.readouterr()
     assert told.err == (
-        "--example serves the models that come with the server, and no others: leave out --models"
+        "--example serves only the models that come with the server: leave out --models"
         f" ({empty}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE\n"
     )
     assert told.out == ""

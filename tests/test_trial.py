@@ -63,7 +63,7 @@ def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_pat
     add_an_allocation(write_language_model(tmp_path / "little"), 1000)
     add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
     assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
-    told = "its graphs take more than 512 MiB of memory (check_memory_mib)"
+    told = "its graphs need more than 512 MiB of memory (check_memory_mib)"
     assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, told)
 
 
@@ -83,12 +83,12 @@ def test_a_container_that_has_less_memory_left_is_the_limit(
     (tmp_path / "memory.stat").write_text(f"anon {100 * 2**20}\nfile {2**40}\n")
     monkeypatch.setattr("service.trial._GROUP", tmp_path)
     add_an_allocation(write_language_model(tmp_path / "models"), 2**31)
-    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs take more than {told}")
+    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs need more than {told}")
 
 
 def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     write_language_model(tmp_path)
-    told = "its graphs are not loaded and run once within 0.01 s (check_time_s)"
+    told = "its graphs were not loaded and run once within 0.01 s (check_time_s)"
     assert attempt(tmp_path, TrialLimits(512, 0.01)) == TakesTooMuch(*KEY, told)
 
 
@@ -101,7 +101,7 @@ def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_process_that_cannot_be_started_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    told = "the process that tries its graphs cannot be started: No such file or directory"
+    told = "the trial run of its graphs cannot be started: No such file or directory"
     assert attempt(tmp_path) == Problem(*KEY, told)
 
 
@@ -109,7 +109,7 @@ def test_a_trial_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     answers = iter([True, True, False, False])
     problem = try_version(tmp_path, KEY, RuntimeOptions(), FEW, ENOUGH, is_wanted=lambda: next(answers))
-    assert problem == Problem(*KEY, "its graphs are not tried: the server stops")
+    assert problem == Problem(*KEY, "the trial run of its graphs was stopped: the server is shutting down")
 
 
 def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
@@ -119,10 +119,10 @@ def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
-    told = "the process that tried its graphs was killed, perhaps because memory ran out"
+    told = "the trial run of its graphs was killed, perhaps because memory ran out"
     assert attempt(tmp_path) == TakesTooMuch(*KEY, told)
 
 
 def test_a_process_that_ends_without_a_word_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert attempt(tmp_path) == Problem(*KEY, "the process that tried its graphs ended with code 1")
+    assert attempt(tmp_path) == Problem(*KEY, "the trial run of its graphs ended with exit code 1")

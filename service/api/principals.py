@@ -200,7 +200,7 @@ class Principals:
         named = [name for name, entry in file.principals.items() if entry.certificate_names]
         if named and not self._has_client_certificates:
             raise TokenFileError(
-                f"tokens_file: {self._path}: principals.{named[0]}.certificate_names: this server does not request"
+                f"tokens_file = {self._path}: principals.{named[0]}.certificate_names: this server does not request"
                 " client certificates: set tls_client_ca_file, or remove certificate_names"
             )
         return file
@@ -209,7 +209,7 @@ class Principals:
         try:
             status = self._path.stat()
         except OSError as error:
-            raise TokenFileError(f"tokens_file: {self._path} cannot be read: {error.strerror}") from None
+            raise TokenFileError(f"tokens_file = {self._path} cannot be read: {error.strerror}") from None
         return status.st_mtime_ns, status.st_ino
 
 
@@ -236,11 +236,11 @@ def _read(path: Path) -> _File:
     try:
         return _File.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
-        raise TokenFileError(f"tokens_file: {path} cannot be read: {error.strerror}") from None
+        raise TokenFileError(f"tokens_file = {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TokenFileError(f"tokens_file: {path} is not valid TOML: {error}") from None
+        raise TokenFileError(f"tokens_file = {path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        raise TokenFileError(f"tokens_file: {path}: {'; '.join(map(_told, error.errors()))}") from None
+        raise TokenFileError(f"tokens_file = {path}: {'; '.join(map(_told, error.errors()))}") from None
 
 
 def _told(problem: ErrorDetails) -> str:

@@ -162,7 +162,11 @@ class ModelTelemetry:
 
     def nothing_served(self, folder: str, num_versions: int) -> None:
         """See `ModelObserver`."""
-        hint = "see model.failed" if num_versions else "put <model>/<version>/ there, or name another folder: --models"
+        hint = (
+            "see the log lines model.failed"
+            if num_versions
+            else "put a bundle into <model>/<version>/ of this folder, or set --models to another folder"
+        )
         log.warning("models.none_served", folder=folder, versions=num_versions, hint=hint)
 
     def repository_lost(self, reason: str) -> None:

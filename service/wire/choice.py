@@ -14,11 +14,11 @@ def choose(settings: Settings) -> tuple[str, str]:
         return "grpcio", "wire = grpcio"
     try:
         if not sys.platform.startswith("linux"):
-            raise library.MissingError("it runs only on Linux")
+            raise library.MissingError("Envoy runs only on Linux")
         library.module_path()
         library.libpython_path()
     except library.MissingError as error:
         if settings.wire == "envoy":
-            raise
-        return "grpcio", f"wire = auto, and wire = envoy cannot be used: {error}"
+            raise library.MissingError(f"wire = envoy: {error}") from error
+        return "grpcio", f"wire = auto, and Envoy cannot be used: {error}"
     return "envoy", f"wire = {settings.wire}"

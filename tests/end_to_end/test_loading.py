@@ -14,7 +14,7 @@ from tests.test_trial import add_an_allocation
 from tests.waiting import wait_until
 from tests.wire.conformance.conftest import require
 
-TOLD = "its graphs take more than 256 MiB of memory (check_memory_mib)"
+TOLD = "its graphs need more than 256 MiB of memory (check_memory_mib)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")

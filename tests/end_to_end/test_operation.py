@@ -259,7 +259,7 @@ def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:
         [sys.executable, "-m", "service"], capture_output=True, text=True, check=False, timeout=60, env=environment
     )
     assert done.returncode == 1
-    assert f"models: {tmp_path / 'nowhere'} is not a folder" in done.stderr
+    assert f"models = {tmp_path / 'nowhere'} is not a folder" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder"])
