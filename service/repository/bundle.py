@@ -127,7 +127,7 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
         raise BundleError(
             f"{FILE_NAME} is for {manifest.model}/{manifest.version}, but its folder is"
-            f" {folder.parent.name}/{folder.name}"
+            f" {folder.parent.name}/{folder.name}: rename the folder to {manifest.model}/{manifest.version}"
         )
     for file in manifest.files:
         _check_digest(folder / file, manifest.digests[file])
@@ -159,7 +159,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}" if where else text
 
 
 def _check_digest(path: Path, expected: str) -> None:

@@ -39,14 +39,14 @@ def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
         name = os.path.relpath(entry.path, root)
         if number > MAX_ENTRIES:
             raise FilesError(
-                f"its folder has more than {MAX_ENTRIES} files and folders, the limit: remove those that do not belong"
-                " to the bundle"
+                f"the bundle's folder has more than {MAX_ENTRIES} files and folders, the limit: remove those that do"
+                " not belong to the bundle"
             )
         if entry.is_symlink():
             _check_link(Path(entry.path), name, root)
         mode = entry.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "of an unknown kind")
+            kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "a file of an unknown kind")
             raise FilesError(f"{name} is {kind}: a bundle can have only regular files and folders")
     for name in texts:
         path = root / name

@@ -210,12 +210,13 @@ class Manifest(Part):
         if self.encoder is not None and self.source_vocabulary is not None:
             size = self.source_vocabulary.size
             for field in ("bos_id", "eos_id"):
-                if (getattr(self.encoder, field) or 0) >= size:
-                    raise ValueError(f"encoder.{field} is outside the source vocabulary (0 to {size - 1})")
+                token_id = getattr(self.encoder, field) or 0
+                if token_id >= size:
+                    raise ValueError(f"encoder.{field} = {token_id} is outside the source vocabulary (0 to {size - 1})")
 
     def _check_history(self, name: str) -> None:
         if self.target_vocabulary is None or self.target_vocabulary.subwords is None or not self.can_generate:
-            raise ValueError("step.history needs a target_vocabulary of subwords that steps read, too")
+            raise ValueError("step.history needs a target_vocabulary of subwords, and steps that read its tokens")
         state = next((one for one in self.states if one.name == name), None)
         if state is None:
             raise ValueError(f"step.history names {name}, which is not a state")

@@ -101,7 +101,7 @@ class RepositoryError(Exception):
 
 def not_a_folder(folder: Path) -> RepositoryError:
     """Returns the error for a path that is not a folder."""
-    return RepositoryError(f"models: {folder} is not a folder: name one with --models, or serve --example")
+    return RepositoryError(f"models = {folder} is not a folder: name one with --models, or serve --example")
 
 
 def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
@@ -112,7 +112,7 @@ def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
     try:
         there = stamps_in(folder)
     except OSError as error:
-        raise RepositoryError(f"models: {folder} cannot be read: {error.strerror}") from error
+        raise RepositoryError(f"models = {folder} cannot be read: {error.strerror}") from error
     check_models(folder, there, runtimes)
     return there
 

@@ -177,7 +177,8 @@ class EncoderSpec(Part):
             raise ValueError("encoder.bos_id and encoder.eos_id need a source of tokens")
         if self.max_given_length < 1:
             raise ValueError(
-                "encoder.max_source_length leaves no room for a token beside encoder.bos_id and encoder.eos_id"
+                f"encoder.max_source_length = {self.max_source_length} leaves no room for a token beside encoder.bos_id"
+                " and encoder.eos_id"
             )
         return self
 
@@ -228,7 +229,9 @@ class TraceOutputSpec(Part):
     def _one_vector_a_step(self) -> Self:
         shape = self.tensor.shape
         if self.tensor.dtype != "float32" or shape[:2] != ("batch", "time") or len(shape) != 3:
-            raise ValueError(f"trace {self.name} must be float32 [batch, time, units], not {list(shape)}")
+            raise ValueError(
+                f"trace {self.name} must be float32 [batch, time, units], not {self.tensor.dtype} {list(shape)}"
+            )
         return self
 
 
@@ -263,7 +266,7 @@ class VocabularySpec(Part):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if (self.tokenizer == "subword") != (self.subwords is not None):
-            raise ValueError("the file subwords must be given exactly when tokenizer is subword")
+            raise ValueError("subwords must be given exactly when tokenizer is subword")
         if self.unknown_id is not None and self.unknown_id >= self.size:
             raise ValueError(f"unknown_id = {self.unknown_id} is outside the vocabulary (0 to {self.size - 1})")
         return self

@@ -143,9 +143,9 @@ class StepSpec(Part):
     @model_validator(mode="after")
     def _is_fed_as_promised(self) -> Self:
         if (self.tokens is None) == (self.features is None):
-            raise ValueError("step.tokens or step.features must be given, and not both")
+            raise ValueError("exactly one of step.tokens and step.features must be given")
         if (self.logits is None) == (self.values is None):
-            raise ValueError("step.logits or step.values must be given, and not both")
+            raise ValueError("exactly one of step.logits and step.values must be given")
         for field, tensor in (("tokens", self.tokens), ("next_token", self.next_token)):
             if tensor is not None:
                 check_is(f"step.{field}", tensor, "int64", ("batch", "time"))
@@ -155,7 +155,10 @@ class StepSpec(Part):
         if self.values is not None and (self.next_token or self.top_k):
             raise ValueError("step.next_token and step.top_k need step.logits")
         if self.feeds_back and (not self.feature_size or self.feature_size != self.value_size):
-            raise ValueError("step.feeds_back needs step.values and step.features of the same size")
+            raise ValueError(
+                "step.feeds_back needs step.values and step.features of the same size, not"
+                f" {self.value_size} and {self.feature_size}"
+            )
         if self.emits is not None:
             self._check_emits(self.emits)
         if self.loop is not None and self.lengths is None:
@@ -169,7 +172,7 @@ class StepSpec(Part):
     def _check_emits(self, emits: EmitsSpec) -> None:
         size = 2 + 2 * emits.capacity
         if self.value_size != size or self.features is None or self.feeds_back:
-            raise ValueError(f"step.emits needs features, and {size} values that are not fed back")
+            raise ValueError(f"step.emits needs step.features, step.values of {size} numbers, and no step.feeds_back")
 
     @model_validator(mode="after")
     def _names_whole_vectors(self) -> Self:
@@ -177,10 +180,9 @@ class StepSpec(Part):
             ("inputs", self.inputs, self.feature_size),
             ("outputs", self.outputs, self.value_size),
         ):
-            if ports and sum(port.size for port in ports) != size:
-                raise ValueError(
-                    f"step.{field} must have {size} numbers in total, like the vectors that they are parts of"
-                )
+            given = sum(port.size for port in ports)
+            if ports and given != size:
+                raise ValueError(f"step.{field}: the sizes of the parts must add up to {size}, not {given}")
             if len({port.name for port in ports}) != len(ports):
                 raise ValueError(f"step.{field} must have distinct names")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,18 @@ class Vocabulary:
         Raises ValueError when the lines do not match `spec` or the model's pieces, and OSError when a file cannot be
         read.
         """
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
         names = text.removesuffix("\n").split("\n") if text else []
         if spec.escaped:
             names = [_unescaped(name, path.name) for name in names]
         if len(names) != spec.size:
             raise ValueError(f"{path.name} has {len(names)} lines, but the manifest says {spec.size}")
         if len(set(names)) != len(names):
-            raise ValueError(f"{path.name} has a token twice")
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise ValueError(f"{path.name} has the token {quoted(twice)} twice")
         subwords = None if spec.subwords is None else Subwords.load(path.parent / spec.subwords, names)
         found = cls(
             names,
@@ -184,5 +189,8 @@ def _unescaped(line: str, file: str) -> str:
     r"""Decodes a line of an escaped file: `\n`, `\r`, `\t`, `\\` and `\u` with four hexadecimal digits are escapes.
     Raises ValueError for any other backslash."""
     if _ESCAPED.fullmatch(line) is None:
-        raise ValueError(f"{file} has a line {line!r} with an invalid escape")
+        raise ValueError(
+            f"{file} has a line {quoted(line)} with an invalid escape: expected \\n, \\r, \\t, \\\\, or \\u and four"
+            " hexadecimal digits"
+        )
     return _ESCAPE.sub(lambda match: _CHARACTERS.get(match[1]) or chr(int(match[1][1:], 16)), line)

@@ -197,7 +197,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "folder of many files": (
         add_many_files,
-        "its folder has more than 1000 files and folders",
+        "the bundle's folder has more than 1000 files and folders",
     ),
     "operator of one's own": (use_an_operator_of_ones_own, "step.onnx is not a graph that ONNX Runtime can load"),
     "graph in the folder above": (
@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest.json is malformed: step.file: String should match pattern",
     ),
     "short vocabulary": (drop_a_word, "target.txt has 16 lines, but the manifest says 17"),
-    "double word": (double_a_word, "target.txt has a token twice"),
+    "double word": (double_a_word, "target.txt has the token "),
 }
 
 

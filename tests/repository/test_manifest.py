@@ -22,7 +22,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "names of tokens",
         {"format_version": 2, "step.inputs": [{"name": "x"}]},
-        "step.inputs must have 0 numbers in total, like the vectors that they are parts of",
+        "step.inputs: the sizes of the parts must add up to 0, not 1",
     ),
     ("a name in upper case", {"model": "G2P"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
     ("a name with a folder", {"model": "a/b"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
@@ -55,12 +55,12 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "a source of added tokens alone",
         {"format_version": 2, "encoder.max_source_length": 1, "encoder.eos_id": 1},
-        "encoder.max_source_length leaves no room for a token beside encoder.bos_id and encoder.eos_id",
+        "encoder.max_source_length = 1 leaves no room for a token beside encoder.bos_id and encoder.eos_id",
     ),
     (
         "an added token that the source's vocabulary has not",
         {"format_version": 2, "encoder.eos_id": 999},
-        "encoder.eos_id is outside the source vocabulary",
+        "encoder.eos_id = 999 is outside the source vocabulary",
     ),
     (
         "an added token in the first format",
@@ -123,10 +123,14 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "tokens and features",
         {"step.features": {"name": "x", "dtype": "float32", "shape": ["batch", "time", 3]}},
-        "step.tokens or step.features must be given, and not both",
+        "exactly one of step.tokens and step.features must be given",
     ),
-    ("neither tokens nor features", {"step.tokens": None}, "step.tokens or step.features must be given, and not both"),
-    ("neither logits nor values", {"step.logits": None}, "step.logits or step.values must be given, and not both"),
+    (
+        "neither tokens nor features",
+        {"step.tokens": None},
+        "exactly one of step.tokens and step.features must be given",
+    ),
+    ("neither logits nor values", {"step.logits": None}, "exactly one of step.logits and step.values must be given"),
     (
         "features without a size",
         {"step.tokens": None, "step.features": {"name": "x", "dtype": "float32", "shape": ["batch", "time"]}},
@@ -167,7 +171,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
                 "outputs": [{"name": "gate", "tensor": {"name": "g", "dtype": "float32", "shape": ["batch", 3]}}],
             }
         },
-        "trace gate must be float32 [batch, time, units], not ['batch', 3]",
+        "trace gate must be float32 [batch, time, units], not float32 ['batch', 3]",
     ),
     (
         "an unknown token outside",
@@ -280,7 +284,10 @@ def test_the_parts_of_vectors_may_have_names() -> None:
             {"format_version": 1},
             "format_version must be 2, because a step, a state, an encoder or a vocabulary uses a field that version 1",
         ),
-        ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in total"),
+        (
+            {"step.inputs.0.shape": [5]},
+            "step.inputs: the sizes of the parts must add up to 5, not 6",
+        ),
         ({"step.outputs.1.name": "action"}, "step.outputs must have distinct names"),
         ({"step.loop": "loop.onnx"}, "step.loop needs step.lengths"),
         ({"step.outputs.1.name": "a b"}, "step.outputs.1.name: String should match pattern"),
@@ -439,7 +446,7 @@ def test_a_step_may_keep_its_last_tokens() -> None:
         ({"step.history": "h"}, f"the state h must be int64 ['batch', {HISTORY}], not float32 ['batch', 2]"),
         (
             {"target_vocabulary.tokenizer": "whitespace", "target_vocabulary.subwords": None},
-            "step.history needs a target_vocabulary of subwords that steps read, too",
+            "step.history needs a target_vocabulary of subwords, and steps that read its tokens",
         ),
         ({"format_version": 1}, "format_version must be 2"),
         ({"digests": {"step.onnx": "0" * 64, "target.txt": "0" * 64}}, "digests lacks target.subwords"),

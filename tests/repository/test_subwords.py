@@ -94,7 +94,7 @@ def test_a_model_of_other_pieces_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tokenizer", "subwords"), [("subword", None), ("characters", "target.subwords")])
 def test_the_model_and_the_tokenizer_go_together(tokenizer: str, subwords: str | None) -> None:
-    with pytest.raises(ValueError, match="the file subwords must be given exactly when tokenizer is subword"):
+    with pytest.raises(ValueError, match="subwords must be given exactly when tokenizer is subword"):
         VocabularySpec.model_validate({"file": "target.txt", "size": 9, "tokenizer": tokenizer, "subwords": subwords})
 
 

@@ -168,7 +168,7 @@ def test_a_file_is_read_one_token_a_line(tmp_path: Path) -> None:
         ("a\nb\n", "target.txt has 2 lines, but the manifest says 3"),
         ("a\nb\nc\nd\n", "target.txt has 4 lines, but the manifest says 3"),
         ("", "target.txt has 0 lines, but the manifest says 3"),
-        ("a\nb\na\n", "target.txt has a token twice"),
+        ("a\nb\na\n", "target.txt has the token 'a' twice"),
     ],
 )
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     """It raises ValueError: the bundle becomes a problem, and the server continues."""
     (tmp_path / "target.txt").write_bytes(b"a\n\xff\n")
     spec = VocabularySpec(file="target.txt", size=2, tokenizer="characters")
-    with pytest.raises(ValueError, match="utf-8"):
+    with pytest.raises(ValueError, match="^target.txt is not UTF-8 text: "):
         Vocabulary.load(tmp_path / "target.txt", spec, owner="the vocabulary of g2p")
 
 
