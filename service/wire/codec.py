@@ -15,9 +15,7 @@ _IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"appl
 
 _UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
 
-STREAMS = (
-    "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
-)
+STREAMS = "this method streams: use the content type application/connect+json or application/connect+proto"
 """The message that refuses a Connect call with a unary content type to a method that streams."""
 
 

@@ -33,11 +33,11 @@ _NUMBERS = {
     FieldDescriptor.CPPTYPE_FLOAT: 'a number of 32 bits, "NaN", "Infinity" or "-Infinity"',
     FieldDescriptor.CPPTYPE_DOUBLE: 'a number, "NaN", "Infinity" or "-Infinity"',
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
-    FieldDescriptor.CPPTYPE_STRING: "a text",
+    FieldDescriptor.CPPTYPE_STRING: "a string",
 }
 _FORMS = {
-    "google.protobuf.Duration": 'seconds as a text, such as "1.5s"',
-    "google.protobuf.Timestamp": 'a time as a text, such as "2026-01-31T12:00:00Z"',
+    "google.protobuf.Duration": 'seconds as a string, such as "1.5s"',
+    "google.protobuf.Timestamp": 'a time as a string, such as "2026-01-31T12:00:00Z"',
 }
 
 
@@ -81,7 +81,7 @@ def _read(data: bytes) -> Any:
         rest = text[error.pos : error.pos + _QUOTED]
         raise _NoJsonError(f"it is invalid at {where}, {f'before {_quoted(rest)}' if rest else 'at its end'}") from None
     except ValueError:
-        raise _NoJsonError("an integer has thousands of digits") from None
+        raise _NoJsonError("an integer has too many digits") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise _NoJsonError(f"{_quoted(twice)} is a duplicate in one object")
+        raise _NoJsonError(f"the key {_quoted(twice)} occurs twice in one object")
     return found
 
 
@@ -120,8 +120,9 @@ def _check(value: Any, descriptor: Descriptor, path: str, *, is_thorough: bool) 
         group = field.containing_oneof
         key = field.name if group is None else f"oneof {group.name}"
         if key in seen:
-            what = "twice" if seen[key] == field.name else f"together with {seen[key]}, expected one of them"
-            raise JsonError(f"{inner} is given {what}")
+            if seen[key] == field.name:
+                raise JsonError(f"{inner} is given twice")
+            raise JsonError(f"{_within(path, seen[key])} and {inner} are both set: set one")
         seen[key] = field.name
         _check_field(given, field, inner, is_thorough=is_thorough)
 
@@ -178,7 +179,7 @@ def _check_one(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bo
     elif field.type == FieldDescriptor.TYPE_BYTES:
         is_text = isinstance(value, str) and _BASE_64.fullmatch(value)
         if not is_text or len(value.rstrip("=")) % 4 == _CUT_OFF:
-            _refuse(path, value, "bytes in base 64")
+            _refuse(path, value, "bytes in base64")
     elif is_thorough and not _is_taken([value] if field.is_repeated else value, field):
         _refuse(path, value, _NUMBERS[field.cpp_type])
 
@@ -210,6 +211,6 @@ def _quoted(value: Any) -> str:
     if isinstance(value, str):
         value = value[: _QUOTED + 1]
     elif isinstance(value, list | Mapping) and len(value) > _QUOTED:
-        return "a list of many" if isinstance(value, list) else "an object of many"
+        return "a long list" if isinstance(value, list) else "a large object"
     text = json.dumps(value)
     return text if len(text) <= _QUOTED + 2 else f"{text[:_QUOTED]}..."

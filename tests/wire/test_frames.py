@@ -73,8 +73,8 @@ def test_a_message_that_grows_over_the_limit_is_refused() -> None:
     [
         ("br", compressed(b"x"), "UNIMPLEMENTED", "grpc-encoding is 'br'"),
         ("", compressed(b"x"), "INTERNAL", "grpc-encoding is missing"),
-        ("gzip", compressed(b"no gzip"), "INTERNAL", "a message is not gzip"),
-        ("gzip", compressed(gzip.compress(b"cut off", mtime=0)[:-9]), "INTERNAL", "incomplete gzip data"),
+        ("gzip", compressed(b"no gzip"), "INTERNAL", "a compressed message is not valid gzip"),
+        ("gzip", compressed(gzip.compress(b"cut off", mtime=0)[:-9]), "INTERNAL", "a compressed message is incomplete"),
         ("gzip", compressed(gzip.compress(b"x", mtime=0) + b"more"), "INTERNAL", "4 bytes after its gzip"),
         ("", b"\2\0\0\0\0", "INTERNAL", "is 2: expected 0 or 1"),
     ],

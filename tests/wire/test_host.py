@@ -384,7 +384,7 @@ async def test_what_is_no_call_is_answered_as_http_has_it(
 @pytest.mark.parametrize(
     ("headers", "code", "words"),
     [
-        ({b"te": b""}, 13, "te is missing"),
+        ({b"te": b""}, 13, "the header te must contain trailers"),
         ({b"k": b"v" * 2000}, 8, "the limit is 2000 (max_metadata_bytes)"),
         ({b"grpc-timeout": b"soon"}, 13, "grpc-timeout is 'soon'"),
         ({b"origin": b"http://["}, 7, "is not allowed"),

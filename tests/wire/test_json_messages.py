@@ -11,8 +11,8 @@ from carousel.v1 import inference_pb2 as pb
 from service.wire.json_messages import JsonError, parse
 
 INTEGER = "an integer from 0 to 18446744073709551615"
-TOKEN = "an integer from 0 to 4294967295"  # an id of a vocabulary
-SECONDS = 'seconds as a text, such as "1.5s"'
+TOKEN = "an integer from 0 to 4294967295"  # of a vocabulary
+SECONDS = 'seconds as a string, such as "1.5s"'
 DURABILITY = "one of DURABILITY_UNSPECIFIED, DURABILITY_NONE, DURABILITY_CHECKPOINT, DURABILITY_STRICT"
 OPEN = "an object, {...}, of carousel.v1.Open"
 
@@ -30,10 +30,10 @@ REFUSED: list[tuple[str, list[Any], str]] = [
     ("feed.position", [True, 1.5, "abc", "", -1, 1e30, [], {}, "x" * 10_000], INTEGER),
     ("feed.tokens", ["ab", {}, 5, ""], "a list, [...]"),
     ("close", [1, "yes", [], "true"], "true or false"),
-    ("sessionId", [5, [], True, "\ud800"], "a text"),
+    ("sessionId", [5, [], True, "\ud800"], "a string"),
     ("open.durability", ["X", True, 1.5, [], "durability_none"], DURABILITY),
     ("open.onDisconnect.duration", ["1", 5, [], "", "xs", {}], SECONDS),
-    ("feed.features.data", ["###", 5, [], "A", "AA=A"], "bytes in base 64"),
+    ("feed.features.data", ["###", 5, [], "A", "AA=A"], "bytes in base64"),
 ]
 
 
@@ -58,13 +58,13 @@ def test_a_value_is_refused_with_its_field(path: str, value: Any, expected: str)
             '{"open": {"constants": {"sr": []}}}',
             'open.constants["sr"] = [] must be an object, {...}, of carousel.v1.Tensor',
         ),
-        ('{"feed": {"tokens": ["a", null]}}', "feed.tokens[1] = null must be a text"),
+        ('{"feed": {"tokens": ["a", null]}}', "feed.tokens[1] = null must be a string"),
         ('{"feed": {"tokenIds": [1, 2, "x", 4]}}', f'feed.token_ids[2] = "x" must be {TOKEN}'),
         ('{"feed": {"tokenIds": [1, [], "x"]}}', f"feed.token_ids[1] = [] must be {TOKEN}"),
         ('{"session_id": "a", "sessionId": "b"}', "session_id is given twice"),
         (
             '{"open": {"source": {"text": "a", "tokens": {}}}}',
-            "open.source.tokens is given together with text, expected one of them",
+            "open.source.text and open.source.tokens are both set: set one",
         ),
         (
             '{"feed": {"nope": 1}}',
@@ -84,9 +84,9 @@ def test_what_a_field_cannot_have_is_told(data: str, words: str) -> None:
         (b'{"open":\n  oops}', 'it is invalid at line 2, column 3, before "oops}"'),
         (b"[]", "it is []: expected an object, {...}"),
         (b"\xff", "byte 1 is not UTF-8"),
-        (b'{"close": true, "close": true}', '"close" is a duplicate in one object'),
+        (b'{"close": true, "close": true}', 'the key "close" occurs twice in one object'),
         (b'{"feed": {"position": NaN}}', 'NaN must be in quotes, "NaN"'),
-        (b'{"feed": {"position": %s}}' % (b"9" * 5000), "an integer has thousands of digits"),
+        (b'{"feed": {"position": %s}}' % (b"9" * 5000), "an integer has too many digits"),
         (b'{"a":' * 20_000, "its lists or objects are nested too deeply"),
     ],
 )

@@ -17,5 +17,5 @@ def test_without_a_folder_for_temporary_files_it_says_what_to_do(
 ) -> None:
     """This happens in a container with a read-only root and no /tmp."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not-there"))
-    with pytest.raises(StartError, match="no folder for temporary files can be written to: give it one"):
+    with pytest.raises(StartError, match="no folder for temporary files is writable: mount one"):
         launcher.serve(Settings(store="memory", port=0), [])

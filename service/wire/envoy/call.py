@@ -105,7 +105,7 @@ class Call:
                     await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if self._is_last_read:
                 if not self._frames.is_empty:
-                    await self._fail(self.malformed, "the last message is incomplete")
+                    await self._fail(self.malformed, "the request ended in the middle of a message")
                 return grpc.aio.EOF
             asked, self._asked = self._asked, None
             self._is_reading = True
@@ -149,7 +149,7 @@ class Call:
         """Sends the response headers. Without this call they are sent with the first response. Raises ValueError for
         metadata that HTTP cannot carry."""
         if self._is_started:
-            raise grpc.aio.UsageError("the initial metadata was sent")
+            raise grpc.aio.UsageError("the initial metadata was already sent")
         metadata = checked(initial_metadata)
         self._is_started = True
         headers = [

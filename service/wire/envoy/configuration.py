@@ -115,7 +115,7 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
             "mappers": [
                 {
                     "filter": {"response_flag_filter": {"flags": [_FAULT]}},
-                    "body": {"inline_string": "no method has such a path"},
+                    "body": {"inline_string": "no method has this path: paths of methods are ASCII"},
                 }
             ]
         },

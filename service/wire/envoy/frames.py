@@ -72,13 +72,16 @@ class Frames:
         try:
             message = decoder.decompress(data, self._max_bytes + 1)
         except zlib.error:
-            raise FrameError("INTERNAL", f"a message is not {self._encoding}") from None
+            raise FrameError("INTERNAL", f"a compressed message is not valid {self._encoding}") from None
         if len(message) > self._max_bytes:
-            raise FrameError("RESOURCE_EXHAUSTED", f"a decompressed message has more than {self._max_bytes} bytes")
+            told = f"a decompressed message has more than {self._max_bytes} bytes, the limit (max_message_bytes)"
+            raise FrameError("RESOURCE_EXHAUSTED", told)
         if not decoder.eof:
-            raise FrameError("INTERNAL", f"a message has incomplete {self._encoding} data")
+            raise FrameError("INTERNAL", f"a compressed message is incomplete ({self._encoding})")
         if decoder.unused_data:
-            raise FrameError("INTERNAL", f"a message has {len(decoder.unused_data)} bytes after its {self._encoding}")
+            raise FrameError(
+                "INTERNAL", f"a compressed message has {len(decoder.unused_data)} bytes after its {self._encoding} data"
+            )
         return message
 
 

@@ -92,7 +92,7 @@ def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str]
         text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
         return grpc.StatusCode.INVALID_ARGUMENT, text
     if b"trailers" not in headers.get(b"te", b""):
-        text = "te is missing: expected trailers; a proxy may have removed it"
+        text = "the header te must contain trailers: a proxy may have removed it"
         return grpc.StatusCode.INTERNAL, text
     said = headers.get(b"grpc-timeout", b"1S").decode("latin-1")
     if seconds_of(said) is None:

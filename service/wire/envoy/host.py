@@ -250,7 +250,7 @@ def _reading(handler: Handler) -> Handler:
     async def read_and_answer(_: Any, call: Any) -> Any:
         request = await _request(call)
         if request is grpc.aio.EOF:
-            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method needs one")
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method needs exactly one")
         return await _answer(behaviour, request, call)
 
     reading: Any = read_and_answer

@@ -66,8 +66,8 @@ def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -
         _remove_left()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     except OSError as error:
-        hint = "give it one (of a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
-        raise StartError(f"wire = envoy: no folder for temporary files can be written to: {hint}: {error}") from error
+        hint = "mount one (for a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
+        raise StartError(f"wire = envoy: no folder for temporary files is writable: {hint}: {error}") from error
     try:
         for name, content in configuration.secrets(settings, folder).items():
             (folder / name).write_text(json.dumps(content))

@@ -149,7 +149,11 @@ def test_json_in_another_charset_is_none(envoy_service: LocalService, kind: str,
 def test_a_body_that_is_not_compressed_as_it_says_is_refused(envoy_service: LocalService, encoding: str) -> None:
     told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, content_encoding=encoding))
     error = json.loads(told.body)
-    assert (told.status, error["code"], error["message"]) == (400, "invalid_argument", f"a message is not {encoding}")
+    assert (told.status, error["code"], error["message"]) == (
+        400,
+        "invalid_argument",
+        f"a compressed message is not valid {encoding}",
+    )
 
 
 def test_protocol_buffers_that_are_none_are_refused(envoy_service: LocalService) -> None:

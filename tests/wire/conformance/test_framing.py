@@ -164,7 +164,7 @@ def test_a_message_that_is_cut_off_is_refused(envoy_service: LocalService, num_b
     """grpcio never answers a call whose last message is incomplete; the call ends at its deadline."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"x", length=2)[:num_bytes])
-        assert (answer.status, answer.message) == (13, "the last message is incomplete")
+        assert (answer.status, answer.message) == (13, "the request ended in the middle of a message")
 
 
 @pytest.mark.parametrize("flag", [2, 0x80, 0xFF])
