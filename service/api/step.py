@@ -208,7 +208,7 @@ def _check_same(session: Session, message: pb.Open) -> None:
     if asked != (served.model, served.version, served.variant):
         raise SessionIdInUseError(
             f"session_id = {session.name!r} is in use by a session of {served.model} version {served.version}"
-            f" ({served.variant}), and open asks for {quoted(message.model)} version {message.version or 'any'}"
+            f" ({served.variant}), but open asks for {quoted(message.model)} version {message.version or 'any'}"
             f" ({quoted(message.variant) if message.variant else 'any'})",
             field="session_id",
             session_id=session.name,

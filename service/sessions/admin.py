@@ -246,7 +246,9 @@ def _check_emitted(manifest: Manifest, name: str, values: Array, field: str) -> 
     if most is None or (values.min() >= 0 and values.max() <= most):
         return
     wrong = values.min() if values.min() < 0 else values.max()
-    raise InvalidFieldError(f"{field}.data: {quoted(name)} has {wrong}, and must be 0 to {most}", field=f"{field}.data")
+    raise InvalidFieldError(
+        f"{field}.data: {quoted(name)} has {wrong}, but its numbers must be 0 to {most}", field=f"{field}.data"
+    )
 
 
 def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:
@@ -254,19 +256,21 @@ def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:
     spec = state.input
     if tensor.dtype != spec.dtype:
         raise InvalidFieldError(
-            f"{field}.dtype = {quoted(tensor.dtype)} must be {spec.dtype!r}, as {tensor.name} is",
+            f"{field}.dtype = {quoted(tensor.dtype)} must be {spec.dtype!r}, the type of {tensor.name}",
             field=f"{field}.dtype",
         )
     shape = list(state.row_shape)
     if tensor.shape != shape:
         raise InvalidFieldError(
-            f"{field}.shape = {quoted(tensor.shape)} must be {shape}, as {tensor.name} is", field=f"{field}.shape"
+            f"{field}.shape = {quoted(tensor.shape)} must be {shape}, the shape of {tensor.name}",
+            field=f"{field}.shape",
         )
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     expected = prod(shape) * dtype.itemsize
     if len(tensor.data) != expected:
         raise InvalidFieldError(
-            f"{field}.data has {len(tensor.data)} bytes, {spec.dtype}{shape} has {expected}", field=f"{field}.data"
+            f"{field}.data has {len(tensor.data)} bytes, but {spec.dtype}{shape} needs {expected}",
+            field=f"{field}.data",
         )
     value = np.frombuffer(tensor.data, dtype).reshape(shape).astype(spec.dtype)
     if problem := refused_choice(state, value):

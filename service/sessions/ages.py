@@ -82,7 +82,7 @@ class Ages:
         if self.is_over(opened_at):
             when = datetime.fromtimestamp(opened_at, UTC).isoformat(timespec="seconds")
             raise SnapshotExpiredError(
-                f"snapshot is of a session that was opened at {when}, and a session may exist for"
-                f" {self._max_age_s:g} s here (max_age_s): open a new one",
+                f"snapshot is too old: its session was opened at {when}, and sessions of this server may exist for"
+                f" {self._max_age_s:g} s (max_age_s): open a new session",
                 field="snapshot",
             )

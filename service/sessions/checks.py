@@ -176,7 +176,7 @@ def check_open(
         )
         if manifest.special_tokens.bos_id is None and manifest.start is None:
             raise InvalidFieldError(
-                f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
+                f"open.outputs must not be set: {manifest.model} has no start token", field="open.outputs"
             )
     return num_bytes
 

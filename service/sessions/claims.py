@@ -105,7 +105,9 @@ class Claims:
         """Returns a claimed record, or gives it back when it cannot be used."""
         here = self._registry.directory.get(session_id)
         if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
-            raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
+            raise SessionIdInUseError(
+                f"session_id = {here.name!r} is in use by a session that is open on this server", field="session_id"
+            )
         if claimed.payload is None:  # its server ended before the first write
             raise await self._buried(session_id, claimed.epoch, CloseReason.LOST)
         try:

@@ -87,7 +87,9 @@ def error_of(session: Session, reason: CloseReason) -> CarouselError:
             session_id=session.name,
         )
     if reason is CloseReason.SHUTDOWN:
-        return ShuttingDownError(f"session {session.name!r} ended because the server shuts down", retry_delay_s=1.0)
+        return ShuttingDownError(
+            f"session {session.name!r} ended because the server is shutting down", retry_delay_s=1.0
+        )
     if reason is CloseReason.TAKEN:
         return SessionMovedError(f"session {session.name!r} was resumed on another stream", session_id=session.name)
     if reason is CloseReason.LOST:

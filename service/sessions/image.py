@@ -124,24 +124,28 @@ def check_fits(image: Image, served: Served) -> None:
     told = f"{served.bundle.model} version {served.bundle.version}"
     names = [state.name for state in manifest.states]
     if image.state_names != names:
-        raise SnapshotModelError(f"snapshot has the state {image.state_names}, {told} has {names}", field="version")
+        raise SnapshotModelError(
+            f"snapshot has the states {image.state_names}, but {told} has {names}", field="version"
+        )
     for lane in (image.lane, *image.marks.values()):
         specs = [*((s.name, s.input) for s in manifest.states), *((c.name, c.input) for c in manifest.contexts)]
         _check_source(lane, manifest, told)
         arrays = [*lane.states, *lane.contexts]
         if len(arrays) != len(specs):
-            raise SnapshotModelError(f"snapshot has {len(arrays)} tensors, {told} has {len(specs)}", field="version")
+            raise SnapshotModelError(
+                f"snapshot has {len(arrays)} tensors, but {told} has {len(specs)}", field="version"
+            )
         for (name, spec), array in zip(specs, arrays, strict=True):
             expected = _inner_shape(spec)
             given = [*array.shape] if None not in expected else [None, *array.shape[1:]]
             if given != expected or array.dtype.name != spec.dtype:
                 raise SnapshotModelError(
-                    f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, {told} has {spec.dtype}{expected}",
+                    f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, but {told} has {spec.dtype}{expected}",
                     field="version",
                 )
         for state, array in zip(manifest.states, lane.states, strict=True):
             if problem := refused_choice(state, array):
-                raise SnapshotModelError(f"snapshot has {state.name} = {problem} in {told}", field="version")
+                raise SnapshotModelError(f"snapshot does not fit {told}: {state.name} = {problem}", field="version")
     _check_vocabulary(image, manifest, told)
 
 
@@ -150,7 +154,7 @@ def _check_source(lane: LaneState, manifest: Manifest, told: str) -> None:
     lengths = {len(array) if array.ndim else 0 for array in lane.contexts}
     if len(lengths) > 1 or max(lengths, default=0) > longest:
         raise SnapshotModelError(
-            f"snapshot has a source of {sorted(lengths)} tokens, {told} reads up to {longest}", field="version"
+            f"snapshot has a source of {sorted(lengths)} tokens, but {told} reads up to {longest}", field="version"
         )
 
 

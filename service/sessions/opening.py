@@ -258,7 +258,7 @@ class Opening:
             is_free = epoch is not None
         if not is_free:
             raise SessionIdInUseError(
-                f"session_id = {session.name!r} is in use: there is a stored session of that name",
+                f"session_id = {session.name!r} is in use by a stored session: resume it, or close it",
                 field="session_id",
                 session_id=session.name,
             )

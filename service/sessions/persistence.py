@@ -88,8 +88,8 @@ class PolicyLimits:
             durability = min(durability, self.max_durability)
         if durability > self.max_durability:
             raise InvalidFieldError(
-                f"open.durability = DURABILITY_{durability.name} is more than this server gives:"
-                f" DURABILITY_{self.max_durability.name} (max_durability)",
+                f"open.durability = DURABILITY_{durability.name} must be at most DURABILITY_{self.max_durability.name},"
+                " the limit of this server (max_durability)",
                 field="open.durability",
             )
         field = "open.on_disconnect.duration"

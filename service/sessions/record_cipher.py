@@ -71,7 +71,7 @@ class RecordCipher:
         _, number, size = _PREFIX.unpack_from(body)
         if number != FORMAT:
             raise SnapshotFormatError(
-                f"the record of session {name!r} is encrypted in format {number}, and this server reads format"
+                f"the record of session {name!r} is encrypted in format {number}, but this server reads format"
                 f" {FORMAT}",
                 session_id=name,
                 format=number,

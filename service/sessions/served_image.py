@@ -20,7 +20,7 @@ def served_image(find: Find, image: Image, version: int | None, field: str) -> S
         served = find(image.model, version or image.version, image.variant)
     except CarouselError as error:
         raise SnapshotModelError(
-            f"{what} is of {image.model} version {image.version} ({image.variant}), which is not served here:"
+            f"{what} needs {image.model} version {image.version} ({image.variant}), which this server does not serve:"
             f" {error.message}",
             field=field if version is None else "version",
             model=image.model,
@@ -28,8 +28,9 @@ def served_image(find: Find, image: Image, version: int | None, field: str) -> S
         ) from error
     if version is None and served.bundle.manifest_digest != image.manifest_digest:
         raise SnapshotModelError(
-            f"{what} is of another bundle that was called {image.model} version {image.version}: its manifest's"
-            f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
+            f"{what} was made with another bundle of {image.model} version {image.version}: its manifest has the digest"
+            f" {image.manifest_digest[:16]}..., but the manifest on this server has"
+            f" {served.bundle.manifest_digest[:16]}...",
             field=field,
             model=image.model,
             version=image.version,

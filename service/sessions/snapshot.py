@@ -76,7 +76,7 @@ class Codec:
         _, number, flags, key_id, size = _PREFIX.unpack_from(data)
         if number != FORMAT:
             raise SnapshotFormatError(
-                f"snapshot has format {number}, and this server reads format {FORMAT}", field="snapshot", format=number
+                f"snapshot has format {number}, but this server reads format {FORMAT}", field="snapshot", format=number
             )
         if key_id != self._key_id:
             raise SnapshotKeyError(

@@ -65,7 +65,7 @@ def check_columns(batch: StepBatch, limit: int) -> None:
         )
     if batch.outputs.every_position:
         raise InvalidFieldError(
-            "step_batch.outputs.every_position must not be set: a step batch returns one output a session",
+            "step_batch.outputs.every_position must not be set: a step batch returns one output for each session",
             field="step_batch.outputs.every_position",
         )
 

@@ -30,7 +30,7 @@ def read_keys(path: Path) -> Mapping[str, AESGCM]:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # an optional extra
     except ModuleNotFoundError as error:
         command = how_to_install("encryption", distribution="carousel-serving")
-        raise StoreError(f"storage_key_file needs {error.name}: {command}") from error
+        raise StoreError(f"storage_key_file needs {error.name}, which is not installed: {command}") from error
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -49,7 +49,7 @@ def read_keys(path: Path) -> Mapping[str, AESGCM]:
                 " in base64"
             )
         if key_id in keys:
-            raise StoreError(f"{where} has the id {key_id!r} for a second time: give each key an id of its own")
+            raise StoreError(f"{where} repeats the id {key_id!r}: give each key its own id")
         keys[key_id] = AESGCM(_key(rest[0], f"{where}: the key {key_id!r}"))
     if not keys:
         raise StoreError(f"storage_key_file = {path} has no key: write a line `ID BASE64` with 32 bytes in base64")

@@ -91,7 +91,7 @@ class StoreThread:
     def _try(self, queued_at_s: float, call: Callable[..., T], *args: Any) -> T:
         """Runs on the store's thread. Raises StoreError at once when the store failed after the call was queued."""
         if queued_at_s <= self._failed_at_s:
-            raise StoreError("it failed while the call waited")
+            raise StoreError("the store failed while the call waited")
         try:
             return call(*args)
         except CorruptRecordError:

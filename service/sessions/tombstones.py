@@ -16,7 +16,7 @@ from service.sessions.session import CloseReason, name_of
 
 _REASONS = {
     CloseReason.CLIENT: "was closed by a client",
-    CloseReason.DISCONNECT: "was closed at the end of the stream or the call that had it, as its on_disconnect says",
+    CloseReason.DISCONNECT: "was closed when its stream or call ended, as its on_disconnect says",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",

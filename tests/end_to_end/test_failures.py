@@ -221,7 +221,7 @@ async def test_versions_come_and_go_and_sessions_stay_with_theirs(tmp_path: Path
             refused = await stream.ask("late", open=pb.Open(model="lm", version=1))
             assert refused.error.reason == "MODEL_NOT_FOUND"
             request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again")
-            with pytest.raises(grpc.aio.AioRpcError, match="which is not served here") as raised:
+            with pytest.raises(grpc.aio.AioRpcError, match="which this server does not serve") as raised:
                 await sessions.Restore(request)
             assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
             request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again", version=2)

@@ -190,7 +190,7 @@ BAD_FRAMES = {
     ),
     "every position": (
         {"handles": [1], "token_ids": [1], "outputs": pb.OutputSpec(every_position=True)},
-        "step_batch.outputs.every_position must not be set: a step batch returns one output a session",
+        "step_batch.outputs.every_position must not be set: a step batch returns one output for each session",
     ),
     "too many of the best": (
         {"handles": [1], "token_ids": [1], "outputs": pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=18)},

@@ -296,7 +296,7 @@ async def test_whatever_ends_a_stream_frees_its_sessions(tiny_service: LocalServ
         assert await stream.call.code() is grpc.StatusCode.OK
     elif how == "connection lost":
         await channel.close(grace=None)
-    assert "was closed at the end of the stream or the call that had it" in await gone(tiny_service, session_id)
+    assert "was closed when its stream or call ended" in await gone(tiny_service, session_id)
     await channel.close(grace=None)
 
 

@@ -146,7 +146,7 @@ async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused
     with local_service(tmp_path, {"snapshot-key-file": key}) as service:
         async with both(service) as it:
             code, text = await refusal(it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data)))
-            assert (code, "of another bundle" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+            assert (code, "made with another bundle" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
             moved = await it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data, version=1))
             assert moved.session.version == 1
 
@@ -222,13 +222,13 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
         wrong = sp.StateTensor(name="gate", dtype="float32", shape=tensor.shape, data=tensor.data)
         told = {
             "tensors[0].name: 'gate' is not a state tensor of the model: expected one of hidden, cell": wrong,
-            "tensors[0].dtype = 'float64' must be 'float32', as hidden is": sp.StateTensor(
+            "tensors[0].dtype = 'float64' must be 'float32', the type of hidden": sp.StateTensor(
                 name="hidden", dtype="float64", shape=tensor.shape, data=tensor.data
             ),
-            f"tensors[0].shape = [3] must be {list(tensor.shape)}, as hidden is": sp.StateTensor(
+            f"tensors[0].shape = [3] must be {list(tensor.shape)}, the shape of hidden": sp.StateTensor(
                 name="hidden", dtype="float32", shape=[3], data=tensor.data
             ),
-            f"tensors[0].data has 4 bytes, float32{list(tensor.shape)} has {len(tensor.data)}": sp.StateTensor(
+            f"tensors[0].data has 4 bytes, but float32{list(tensor.shape)} needs {len(tensor.data)}": sp.StateTensor(
                 name="hidden", dtype="float32", shape=tensor.shape, data=b"1234"
             ),
         }
@@ -243,7 +243,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
             request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
             code, text = await refusal(it.sessions.SetState(request))
             assert (code, len(text) < 400) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-            assert text.endswith(("of the model: expected one of hidden, cell", "as hidden is"))
+            assert text.endswith(("of the model: expected one of hidden, cell", "of hidden"))
         code, text = await refusal(it.sessions.SetState(sp.SessionsSetStateRequest(session_id="to")))
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "tensors is empty: it must have 1 tensor or more")
         for session_id in ("from", "to"):

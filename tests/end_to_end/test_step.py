@@ -275,7 +275,7 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
             assert (free.position, free.closed.reason) == (1, pb.CLOSE_REASON_DISCONNECT)
             freed = await calls.refused("free")
             assert freed.metadata["close_reason"] == "disconnect"
-            assert "closed at the end of the stream or the call that had it, as its on_disconnect says" in freed.message
+            assert "closed when its stream or call ended, as its on_disconnect says" in freed.message
             short = pb.DisconnectPolicy()
             short.duration.FromMilliseconds(1000)  # the default action is to hold
             await calls.step("short", open=pb.Open(model=MODEL, on_disconnect=short))
@@ -451,7 +451,7 @@ BAD = {
         {"session_id": "there", "open": pb.Open(model="tiny-lm", version=1)},
         Code.ALREADY_EXISTS,
         "SESSION_ID_IN_USE",
-        "session_id = 'there' is in use by a session of tiny-endless version 1 (fp32), and open asks for 'tiny-lm'"
+        "session_id = 'there' is in use by a session of tiny-endless version 1 (fp32), but open asks for 'tiny-lm'"
         " version 1",
         "session_id",
     ),

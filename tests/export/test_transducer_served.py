@@ -137,7 +137,7 @@ def test_tokens_so_far_can_be_none_but_tokens(service: LocalService) -> None:
         state = {tensor.name: tensor for tensor in client.sessions.get_state("told")}
         for name, number, most in (("emitted", 7, "6"), ("emitted", -1, "6"), ("num_emitted", -1, "9007199254740992")):
             wrong = np.full(state[name].shape, number, np.int64).tobytes()
-            with pytest.raises(InvalidArgumentError, match=f"has {number}, and must be 0 to {most}"):
+            with pytest.raises(InvalidArgumentError, match=f"has {number}, but its numbers must be 0 to {most}"):
                 client.sessions.set_state("told", replace(state[name], data=wrong))
         client.sessions.set_state("told", *state.values())
 
@@ -193,7 +193,7 @@ def test_what_a_prediction_network_reads_can_be_none_but_tokens(service: LocalSe
         (context,) = client.sessions.get_state("read", "context")
         wrong = np.full(context.shape, number, np.int64).tobytes()
         with pytest.raises(
-            InvalidArgumentError, match=rf"tensors\[0\].data: 'context' has {number}, and must be 0 to 6"
+            InvalidArgumentError, match=rf"tensors\[0\].data: 'context' has {number}, but its numbers must be 0 to 6"
         ):
             client.sessions.set_state("read", replace(context, data=wrong))
         client.sessions.set_state("read", context)

@@ -79,4 +79,6 @@ def test_a_snapshot_that_is_too_old_is_refused_with_its_time_and_the_limit() -> 
     with pytest.raises(SnapshotExpiredError) as raised:
         ages.check_snapshot(NOW_S - 61.0)
     assert raised.value.field == "snapshot"
-    assert "opened at 2023-11-14T22:12:19+00:00, and a session may exist for 60 s here (max_age_s)" in str(raised.value)
+    assert "opened at 2023-11-14T22:12:19+00:00, and sessions of this server may exist for 60 s (max_age_s)" in str(
+        raised.value
+    )

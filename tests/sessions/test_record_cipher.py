@@ -91,7 +91,7 @@ def test_a_later_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("service.sessions.record_cipher.FORMAT", 2)
     later = one.encrypt("a", PAYLOAD)
     monkeypatch.undo()
-    with pytest.raises(SnapshotFormatError, match="is encrypted in format 2, and this server reads format 1"):
+    with pytest.raises(SnapshotFormatError, match="is encrypted in format 2, but this server reads format 1"):
         one.decrypt("a", later)
 
 
@@ -102,7 +102,7 @@ def test_a_later_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ([f"2026 {NEW}", "2025"], ", line 2 must be `ID BASE64`: "),
         ([f"{NEW} 2026"], ", line 1 must be `ID BASE64`: "),
         ([f"2026 {NEW} {OLD}"], ", line 1 must be `ID BASE64`: "),
-        ([f"2026 {NEW}", f"2026 {OLD}"], ", line 2 has the id '2026' for a second time: "),
+        ([f"2026 {NEW}", f"2026 {OLD}"], ", line 2 repeats the id '2026': "),
         (["2026 AAAA"], ", line 1: the key '2026' has 3 bytes, it must have 32"),
         ([f"2026 {NEW[:-1]}"], ", line 1: the key '2026' is not base64: "),
         (["2026 ####"], ", line 1: the key '2026' is not base64: "),

@@ -328,7 +328,7 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
 async def test_outputs_at_open_need_a_start_token(tiny_repository: Path) -> None:
     top_two = OutputSpec(OutputKind.TOP_K, 2)
     async with opened(tiny_repository, "tiny-lm") as it:
-        with pytest.raises(InvalidFieldError, match=r"open\.outputs needs a start token, and tiny-lm has none"):
+        with pytest.raises(InvalidFieldError, match=r"open\.outputs must not be set: tiny-lm has no start token"):
             await it.open(outputs=top_two)
         assert len(it.registry) == 0
     async with opened(tiny_repository) as it:

@@ -129,5 +129,5 @@ def test_another_key_a_forged_tag_and_a_later_format_each_have_their_error() -> 
     with pytest.raises(SnapshotCorruptError, match="changed after it was signed"):
         Codec(KEY).decode(sealed(signed[:-1] + b"?", data[-36:-4]))
     later = signed[:4] + struct.pack("<H", 2) + signed[6:]
-    with pytest.raises(SnapshotFormatError, match="format 2, and this server reads format 1"):
+    with pytest.raises(SnapshotFormatError, match="format 2, but this server reads format 1"):
         Codec(KEY).decode(sealed(later, hmac.digest(KEY, later, "sha256")))

@@ -12,7 +12,7 @@ from service.sessions.tombstones import Tombstone, Tombstones
 AT = 1_700_000_000.25
 TOLD = {
     CloseReason.CLIENT: "was closed by a client",
-    CloseReason.DISCONNECT: "was closed at the end of the stream or the call that had it, as its on_disconnect says",
+    CloseReason.DISCONNECT: "was closed when its stream or call ended, as its on_disconnect says",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",

@@ -204,7 +204,7 @@ def test_a_copy_is_as_old_as_what_it_is_of() -> None:
             check_gone(await world.connect(int(name == "restored")).ask(name, open=RESUME))
         refused = await world.call("Sessions.Restore", request)
         assert (refused.reason, refused.field) == ("SNAPSHOT_EXPIRED", "snapshot")
-        assert "a session may exist for 10 s here (max_age_s)" in refused.message
+        assert "sessions of this server may exist for 10 s (max_age_s)" in refused.message
 
     play(act, max_age_s=MAX_AGE_S, idle_timeout_s=300.0)
 

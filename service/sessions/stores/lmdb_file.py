@@ -63,7 +63,7 @@ def _check(path: Path, descriptor: int) -> None:
         raise StoreError(f"{path} is empty: {_ADVICE}")
     first = _meta(descriptor, 0)
     if first is None:
-        raise StoreError(f"{path} is not a file of LMDB: {_ADVICE}")
+        raise StoreError(f"{path} is not an LMDB file: {_ADVICE}")
     if first.version != _VERSION:
         return
     second = _meta(descriptor, first.page_size)
@@ -73,7 +73,7 @@ def _check(path: Path, descriptor: int) -> None:
     num_missing = meta.last_page + 1 - size // meta.page_size
     if num_missing > 0 and _num_free(descriptor, meta, size // meta.page_size) < num_missing:
         needed = (meta.last_page + 1) * meta.page_size
-        raise StoreError(f"{path} is cut off, it has {size} bytes of {needed}: {_ADVICE}")
+        raise StoreError(f"{path} is cut off: it has {size} of {needed} bytes: {_ADVICE}")
 
 
 def _meta(descriptor: int, offset: int) -> _Meta | None:

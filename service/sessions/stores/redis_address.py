@@ -33,7 +33,7 @@ def _hint(address: str, told: str) -> str:
     if "WRONGPASS" in told or "invalid username-password" in told or "invalid password" in told:
         return ": correct the user and the password in redis_url"
     if "NOAUTH" in told or "already authenticated" in told or "Authentication required" in told:
-        return ": it wants a password: set redis_url to redis://:PASSWORD@HOST:PORT/0, or with USER before the colon"
+        return ": it requires a password: set redis_url to redis://:PASSWORD@HOST:PORT/0, or with USER before the colon"
     if address.startswith("rediss:"):
-        return ": if it does not use TLS, redis_url begins with redis:// in place of rediss://"
+        return ": if it does not use TLS, set redis_url to a URL that begins with redis:// instead of rediss://"
     return ""

@@ -162,9 +162,9 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
     ("damage", "told"),
     [
         (lambda path: path.write_bytes(b""), f"is empty: {RESTORE}"),
-        (lambda path: path.write_bytes(b"some text"), f"is not a file of LMDB: {RESTORE}"),
-        (lambda path: path.write_bytes(bytes(10 * PAGE)), f"is not a file of LMDB: {RESTORE}"),
-        (overwrite(0), f"is not a file of LMDB: {RESTORE}"),
+        (lambda path: path.write_bytes(b"some text"), f"is not an LMDB file: {RESTORE}"),
+        (lambda path: path.write_bytes(bytes(10 * PAGE)), f"is not an LMDB file: {RESTORE}"),
+        (overwrite(0), f"is not an LMDB file: {RESTORE}"),
         (overwrite(PAGE), f"is cut off or damaged after its first page: {RESTORE}"),
         (replace_by(Path.mkdir), "is not a regular file: move it away, or set data_folder to another folder$"),
         (replace_by(os.mkfifo), "is not a regular file: move it away, or set data_folder to another folder$"),

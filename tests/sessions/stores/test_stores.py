@@ -559,9 +559,9 @@ def test_what_redis_refuses_is_told_with_what_may_help(tmp_path: Path) -> None:
             client.config_set("requirepass", "hush")
         address = server.url.removeprefix("redis://")
         for url, told in (
-            (f"redis://{address}", "it wants a password: set redis_url to redis://:PASSWORD@HOST:PORT/0"),
+            (f"redis://{address}", "it requires a password: set redis_url to redis://:PASSWORD@HOST:PORT/0"),
             (f"redis://:wrong@{address}", "correct the user and the password in redis_url"),
-            (f"rediss://{address}", "if it does not use TLS, redis_url begins with redis:// in place of rediss://"),
+            (f"rediss://{address}", "if it does not use TLS, set redis_url to a URL that begins with redis://"),
         ):
             with pytest.raises(StoreError) as refused:
                 check_reachable(url)
