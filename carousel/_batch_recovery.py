@@ -137,7 +137,8 @@ class BatchRecovery:
             self._refusals.reset()
         if self.is_leaving and not self._outstanding and self.is_open:
             self.backlog.append(response)
-            raise LostError(UnavailableError("the server is leaving, or has handed sessions over", reason="GO_AWAY"))
+            error = UnavailableError("the server is shutting down, or has handed sessions over", reason="GO_AWAY")
+            raise LostError(error)
         return request is not None
 
     def stream_ended(self, error: CarouselError) -> None:

@@ -30,8 +30,8 @@ def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constant
             _collect(given, shape, numbers, 0)
         except (TypeError, ValueError, OverflowError):
             raise invalid(
-                f"{field}[{name!r}] must be numbers of 32 bits, in rows of one length, and whole ones up to"
-                f" {LARGEST_WHOLE}, not {value!r:.60}",
+                f"{field}[{name!r}] must be numbers that fit 32-bit floats (whole numbers up to {LARGEST_WHOLE}), in"
+                f" rows of equal length, not {value!r:.60}",
                 f"{field}[{name!r}]",
             ) from None
         if sys.byteorder == "big":

@@ -74,7 +74,7 @@ class GenerationState:
 
     def stop(self) -> None:
         """Records that the call ended. That is an error, unless the generation's end has arrived."""
-        self.fail(UnavailableError("the server ended the call before the generation's end"))
+        self.fail(UnavailableError("the server ended the call before the generation ended"))
 
     def fail(self, error: CarouselError) -> None:
         """Ends the generation with an error. `take` raises it after the earlier tokens."""

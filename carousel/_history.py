@@ -129,7 +129,7 @@ class History:
     def between(self, begin: int, end: int) -> Iterator[pb.Feed]:
         """Yields feeds that take a session from `begin` to `end`. Raises LookupError if these tokens are not kept."""
         if begin < self.start or end > self.end:
-            raise LookupError(f"positions {begin} to {end} are needed, {self.start} to {self.end} are kept")
+            raise LookupError(f"positions {begin} to {end} are needed, but only {self.start} to {self.end} are kept")
         return (piece.feed(begin, end) for piece in list(self._pieces) if piece.end > begin and piece.start < end)
 
     def _append(self, tokens: Consumed, *, is_marked: bool, may_merge: bool) -> None:

@@ -30,12 +30,12 @@ class Home:
         """Raises FailedPreconditionError in a forked process, and after the object was closed."""
         if not self.is_here:
             raise FailedPreconditionError(
-                f"this {self._name} was made in process {self._pid}, and its connection is of no use in this one, which"
-                " was forked: make a client after the fork, and resume sessions there by their ids",
+                f"this {self._name} was made in process {self._pid} and cannot be used in this forked process: make a"
+                " client after the fork, and resume sessions there by their ids",
                 reason="FORKED",
             )
         if self.is_closed:
-            raise FailedPreconditionError(f"the {self._name} was closed: make another", reason=CLIENT_CLOSED)
+            raise FailedPreconditionError(f"the {self._name} was closed: make a new one", reason=CLIENT_CLOSED)
 
     def guarded(self, stub: Stub) -> Stub:
         """Replaces each call of a stub by one that first runs `check`. Returns the stub."""

@@ -111,7 +111,7 @@ class ManyGenerations:
         down, and another stream is needed."""
         kind = response.WhichOneof("response")
         if kind == "go_away":
-            raise UnavailableError("the server is leaving", reason="GO_AWAY")
+            raise UnavailableError("the server is shutting down", reason="GO_AWAY")
         entry = self._in_flight.get(response.session_id)
         if entry is None:  # it has its result: this answers `close`, or a request behind a refused one
             return []

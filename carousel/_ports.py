@@ -36,7 +36,7 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
     """Joins named parts to vectors [steps, features]. is_last: whether the last step is the session's last; a sequence
     has a flag for each step, if each is for another session. Raises InvalidArgumentError that names the part."""
     if not inputs:
-        raise invalid(f"{field} has names, but the model's inputs have none: give vectors", field)
+        raise invalid(f"{field} is a dict of named inputs, but the model's inputs have no names: give vectors", field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
     missing = [port.name for port in inputs if port.name not in parts and not port.is_end]
     if unknown or missing:
@@ -46,8 +46,9 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
     ends = [port.name for port in inputs if port.is_end]
     has_last = is_last if isinstance(is_last, bool) else any(is_last)
     if has_last and (not ends or ends[0] in parts):
-        why = f"{ends[0]!r} is given, too" if ends else f"the model reads {', '.join(port.name for port in inputs)}"
-        raise invalid(f"{field}: end=True is for models that read whether a step is the last: {why}", field)
+        names = ", ".join(port.name for port in inputs)
+        why = f"the end flag {ends[0]!r} is also given" if ends else f"the model reads {names}, and no end flag"
+        raise invalid(f"{field}: end=True cannot be used: {why}", field)
     columns = {port.name: _numbers(parts[port.name], port, field) for port in inputs if port.name in parts}
     counts = {port.name: len(columns[port.name]) // port.size for port in inputs if port.name in columns}
     if len(set(counts.values())) > 1:

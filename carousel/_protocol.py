@@ -264,7 +264,7 @@ class SessionProtocol:
         if response is not None:
             self.position = response.position
         if generation is not None:
-            generation.fail(RequestCancelledError("the generation was ended for the session's next request"))
+            generation.fail(RequestCancelledError("the generation was cancelled by the session's next request"))
             generation.position = self.position
         elif self.position != was_at:
             self._mismatch = moved(was_at, self.position)
@@ -295,7 +295,7 @@ class SessionProtocol:
             if size > limit:
                 kind = request.WhichOneof("request")
                 raise ResourceExhaustedError(
-                    f"{kind}: the request has {size} bytes, and the server accepts at most {limit}: send it in parts",
+                    f"{kind}: the request has {size} bytes, but the server accepts at most {limit}: send it in parts",
                     reason="MESSAGE_TOO_LARGE",
                     field=kind or "",
                 )

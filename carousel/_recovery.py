@@ -119,7 +119,7 @@ class Recovery:
         if kind == "error" and request is not None and self._is_open and self.is_elsewhere(response.error):
             raise LostError(_answers.error(response.error))
         if kind == "closed" and self._is_movable(response):
-            raise LostError(UnavailableError("the session is in the store, or with another server"))
+            raise LostError(UnavailableError("the session is in the store, or another server has it"))
         has_progress = request is not None
         if request is not None and kind == "generated":
             has_progress = self._generated(response)
@@ -307,7 +307,9 @@ class Recovery:
     def _check_moved(self, restored: int) -> None:
         if restored != self._moved_to:
             moved = f"another caller moved the session to position {self._moved_to}"
-            raise history_lost(f"{moved}, and it was restored at {restored}: what it consumed is not known.")
+            raise history_lost(
+                f"{moved}, but it was restored at {restored}: the client does not know what it consumed."
+            )
 
     def _first_position(self, position: int) -> int:
         """The position that the session must have for the first pending request."""

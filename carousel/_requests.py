@@ -80,7 +80,7 @@ def vectors(
     if isinstance(features, Mapping):
         return joined(features, inputs, field, is_last=is_last)
     if is_last if isinstance(is_last, bool) else any(is_last):
-        raise invalid(f"{field}: end=True needs features by name, and a model that reads it", field)
+        raise invalid(f"{field}: end=True needs a dict of features by name, and a model with an end flag", field)
     return features
 
 
@@ -179,7 +179,7 @@ def step_batch_message(
     Raises InvalidArgumentError when there are not as many of them as handles.
     """
     if (tokens is None) == (features is None):
-        raise TypeError("give either tokens or features")
+        raise TypeError("give tokens or features, not both")
     if features is not None:
         return pb.StepBatch(
             handles=handles,
@@ -190,7 +190,7 @@ def step_batch_message(
     tokens = tokens or ()
     if len(tokens) != len(handles):
         raise invalid(
-            f"step_batch.token_ids: tokens for {len(tokens)} sessions, but the step has {len(handles)}: give as many",
+            f"step_batch.token_ids has tokens for {len(tokens)} sessions, but the step has {len(handles)} sessions",
             "step_batch.token_ids",
         )
     message = pb.StepBatch(
@@ -234,7 +234,7 @@ def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, 
 
 def _listed(targets: Sequence[Source]) -> Sequence[Source]:
     if isinstance(targets, str) or (len(targets) and isinstance(targets[0], int)):
-        raise TypeError("targets are given as a list of sequences, also when there is only one")
+        raise TypeError("targets must be a list of sequences, also for one target: [target]")
     return targets
 
 

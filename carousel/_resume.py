@@ -68,7 +68,7 @@ def behind_checkpoint(position: int, checkpoint: int | None) -> error_pb2.Error:
     return error_pb2.Error(
         code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
         message=f"the session is at position {position}, behind its checkpoint at {checkpoint}: another caller rewound"
-        " it, or the store lost a write. Feed it from where it is, or open a new session",
+        f" it, or the store lost a write. Feed it from position {position}, or open a new session",
         reason="POSITION_MISMATCH",
         metadata={"position": str(position)},
     )
@@ -136,4 +136,4 @@ def _ask(request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
 
 
 def _left() -> UnavailableError:
-    return UnavailableError("the server is shutting down, or another one has the session", reason="GO_AWAY")
+    return UnavailableError("the server is shutting down, or another server has the session", reason="GO_AWAY")

@@ -8,13 +8,13 @@ from carousel.values import CloseReason
 _WORDS = {
     CloseReason.UNSPECIFIED: "the server gave a reason that this client does not know",
     CloseReason.CLIENT: "a client asked for it",
-    CloseReason.DISCONNECT: "the stream or the call that it was opened for has ended",
+    CloseReason.DISCONNECT: "its stream or call ended, as its on_disconnect says",
     CloseReason.IDLE: "it was idle for longer than the server allows",
-    CloseReason.SHUTDOWN: "the server shuts down",
+    CloseReason.SHUTDOWN: "the server is shutting down",
     CloseReason.FAILED: "opening it failed",
     CloseReason.EXPIRED: "it was not resumed or used in time",
     CloseReason.MOVED: "it has moved to another server",
-    CloseReason.LOST: "its state is lost",
+    CloseReason.LOST: "its state is lost: open a new session",
     CloseReason.TAKEN: "another stream took it over",
     CloseReason.MAX_AGE: "it reached the age that the server allows",
 }

@@ -23,16 +23,16 @@ def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOption
     InvalidArgumentError for values that no message can hold, and TypeError for options that cannot be combined."""
     model = text(options.get("model", ""), "open.model")
     if not model and (without := [name for name in _OF_OPENING if options.get(name)]):
-        raise TypeError(f"{', '.join(without)}: give a model, too, which opens the session")
+        raise TypeError(f"{', '.join(without)}: also give `model`, which opens the session")
     if unknown := sorted(set(options) - set(StepOptions.__annotations__)):
         raise TypeError(f"{', '.join(unknown)}: no such option")
     features = options.get("features")
     has_feed = tokens is not None or features is not None
     asked = [name for name in _OF_FEED if _is_given(options.get(name))]
     if not has_feed and asked:
-        raise TypeError(f"{', '.join(asked)}: give tokens or features, too")
+        raise TypeError(f"{', '.join(asked)}: also give tokens or features")
     if not has_feed and not model and (asked := [name for name in _OF_OUTPUTS if _is_given(options.get(name))]):
-        raise TypeError(f"{', '.join(asked)}: give tokens or features, too, or a model, which opens the session")
+        raise TypeError(f"{', '.join(asked)}: also give tokens or features, or `model`, which opens the session")
     top_k, logits = options.get("top_k"), flag(options.get("logits", False), "logits")
     trace = flag(options.get("trace", False), "trace")
     session_id = text(session_id, "session_id") or (secrets.token_urlsafe(9) if model else "")

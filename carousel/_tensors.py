@@ -54,7 +54,7 @@ def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
             lacking = f"{missing} {'is' if missing == 1 else 'are'} missing"
             raise invalid(
                 f"{field} has {count} numbers, but each step reads {size}: {lacking} for {num_steps}"
-                f" {'step' if num_steps == 1 else 'steps'} (`carousel.Frames` keeps the rest until it is whole)",
+                f" {'step' if num_steps == 1 else 'steps'} (`carousel.Frames` cuts samples into complete steps)",
                 field,
             )
         message.shape[:] = [count // (size or 1), size]

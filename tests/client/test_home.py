@@ -66,7 +66,7 @@ def test_every_call_of_a_closed_client_says_that_it_was_closed(server: FakeServe
         lambda: list(client.sessions.list()),
         lambda: client.sessions.get("s"),
     ):
-        with pytest.raises(FailedPreconditionError, match=r"the client was closed: make another") as caught:
+        with pytest.raises(FailedPreconditionError, match=r"the client was closed: make a new one") as caught:
             call()
         assert caught.value.reason == "CLIENT_CLOSED"
     with pytest.raises(RequestCancelledError, match="the client was closed"):
@@ -86,10 +86,10 @@ async def test_every_call_of_a_closed_client_of_asyncio_says_that_it_was_closed(
         client.session("toy", "ab")._open,
         lambda: client.sessions.get("s"),
     ):
-        with pytest.raises(FailedPreconditionError, match="the client was closed: make another"):
+        with pytest.raises(FailedPreconditionError, match="the client was closed: make a new one"):
             await call()
     for start in (lambda: client.generate("toy", "ab"), lambda: client.watch("s"), lambda: client.batch("toy")):
-        with pytest.raises(FailedPreconditionError, match="the client was closed: make another"):
+        with pytest.raises(FailedPreconditionError, match="the client was closed: make a new one"):
             start()
     with pytest.raises(RequestCancelledError, match="the client was closed"):
         await session.feed("A")
@@ -104,7 +104,7 @@ def refused(call):
     try:
         call()
     except FailedPreconditionError as error:
-        assert error.reason == "FORKED" and "which was forked: make a client after the fork" in error.message, error
+        assert error.reason == "FORKED" and "make a client after the fork" in error.message, error
     else:
         raise AssertionError("it was not refused")
 

@@ -96,16 +96,16 @@ async def test_a_refusal_is_raised_at_once(shell: Shell, server: FakeServer) -> 
 
 
 async def test_what_does_not_go_together_is_refused_before_it_is_sent(shell: Shell, server: FakeServer) -> None:
-    with pytest.raises(TypeError, match="source, version: give a model, too, which opens the session"):
+    with pytest.raises(TypeError, match="source, version: also give `model`, which opens the session"):
         await shell.step("mine", source="ab", version=3)
     with pytest.raises(TypeError, match="give tokens or features, not both"):
         await shell.step("mine", "A", features=[1.0])
     with pytest.raises(TypeError, match="positon: no such option"):
         await shell.step("mine", "A", positon=3)
-    with pytest.raises(TypeError, match="position, mark: give tokens or features, too"):
+    with pytest.raises(TypeError, match="position, mark: also give tokens or features"):
         await shell.step("mine", position=0, mark=True)
     with pytest.raises(
-        TypeError, match="top_k, trace: give tokens or features, too, or a model, which opens the session"
+        TypeError, match="top_k, trace: also give tokens or features, or `model`, which opens the session"
     ):
         await shell.step("mine", top_k=3, trace=True)
     with pytest.raises(InvalidArgumentError, match=r"feed\.position = -1 must be 0 to"):

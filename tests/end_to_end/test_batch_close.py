@@ -35,7 +35,7 @@ def test_one_session_of_a_batch_is_closed_and_the_others_are_stepped(
             with pytest.raises(IndexError, match=f"place = {place} has no session"):
                 batch.step([2], places=[place])
         assert len(batch) == 4
-        with pytest.raises(InvalidArgumentError, match="tokens for 4 sessions, but the step has 3: give as many"):
+        with pytest.raises(InvalidArgumentError, match="has tokens for 4 sessions, but the step has 3"):
             batch.step([2] * 4)
         assert batch.step([2] * 3).errors == {}
 

@@ -56,7 +56,7 @@ async def test_scores_are_those_of_a_loop_and_both_clients_agree(target: str, ti
         scores = session.score(targets, with_end=True)
         assert session.position == 1
         assert client.score("tiny-bos", targets, prompt=[8], with_end=True) == scores
-        with pytest.raises(TypeError, match="as a list of sequences"):
+        with pytest.raises(TypeError, match="must be a list of sequences"):
             session.score("t5")
         with pytest.raises(InvalidArgumentError, match="targets\\[1\\]"):
             session.score([[5], [99]])

@@ -290,9 +290,12 @@ def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, wor
             "open.constants has an unknown constant 'number': foreign has language, speaker, gain",
         ),
         ({"speaker": "me"}, "open.constants['speaker'] must be numbers"),
-        ({"speaker": [[1, 2], [3]]}, "open.constants['speaker'] must be numbers of 32 bits, in rows of one length"),
-        ({"speaker": [1, 2, 3], "language": 2**24 + 1}, "whole ones up to 16777216"),
-        ({"speaker": [1, 2, 1e39]}, "open.constants['speaker'] must be numbers of 32 bits"),
+        (
+            {"speaker": [[1, 2], [3]]},
+            "open.constants['speaker'] must be numbers that fit 32-bit floats",
+        ),
+        ({"speaker": [1, 2, 3], "language": 2**24 + 1}, "whole numbers up to 16777216"),
+        ({"speaker": [1, 2, 1e39]}, "open.constants['speaker'] must be numbers that fit 32-bit floats"),
         ({1: 2}, "open.constants has the name 1: it must be a string"),
         ([1], "open.constants must be a dict of values by name, not [1]"),
     ],
@@ -310,9 +313,9 @@ def test_an_end_needs_parts_with_names(service: LocalService) -> None:
     given = {"speaker": [0, 0, 0]}
     x: Any = [0.0] * READ
     with Client(service.target) as client, client.session("foreign", constants=given) as session:
-        with pytest.raises(InvalidArgumentError, match="end=True needs features by name"):
+        with pytest.raises(InvalidArgumentError, match="end=True needs a dict of features by name"):
             session.feed(features=[[*x, 0.0]], end=True)
-        with pytest.raises(InvalidArgumentError, match="'is_last' is given, too"):
+        with pytest.raises(InvalidArgumentError, match="the end flag 'is_last' is also given"):
             session.feed(features={"x": x, "is_last": 0}, end=True)
         assert session.position == 0
 

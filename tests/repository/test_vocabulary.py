@@ -180,7 +180,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     """It raises ValueError: the bundle becomes a problem, and the server continues."""
     (tmp_path / "target.txt").write_bytes(b"a\n\xff\n")
     spec = VocabularySpec(file="target.txt", size=2, tokenizer="characters")
-    with pytest.raises(ValueError, match="^target.txt is not UTF-8 text: "):
+    with pytest.raises(ValueError, match=r"^target\.txt is not UTF-8 text: "):
         Vocabulary.load(tmp_path / "target.txt", spec, owner="the vocabulary of g2p")
 
 
