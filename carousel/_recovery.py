@@ -307,9 +307,7 @@ class Recovery:
     def _check_moved(self, restored: int) -> None:
         if restored != self._moved_to:
             moved = f"another caller moved the session to position {self._moved_to}"
-            raise history_lost(
-                f"{moved}, but it was restored at {restored}: the client does not know what it consumed."
-            )
+            raise history_lost(f"{moved}, but it was restored at {restored}: what it consumed is not known.")
 
     def _first_position(self, position: int) -> int:
         """The position that the session must have for the first pending request."""

@@ -178,8 +178,7 @@ class Step:
         """The most likely next token. Raises LookupError when the feed requested logits or no outputs."""
         if not self.tokens:
             raise LookupError(
-                "the answer has no tokens, because the feed had logits=True or outputs=False: after logits=True read"
-                " `logits`"
+                "the answer has no tokens, because the feed had logits=True or outputs=False: see `logits`"
             )
         return self.tokens[0]
 

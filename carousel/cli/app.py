@@ -30,15 +30,15 @@ app = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
     help="Talks to a Carousel server. Options of the connection may stand before or after a command's name.",
-    epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong command line or file; 3 not reached, or not in time;"
-    " 4 not found; 5 not allowed; 130 interrupted; 141 nobody reads the output.",
+    epilog="Exit codes: 0 success; 1 refused or failed; 2 wrong command line or file; 3 server not reached, or no"
+    " answer in time; 4 not found; 5 not allowed; 130 interrupted; 141 output closed.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = {
     "Models": (("models", models.list_models), ("load", models.load), ("unload", models.unload)),
-    "Sequences, each in a session of its own": (
+    "Sequences, each in its own session": (
         ("generate", generate.generate),
         ("translate", translate.translate),
         ("forecast", forecast.forecast),

@@ -21,12 +21,12 @@ from carousel.values import ModelInfo
 def bench(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
-    sessions: Annotated[int, typer.Option(min=1, max=10_000, help="At once.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For how long.")] = 10.0,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens a message.")] = 1,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
-    seed: Annotated[int, typer.Option(help="Of what is fed.")] = 0,
+    sessions: Annotated[int, typer.Option(min=1, max=10_000, help="Number of sessions.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration in seconds.")] = 10.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each message.")] = 1,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the random input.")] = 0,
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:

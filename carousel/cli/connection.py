@@ -93,7 +93,7 @@ class Connection:
             found = [match for pattern in _CAUSES if (match := pattern.match(error.message))]
             told = ": ".join(found[-1].groups()) if found else error.message
             return UnavailableError(
-                f"no Carousel server can be reached at {self.address}: {told} (-t HOST:PORT names another)",
+                f"no Carousel server can be reached at {self.address}: {told} (-t HOST:PORT chooses another server)",
                 reason="NOT_REACHED",
             )
         if isinstance(error, DeadlineExceededError) and not error.reason:
@@ -118,7 +118,7 @@ class Connection:
         if ":" not in self.address.strip(":"):
             raise typer.BadParameter(f"{self.address!r} must be HOST:PORT", param_hint="--target")
         if (self.cert is None) != (self.key is None):
-            raise typer.BadParameter("--cert and --key go together")
+            raise typer.BadParameter("--cert and --key must be given together")
         credentials = None
         if self._has_tls:
             ca, key, cert = _read(self.ca), _read(self.key), _read(self.cert)
@@ -198,12 +198,12 @@ def _options(*, is_first: bool) -> list[inspect.Parameter]:
             "-t",
             envvar="CAROUSEL_TARGET",
         ),
-        option("token", str | None, "By which the server knows you.", "--token", envvar="CAROUSEL_TOKEN"),
-        option("token_file", path, "File that has the token.", "--token-file"),
+        option("token", str | None, "Token that identifies you to the server.", "--token", envvar="CAROUSEL_TOKEN"),
+        option("token_file", path, "File with the token.", "--token-file"),
         option("tls", bool | None, "Use TLS, with the authorities that this machine trusts.", "--tls"),
         option("ca", path, "PEM file of the authority of the server's certificate.", "--ca"),
         option("cert", path, "PEM file of your own certificate.", "--cert"),
-        option("key", path, "PEM file of its private key.", "--key"),
+        option("key", path, "PEM file of the private key of --cert.", "--key"),
         option("timeout", float | None, f"Seconds for each call; by default {_TIMEOUT_S:g}.", "--timeout", min=0.001),
     ]
 

@@ -15,7 +15,8 @@ Given: TypeAlias = Annotated[
     typer.Option(
         "--constant",
         metavar="NAME=NUMBER[,NUMBER...]|NAME=@FILE",
-        help="What the session keeps, such as a language; once for each. A file has its numbers, row-major.",
+        help="Value that stays the same for the session, such as a language. May be repeated. A file has the numbers,"
+        " row-major.",
     ),
 ]
 
@@ -30,12 +31,12 @@ def constants_of(info: ModelInfo, given: Sequence[str] | None) -> dict[str, Any]
         if not equals:
             raise _wrong(f"{text!r:.60} must be NAME=NUMBER, or NAME=@FILE")
         if name not in ports:
-            raise _wrong(f"{info.model} has {', '.join(ports) or 'no session constants'}, and not {name!r:.60}")
+            raise _wrong(f"{info.model} has {', '.join(ports) or 'no session constants'}, but not {name!r:.60}")
         if name in found:
             raise _wrong(f"{name} is given twice")
         numbers, shape = _numbers(name, value), ports[name].shape
         if len(numbers) != ports[name].size:
-            raise _wrong(f"{name} has {len(numbers)} numbers, and {info.model} reads {list(shape)}")
+            raise _wrong(f"{name} has {len(numbers)} numbers, but {info.model} reads {list(shape)}")
         found[name] = _shaped(iter(numbers), shape)
     return found
 
@@ -45,7 +46,7 @@ def _numbers(name: str, value: str) -> list[float]:
         try:
             value = Path(value[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise _wrong(f"{name}: {value[1:]} cannot be read: {reason}") from None
     try:
         return [float(number) for number in value.replace(",", " ").split()]

@@ -87,7 +87,7 @@ def tell(error: Exception) -> None:
     if text:
         printing.error(text)
     if isinstance(cause, TyperException) and (context := getattr(cause, "ctx", None)) and text:
-        printing.note(f"{context.command_path} --help tells what it takes")
+        printing.note(f"see {context.command_path} --help")
     if isinstance(cause, CarouselError) and cause.retry_delay is not None:
         printing.note(f"try again in {cause.retry_delay.total_seconds():g} s")
 

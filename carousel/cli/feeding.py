@@ -85,7 +85,7 @@ class Feeding:
         if self._fault is not None:
             raise self._fault
         if session.position == before:
-            raise InputError(f"{named(self._options.file)} has no step: nothing was fed")
+            raise InputError(f"{named(self._options.file)} has no complete step: nothing was fed")
 
     def _steps(self) -> Iterator[list[array[float]]]:
         frames, name = Frames(self._info.fed_size), named(self._options.file)
@@ -96,16 +96,16 @@ class Feeding:
             self._fault = fault
         if not frames.missing:
             return
-        what = f"{name}: the last step has {len(frames)} of {frames.size} numbers"
+        what = f"{name}: the last step has only {len(frames)} of {frames.size} numbers"
         is_padded = not self._options.is_kept if self._options.pad is None else self._options.pad
         if not is_padded and self._options.is_kept:
-            note(f"{what}, which are left out: begin the next piece with them")
+            note(f"{what} and is not fed: put these numbers at the beginning of the next piece")
         elif is_padded:
             added = "1 zero is" if frames.missing == 1 else f"{frames.missing} zeros are"
-            note(f"{what}: {added} added (--no-pad leaves it out)")
+            note(f"{what}: {added} added (with --no-pad, this step is left out)")
             yield frames.flush()
         else:
-            note(f"{what}: it is left out")
+            note(f"{what} and is left out")
 
     def _named(self, steps: list[array[float]]) -> dict[str, list[array[float]]]:
         """Returns the named parts of steps, without the end flag, which the client fills in."""

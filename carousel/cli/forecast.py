@@ -25,14 +25,18 @@ def forecast(
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", "-i", allow_dash=True, help="CSV file of it instead, a step a line; - for a pipe."),
+        typer.Option(
+            "--input", "-i", allow_dash=True, help="CSV file of the history, a step a line; - for standard input."
+        ),
     ] = None,
     then: Annotated[
-        str | None, typer.Option("--then", help="Steps after the source of a model with an encoder.")
+        str | None, typer.Option("--then", help="Steps to feed after the source; for a model with an encoder.")
     ] = None,
-    horizon: Annotated[int | None, typer.Option("--horizon", "-n", min=1, help="Steps. Default: the model's.")] = None,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    horizon: Annotated[
+        int | None, typer.Option("--horizon", "-n", min=1, help="Number of steps to forecast. Default: the model's.")
+    ] = None,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,12 +46,14 @@ def forecast(
     step: step (from 1), values.
     """
     if (history is None) == (input_file is None):
-        raise typer.BadParameter("give HISTORY or --input")
+        raise typer.BadParameter("give either HISTORY or --input")
     connection: Connection = context.obj
     with connection.client() as client:
         info = client.model(model, version)
         if not info.value_size:
-            raise typer.BadParameter(f"{model} gives tokens: use `carousel generate`", param_hint="MODEL")
+            raise typer.BadParameter(
+                f"{model} outputs tokens, not numbers: use `carousel generate`", param_hint="MODEL"
+            )
         read = table(input_file) if history is None else vectors_of(info, history, "HISTORY")
         after = None if then is None else vectors_of(info, then, "--then")
         if after is not None and not info.has_encoder:

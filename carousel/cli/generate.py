@@ -25,42 +25,45 @@ def generate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
     source: Annotated[
-        str | None, typer.Argument(help="What a model with an encoder reads; of others what to consume first.")
+        str | None, typer.Argument(help="Source of a model with an encoder; for other models, what to consume first.")
     ] = None,
     input_file: Annotated[
         Path | None,
         typer.Option("--input", "-i", allow_dash=True, help="Sources, one a line; - for standard input."),
     ] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on with the next line of --input after one that is refused.")
-    ] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Continue after a refused line of --input.")] = False,
     prompt: Annotated[
         str | None,
         typer.Option(help="What to consume first: text, as the model splits it, or numbers such as `1.5,2 1.6,3`."),
     ] = None,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     constant: Given = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, show_default="the model's", help="Tokens, or steps of numbers, at most.")
+        int | None, typer.Option(min=1, show_default="the model's", help="The most tokens, or steps of numbers.")
     ] = None,
-    min_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens before the end, at least.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(min=0, help="The fewest tokens before the end.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Samples, from logits over this; so do the next four.")
+        float | None,
+        typer.Option(help="Sample, with the logits divided by this. --top-k, --top-p or --seed also select sampling."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draws from the k likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample only from the k likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draws from the likeliest that have this probability together.")
+        float | None, typer.Option(help="Sample only from the likeliest tokens that together have this probability.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same tokens.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed for sampling: the same seed gives the same tokens.")
+    ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1 makes tokens that were given less likely.")
+        float | None, typer.Option(help="Above 1 makes tokens that occurred before less likely.")
     ] = None,
-    beam_size: Annotated[int | None, typer.Option(min=1, help="Searches for the likeliest sequences.")] = None,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, help="Search for the likeliest sequences with so many beams.")
+    ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(help="With --beam-size: the higher, the longer (default: 1).")
+        float | None, typer.Option(help="With --beam-size: higher values prefer longer sequences (default: 1).")
     ] = None,
-    num_best: Annotated[int | None, typer.Option(min=1, help="How many of them to print.")] = None,
+    num_best: Annotated[int | None, typer.Option(min=1, help="With --beam-size: how many sequences to print.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generates a sequence, or one for each line of a file; prints tokens as they arrive.
@@ -72,7 +75,7 @@ def generate(
     if source is not None and input_file is not None:
         raise typer.BadParameter("give SOURCE or --input, not both")
     if keep_going and input_file is None:
-        raise typer.BadParameter("--keep-going goes with --input")
+        raise typer.BadParameter("--keep-going needs --input")
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
@@ -88,7 +91,7 @@ def generate(
     decoding = {name: value for name, value in options.items() if value is not None}
     for name in ("length_penalty", "num_best"):
         if name in decoding and beam_size is None:
-            raise typer.BadParameter(f"--{name.replace('_', '-')} goes with --beam-size")
+            raise typer.BadParameter(f"--{name.replace('_', '-')} needs --beam-size")
     connection: Connection = context.obj
     sources: list[tuple[int, str | None]] = [(0, source)] if input_file is None else [*lines(input_file)]
     with connection.client() as client:

@@ -33,16 +33,16 @@ def inspect(
     text: Annotated[
         str | None,
         typer.Argument(
-            help="What it reads: the source, of a model with an encoder; else what is fed. Numbers: `1.5,2 1.6,3`."
+            help="The source of a model with an encoder; for other models, what to feed. Numbers: `1.5,2 1.6,3`."
         ),
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="What a model of numbers reads: CSV, a step a line, or an array, .npy.")
+        Path | None, typer.Option(help="File for a model of numbers: CSV, a step a line, or a NumPy array, .npy.")
     ] = None,
     feed: Annotated[
         str | None, typer.Option("--feed", help="Tokens to feed after the source. Default: what the model generates.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps to generate, at most, after a source.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="The most steps to generate after a source.")] = 32,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -52,7 +52,7 @@ def inspect(
             help="Picture to write: .png, or .html; - for text. Default: MODEL.png.",
         ),
     ] = None,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +62,7 @@ def inspect(
     traces by name, a row a step.
     """
     if (text is None) == (features is None):
-        raise typer.BadParameter("give TEXT or --features")
+        raise typer.BadParameter("give either TEXT or --features")
     path = to or Path(f"{model}.png")
     is_text = str(path) == "-" and not as_json
     if not (as_json or is_text or path.suffix.lower() in _SUFFIXES):

@@ -26,7 +26,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 def load(
     context: typer.Context,
     model: Annotated[str, typer.Argument(show_default="all", help="The model's name.")] = "",
-    version: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: all versions.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Makes the server load new versions from its repository, and lists them.
@@ -44,7 +44,7 @@ def load(
 def unload(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
-    version: Annotated[int, typer.Option(min=1, help="The version.")],
+    version: Annotated[int, typer.Option(min=1, help="Version of the model.")],
     as_json: AsJson = False,
 ) -> None:
     """Makes the server stop serving a version. Its open sessions continue until they end.
@@ -57,8 +57,8 @@ def unload(
     if as_json:
         print_json({"model": model, "version": version, "num_sessions": num_sessions})
     else:
-        stay = f"; {num_sessions} open session{'s stay' if num_sessions > 1 else ' stays'} with it"
-        note(f"{model}/{version} is not served any more{stay if num_sessions else ''}")
+        stay = f"; {num_sessions} open session{'s continue' if num_sessions > 1 else ' continues'} with it"
+        note(f"{model}/{version} is no longer served{stay if num_sessions else ''}")
 
 
 def _show(models: Iterable[ModelInfo], *, as_json: bool, empty: str) -> None:

@@ -23,7 +23,7 @@ AsJson = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print JSON, an object a line; errors, too, on standard error. NaN, Infinity and -Infinity are strings.",
+        help="Print JSON, one object a line; errors also, on standard error. NaN, Infinity and -Infinity are strings.",
     ),
 ]
 

@@ -105,6 +105,6 @@ def _array(path: Path) -> list[list[float]]:
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a NumPy array: {error}") from None
     if found.dtype.kind not in "fiub" or found.ndim != 2:
-        raise InputError(f"{path} has shape {list(found.shape)} of {found.dtype}, and [steps, numbers] is read")
+        raise InputError(f"{path} has shape {list(found.shape)} of {found.dtype}: expected [steps, numbers]")
     vectors: list[list[float]] = found.astype(np.float32).tolist()
     return vectors

@@ -57,12 +57,10 @@ def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) 
     with _opened(path) as file:
         kind = kind or _kind_of(path)
         if rate is not None and kind is not Format.WAV:
-            raise InputError(
-                f"--rate is compared with that of a WAV file, and {name} is of format {kind}: leave it out"
-            )
+            raise InputError(f"--rate is only for WAV files, and {name} has the format {kind}: leave it out")
         if len(info.fed) > 1 and kind is not Format.CSV:
             names = ", ".join(port.name for port in info.fed)
-            raise InputError(f"{info.model} reads {names}: give a CSV file whose first line names its columns by those")
+            raise InputError(f"{info.model} reads {names}: give a CSV file whose first line has these names")
         yield _READERS[kind](file, name, info, rate)
 
 
@@ -81,7 +79,7 @@ def _kind_of(path: Path) -> Format:
         *some, last = Format
         expected = f"{', '.join(some)} or {last}"
         raise InputError(
-            f"{named(path)} does not tell its format by its name: give --format, one of {expected}"
+            f"the format of {named(path)} is not clear from its name: give --format, one of {expected}"
         ) from None
 
 
@@ -128,7 +126,7 @@ def _wav(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     rate = info.sample_rate or None if rate is None else rate
     if rate is not None and rate != pcm.rate:
         raise InputError(
-            f"{name} has {pcm.rate} samples a second, and {who} {rate}: convert it, such as by"
+            f"{name} has {pcm.rate} samples a second, but {who} {rate}: convert it, such as by"
             f" `ffmpeg -i {name} -ar {rate} converted.wav`"
         )
     if rate is None:
@@ -175,7 +173,7 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     try:
         import numpy as np  # noqa: PLC0415  # it may not be installed
     except ModuleNotFoundError:
-        raise InputError(f"{name} is an array of NumPy's, which is not installed: pip install numpy") from None
+        raise InputError(f"{name} is a NumPy array, but NumPy is not installed: pip install numpy") from None
     data = file.read()
     if not data:
         return iter(())
@@ -183,18 +181,18 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
         if _NPY.startswith(data):
             raise ValueError("it ends within its header")
         if not data.startswith(_NPY):
-            raise ValueError(f"it begins with {data[: len(_NPY)]!r}, and those with {_NPY!r}")
+            raise ValueError(f"it begins with {data[: len(_NPY)]!r}, not with {_NPY!r}")
         found: Any = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"{name} is not a NumPy array: {error}") from None
     shape, dtype = found.shape, found.dtype
     if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.fed_size)):
         raise InputError(
-            f"{name} has shape {list(shape)} of {dtype}, and {info.model} reads numbers, [numbers] or"
+            f"{name} has shape {list(shape)} of {dtype}, but {info.model} reads numbers, [numbers] or"
             f" [steps, {info.fed_size}]{filled_in(info)}"
         )
     if dtype.kind in "iu" and (not info.fed or any(port.dtype.startswith("float") for port in info.fed)):
-        note(f"{name} has integers ({dtype}): they are fed as they are, where WAV is scaled to numbers from -1 up to 1")
+        note(f"{name} has integers ({dtype}): they are fed unchanged, while samples of WAV are scaled to -1 to 1")
     return iter([array("f", found.astype(np.float32).tobytes())])
 
 

@@ -32,9 +32,9 @@ def score(
     ] = None,
     source: Annotated[str | None, typer.Option(help="What a model with an encoder reads.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to consume first: text, as the model splits it.")] = None,
-    end: Annotated[bool, typer.Option("--end", help="Each with the end token after it.")] = False,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    end: Annotated[bool, typer.Option("--end", help="Also score the end token after each sequence.")] = False,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,14 +44,14 @@ def score(
     --end one for the end token).
     """
     if bool(targets) == (input_file is not None):
-        raise typer.BadParameter("give TARGET or --input")
+        raise typer.BadParameter("give either TARGET or --input")
     numbered = [(0, target) for target in targets or ()] if input_file is None else lines(input_file)
     given = [target for _, target in numbered]
     connection: Connection = context.obj
     with connection.client() as client:
         info = client.model(model, version)
         if info.value_size:
-            raise typer.BadParameter(f"{model} gives numbers: only tokens are scored", param_hint="MODEL")
+            raise typer.BadParameter(f"{model} outputs numbers, but only tokens can be scored", param_hint="MODEL")
         # texts for subword models are split by the server
         split: list[Source] = [one if info.tokenizer == "subword" else tokens_of(info, one) for one in given]
         try:

@@ -16,13 +16,15 @@ from carousel.cli.printing import AsJson, note, print_json, print_table
 from carousel.cli.reading import read_bytes
 from carousel.values import SessionInfo
 
-SessionId = Annotated[str, typer.Argument(help="The session's id; to an admin, another's is principal/id.")]
+SessionId = Annotated[
+    str, typer.Argument(help="The session's id. An admin names a session of another principal as principal/id.")
+]
 _COLUMNS = ("SESSION", "MODEL", "POSITION#", "STATE", "OPEN#", "IDLE#", "KEPT", "WHERE", "MARKS")
 
 
 def list_sessions(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Of this model alone.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only sessions of this model.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Lists your sessions; for an admin, all sessions."""
@@ -68,9 +70,9 @@ def snapshot(
 
 def restore(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="What `snapshot` wrote; - for standard input.", allow_dash=True)],
-    session_id: Annotated[str, typer.Option("--id", help="Its new id; by default the one it had.")] = "",
-    version: Annotated[int | None, typer.Option(min=1, help="Another version of the model to go on with.")] = None,
+    file: Annotated[Path, typer.Argument(help="File that `snapshot` wrote; - for standard input.", allow_dash=True)],
+    session_id: Annotated[str, typer.Option("--id", help="New id of the session; by default its earlier id.")] = "",
+    version: Annotated[int | None, typer.Option(min=1, help="Continue with another version of the model.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Makes a session from a file that `snapshot` wrote."""
@@ -82,7 +84,7 @@ def restore(
 
 def close(
     context: typer.Context,
-    session_ids: Annotated[list[str], typer.Argument(help="Their ids.")],
+    session_ids: Annotated[list[str], typer.Argument(help="Ids of the sessions.")],
     as_json: AsJson = False,
 ) -> None:
     """Closes sessions of any client. With --json one object for each: session_id, position."""
@@ -99,7 +101,10 @@ def close(
 def close_all(
     context: typer.Context,
     principal: Annotated[
-        str, typer.Argument(metavar="[PRINCIPAL]", help="Whose; yours by default. Others' need an admin.")
+        str,
+        typer.Argument(
+            metavar="[PRINCIPAL]", help="Name of the principal; by default you. Only an admin can name another."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +138,7 @@ def rewind(
     position: Annotated[int, typer.Argument(min=0, help="A mark of the session: `sessions get` lists them.")],
     as_json: AsJson = False,
 ) -> None:
-    """Sets a session back to a mark, such as those of `step --mark` and of each line of `stream`."""
+    """Rewinds a session to a mark, such as a mark of `step --mark` or of a line of `stream`."""
     connection: Connection = context.obj
     with connection.client() as client:
         _show(client.sessions.rewind(session_id, position), as_json=as_json)
@@ -169,7 +174,7 @@ def _show(session: SessionInfo, *, as_json: bool) -> None:
 
 def _row(one: SessionInfo) -> tuple[object, ...]:
     now = datetime.now(UTC)
-    where = "put aside" if one.spilled else "in memory" if one.attached else "in memory, left"
+    where = "spilled" if one.spilled else "in memory" if one.attached else "in memory, detached"
     kept = one.durability if one.checkpoint_position is None else f"{one.durability} to {one.checkpoint_position}"
     return (
         one.session_id,

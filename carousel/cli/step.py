@@ -24,23 +24,25 @@ def step(
         str | None,
         typer.Argument(
             metavar="[TOKENS]",
-            help="What to feed: text, as the model splits it; to a model of numbers, vectors such as `1.5,2 1.6,3`.",
+            help="What to feed: text, as the model splits it; for a model of numbers, vectors such as `1.5,2 1.6,3`.",
         ),
     ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Open a session of this model if there is none.")] = "",
-    source: Annotated[str | None, typer.Option(help="What a model with an encoder reads when it is opened.")] = None,
-    version: Annotated[int, typer.Option(min=0, help="Of the model; 0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Open a session of this model if none has the id.")] = "",
+    source: Annotated[str | None, typer.Option(help="Source of a model with an encoder, for the opening.")] = None,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     constant: Given = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Have it kept in the store between calls, not in memory.")
+        bool, typer.Option("--keep", help="Keep the session in the store between calls, not only in memory.")
     ] = False,
-    durability: Annotated[str | None, typer.Option(help="none, checkpoint or strict.")] = None,
+    durability: Annotated[
+        str | None, typer.Option(help="When the session is stored: none, checkpoint or strict.")
+    ] = None,
     position: Annotated[
         int | None,
-        typer.Option(min=0, show_default="where the session is", help="Where the session must be to be fed."),
+        typer.Option(min=0, show_default="where the session is", help="Feed only if the session is at this position."),
     ] = None,
-    mark: Annotated[bool, typer.Option("--mark", help="Keep the state after it, for `rewind`.")] = False,
+    mark: Annotated[bool, typer.Option("--mark", help="Keep the state after this feed, for `rewind`.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Candidates to show.")] = 5,
     close: Annotated[bool, typer.Option("--close", help="Close the session at the end.")] = False,
     as_json: AsJson = False,
@@ -51,7 +53,7 @@ def step(
     without a stream. With --json one object: position, outputs, session_id, model, restored_from and others.
     """
     if not model and (source is not None or version or variant or constant or keep or durability):
-        raise typer.BadParameter("--source, --version, --variant, --constant, --keep and --durability go with --model")
+        raise typer.BadParameter("--source, --version, --variant, --constant, --keep and --durability need --model")
     connection: Connection = context.obj
     with connection.client() as client:
         opening: StepOptions = {}
@@ -68,7 +70,7 @@ def step(
                 "durability": durability,
             }
         if text is None and (position is not None or mark):
-            raise typer.BadParameter("--position and --mark go with TOKENS")
+            raise typer.BadParameter("--position and --mark need TOKENS")
         told = client.step(session_id, **opening)
         if info is None or (info.model, info.version) != (told.model, told.version):
             info = client.model(told.model, told.version)

@@ -40,42 +40,44 @@ def stream(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="What a model with an encoder reads. For others the file to feed: samples, as WAV, CSV or NumPy's"
-            " array; of models of tokens, a text. - for standard input."
+            help="Source of a model with an encoder. For other models, the file to feed: samples as WAV, CSV or a NumPy"
+            " array; for a model of tokens, a text. - for standard input."
         ),
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", "-i", allow_dash=True, help="The file to feed; a model with an encoder takes it so."),
+        typer.Option("--input", "-i", allow_dash=True, help="File to feed, for a model with an encoder."),
     ] = None,
     samples: Annotated[
         Format | None,
-        typer.Option("--format", help="Of the samples. Default: by the file's name. Raw ones have one channel."),
+        typer.Option(
+            "--format", help="Format of the samples. Default: by the file's name. Raw samples have one channel."
+        ),
     ] = None,
-    rate: Annotated[int | None, typer.Option(min=1, help="Samples a second that a WAV file must have.")] = None,
+    rate: Annotated[int | None, typer.Option(min=1, help="Samples per second that a WAV file must have.")] = None,
     pad: Annotated[
         bool | None,
         typer.Option(
             "--pad/--no-pad",
-            help="Fill the last step with zeros, or leave it out, where the file does not fill it.",
+            help="Fill an incomplete last step with zeros, or leave it out.",
             show_default="--pad; with --keep, --no-pad",
         ),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, show_default="5; of a file, 1", help="Candidates to show.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, show_default="5; for a file, 1", help="Candidates to show.")] = None,
     session_id: Annotated[str, typer.Option("--id", help="The session's id.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the session of that id.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the session with that id.")] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Let the session outlive this command, and go on with --resume.")
+        bool, typer.Option("--keep", help="Keep the session after this command; continue it with --resume.")
     ] = False,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     constant: Given = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on after a line from a pipe that is refused.")
+        bool, typer.Option("--keep-going", help="Continue after a refused line from a pipe.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Feeds a session a file or a pipe, such as audio, CSV or text, or what is typed, and prints each step's output.
+    """Feeds a session from a file, a pipe or the keyboard, and prints each step's output.
 
     With a file, or - for standard input, the command feeds all its data as it arrives. For each step it prints a line:
     the position and the values, or the likeliest tokens and their probabilities, separated by tabs. With --json, an
@@ -89,7 +91,7 @@ def stream(
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
     if resume and constant:
-        raise typer.BadParameter("--constant goes with a session that is opened: the one that is resumed has its own")
+        raise typer.BadParameter("--constant cannot be used with --resume: the session keeps its constants")
     connection: Connection = context.obj
     with connection.client() as client, ExitStack() as files:
         session = client.resume(session_id) if resume else None
@@ -136,9 +138,9 @@ def stream(
 def _check(file: Path | None, *, samples: tuple[object, ...], keep_going: bool) -> None:
     """Raises typer.BadParameter for options that need a file, or that need typed lines."""
     if file is None and any(one is not None for one in samples):
-        raise typer.BadParameter("--format, --rate, --pad and --no-pad go with a file")
+        raise typer.BadParameter("--format, --rate, --pad and --no-pad need a file")
     if file is not None and keep_going:
-        raise typer.BadParameter("--keep-going goes with lines that are typed, not with a file")
+        raise typer.BadParameter("--keep-going is for typed lines, not for a file")
 
 
 def _is_left(error: BaseException, is_fed: bool, *, is_resumed: bool, is_kept: bool) -> bool:

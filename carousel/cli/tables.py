@@ -55,11 +55,11 @@ class Columns:
         for column, name in enumerate(header):
             place = self._place(name, columns)
             if place in columns:
-                raise HeaderError(f"it names {_quoted(name)} once too often, and {self.model} reads {self.shown}")
+                raise HeaderError(f"it names {_quoted(name)} too often: {self.model} reads {self.shown}")
             columns[place] = column
         missing = [name for place, name in enumerate(self._names) if place not in columns]
         if missing:
-            raise HeaderError(f"it does not name {missing[0]}, and {self.model} reads {self.shown}")
+            raise HeaderError(f"it does not name {missing[0]}: {self.model} reads {self.shown}")
         return [columns[place] for place in range(self.size)]
 
     def _place(self, name: str, columns: dict[int, int]) -> int:
@@ -71,7 +71,7 @@ class Columns:
             return self._names.index(name)
         if name.partition("[")[0] in self._ends:
             raise HeaderError(f"it names {_quoted(name)}, which the command fills in: leave that column out")
-        raise HeaderError(f"it names {_quoted(name)}, and {self.model} reads {self.shown}")
+        raise HeaderError(f"it names {_quoted(name)}, but {self.model} reads {self.shown}")
 
 
 class Table:
@@ -113,7 +113,7 @@ class Table:
             if self._is_header(cells):
                 return []
         if len(cells) != self._width:
-            raise self._wrong(f"it has {len(cells)} columns, and the lines before it {self._width}")
+            raise self._wrong(f"it has {len(cells)} columns, but the lines before it have {self._width}")
         try:
             numbers = [float(cell) for cell in cells]
         except ValueError as error:
@@ -134,7 +134,7 @@ class Table:
         if len(cells) not in (1, columns.size):
             expected = "1 number" if columns.size == 1 else f"1 number, or the {columns.size} of a step"
             raise self._wrong(
-                f"it has {len(cells)} columns, and a line for {columns.model} has {expected}{columns.filled_in}"
+                f"it has {len(cells)} columns, but a line for {columns.model} has {expected}{columns.filled_in}"
             )
         return False
 

@@ -23,12 +23,12 @@ from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
 
 _HELP = """\
-type tokens, between spaces, to feed them (of a model of characters, the line as it is; of a model of numbers, vectors
-such as 1.5,2); an empty line feeds what the model says comes next
+type tokens, separated by spaces, to feed them (for a model of characters, the line as it is; for a model of numbers,
+vectors such as 1.5,2); an empty line feeds the likeliest next token, or the predicted numbers
 :generate [N]   let the server choose N tokens (10)
-:top K          show K candidates from here on
-:back           take the last line back, as far as the server's marks go
-:where          tell the position and the session's id
+:top K          show K candidates from now on
+:back           undo the last line, as far as the server's marks reach
+:where          show the position and the session's id
 :help, :quit    (or the end of input)"""
 _NAME = "standard input"
 
@@ -107,11 +107,11 @@ class Talk:
         elif command == ":help":
             note(_HELP)
         elif command.startswith(":") and len(command) > 1:
-            raise InputError(f"{line.strip()!r} is not a command: :help lists them")
+            raise InputError(f"{line.strip()!r} is not a command: :help lists the commands")
         elif line or self._next is not None:
             self._feed(line)
         else:
-            raise InputError("an empty line feeds what the model says comes next, and it says nothing: :help")
+            raise InputError("an empty line feeds what the model predicts, but there is no prediction: see :help")
 
     @property
     def _next(self) -> str | None:
@@ -165,7 +165,7 @@ class Talk:
 
     def _back(self) -> None:
         if not self._lines:
-            raise InputError("there is nothing to take back")
+            raise InputError("there is no line to undo")
         line = self._lines[-1]
         if line.position == self._began and self._reopen is not None:  # there is no mark before the first line
             self._session.close()

@@ -26,21 +26,22 @@ _STANDARD_INPUT = Path("-")
 
 def translate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model that reads a text and gives tokens.")] = MODEL,
+    model: Annotated[str, typer.Argument(help="A model that reads text and outputs tokens.")] = MODEL,
     input_file: Annotated[
-        Path, typer.Option("--input", "-i", allow_dash=True, help="What to translate, line by line.")
+        Path,
+        typer.Option("--input", "-i", allow_dash=True, help="File to translate, line by line; - for standard input."),
     ] = _STANDARD_INPUT,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on with the next line after one that is refused.")
-    ] = False,
-    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
-    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Continue after a refused line.")] = False,
+    version: Annotated[int, typer.Option(min=0, help="Version of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the model, such as int8.")] = "",
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, show_default="the model's", help="Of a translation, at most.")
+        int | None, typer.Option(min=1, show_default="the model's", help="The most tokens of a translation.")
     ] = None,
-    beam_size: Annotated[int | None, typer.Option(min=1, help="Searches for the likeliest translation.")] = None,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, help="Search for the likeliest translation with so many beams.")
+    ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(help="With --beam-size: the higher, the longer (default: 1).")
+        float | None, typer.Option(help="With --beam-size: higher values prefer longer translations (default: 1).")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Lines that the server works on at once.")] = 64,
     as_json: AsJson = False,
@@ -52,7 +53,7 @@ def translate(
     that is not empty: source, line, text, tokens, finish_reason.
     """
     if length_penalty is not None and beam_size is None:
-        raise typer.BadParameter("--length-penalty goes with --beam-size")
+        raise typer.BadParameter("--length-penalty needs --beam-size")
     given = {"max_tokens": max_tokens, "beam_size": beam_size, "length_penalty": length_penalty}
     decoding: DecodingOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     connection: Connection = context.obj
@@ -61,7 +62,10 @@ def translate(
     with connection.client() as client:
         info = client.model(model, version)
         if not info.has_encoder or info.source_feature_size or info.value_size:
-            raise typer.BadParameter(f"{info.model} does not read a text and give tokens", param_hint="MODEL")
+            raise typer.BadParameter(
+                f"{info.model} cannot translate: expected a model that reads text and outputs tokens",
+                param_hint="MODEL",
+            )
         for result in client.generate_many(
             info.model, lines.sources(), version=version, variant=variant, concurrency=concurrency, **decoding
         ):

@@ -75,7 +75,7 @@ def header(file: IO[bytes], name: str) -> Pcm | None:
     if len(begin) < 12 and any(kind.startswith(begin[:4]) for kind in _KINDS):
         raise _short(name)
     if begin[:4] not in _KINDS or begin[8:] != b"WAVE":
-        raise InputError(f"{name} is not a WAV file: it begins with {begin[:4]!r}, and those with b'RIFF'")
+        raise InputError(f"{name} is not a WAV file: it begins with {begin[:4]!r}, not with b'RIFF'")
     found: Pcm | None = None
     whole_size = 0
     while start := file.read(8):
@@ -108,7 +108,7 @@ def _format(data: bytes, name: str) -> Pcm:
     if kind != _PCM or bits not in _CODES:
         what = f"{bits}-bit floats" if kind == _FLOAT else f"{bits} bits"
         raise InputError(
-            f"{name} has samples of {what} (WAV format {kind}), and PCM of 8, 16, 24 or 32 bits is read: convert it,"
+            f"{name} has samples of {what} (WAV format {kind}): expected PCM of 8, 16, 24 or 32 bits: convert it,"
             f" such as by `ffmpeg -i {name} -c:a pcm_s16le converted.wav`"
         )
     if not channels or width != channels * bits // 8:
@@ -130,8 +130,8 @@ def _size_of_samples(file: IO[bytes], name: str, declared: int) -> int | None:
         return declared if 0 < declared < _LEAST_PIPED_SIZE else None
     if not declared and not _is_chunks(file):
         raise InputError(
-            f"{name} declares that it has no samples, and something follows: the program that wrote it did not finish"
-            f" it. To feed what is there, give it by a pipe: cat {name} | carousel stream MODEL - --format wav"
+            f"{name} declares that it has no samples, but data follows: the program that wrote it did not finish it. To"
+            f" feed this data, use a pipe: cat {name} | carousel stream MODEL - --format wav"
         )
     return None if declared == _UNKNOWN_SIZE else declared
 

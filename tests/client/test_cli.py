@@ -60,7 +60,7 @@ def test_generate_searches(shell: Shell) -> None:
     assert scores == sorted(scores, reverse=True)
     for option in ("--length-penalty", "--num-best"):
         refused = shell.run("generate", "g2p-en", "gate", option, "1", code=2)
-        assert f"{option} goes with --beam-size" in refused.stderr.decode()
+        assert f"{option} needs --beam-size" in refused.stderr.decode()
 
 
 def test_a_session_by_hand(shell: Shell) -> None:
@@ -253,10 +253,10 @@ def test_bench_counts(shell: Shell) -> None:
         (("stream", "pychar-en", "/nowhere"), 2, "error: /nowhere cannot be read: No such file or directory"),
         (("stream", "pychar-en", "a", "-i", "b"), 2, "pychar-en has no encoder"),
         (("stream", "pychar-en", "-", "--format", "s16"), 2, "are for samples, and pychar-en reads tokens"),
-        (("stream", "pychar-en", "--rate", "1"), 2, "go with a file"),
-        (("stream", "pychar-en", "-", "--keep-going"), 2, "goes with lines that are typed"),
+        (("stream", "pychar-en", "--rate", "1"), 2, "need a file"),
+        (("stream", "pychar-en", "-", "--keep-going"), 2, "--keep-going is for typed lines, not for a file"),
         (("nonsense",), 2, "No such command"),
-        (("--cert", "x", "models"), 2, "--cert and --key go together"),
+        (("--cert", "x", "models"), 2, "--cert and --key must be given together"),
     ],
 )
 def test_what_is_wrong_is_told_and_has_its_exit_code(
@@ -302,12 +302,12 @@ def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
     assert all(name in overview for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
     assert "Exit codes" in overview
     sections = re.findall(r"^(\S.*):$", overview, re.MULTILINE)
-    assert sections[:2] == ["Models", "Sequences, each in a session of its own"]
+    assert sections[:2] == ["Models", "Sequences, each in its own session"]
     assert sections[2:] == ["Sessions", "Measuring", "Options", "Connection"]
     assert shell.run(code=2).stdout.decode() == overview
     told = " ".join(shell.out("stream", "--help").split())
-    assert told.index("Feeds a session a file or a pipe, such as audio") < told.index("what is typed")
-    assert re.search(r"stream +Feeds a session a file or a pipe", overview)
+    assert told.index("Feeds a session from a file, a pipe or the keyboard") < told.index("feeds each typed line")
+    assert re.search(r"stream +Feeds a session from a file, a pipe", overview)
     for command in ("models", "generate", "inspect", "bench"):
         assert "Usage:" in shell.out(command, "--help")
     of_sessions = shell.out("sessions", "--help")
@@ -359,7 +359,7 @@ def test_step_opens_feeds_and_closes_one_call_after_the_other(shell: Shell) -> N
     last = shell.run("step", "by-hand", "EY T", "--close")
     assert b"session by-hand of g2p-en/1: closed at position 3" in last.stderr
     assert b"is gone: it was closed by a client at position 3" in shell.run("step", "by-hand", code=4).stderr
-    assert b"go with --model" in shell.run("step", "by-hand", "--source", "gate", code=2).stderr
+    assert b"need --model" in shell.run("step", "by-hand", "--source", "gate", code=2).stderr
 
 
 def test_watch_shows_what_happens_to_a_session_until_it_ends(shell: Shell) -> None:

@@ -45,7 +45,7 @@ def test_models_are_loaded_and_unloaded(own_shell: Shell, repository: Path) -> N
     assert "co2-forecast        2  serving" in own_shell.out("load", "co2-forecast", "--version", "2")
     assert [json.loads(line)["version"] for line in own_shell.out("load", "--json").splitlines()] == [1, 2]
     told = own_shell.run("unload", "co2-forecast", "--version", "1").stderr.decode()
-    assert told == "co2-forecast/1 is not served any more; 1 open session stays with it\n"
+    assert told == "co2-forecast/1 is no longer served; 1 open session continues with it\n"
     unloaded = {"model": "co2-forecast", "version": 2, "num_sessions": 0}
     assert own_shell.json("unload", "co2-forecast", "--version", "2") == unloaded
     own_shell.run("unload", "co2-forecast", "--version", "3", code=4)
@@ -63,7 +63,7 @@ def test_sessions_are_forked_and_set_back(shell: Shell) -> None:
     assert "original" in shell.out("sessions", "rewind", "original", "1")
     assert [shell.json("sessions", "get", one)["position"] for one in ("original", "copy")] == [1, 2]
     assert b"its marks: 1 [MARK_NOT_FOUND]" in shell.run("rewind", "original", "2", code=1).stderr
-    assert b"--position and --mark go with TOKENS" in shell.run("step", "original", "--mark", code=2).stderr
+    assert b"--position and --mark need TOKENS" in shell.run("step", "original", "--mark", code=2).stderr
     closed = shell.out("sessions", "close", "original", "copy", "--json").splitlines()
     assert [json.loads(line) for line in closed] == [
         {"session_id": "original", "position": 1},
@@ -122,11 +122,11 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("forecast", "g2p-en", "1"), "g2p-en gives tokens: use `carousel generate`"),
-        (("forecast", "co2-forecast"), "give HISTORY or --input"),
+        (("forecast", "g2p-en", "1"), "g2p-en outputs tokens, not numbers: use `carousel generate`"),
+        (("forecast", "co2-forecast"), "give either HISTORY or --input"),
         (("forecast", "co2-forecast", "a"), "co2-forecast reads numbers, steps between spaces"),
-        (("score", "co2-forecast", "a"), "co2-forecast gives numbers: only tokens are scored"),
-        (("score", "g2p-en"), "give TARGET or --input"),
+        (("score", "co2-forecast", "a"), "co2-forecast outputs numbers, but only tokens can be scored"),
+        (("score", "g2p-en"), "give either TARGET or --input"),
         (
             ("generate", "co2-forecast", "1", "--top-k", "2"),
             "--top-k: co2-forecast outputs values",
@@ -135,7 +135,7 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
             ("generate", "pychar-en", "a", "--prompt", "b"),
             "pychar-en has no encoder: give SOURCE, or",
         ),
-        (("generate", "g2p-en", "a", "--keep-going"), "--keep-going goes with --input"),
+        (("generate", "g2p-en", "a", "--keep-going"), "--keep-going needs --input"),
         (("inspect", "g2p-en", "a", "-o", "look.txt"), "--to: look.txt must end with one of .png, .html, .htm"),
         (("inspect", "pychar-en", "a", "-o", "-"), "--to: pychar-en has no attention: write a .png or .html file"),
         (("inspect", "co2-forecast", "a b"), "TEXT: co2-forecast reads numbers, steps between spaces"),

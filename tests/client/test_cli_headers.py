@@ -71,7 +71,7 @@ def test_a_file_that_declares_no_samples_has_none(tmp_path: Path) -> None:
 def test_a_file_that_was_not_finished_is_refused(tmp_path: Path, piped: Any, data: bytes) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(sized(0, data))
-    with pytest.raises(InputError, match=r"declares that it has no samples, and something follows: .*: cat .* \| "):
+    with pytest.raises(InputError, match=r"declares that it has no samples, but data follows: .*: cat .* \| "):
         read(path)
     assert len(read(piped(sized(0, data)), kind=Format.WAV)) == len(data) // 2
 
@@ -92,7 +92,7 @@ def test_integers_of_an_array_are_told_to_be_fed_as_they_are(
     np.save(path, np.arange(4).astype(dtype))
     for info in (INFO, ONE):
         assert read(path, info) == [0, 1, 2, 3]
-        told = f"{path} has integers ({dtype}): they are fed as they are, where WAV is scaled to numbers"
+        told = f"{path} has integers ({dtype}): they are fed unchanged, while samples of WAV are scaled"
         assert capsys.readouterr().err.startswith(told)
     counts = replace(ONE, inputs=(Port("count", "int64", (2,)),))
     assert read(path, counts) == [0, 1, 2, 3]
@@ -125,17 +125,17 @@ def test_one_named_input_may_have_a_header(piped: Any, info: ModelInfo, text: st
 @pytest.mark.parametrize(
     ("info", "text", "message"),
     [
-        (ONE, "obs[0],ops[1]\n1,2\n", "it names 'ops[1]', and one reads obs[0],obs[1]"),
-        (ONE, "obs[0]\n1\n", "it does not name obs[1], and one reads obs[0],obs[1]"),
-        (ONE, "obs[0],x\n", "it names 'x', and one reads"),
-        (ONE, f"{'x' * 50}\n", f"it names '{'x' * 40}...', and one reads"),
+        (ONE, "obs[0],ops[1]\n1,2\n", "it names 'ops[1]', but one reads obs[0],obs[1]"),
+        (ONE, "obs[0]\n1\n", "it does not name obs[1]: one reads obs[0],obs[1]"),
+        (ONE, "obs[0],x\n", "it names 'x', but one reads"),
+        (ONE, f"{'x' * 50}\n", f"it names '{'x' * 40}...', but one reads"),
         (ONE, "obs[0],2\n", "could not convert string to float: 'obs[0]'"),
-        (NAMED, "obs,obs,reword\n", "it names 'reword', and policy reads obs[0],obs[1],reward"),
+        (NAMED, "obs,obs,reword\n", "it names 'reword', but policy reads obs[0],obs[1],reward"),
         (ENDED, "obs,obs,is_last\n", "it names 'is_last', which the command fills in: leave that column out"),
         (
             ENDED,
             "1,2,0\n",
-            "it has 3 columns, and a line for ended has 1 number, or the 2 of a step: the command fills",
+            "it has 3 columns, but a line for ended has 1 number, or the 2 of a step: the command fills",
         ),
     ],
 )

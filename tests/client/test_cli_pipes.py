@@ -106,7 +106,7 @@ def test_every_line_can_be_taken_back(shell: Shell) -> None:
     shell.run("stream", "g2p-en", "gate", "--id", "back-kept", "--keep", typed="G\n")
     resumed = ("stream", "g2p-en", "--id", "back-kept", "--resume")
     assert b"position 1" in shell.run(*resumed, "--keep", typed="EY\n:back\n:where\n").stdout
-    assert b"nothing to take back" in shell.run(*resumed, typed=":back\n", code=2).stderr
+    assert b"there is no line to undo" in shell.run(*resumed, typed=":back\n", code=2).stderr
 
 
 def test_a_token_of_a_file_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: Path) -> None:

@@ -141,14 +141,14 @@ def test_headers_as_other_programs_write_them(tmp_path: Path, size: int | None) 
 
 
 BAD_WAVS = {
-    "another file": (b"ID3\x04" + bytes(50), r"is not a WAV file: it begins with b'ID3\x04', and those with b'RIFF'"),
+    "another file": (b"ID3\x04" + bytes(50), r"is not a WAV file: it begins with b'ID3\x04', not with b'RIFF'"),
     "floats": (
         riff(form(3, 1, 32), chunk(b"data", bytes(8))),
-        "has samples of 32-bit floats (WAV format 3), and PCM of 8, 16, 24 or 32 bits is read: convert it, such as by"
+        "has samples of 32-bit floats (WAV format 3): expected PCM of 8, 16, 24 or 32 bits: convert it, such as by"
         " `ffmpeg -i ",
     ),
-    "compressed": (riff(form(85, 1, 16), chunk(b"data", b"")), "has samples of 16 bits (WAV format 85), and PCM"),
-    "12 bits": (riff(form(1, 1, 12), chunk(b"data", b"")), "has samples of 12 bits (WAV format 1), and PCM"),
+    "compressed": (riff(form(85, 1, 16), chunk(b"data", b"")), "has samples of 16 bits (WAV format 85): expected PCM"),
+    "12 bits": (riff(form(1, 1, 12), chunk(b"data", b"")), "has samples of 12 bits (WAV format 1): expected PCM"),
     "no format": (riff(chunk(b"data", bytes(8))), "is not a WAV file: its samples come before their format"),
     "short format": (riff(chunk(b"fmt ", bytes(8))), "is not a WAV file: the format of its samples has 8 bytes"),
     "no channel": (riff(form(1, 0, 16)), "is not a WAV file: 0 channels of 16 bits do not take 0 bytes"),
@@ -174,9 +174,9 @@ def test_another_sampling_rate_is_refused(tmp_path: Path, capsys: pytest.Capture
     path.write_bytes(written(RAMP, 16, rate=8000))
     assert len(read(path, rate=8000)) == len(RAMP)
     assert capsys.readouterr().err == ""
-    with pytest.raises(InputError, match=r"a.wav has 8000 samples a second, and --rate says 16000: convert it"):
+    with pytest.raises(InputError, match=r"a.wav has 8000 samples a second, but --rate says 16000: convert it"):
         read(path, rate=16_000)
-    with pytest.raises(InputError, match="--rate is compared with that of a WAV file, and standard input is of format"):
+    with pytest.raises(InputError, match="--rate is only for WAV files, and standard input has the format"):
         read(Path("-"), kind=Format.S16, rate=16_000)
 
 
@@ -227,11 +227,11 @@ def test_columns_are_found_by_the_names_of_inputs(piped: Any, header: str, order
 
 BAD_LINES = {
     "no number": (INFO, "1\n2\nx\n", "line 3: could not convert string to float: 'x'"),
-    "another width": (INFO, "1\n2,3\n", "line 2: it has 2 columns, and the lines before it 1"),
+    "another width": (INFO, "1\n2,3\n", "line 2: it has 2 columns, but the lines before it have 1"),
     "no step": (
         INFO,
         "1,2,3\n",
-        "line 1: it has 3 columns, and a line for vad has 1 number, or the 4 of a step",
+        "line 1: it has 3 columns, but a line for vad has 1 number, or the 4 of a step",
     ),
     "names": (INFO, "sample\n1\n", "line 1: 'sample' is not a number, and the inputs of vad have no names"),
     "no names": (
@@ -239,10 +239,10 @@ BAD_LINES = {
         "1,2,3\n",
         "line 1: it must name each number that a step of policy reads: obs[0],obs[1],reward",
     ),
-    "too few": (NAMED, "obs,reward\n", "line 1: it does not name obs[1], and policy reads obs[0],obs[1],reward"),
-    "too many": (NAMED, "obs,obs,obs,reward\n", "line 1: it names 'obs' once too often, and policy reads obs[0]"),
-    "twice": (NAMED, "obs[0],obs[0],reward\n", "line 1: it names 'obs[0]' once too often, and policy reads"),
-    "unknown": (NAMED, "obs,obs,reward,done\n", "line 1: it names 'done', and policy reads obs[0],obs[1],reward"),
+    "too few": (NAMED, "obs,reward\n", "line 1: it does not name obs[1]: policy reads obs[0],obs[1],reward"),
+    "too many": (NAMED, "obs,obs,obs,reward\n", "line 1: it names 'obs' too often: policy reads obs[0]"),
+    "twice": (NAMED, "obs[0],obs[0],reward\n", "line 1: it names 'obs[0]' too often: policy reads"),
+    "unknown": (NAMED, "obs,obs,reward,done\n", "line 1: it names 'done', but policy reads obs[0],obs[1],reward"),
 }
 
 
@@ -262,7 +262,7 @@ def test_an_array_of_numpys_has_samples_or_steps(tmp_path: Path) -> None:
         assert read(path) == RAMP.tolist()
     for array in (RAMP.reshape(4, 3), RAMP.reshape(1, 3, 4), np.array(["a"]), RAMP.astype(complex)):
         np.save(path, array)
-        with pytest.raises(InputError, match=r"and vad reads numbers, \[numbers\] or \[steps, 4\]"):
+        with pytest.raises(InputError, match=r"but vad reads numbers, \[numbers\] or \[steps, 4\]"):
             read(path)
     path.write_bytes(b"1,2")
     with pytest.raises(InputError, match="is not a NumPy array: it begins with b'1,2'"):
@@ -272,7 +272,7 @@ def test_an_array_of_numpys_has_samples_or_steps(tmp_path: Path) -> None:
 def test_without_numpy_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", RAMP)
     monkeypatch.setitem(sys.modules, "numpy", None)
-    with pytest.raises(InputError, match="which is not installed: pip install numpy"):
+    with pytest.raises(InputError, match="but NumPy is not installed: pip install numpy"):
         read(tmp_path / "a.npy")
 
 
@@ -280,7 +280,7 @@ def test_what_a_file_has_is_told_by_its_name_or_asked_for(tmp_path: Path) -> Non
     for path in (tmp_path / "a.raw", Path("-")):
         (tmp_path / path).touch()
         with pytest.raises(
-            InputError, match="does not tell its format by its name: give --format, one of wav, s16, f32, csv or npy"
+            InputError, match="is not clear from its name: give --format, one of wav, s16, f32, csv or npy"
         ):
             read(path)
     with pytest.raises(InputError, match=r"none cannot be read: No such file or directory"):
@@ -289,7 +289,7 @@ def test_what_a_file_has_is_told_by_its_name_or_asked_for(tmp_path: Path) -> Non
         read(tmp_path / "none.wav")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read(tmp_path, kind=Format.S16)
-    with pytest.raises(InputError, match="policy reads obs, reward: give a CSV file whose first line names"):
+    with pytest.raises(InputError, match="policy reads obs, reward: give a CSV file whose first line has"):
         read(Path("-"), NAMED, Format.WAV)
 
 

@@ -50,9 +50,9 @@ def test_a_refused_line_is_named_and_ends_the_command_unless_it_is_to_go_on(shel
 def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_path: Path) -> None:
     for model in ("pychar-en", "co2-forecast", "morse"):
         refused = shell.run("translate", model, typed="a\n", code=2).stderr.decode()
-        assert f"{model} does not read a text and give tokens" in refused
+        assert f"{model} cannot translate: expected a model that reads text and outputs tokens" in refused
     assert b"nope' does not exist" in shell.run("translate", "nope", typed="a\n", code=4).stderr
-    assert b"--length-penalty goes with --beam-size" in shell.run("translate", "--length-penalty", "1", code=2).stderr
+    assert b"--length-penalty needs --beam-size" in shell.run("translate", "--length-penalty", "1", code=2).stderr
     assert b"cannot be read" in shell.run("translate", "g2p-en", "-i", str(tmp_path / "none"), code=2).stderr
 
 

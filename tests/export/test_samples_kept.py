@@ -26,8 +26,10 @@ from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vector
 from tests.services import local_service
 
 STEPS = 70
-"""More steps than one feed has."""
-LEFT_OUT = "{}: the last step has {} of 4 numbers, which are left out: begin the next piece with them"
+"""More than one feed has."""
+LEFT_OUT = (
+    "{}: the last step has only {} of 4 numbers and is not fed: put these numbers at the beginning of the next piece"
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,8 @@ def test_a_kept_session_is_padded_where_that_is_asked_for(shell: Shell) -> None:
     numbers = drawn(6, 3)[0].ravel()[:-1]
     found, lines = stream(shell, "padded", raw(numbers), *GIVEN, "--keep", "--pad")
     assert len(found) == 3
-    assert lines[0] == "standard input: the last step has 3 of 4 numbers: 1 zero is added (--no-pad leaves it out)"
+    told = "standard input: the last step has only 3 of 4 numbers: 1 zero is added (with --no-pad, this step is left"
+    assert lines[0] == f"{told} out)"
     found, lines = stream(shell, "padded", raw(numbers), "--resume", "--no-pad", "--keep")
     assert (len(found), lines[0]) == (2, LEFT_OUT.format("standard input", 3))
     shell.run("sessions", "close", "padded")
@@ -122,7 +125,7 @@ def test_what_was_fed_before_a_failure_is_kept(shell: Shell, service: LocalServi
     lines = done.stderr.decode().splitlines()
     assert lines[1:] == [
         "kept: carousel stream foreign --id some --resume",
-        f"error: {path}, line 20001: it has 1 columns, and the lines before it 4",
+        f"error: {path}, line 20001: it has 1 columns, but the lines before it have 4",
     ]
     with Client(service.target) as client:
         assert client.sessions.get("some").position == len(done.stdout.splitlines()) > 0
@@ -136,7 +139,9 @@ def test_a_file_that_was_cut_off_is_fed_and_fails(shell: Shell, service: LocalSe
     done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "cut", "--json", code=2)
     values = [json.loads(line)["outputs"]["y"] for line in done.stdout.splitlines()]
     *told, error = done.stderr.decode().splitlines()[1:]
-    assert told == [f"{path}: the last step has 1 of 4 numbers: 3 zeros are added (--no-pad leaves it out)"]
+    assert told == [
+        f"{path}: the last step has only 1 of 4 numbers: 3 zeros are added (with --no-pad, this step is left out)"
+    ]
     message = f"{path} is cut off: 6 of the 24 bytes of samples that it declares are missing"
     assert json.loads(error)["error"]["message"] == message
     shell.run("sessions", "get", "cut", code=4)
@@ -155,4 +160,4 @@ def test_a_model_with_constants_is_measured(shell: Shell) -> None:
     refused = shell.run(*words, code=1).stderr.decode()
     assert "open.constants['speaker'] is missing" in refused
     refused = shell.run(*words, "--constant", "tongue=1", code=2).stderr.decode()
-    assert "foreign has language, speaker, gain, and not 'tongue'" in " ".join(refused.replace("│", "").split())
+    assert "foreign has language, speaker, gain, but not 'tongue'" in " ".join(refused.replace("│", "").split())

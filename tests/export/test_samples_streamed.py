@@ -83,12 +83,12 @@ def test_a_wav_file_is_a_line_a_step(shell: Shell, repository: Path, tmp_path: P
     assert done.stdout.decode() == lines(expected)
     assert done.stderr.decode().splitlines() == [
         f"{path}: 16000 samples a second, 1 channel, 16 bits",
-        f"{path}: the last step has 25 of 32 numbers: 7 zeros are added (--no-pad leaves it out)",
+        f"{path}: the last step has only 25 of 32 numbers: 7 zeros are added (with --no-pad, this step is left out)",
     ]
     done = shell.run("stream", "vad", str(path), "--no-pad", "--rate", "16000", "--json")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert found == [{"position": at, "values": [value]} for at, value in enumerate(expected[:-1], 1)]
-    assert done.stderr.decode() == f"{path}: the last step has 25 of 32 numbers: it is left out\n"
+    assert done.stderr.decode() == f"{path}: the last step has only 25 of 32 numbers and is left out\n"
 
 
 @pytest.mark.parametrize("kind", ["s16", "f32", "csv", "wav"])
@@ -111,7 +111,7 @@ def test_what_is_empty_is_told(shell: Shell, tmp_path: Path, kind: str) -> None:
     path.touch()
     for name, told in (("-", "standard input"), (str(path), str(path))):
         done = shell.run("stream", "vad", name, "--format", kind, code=2)
-        assert (done.stdout, done.stderr.decode()) == (b"", f"error: {told} has no step: nothing was fed\n")
+        assert (done.stdout, done.stderr.decode()) == (b"", f"error: {told} has no complete step: nothing was fed\n")
 
 
 def test_stereo_is_averaged_and_arrays_are_read(shell: Shell, repository: Path, tmp_path: Path) -> None:
@@ -184,16 +184,16 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
     ("model", "words", "told"),
     [
         ("vad", ("none.wav",), "none.wav cannot be read: No such file or directory"),
-        ("vad", ("-",), "standard input does not tell its format by its name: give --format, one of wav, s16"),
+        ("vad", ("-",), "the format of standard input is not clear from its name: give --format, one of wav, s16"),
         ("vad", ("speech",), "speech cannot be read: No such file or directory"),
-        ("vad", ("text.wav",), "text.wav is not a WAV file: it begins with b'1,2\\n', and those with b'RIFF'"),
+        ("vad", ("text.wav",), "text.wav is not a WAV file: it begins with b'1,2\\n', not with b'RIFF'"),
         (
             "vad",
             ("fine.wav", "--rate", "8000"),
-            "fine.wav has 16000 samples a second, and --rate says 8000: convert",
+            "fine.wav has 16000 samples a second, but --rate says 8000: convert",
         ),
-        ("vad", ("text.csv",), "text.csv, line 1: it has 2 columns, and a line for vad has 1 number, or the 32 of a"),
-        ("policy", ("fine.wav",), "policy reads obs, samples: give a CSV file whose first line names its columns by"),
+        ("vad", ("text.csv",), "text.csv, line 1: it has 2 columns, but a line for vad has 1 number, or the 32 of a"),
+        ("policy", ("fine.wav",), "policy reads obs, samples: give a CSV file whose first line has these"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(

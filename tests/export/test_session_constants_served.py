@@ -261,12 +261,12 @@ def test_the_command_line_gives_constants_and_ends_with_the_file(
     ("words", "message"),
     [
         (["--constant", "speaker"], "'speaker' must be NAME=NUMBER, or NAME=@FILE"),
-        (["--constant", "speaker=1,2"], "speaker has 2 numbers, and foreign reads [3]"),
+        (["--constant", "speaker=1,2"], "speaker has 2 numbers, but foreign reads [3]"),
         (["--constant", "speaker=a"], "speaker = 'a' must be numbers"),
         (["--constant", "speaker=@gone"], "speaker: gone cannot be read: No such file or directory"),
-        (["--constant", "number=1"], "foreign has language, speaker, gain, and not 'number'"),
+        (["--constant", "number=1"], "foreign has language, speaker, gain, but not 'number'"),
         (["--constant", "gain=1", "--constant", "gain=2"], "gain is given twice"),
-        (["--constant", "gain=1", "--resume", "--id", "a"], "the one that is resumed has its own"),
+        (["--constant", "gain=1", "--resume", "--id", "a"], "--constant cannot be used with --resume"),
     ],
 )
 def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, words: list[str], message: str) -> None:
