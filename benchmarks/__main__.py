@@ -35,14 +35,21 @@ def main() -> int:
         return COMMANDS[sys.argv[1]](sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*SUITE, "all"], help="; ".join(f"{n}: {f.__doc__}" for n, f in SUITE.items()))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--seconds", type=float, default=Setup().seconds, help="of one measurement (%(default)s)")
-    parser.add_argument("--held", type=float, default=Setup().held_s, help="seconds of one of `tail` (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument(
+        "--seconds", type=float, default=Setup().seconds, help="seconds of one measurement (%(default)s)"
+    )
+    parser.add_argument(
+        "--held", type=float, default=Setup().held_s, help="seconds of one measurement of `tail` (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=Setup().rounds, help="measurements of each side (%(default)s)")
     wires = ("grpcio", "envoy")
     auto, _ = choose(Settings(wire="auto"))
     parser.add_argument(
-        "--wire", choices=wires, default=auto, help="of the service and servers beside it (%(default)s)"
+        "--wire",
+        choices=wires,
+        default=auto,
+        help="wire of the service and of the servers it is compared with (%(default)s)",
     )
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.held <= 0:

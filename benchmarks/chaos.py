@@ -215,8 +215,8 @@ async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int,
         if at is not None:
             figures.mismatches += 1
             figures.errors.append(
-                f"session {number} ({script.model}) was told otherwise from request {at} on:"
-                f" {str(script.told[at])[:300]} where it should have been {str(told[at])[:300]}"
+                f"session {number} ({script.model}): request {at} returned {str(script.told[at])[:300]}, expected"
+                f" {str(told[at])[:300]}"
             )
     return figures
 
@@ -237,11 +237,11 @@ def main(arguments: list[str]) -> int:
     """Runs `python -m benchmarks chaos`. Returns 1 when a result differed or a session failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__)
     parser.add_argument("--store", choices=["lmdb", "redis", "both"], default="both")
-    parser.add_argument("--wire", choices=["auto", "grpcio", "envoy"], default="auto", help="of the servers")
+    parser.add_argument("--wire", choices=["auto", "grpcio", "envoy"], default="auto", help="wire of the servers")
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     given = parser.parse_args(arguments)
     found = []
     with tempfile.TemporaryDirectory() as name:

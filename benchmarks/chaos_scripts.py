@@ -195,4 +195,4 @@ async def _opened(open_: Callable[[], Awaitable[T]]) -> T:
             return await open_()
         except UnavailableError:
             await asyncio.sleep(0.1)
-    raise TimeoutError("no server has opened a session within a minute")
+    raise TimeoutError("no server opened a session within a minute")

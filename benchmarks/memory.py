@@ -55,5 +55,5 @@ async def _open(channel: grpc.aio.Channel, model: str) -> Any:
     await stream.write(pb.StreamRequest(request_id=1, open=pb.Open(model=model)))
     answer = await stream.read()
     if answer is grpc.aio.EOF or not answer.HasField("opened"):
-        raise RuntimeError(f"a stream was refused: {answer}")
+        raise RuntimeError(f"the server refused a stream: {answer}")
     return stream

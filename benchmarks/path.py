@@ -206,13 +206,13 @@ def main(arguments: list[str]) -> int:
     """Runs the command line. Returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks path", description=__doc__)
     parser.add_argument("--repeats", type=int, default=100, help="how often each event is counted (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parsed = parser.parse_args(arguments)
     if parsed.repeats < 1:
         parser.error("--repeats must be 1 or more")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     events = asyncio.run(measure(make((SMALL,)), SMALL.name, parsed.repeats))
-    print(f"\npath: code under service/ that an event crosses, median of {parsed.repeats}")
+    print(f"\npath: code under service/ that an event executes, median of {parsed.repeats}")
     print(f"  {'event':<32} {'calls':>6} {'functions':>10} {'files':>6} {'moves':>6}")
     for name, crossed in events.items():
         print(f"  {name:<32} {crossed.calls:>6} {crossed.functions:>10} {crossed.files:>6} {crossed.moves:>6}")

@@ -47,8 +47,10 @@ def main(arguments: list[str]) -> int:
     """Runs the command. Returns the process's exit code."""
     defaults = Setup()
     parser = argparse.ArgumentParser(prog="python -m benchmarks peers", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of one measurement (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument(
+        "--seconds", type=float, default=defaults.seconds, help="seconds of one measurement (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=defaults.rounds, help="measurements of each side (%(default)s)")
     parser.add_argument("--picture", type=Path, default=PICTURE, metavar="FILE", help="where the plot is written")
     parser.add_argument("--no-curve", action="store_true", help="leave out latency against load, and the plot")
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if given.rounds < 1 or given.seconds <= 0:
         parser.error("--seconds and --rounds must be above 0")
     if reason := native_load.why_not():
-        parser.error(f"the native load generator is not available ({reason}), and no other speaks Triton's protocol")
+        parser.error(f"the native load generator is not available ({reason}), and no other supports Triton's protocol")
     setup = Setup(models=make((SMALL,)), seconds=given.seconds, rounds=given.rounds, picture=given.picture)
     environment = Environment()
     environment.make()
@@ -138,7 +140,7 @@ def check(failing: Restarted) -> None:
 
     failing.seen(ask)
     if answered != expected:
-        raise RuntimeError(f"Triton answered {answered}; expected {expected}, which the graph gives")
+        raise RuntimeError(f"Triton returned {answered}, but the graph returns {expected}")
 
 
 def _replay(at: Running, traffic: Traffic, load: Load) -> Seen:

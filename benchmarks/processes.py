@@ -60,7 +60,7 @@ def started(module: str, *arguments: str) -> Iterator[tuple[str, subprocess.Pope
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None:
-                raise RuntimeError("no pipe")
+                raise RuntimeError("the process has no standard output")
             line = process.stdout.readline()
             if not line:
                 raise RuntimeError(f"{' '.join(command)} ended before it listened")

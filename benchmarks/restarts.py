@@ -57,7 +57,7 @@ class Restarted:
                 last = error
                 self.failures[_failure(started.process)] += 1
                 self._stop()
-        raise RuntimeError(f"{self._name} failed in {MAX_FAILURES} runs in a row, at last with: {last}") from last
+        raise RuntimeError(f"{self._name} failed in {MAX_FAILURES} runs in a row; the last error: {last}") from last
 
     def summary(self) -> str:
         """Returns a text that says how many runs failed, and how."""

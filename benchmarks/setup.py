@@ -91,5 +91,5 @@ class Setup:
 def notes() -> list[str]:
     """Returns a warning when the native load generator is not available; else nothing."""
     reason = native_load.why_not()
-    warning = "the Python generator took a core; ratios are not comparable"
+    warning = "the Python generator uses a core, so ratios are not comparable"
     return [f"native generator: not available ({reason}): {warning}"] if reason else []

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks simulate", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parsed = parser.parse_args(arguments)
     # imported only here, so that other benchmarks do not need it
     figures: dict[str, Any] = import_module("simulation.run").main(parsed.seconds, parsed.seed)

@@ -187,8 +187,14 @@ def run(models: Path, count: int) -> Figures:
 def main(arguments: list[str]) -> int:
     """Runs the command line. Returns the process's exit code: 1 when a session was resumed at another position."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks takeover", description=__doc__)
-    parser.add_argument("--sessions", type=int, nargs="+", default=[2000, 8000], help="(%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        nargs="+",
+        default=[2000, 8000],
+        help="numbers of sessions, one takeover each (%(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     given = parser.parse_args(arguments)
     export(SMALL)
     found = []

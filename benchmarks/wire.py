@@ -140,7 +140,7 @@ def tail(setup: Setup) -> Report:
         row_of(setup.small.name, pairs, unit="s", bound=_BOUNDS[setup.wire]["tail"][STREAMS], must_be="at most")
     )
     middle, low, high = statistics.median(of_echo), min(of_echo), max(of_echo)
-    report.notes.append(f"the echo server's own, in turn with it: {middle:.2f} ({low:.2f} to {high:.2f})")
+    report.notes.append(f"the same ratio of the echo server, measured in turn: {middle:.2f} ({low:.2f} to {high:.2f})")
     return report
 
 

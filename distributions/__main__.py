@@ -17,7 +17,7 @@ def main() -> int:
         for path in build(Path(__file__).parents[1], parser.parse_args().to):
             print(path)
     except BuildError as error:
-        print(f"nothing to install: {error}", file=sys.stderr)
+        print(f"no distribution was built: {error}", file=sys.stderr)
         return 1
     return 0
 

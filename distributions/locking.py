@@ -42,7 +42,7 @@ def beyond(lock: str, base: str) -> str:
     ours, theirs = entries(lock), entries(base)
     for name in sorted(ours.keys() & theirs):
         if ours[name] != theirs[name]:
-            raise LockError(f"{name} has two versions, {ours[name].split()[0]} and {theirs[name].split()[0]}")
+            raise LockError(f"{name} has different entries: {ours[name].split()[0]} and {theirs[name].split()[0]}")
     return _HEAD + "".join(entry for name, entry in ours.items() if name not in theirs)
 
 
@@ -83,7 +83,9 @@ def write_locks(root: Path, compiler: str) -> list[Path]:
 def main() -> int:
     """Runs the command line. Returns the process's exit code: 0 when all locks were written."""
     parser = argparse.ArgumentParser(description="Locks what the image installs.")
-    parser.add_argument("--compiler", required=True, metavar="PROGRAM", help="pip-compile, of the image's Python")
+    parser.add_argument(
+        "--compiler", required=True, metavar="PROGRAM", help="pip-compile, installed in the image's version of Python"
+    )
     try:
         for path in write_locks(Path(__file__).parents[1], parser.parse_args().compiler):
             print(path)

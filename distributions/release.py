@@ -27,10 +27,12 @@ class ReleaseError(Exception):
 def next_changelog(changelog: str, version: str, day: date) -> str:
     """Returns the changelog with the unreleased changes below the version's heading. Raises ReleaseError."""
     if f"## [{version}]" in changelog:
-        raise ReleaseError(f"{CHANGELOG} has a section of {version}: a version is released once, choose a later one")
+        raise ReleaseError(f"{CHANGELOG} already has a section for {version}: choose a later version")
     before, found, after = changelog.partition(_UNRELEASED)
     if not found:
-        raise ReleaseError(f"{CHANGELOG} has no line {_UNRELEASED.strip()!r}: write what has changed below one")
+        raise ReleaseError(
+            f"{CHANGELOG} has no line {_UNRELEASED.strip()!r}: add this line, and write what has changed below it"
+        )
     if not after.partition("\n## ")[0].strip():
         raise ReleaseError(f"{CHANGELOG} has nothing below {_UNRELEASED.strip()!r}: write what has changed there")
     return f"{before}{_UNRELEASED}\n## [{version}] - {day.isoformat()}\n{after}"
@@ -40,9 +42,11 @@ def next_version(source: str, current: str, version: str) -> str:
     """Returns the version file's text for a release. Raises ReleaseError for an invalid version, or one below the
     current."""
     if not _VERSION.fullmatch(version):
-        raise ReleaseError(f"{version!r:.60} is no version: give three numbers, such as 1.2.3")
+        raise ReleaseError(f"{version!r:.60} is not a version: give three numbers, such as 1.2.3")
     if _numbers(version) < _numbers(current):
-        raise ReleaseError(f"{version} is earlier than {current}, which the code has: give that one, or a later one")
+        raise ReleaseError(
+            f"{version} is earlier than the current version {current}: give {current} or a later version"
+        )
     return source.replace(f'"{current}"', f'"{version}"')
 
 
@@ -52,7 +56,7 @@ def next_deployed(text: str, current: str, version: str) -> str:
     found = re.compile(rf"(?m)^( *(?:newTag|version|appVersion): ){re.escape(current)}$")
     text, num_found = found.subn(rf"\g<1>{version}", text)
     if not num_found:
-        raise ReleaseError(f"what is deployed names no version {current}: look at {' and '.join(map(str, DEPLOYED))}")
+        raise ReleaseError(f"the deployed files have no version {current}: check {' and '.join(map(str, DEPLOYED))}")
     return text
 
 

@@ -101,7 +101,9 @@ def scraped(prometheus: str, count: int) -> str:
 
 def main() -> int:
     """Runs the check of the command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Is a deployment alive, and exact?")
+    parser = argparse.ArgumentParser(
+        description="Check that a deployment answers, and that its results are bit-identical."
+    )
     parser.add_argument("target")
     parser.add_argument("count", type=int, nargs="?", default=1)
     parser.add_argument("--json", action="store_true", help="by HTTP/1.1 and JSON")

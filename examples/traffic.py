@@ -116,12 +116,12 @@ async def run(target: str, seconds: float, num_workers: int = 16) -> int:
 
 def main() -> int:
     """Runs the traffic. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Traffic of all sorts for a server that serves g2p-en.")
+    parser = argparse.ArgumentParser(description="Send many kinds of requests to a server that serves g2p-en.")
     parser.add_argument("target")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=16)
     given = parser.parse_args()
-    print(asyncio.run(run(given.target, given.seconds, given.workers)), "things done")
+    print(asyncio.run(run(given.target, given.seconds, given.workers)), "actions completed")
     return 0
 
 

@@ -16,12 +16,12 @@ def _print(failure: Failure) -> None:
 def run() -> int:
     """Parses the command line and runs. Returns the exit code: 0 when nothing was violated."""
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long seeds are run")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--seed", type=int, help="replay this seed alone")
-    parser.add_argument("--verbose", action="store_true", help="print everything that happened")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="what is served; all by default")
-    parser.add_argument("--no-shrink", action="store_true", help="do not look for a shorter script that fails")
+    parser.add_argument("--seconds", type=float, default=60.0, help="run seeds for so many seconds (default: 60)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--seed", type=int, help="replay only this seed")
+    parser.add_argument("--verbose", action="store_true", help="print every event")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="models to serve; default: all")
+    parser.add_argument("--no-shrink", action="store_true", help="do not search for a shorter failing script")
     options = parser.parse_args()
     if options.seed is None:
         result = main(
@@ -35,7 +35,7 @@ def run() -> int:
     if options.verbose:
         print("\n".join(journal.trace))
     if not journal.violations:
-        print(f"seed {options.seed}: nothing is violated, in {journal.num_events} events")
+        print(f"seed {options.seed}: no violation in {journal.num_events} events")
         return 0
     if not options.verbose:
         print("\n".join(journal.violations) if options.no_shrink else shrink(options.seed, journal, options.models))

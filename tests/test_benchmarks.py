@@ -369,7 +369,7 @@ def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
     try:
         setup = Setup(small.repository, small, small, seconds=0.2, old_position=300, long_feed=300)
         assert setup.report("echo", "").notes == [
-            "native generator: not available (no g++): the Python generator took a core; ratios are not comparable"
+            "native generator: not available (no g++): the Python generator uses a core, so ratios are not comparable"
         ]
         for generator, load in (
             ("lockstep", setup.load(streams=2, long_feed=300)),

@@ -122,7 +122,7 @@ def test_a_server_that_fails_in_every_run_is_given_up(monkeypatch: pytest.Monkey
     def measure(_: Running) -> Seen:
         raise RuntimeError("no request was answered in 2 s")
 
-    with Restarted("it", fake_server) as failing, pytest.raises(RuntimeError, match=r"at last with: no request was"):
+    with Restarted("it", fake_server) as failing, pytest.raises(RuntimeError, match=r"the last error: no request was"):
         failing.seen(measure)
     assert failing.failures == {"no answer": MAX_FAILURES}
 

@@ -58,7 +58,9 @@ class Shortest:
         """Raises ValueError when the server cannot serve the bundle."""
         states = bundle.zeros(NUM_SLOTS)
         if not bundle.has_choice or any(state.shape[1] != NUM_SLOTS for state in states):
-            raise ValueError("the step graph must choose the next token, and its states' second axis be the batch")
+            raise ValueError(
+                "the step graph must choose the next token, and the second axis of each state must be the batch"
+            )
         self._session = bundle.session
         self._names = bundle.names
         self._outputs = bundle.choice_outputs

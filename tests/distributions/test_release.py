@@ -27,7 +27,7 @@ def test_what_is_unreleased_gets_a_heading_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("changelog", "version", "message"),
     [
-        (CHANGELOG, "0.1.0", "has a section of 0.1.0: a version is released once"),
+        (CHANGELOG, "0.1.0", "already has a section for 0.1.0: choose a later"),
         (CHANGELOG.replace("### Added\n\n- All of it.\n", ""), "0.2.0", "has nothing below '## .Unreleased.'"),
         ("# Changelog\n", "0.2.0", "has no line '## .Unreleased.'"),
     ],
@@ -43,7 +43,8 @@ def test_the_code_gets_the_version(version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [("1.2", "'1.2' is no version"), ("v1.2.3", "is no version"), ("0.9.9", "is earlier than")]
+    ("version", "message"),
+    [("1.2", "'1.2' is not a version"), ("v1.2.3", "is not a version"), ("0.9.9", "is earlier than")],
 )
 def test_what_is_no_later_version_is_refused(version: str, message: str) -> None:
     with pytest.raises(ReleaseError, match=message):
@@ -60,7 +61,7 @@ def test_what_is_deployed_gets_the_version_and_nothing_else_is_changed(path: Pat
 
 
 def test_what_is_deployed_with_another_version_is_refused() -> None:
-    with pytest.raises(ReleaseError, match=r"names no version 0\.1\.0"):
+    with pytest.raises(ReleaseError, match=r"have no version 0\.1\.0"):
         next_deployed("newTag: 0.1.01\n", "0.1.0", "0.2.0")
 
 
