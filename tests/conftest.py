@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from examples.local_service import LocalService
@@ -14,6 +15,10 @@ from tests.services import local_service
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "model_repository"
+
+
+hypothesis.settings.register_profile("carousel", deadline=None)  # a busy machine is no fault of the example
+hypothesis.settings.load_profile("carousel")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

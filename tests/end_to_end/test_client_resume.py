@@ -22,6 +22,7 @@ from carousel import (
     ValueToken,
 )
 from examples.local_service import LocalService
+from tests.end_to_end.test_operation import scrape
 from tests.reference import ReferenceSession
 from tests.services import local_service
 
@@ -32,10 +33,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def num_opened(service: LocalService) -> float:
+    """Returns how many sessions were opened on a server."""
+    return sum(value for (name, _), value in scrape(service).items() if name == "carousel_sessions_opened_total")
+
+
 @contextmanager
 def killed_and_started_again(repository: Path, folder: Path, delays_s: list[float], number: int) -> Iterator[str]:
     """Runs a server on one port. After each delay, sends it a signal and starts it again. Yields the server's
-    address."""
+    address.
+
+    The first delay begins when a client has opened a session, because only an open session survives its server.
+    """
     port = free_port()
     flags = {"port": port, "store": "lmdb", "data-folder": folder, "checkpoint-interval-s": 0.05}
     flags["shutdown-grace-s"] = 0.5
@@ -44,7 +53,10 @@ def killed_and_started_again(repository: Path, folder: Path, delays_s: list[floa
     def run() -> None:
         for delay_s in [*delays_s, 1e6]:
             with local_service(repository, flags) as service:
-                ready.set()
+                if not ready.is_set():
+                    ready.set()
+                    while not leave.wait(0.02) and not num_opened(service):
+                        pass
                 leave.wait(delay_s)
                 if not leave.is_set():
                     service.process.send_signal(number)
