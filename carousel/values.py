@@ -1,4 +1,4 @@
-"""The values that calls return. They are frozen, and do not depend on protobuf."""
+"""The values that calls return, which are frozen, and the options of a generation. They do not depend on protobuf."""
 
 from __future__ import annotations
 

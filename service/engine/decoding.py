@@ -1,4 +1,5 @@
-"""Chooses tokens from logits: pure functions of a batch of rows, in which no row depends on another.
+"""Chooses tokens from logits: pure functions of a batch of rows, in which no row depends on another. `sampling` has the
+random draws and their options, `beam` the searches.
 
 1. A row's result has the same bits alone, in any batch and at any place in it. So reductions run along the last axis
    of a contiguous array, one row at a time in a fixed order. Sums that decide a draw are running sums, because their

@@ -51,7 +51,7 @@ class Feed(msgspec.Struct):
 
 
 class Sampling(msgspec.Struct):
-    """See `service.engine.decoding.Sampling`."""
+    """See `service.engine.sampling.Sampling`."""
 
     temperature: float
     top_k: int | None

@@ -98,6 +98,7 @@ def test_a_snapshot_of_an_earlier_version_is_read_for_ever(path: Path) -> None:
 
 
 def test_there_is_a_fixture_of_each_kind() -> None:
+    """The fixture of a new kind is `Codec(KEY).encode(images()[name])`, written once."""
     assert {path.stem for path in FIXTURES.glob("*-1.snapshot")} == {f"{name}-1" for name in images()}
 
 
