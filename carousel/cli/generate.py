@@ -44,8 +44,7 @@ def generate(
     ] = None,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="The fewest tokens before the end.")] = None,
     temperature: Annotated[
-        float | None,
-        typer.Option(help="Sample, with the logits divided by this. --top-k, --top-p or --seed also select sampling."),
+        float | None, typer.Option(help="Samples, from logits over this. --top-k, --top-p and --seed sample, too.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample only from the k likeliest tokens.")] = None,
     top_p: Annotated[
