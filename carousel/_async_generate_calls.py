@@ -22,10 +22,11 @@ from carousel._home import Unpicklable
 from carousel._requests import Source
 from carousel._tensors import Features, Vector
 from carousel.async_session import AsyncGeneration
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from carousel.values import DecodingOptions, TargetScore
+from carousel.values import TargetScore
 
 
 class AsyncGenerateCalls(Unpicklable):

@@ -27,7 +27,7 @@ def decoding_message(
     length_penalty: float | None = None,
     num_best: int | None = None,
 ) -> pb.Decoding:
-    """Takes `values.DecodingOptions`. Each of temperature, top_k, top_p and seed selects sampling.
+    """Takes `DecodingOptions`. Each of temperature, top_k, top_p and seed selects sampling.
 
     Sampling without a seed gets a random seed, so that the message draws the same tokens when it is sent again.
     """

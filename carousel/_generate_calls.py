@@ -19,11 +19,12 @@ from carousel._requests import Source
 from carousel._retry import retried
 from carousel._tensors import Features, Vector
 from carousel._turn import Turn
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
 from carousel.session import Generation
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from carousel.values import DecodingOptions, TargetScore
+from carousel.values import TargetScore
 
 
 class GenerateCalls(Unpicklable):

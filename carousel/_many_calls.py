@@ -16,9 +16,10 @@ from carousel._many_run import ManyRun, protocol_of
 from carousel._requests import Source
 from carousel._sources import SourceReader
 from carousel._stream import Stream
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2_grpc
-from carousel.values import DecodingOptions, GeneratedSequence
+from carousel.values import GeneratedSequence
 
 
 class ManyCalls(Unpicklable):

@@ -15,9 +15,9 @@ from carousel._constants import Constants
 from carousel._deadline import Deadline
 from carousel._decoding import decoding_message
 from carousel._many import ManyGenerations
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import DecodingOptions
 
 
 class ManyRun(Generic[P]):

@@ -22,10 +22,11 @@ from carousel._protocol import SessionProtocol
 from carousel._requests import Source, Tokens
 from carousel._tensors import Features, Vector
 from carousel.async_sessions import AsyncSessions
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError, ConcurrentUseError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from carousel.values import DecodingOptions, Step, TargetScore, Token
+from carousel.values import Step, TargetScore, Token
 
 
 class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):

@@ -17,8 +17,9 @@ from carousel.cli.forecast import values_after
 from carousel.cli.printing import AsJson, print_json, progress
 from carousel.cli.reading import lines, named, shown, source_of, vectors_of
 from carousel.client import Client
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
-from carousel.values import DecodingOptions, ModelInfo
+from carousel.values import ModelInfo
 
 
 def generate(
@@ -44,7 +45,8 @@ def generate(
     ] = None,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="The fewest tokens before the end.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Samples, from logits over this. --top-k, --top-p and --seed sample, too.")
+        float | None,
+        typer.Option(help="Sample, with the logits divided by this. --top-k, --top-p or --seed also select sampling."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample only from the k likeliest tokens.")] = None,
     top_p: Annotated[

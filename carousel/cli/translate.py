@@ -17,8 +17,9 @@ from carousel.cli.connection import Connection
 from carousel.cli.failures import LineError
 from carousel.cli.printing import AsJson, print_json
 from carousel.cli.reading import InputError, named
+from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
-from carousel.values import DecodingOptions, GeneratedSequence, ModelInfo
+from carousel.values import GeneratedSequence, ModelInfo
 
 MODEL = "translate-en-de"
 _STANDARD_INPUT = Path("-")
