@@ -27,7 +27,7 @@ import zstandard
 
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import Image
-from service.sessions.snapshot_format import Header
+from service.sessions.snapshot_format import decode_header, encode_header
 from service.sessions.snapshot_header import arrays_of, header_of, image_of
 
 FORMAT = 1
@@ -50,7 +50,7 @@ class Codec:
 
     def encode(self, image: Image) -> bytes:
         """Returns an image as bytes."""
-        header = msgspec.msgpack.encode(header_of(image))
+        header = encode_header(header_of(image))
         body = b"".join(array.tobytes() for array in arrays_of(image))
         if self._is_compressed:
             body = zstandard.ZstdCompressor().compress(body)
@@ -88,9 +88,15 @@ class Codec:
             raise SnapshotCorruptError("snapshot was changed after it was signed", field="snapshot")
         body = signed[_PREFIX.size + size :]
         try:
-            header = msgspec.msgpack.decode(signed[_PREFIX.size : _PREFIX.size + size], type=Header)
+            header = decode_header(signed[_PREFIX.size : _PREFIX.size + size])
             if flags & _COMPRESSED:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BODY)
             return image_of(header, body)
-        except (msgspec.MsgspecError, zstandard.ZstdError, ValueError, KeyError) as error:  # signed, so a bug
+        except (
+            msgspec.MsgspecError,
+            zstandard.ZstdError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ) as error:  # signed: a bug
             raise SnapshotCorruptError(f"snapshot cannot be read: {error}", field="snapshot") from error

@@ -1,11 +1,17 @@
-"""The classes of the header of a snapshot.
+"""The header of a snapshot: its classes, and how they become bytes.
 
-These classes are the file format. Fields with defaults may be added. No field is ever renamed or gets another meaning.
+These classes are the file format, with the values of the enumerations that they use. Fields with defaults may be added.
+No field is ever renamed or gets another meaning.
 """
 
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+
+from service.engine.decoding import FinishReason, FloatRow
+from service.engine.jobs import OutputKind
+from service.sessions.persistence import Durability, OnDisconnect
 
 
 class Tensor(msgspec.Struct, array_like=True):
@@ -28,13 +34,13 @@ class Lane(msgspec.Struct):
 
 
 class Output(msgspec.Struct, array_like=True):
-    """See `StepOutput`. Numbers are 32-bit floats, little-endian."""
+    """See `StepOutput`, whose order it has. Rows are bytes: 32-bit floats, little-endian."""
 
     position: int
     token_ids: list[int]
     log_probabilities: list[float] | None
-    logits: bytes | None
-    trace: dict[str, bytes] | None = None
+    logits: FloatRow | None
+    trace: dict[str, FloatRow] | None = None
     num_limited: int = 0
 
 
@@ -43,7 +49,7 @@ class Feed(msgspec.Struct):
 
     start: int
     tokens: list[int | bytes]
-    kind: str
+    kind: OutputKind
     top_k: int
     every_position: bool
     answer: list[Output]
@@ -60,7 +66,7 @@ class Sampling(msgspec.Struct):
 
 
 class Beam(msgspec.Struct):
-    """See `service.engine.decoding.Beam`."""
+    """See `service.engine.decoding.Beam`, whose order it has."""
 
     beam_size: int
     length_penalty: float
@@ -80,14 +86,14 @@ class Decoding(msgspec.Struct):
 
 
 class Hypothesis(msgspec.Struct):
-    """See `service.engine.beam.Hypothesis`."""
+    """See `service.engine.beam.Hypothesis`, whose order it has."""
 
     tokens: list[int]
     end_id: int | None
     score: float
     log_probability: float
     log_probabilities: list[float]
-    finish_reason: str
+    finish_reason: FinishReason
 
 
 class Generation(msgspec.Struct):
@@ -98,7 +104,7 @@ class Generation(msgspec.Struct):
     num_dropped: int
     tokens: list[int | bytes]
     log_probabilities: list[float] | None
-    finish_reason: str | None
+    finish_reason: FinishReason | None
     found_position: int | None = None
     found: list[Hypothesis] = []
     before: list[int] | None = None
@@ -115,11 +121,26 @@ class Header(msgspec.Struct):
     manifest_digest: str
     opened_at: float
     state_names: list[str]
-    durability: int
-    on_disconnect: int
+    durability: Durability
+    on_disconnect: OnDisconnect
     duration_s: float
     is_unattended: bool
     lane: Lane
     feed: Feed | None = None
     generation: Generation | None = None
     marks: list[Lane] = []
+
+
+def _row_to_bytes(row: object) -> bytes:
+    if not isinstance(row, np.ndarray):
+        raise TypeError(f"{type(row).__name__} is not in the format of snapshots")
+    return row.astype("<f4", copy=False).tobytes()
+
+
+def _bytes_to_row(_: type, data: bytes) -> FloatRow:
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+
+encode_header = msgspec.msgpack.Encoder(enc_hook=_row_to_bytes).encode
+decode_header = msgspec.msgpack.Decoder(Header, dec_hook=_bytes_to_row).decode
+"""Raises msgspec.MsgspecError for bytes that are not a header."""

@@ -8,23 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-import msgspec
 import numpy as np
+from msgspec import convert
+from msgspec.structs import astuple
 
 from service.engine.arena import Array
 from service.engine.beam import Hypothesis
 from service.engine.before import Before
-from service.engine.decoding import Beam, Decoding, FinishReason, FloatRow, Sampling
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.decoding import Beam, Decoding, Sampling
+from service.engine.jobs import OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
 from service.sessions import snapshot_format as form
 from service.sessions.image import FedBefore, GeneratedBefore, Image
-from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
+from service.sessions.persistence import SessionPolicy
 
 
 def header_of(image: Image) -> form.Header:
     """Returns the header of an image."""
-    policy, last = image.policy, image.last
+    last = image.last
     return form.Header(
         image.session_id,
         image.model,
@@ -33,10 +34,7 @@ def header_of(image: Image) -> form.Header:
         image.manifest_digest,
         image.opened_at,
         image.state_names,
-        int(policy.durability),
-        int(policy.on_disconnect),
-        policy.duration_s,
-        policy.is_unattended,
+        *image.policy,
         _lane(image.lane),
         feed=_feed(last) if isinstance(last, FedBefore) else None,
         generation=_generation(last) if isinstance(last, GeneratedBefore) else None,
@@ -47,14 +45,12 @@ def header_of(image: Image) -> form.Header:
 def arrays_of(image: Image) -> Iterator[Array]:
     """Returns the tensors that follow a header, in order, little-endian."""
     for lane in (image.lane, *image.marks.values()):
-        yield from _arrays(lane)
+        for array in _arrays(lane):
+            yield array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _arrays(lane: LaneState) -> list[Array]:
-    logits = [] if lane.next_logits is None else [lane.next_logits]
-    return [
-        array.astype(array.dtype.newbyteorder("<"), copy=False) for array in (*lane.states, *lane.contexts, *logits)
-    ]
+    return [*lane.states, *lane.contexts, *([] if lane.next_logits is None else [lane.next_logits])]
 
 
 def _lane(lane: LaneState) -> form.Lane:
@@ -70,31 +66,9 @@ def _lane(lane: LaneState) -> form.Lane:
 
 
 def _feed(last: FedBefore) -> form.Feed:
-    outputs = last.outputs
-    answer = [
-        form.Output(
-            output.position,
-            output.token_ids,
-            output.log_probabilities,
-            None if output.logits is None else _bytes(output.logits),
-            None if output.trace is None else {name: _bytes(told) for name, told in output.trace.items()},
-            output.num_limited,
-        )
-        for output in last.answer
-    ]
-    return form.Feed(
-        last.start,
-        list(last.tokens),
-        outputs.kind.value,
-        outputs.top_k,
-        outputs.every_position,
-        answer,
-        outputs.has_trace,
-    )
-
-
-def _bytes(row: FloatRow) -> bytes:
-    return row.astype("<f4", copy=False).tobytes()
+    kind, top_k, every_position, has_trace = last.outputs
+    answer = [form.Output(*output) for output in last.answer]
+    return form.Feed(last.start, list(last.tokens), kind, top_k, every_position, answer, has_trace)
 
 
 def _generation(last: GeneratedBefore) -> form.Generation:
@@ -104,7 +78,7 @@ def _generation(last: GeneratedBefore) -> form.Generation:
         last.start,
         form.Decoding(
             decoding.max_tokens,
-            None if sampling is None else msgspec.convert(sampling, form.Sampling, from_attributes=True),
+            None if sampling is None else convert(sampling, form.Sampling, from_attributes=True),
             decoding.log_probabilities,
             decoding.repetition_penalty,
             decoding.min_tokens,
@@ -114,22 +88,17 @@ def _generation(last: GeneratedBefore) -> form.Generation:
         last.num_dropped,
         list(last.tokens),
         last.log_probabilities,
-        None if last.finish_reason is None else last.finish_reason.value,
+        last.finish_reason,
         None if found is None else found.position,
-        [] if found is None else [_hypothesis(one) for one in found.hypotheses],
+        [] if found is None else [form.Hypothesis(*one) for one in found.hypotheses],
         None if before is None else list(before.tokens),
     )
 
 
-def _hypothesis(one: Hypothesis) -> form.Hypothesis:
-    return form.Hypothesis(
-        one.tokens, one.end_id, one.score, one.log_probability, one.log_probabilities, one.finish_reason.value
-    )
-
-
 def image_of(header: form.Header, body: bytes) -> Image:
-    """Returns the image of a header and its tensors. Raises ValueError when they do not fit together."""
-    arrays = _split(header, body)
+    """Returns the image of a header and its tensors. Raises ValueError, TypeError or LookupError when they do not fit
+    together."""
+    arrays = iter(_split(header, body))
     lane = _read_lane(header.lane, arrays)
     last: FedBefore | GeneratedBefore | None = None
     if header.feed is not None:
@@ -145,27 +114,24 @@ def image_of(header: form.Header, body: bytes) -> Image:
         header.opened_at,
         header.state_names,
         lane,
-        SessionPolicy(
-            Durability(header.durability),
-            OnDisconnect(header.on_disconnect),
-            header.duration_s,
-            header.is_unattended,
-        ),
+        SessionPolicy(header.durability, header.on_disconnect, header.duration_s, header.is_unattended),
         last,
         {mark.position: _read_lane(mark, arrays) for mark in header.marks},
     )
 
 
-def _split(header: form.Header, body: bytes) -> Iterator[Array]:
+def _split(header: form.Header, body: bytes) -> list[Array]:
+    arrays: list[Array] = []
     begin = 0
     for lane in (header.lane, *header.marks):
         for tensor in lane.tensors:
             dtype = np.dtype(tensor.dtype).newbyteorder("<")
             count = prod(tensor.shape)
-            yield np.frombuffer(body, dtype, count, begin).reshape(tensor.shape)
+            arrays.append(np.frombuffer(body, dtype, count, begin).reshape(tensor.shape))
             begin += count * dtype.itemsize
     if begin != len(body):
         raise ValueError(f"{len(body)} bytes of tensors, expected {begin}")
+    return arrays
 
 
 def _read_lane(lane: form.Lane, arrays: Iterator[Array]) -> LaneState:
@@ -177,49 +143,25 @@ def _read_lane(lane: form.Lane, arrays: Iterator[Array]) -> LaneState:
 
 
 def _read_feed(feed: form.Feed) -> FedBefore:
-    answer = [
-        StepOutput(
-            one.position,
-            one.token_ids,
-            one.log_probabilities,
-            None if one.logits is None else _floats(one.logits),
-            None if one.trace is None else {name: _floats(told) for name, told in one.trace.items()},
-            one.num_limited,
-        )
-        for one in feed.answer
-    ]
-    spec = OutputSpec(OutputKind(feed.kind), feed.top_k, feed.every_position, feed.has_trace)
-    return FedBefore(feed.start, feed.tokens, spec, answer)
-
-
-def _floats(data: bytes) -> FloatRow:
-    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    outputs = OutputSpec(feed.kind, feed.top_k, feed.every_position, feed.has_trace)
+    return FedBefore(feed.start, feed.tokens, outputs, [StepOutput(*astuple(output)) for output in feed.answer])
 
 
 def _read_generation(one: form.Generation) -> GeneratedBefore:
-    sampling, beam = one.decoding.sampling, one.decoding.beam
+    options = one.decoding
     decoding = Decoding(
-        one.decoding.max_tokens,
-        None if sampling is None else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
-        one.decoding.log_probabilities,
-        one.decoding.repetition_penalty,
-        one.decoding.min_tokens,
-        frozenset(one.decoding.stop_ids),
-        None if beam is None else Beam(beam.beam_size, beam.length_penalty, beam.num_best),
+        options.max_tokens,
+        None if options.sampling is None else convert(options.sampling, Sampling, from_attributes=True),
+        options.log_probabilities,
+        options.repetition_penalty,
+        options.min_tokens,
+        frozenset(options.stop_ids),
+        None if options.beam is None else Beam(*astuple(options.beam)),
     )
-    found, before = None, None if one.before is None else Before(one.start + one.num_dropped, one.before)
+    before = None if one.before is None else Before(one.start + one.num_dropped, one.before)
+    found = None
     if one.found_position is not None:
-        found = Searched(
-            one.found_position,
-            [
-                Hypothesis(
-                    h.tokens, h.end_id, h.score, h.log_probability, h.log_probabilities, FinishReason(h.finish_reason)
-                )
-                for h in one.found
-            ],
-            before,
-        )
-    reason = None if one.finish_reason is None else FinishReason(one.finish_reason)
+        found = Searched(one.found_position, [Hypothesis(*astuple(each)) for each in one.found], before)
     return GeneratedBefore(
-        one.start, decoding, one.num_dropped, one.tokens, one.log_probabilities, reason, found, before
+        one.start, decoding, one.num_dropped, one.tokens, one.log_probabilities, one.finish_reason, found, before
     )
