@@ -17,8 +17,9 @@ import structlog
 from service import process
 from service.commands import COMMANDS, read_settings, refused
 from service.process import StartError
-from service.settings import Settings, unknown_variables
+from service.settings import Settings
 from service.telemetry import logging
+from service.variables import unknown_variables
 from service.wire import choice
 from service.wire.envoy.library import MissingError
 

@@ -10,9 +10,10 @@ from service.certificates import dates_to_warn_of
 from service.conditions import conditions, in_use
 from service.process import StartError
 from service.repository.repository import Problem, RepositoryError, look_at
-from service.settings import Settings, unknown_variables
+from service.settings import Settings
 from service.storing import ADVICE, open_key_mode
 from service.trial import TrialLimits, try_version
+from service.variables import unknown_variables
 
 
 def check(settings: Settings) -> int:

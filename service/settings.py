@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,16 +13,16 @@ from service.engine.rows import ROW_BUCKETS
 from service.hosts import checked_host, checked_origin, checked_without_user
 from service.redis_url import DEFAULT as DEFAULT_REDIS_URL
 from service.redis_url import CheckedRedisUrl, RedisUrl
-from service.repository.runtime import Provider, RuntimeOptions, Runtimes
+from service.repository.runtime import NumThreads, Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
-
-_OF_THE_CLIENT = {"TARGET", "TOKEN"}
-"""Variables that the command `carousel` reads. They are not settings of the server."""
-_OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
-"""Variables that Kubernetes sets for a service named `carousel`."""
+from service.sessions.stores.base import LEASE_S
+from service.telemetry.access_log import AccessLevel
 
 _FRAMING_BYTES = 512
 """Most bytes of a response besides its answer: ids of request and session, positions, and the framing of fields."""
+
+_ENGINE, _SESSIONS, _POLICY, _RUNTIME = EngineLimits(), SessionLimits(), PolicyLimits(), RuntimeOptions()
+"""They state the defaults of the settings that limit them."""
 
 _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 """All models of a checkout. An installed server has only the smallest of them here."""
@@ -92,7 +89,7 @@ class Settings(BaseSettings):
     """Format of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged; debug logs every session."""
-    access_log: Literal["off", "errors", "all"] = "errors"
+    access_log: AccessLevel = "errors"
     """Which calls write the log line `call.ended` when they end, at any log_level: none of them, those that failed or
     had a failed request, or all."""
 
@@ -124,50 +121,50 @@ class Settings(BaseSettings):
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Fraction of the calls to trace, among calls that arrive without a trace of their own. 1: all."""
 
-    max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = _SESSIONS.max_sessions
     """Maximum number of open sessions. A slot takes memory only after a session has used it."""
-    idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    idle_timeout_s: Annotated[float, Field(gt=0)] = _SESSIONS.idle_timeout_s
     """Seconds without a request after which the server closes a session and notifies its stream."""
-    max_age_s: Annotated[float, Field(ge=0)] = 0.0
+    max_age_s: Annotated[float, Field(ge=0)] = _SESSIONS.max_age_s
     """Seconds from a session's opening until the server closes it and removes its record, even if it is in use; its
     snapshots and forks count from the same moment. 0: no limit. Servers that share a store need the same value."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 64
+    max_in_flight: Annotated[int, Field(ge=1)] = _SESSIONS.max_in_flight
     """Maximum number of unanswered requests of one session."""
-    max_feed_tokens: Annotated[int, Field(ge=1)] = 131_072
+    max_feed_tokens: Annotated[int, Field(ge=1)] = _SESSIONS.max_feed_tokens
     """Maximum number of tokens in one feed."""
-    max_generate_tokens: Annotated[int, Field(ge=1)] = 65_536
+    max_generate_tokens: Annotated[int, Field(ge=1)] = _SESSIONS.max_generate_tokens
     """Maximum number of tokens in one generation."""
-    max_forks: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 64
+    max_forks: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = _SESSIONS.max_forks
     """Maximum number of beams of one search, and of targets of one score."""
-    generation_window: Annotated[int, Field(ge=1)] = 256
+    generation_window: Annotated[int, Field(ge=1)] = _SESSIONS.generation_window
     """Maximum number of tokens that a generation may be ahead of those written to its client."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Maximum size in bytes of one message, request or response."""
     max_calls: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
     """Maximum number of calls in progress; each stream is one call. More calls are refused with a retry delay."""
-    num_tombstones: Annotated[int, Field(ge=0)] = 10_000
+    num_tombstones: Annotated[int, Field(ge=0)] = _SESSIONS.num_tombstones
     """Number of closed sessions whose close reason the server remembers, to report it to a client that comes back."""
 
-    max_waiting: Annotated[int, Field(ge=1)] = 16_384
+    max_waiting: Annotated[int, Field(ge=1)] = _ENGINE.max_waiting
     """Maximum number of unanswered requests of one variant of a model."""
-    num_forks: Annotated[int, Field(ge=1)] = 1024
+    num_forks: Annotated[int, Field(ge=1)] = _ENGINE.num_forks
     """Maximum number of beams and scored targets of one variant of a model at once; each takes the memory of a session.
     At least max_forks."""
-    max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 256
+    max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = _ENGINE.max_batch_rows
     """Maximum number of sessions that one run of a graph advances."""
     max_batch_tokens: Annotated[int, Field(ge=0)] = 0
     """Maximum of sessions times tokens in one run of a graph, which limits how long a batch takes. 0: the number that
     takes about 4 ms, measured when a model is loaded, from 256 to 2048."""
-    max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
+    max_chunk_tokens: Annotated[int, Field(ge=1)] = _ENGINE.max_chunk_tokens
     """Maximum number of tokens of one session in one run. Other sessions' steps run between chunks of a longer feed."""
-    inline_s: Annotated[float, Field(ge=0)] = 0.002
+    inline_s: Annotated[float, Field(ge=0)] = _ENGINE.inline_s
     """Longest estimated seconds of a batch that runs on the event loop; longer batches run on the model's thread. 0:
     all batches run on the model's thread."""
-    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    num_threads: NumThreads = _RUNTIME.num_threads
     """ONNX Runtime's threads inside one operator, for each model."""
-    allow_spinning: bool = False
+    allow_spinning: bool = _RUNTIME.allow_spinning
     """Let ONNX Runtime's threads keep their cores busy while they wait for work (spinning)."""
-    provider: Provider = "cpu"
+    provider: Provider = _RUNTIME.provider
     """ONNX Runtime's execution provider; cuda needs an onnxruntime built for it."""
     model_runtimes: dict[str, RuntimeOptions] = {}
     """num_threads, allow_spinning and provider for single models, as JSON: {"g2p-en": {"num_threads": 2}}."""
@@ -194,20 +191,20 @@ class Settings(BaseSettings):
     """Maximum number of seconds that a session may be ahead of its checkpoint."""
     checkpoint_tokens: Annotated[int, Field(ge=1)] = 4096
     """Maximum number of tokens that a session may be ahead of its checkpoint."""
-    lease_s: Annotated[float, Field(ge=0.3)] = 3.0
+    lease_s: Annotated[float, Field(ge=0.3)] = LEASE_S
     """Seconds without a heartbeat after which other servers may resume this server's sessions."""
-    hold_s: Annotated[float, Field(gt=0)] = 60.0
+    hold_s: Annotated[float, Field(gt=0)] = _POLICY.hold_s
     """Seconds that a session without a stream is held in memory, if its client does not say how long. A restored or
     forked session that would end with its stream also waits this long to be resumed."""
-    max_hold_s: Annotated[float, Field(gt=0)] = 3600.0
+    max_hold_s: Annotated[float, Field(gt=0)] = _POLICY.max_hold_s
     """Maximum number of seconds that a client may ask for instead of hold_s."""
-    keep_s: Annotated[float, Field(gt=0)] = 86_400.0
+    keep_s: Annotated[float, Field(gt=0)] = _POLICY.keep_s
     """Seconds that the store keeps a session without a stream, if its client does not say how long."""
-    max_keep_s: Annotated[float, Field(gt=0)] = 2_592_000.0
+    max_keep_s: Annotated[float, Field(gt=0)] = _POLICY.max_keep_s
     """Maximum number of seconds that a client may ask for instead of keep_s."""
-    replay_tokens: Annotated[int, Field(ge=1)] = 16_384
+    replay_tokens: Annotated[int, Field(ge=1)] = _SESSIONS.replay_tokens
     """Number of tokens of a generation that are kept to replay them to a client that resumes after a disconnect."""
-    max_marks: Annotated[int, Field(ge=0)] = 8
+    max_marks: Annotated[int, Field(ge=0)] = _SESSIONS.max_marks
     """Maximum number of marks of one session; each takes the memory of its state."""
     max_slots: Annotated[int, Field(ge=0)] = 0
     """Sessions of one variant of a model whose state is in memory at once; idle sessions beyond it are spilled to the
@@ -303,17 +300,3 @@ class Settings(BaseSettings):
 
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is RedisUrl)
 """Names of the settings whose values no message shows."""
-
-
-def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """Returns the environment variables that begin like settings but are not settings, each with the setting that is
-    spelled most like it, or None."""
-    prefix = Settings.model_config["env_prefix"]
-    names = {name.upper() for name in Settings.model_fields}
-    told = []
-    for variable in sorted(environ):
-        name = variable.upper().removeprefix(prefix)
-        if name != variable.upper() and name not in names | _OF_THE_CLIENT and not _OF_KUBERNETES.match(variable):
-            nearest = get_close_matches(name, names, 1)
-            told.append((variable, f"{prefix}{nearest[0]}" if nearest else None))
-    return told

@@ -20,7 +20,8 @@ from service.__main__ import main
 from service.commands import COMMANDS
 from service.repository.bundle import load_bundle
 from service.repository.runtime import RuntimeOptions, Runtimes
-from service.settings import Settings, unknown_variables
+from service.settings import Settings
+from service.variables import unknown_variables
 from tests.bundles import write_language_model
 from tests.certificates import Authority
 

@@ -23,6 +23,7 @@ def _available(provider: str) -> str:
     return provider
 
 
+NumThreads = Annotated[int, Field(ge=1, le=1024)]
 Provider = Annotated[Literal["cpu", "cuda"], AfterValidator(_available)]
 """The execution provider. One that this onnxruntime does not have is refused."""
 
@@ -38,7 +39,7 @@ class RuntimeOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    num_threads: NumThreads = 1
     allow_spinning: bool = False
     provider: Provider = "cpu"
 

@@ -137,7 +137,7 @@ class SessionLimits:
     num_tombstones: int = 10_000
     replay_tokens: int = 16_384
     max_marks: int = 8
-    hold_s: float = 60.0
+    hold_s: float = PolicyLimits().hold_s
     max_deferred_bytes: int = 128 * 1024 * 1024
     max_replay_bytes: int = 32 * 1024 * 1024
     max_unwritten_bytes: int = 256 * 1024 * 1024

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+LEASE_S = 3.0
+"""The default of the setting lease_s."""
 CLAIMED_S = 60.0
 """The least lifetime of a claimed record: long enough for its new owner to write it, also to a slow store."""
 

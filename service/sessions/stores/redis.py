@@ -16,6 +16,7 @@ import redis
 from service.sessions.stores import redis_scripts
 from service.sessions.stores.base import (
     CLAIMED_S,
+    LEASE_S,
     Beat,
     Claim,
     Claimed,
@@ -41,7 +42,9 @@ class RedisStore:
     Raises StoreError when Redis cannot be reached.
     """
 
-    def __init__(self, url: str, *, lease_s: float = 3.0, prefix: str = "carousel:", timeout_s: float = 2.0) -> None:
+    def __init__(
+        self, url: str, *, lease_s: float = LEASE_S, prefix: str = "carousel:", timeout_s: float = 2.0
+    ) -> None:
         self.owner = secrets.token_hex(8)
         self.lease_s: float | None = lease_s
         self._lease_ms = round(lease_s * 1000)
