@@ -51,7 +51,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-_QUOTED_LENGTH = 140
+QUOTED_LENGTH = 140
 """Most characters of a text that are shown. It holds the longest session id and some more."""
 _QUOTED_ITEMS = 8
 INTERNAL = "internal error: see the server's log"
@@ -63,11 +63,11 @@ def quoted(value: object) -> str:
     if isinstance(value, list | tuple):
         shown = ", ".join(map(quoted, value[:_QUOTED_ITEMS]))
         return f"[{shown}]" if len(value) <= _QUOTED_ITEMS else f"[{shown}, ... {len(value)} in all]"
-    if isinstance(value, str) and len(value) > _QUOTED_LENGTH:
-        value = value[:_QUOTED_LENGTH] + "..."
-    elif isinstance(value, bytes) and len(value) > _QUOTED_LENGTH:
-        value = value[:_QUOTED_LENGTH] + b"..."
-    return shortened(repr(value), 2 * _QUOTED_LENGTH)
+    if isinstance(value, str) and len(value) > QUOTED_LENGTH:
+        value = value[:QUOTED_LENGTH] + "..."
+    elif isinstance(value, bytes) and len(value) > QUOTED_LENGTH:
+        value = value[:QUOTED_LENGTH] + b"..."
+    return shortened(repr(value), 2 * QUOTED_LENGTH)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -31,6 +31,7 @@ from service.observer import ModelObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 from service.repository.repository import (
+    MAX_LISTED,
     Problem,
     Repository,
     Stamp,
@@ -45,7 +46,6 @@ from service.sessions.served import Served
 
 Key = tuple[str, int]
 """Model and version."""
-_LISTED = 20
 Result = TypeVar("Result")
 Attempt = Callable[[Key, Callable[[], bool]], Problem | None]
 """Tries a version. Returns why it cannot be served, or None. The second argument returns whether the trial is still
@@ -150,7 +150,7 @@ class Hosting:
         if not wanted and (model or version):
             if model:
                 check_name(model)
-            listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:_LISTED]) or "none"
+            listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:MAX_LISTED]) or "none"
             raise ModelNotFoundError(
                 f"model = {quoted(model)}, version = {version}: the repository has no such version (available:"
                 f" {listed})",

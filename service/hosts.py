@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names and addresses of the loopback interface."""
+ANY = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104  # compared with the setting, not bound
+"""Addresses that stand for all addresses of the machine, as in the setting `host`."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 _NAME = re.compile(r"[a-z0-9._-]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")

@@ -10,6 +10,7 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.hosts import ANY
 from service.settings import Settings
 
 
@@ -22,7 +23,7 @@ def probe(settings: Settings, timeout_s: float = 3.0) -> int:
             file=sys.stderr,
         )
         return 2
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104  # compared
+    host = "127.0.0.1" if settings.host in ANY else settings.host
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

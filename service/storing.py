@@ -10,7 +10,7 @@ from service.observer import StoreObserver
 from service.process import StartError
 from service.sessions.record_cipher import RecordCipher
 from service.sessions.snapshot import Codec
-from service.sessions.storage import Storage
+from service.sessions.storage import HEARTBEAT_S, Storage
 from service.sessions.storage_keys import mode_open_to_others, read_keys
 from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
@@ -62,4 +62,4 @@ async def open_storage(settings: Settings, observer: StoreObserver) -> Storage:
     except StoreError as error:
         raise StartError(str(error)) from error
     codec = Codec(key, is_compressed=settings.snapshot_compression)
-    return Storage(store, codec, observer, cipher=cipher, heartbeat_s=min(0.1, settings.lease_s / 3))
+    return Storage(store, codec, observer, cipher=cipher, heartbeat_s=min(HEARTBEAT_S, settings.lease_s / 3))

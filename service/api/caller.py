@@ -8,7 +8,6 @@ Also defines `Domain`, which the handlers of calls work on.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from service.errors import CarouselError, ForbiddenError, InvalidFieldError, Rat
 from service.hosting import Hosting
 from service.observer import current_call
 from service.sessions.checks import check_session_id, invalid_session_id
+from service.sessions.directory import random_name
 from service.sessions.persistence import PolicyLimits
 from service.sessions.service import SessionService
 from service.sessions.session import name_of, owner_of
@@ -31,9 +31,6 @@ class Domain(NamedTuple):
     hosting: Hosting
     sessions: SessionService
     policy_limits: PolicyLimits
-
-
-_ID_BYTES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ class Caller:
         empty id instead, and the session gets its id when it is made. Raises InvalidFieldError."""
         if session_id:
             return self.key(session_id, field=field)
-        return f"{self.principal.name}/{secrets.token_urlsafe(_ID_BYTES)}" if self.principal.name else ""
+        return f"{self.principal.name}/{random_name()}" if self.principal.name else ""
 
     def key(self, session_id: str, *, field: str = "session_id") -> str:
         """Returns the internal id of a session of the caller's own.

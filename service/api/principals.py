@@ -31,11 +31,11 @@ from pydantic_core import ErrorDetails
 from service.api.caller import NOBODY, Caller, Principal
 from service.api.certificate_names import AuthContext, check_name, names_of
 from service.errors import UnauthenticatedError, quoted
+from service.repository.manifest import Sha256
 from service.sessions.checks import PRINCIPAL
 
 _LOOK_EVERY_S = 1.0
 _SCHEME = "bearer "
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 CertificateName = Annotated[str, AfterValidator(check_name)]
 Name = Annotated[str, StringConstraints(pattern=f"^{PRINCIPAL}$")]
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
 from service.api.status import MAX_MESSAGE_LENGTH, to_message
-from service.errors import CarouselError, shortened
+from service.errors import QUOTED_LENGTH, CarouselError, shortened
 from service.sessions.session import Session
-
-_MAX_ID = 140
-"""The most characters of an invalid session id that a refusal repeats."""
 
 
 def refused(
@@ -31,7 +28,7 @@ def refused(
         message = to_message(error, length, call_id=call_id)
     return pb.StreamResponse(
         request_id=request_id,
-        session_id=shortened(session_id, _MAX_ID),
+        session_id=shortened(session_id, QUOTED_LENGTH),
         position=0 if session is None or session.persistence.is_unconfirmed else session.reportable_position,
         error=message,
     )

@@ -26,9 +26,8 @@ from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
 from service.sessions.step_columns import StepBatch
+from service.sessions.unstored import NUMBER_BYTES
 
-_NUMBER_BYTES = 36
-"""About the bytes that a number takes in a Python list."""
 _BARE_ERROR_BYTES = 110
 """The most bytes that an error takes without its texts."""
 _TEXTS = 5
@@ -59,7 +58,7 @@ class _Sent:
         result = None if self.accepted is None else self.accepted.result
         num_bytes = 3 * self.message.ByteSize()
         if result is not None:
-            num_bytes += _NUMBER_BYTES * (4 * len(result.positions) + 2 * len(result.token_ids))
+            num_bytes += NUMBER_BYTES * (4 * len(result.positions) + 2 * len(result.token_ids))
             num_bytes += 0 if result.logits is None else result.logits.nbytes
         return num_bytes
 

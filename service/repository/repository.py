@@ -14,7 +14,7 @@ from service.repository.runtime import Runtimes
 
 Stamp = tuple[int, int]
 """Modification time in ns and inode of a file: both together show whether it was replaced. (0, 0) without a file."""
-_LISTED = 20
+MAX_LISTED = 20
 """Most names in the list of a message."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 """The pattern of model names, without the limit of length: a longer name is answered as one that does not exist."""
@@ -65,13 +65,13 @@ class Repository:
         check_name(model, field=f"{within}model")
         versions = sorted(v for m, v in self.bundles if m == model)
         if versions:
-            listed = ", ".join(map(str, versions[-_LISTED:]))
+            listed = ", ".join(map(str, versions[-MAX_LISTED:]))
             raise ModelNotFoundError(
                 f"{within}version = {version} of model {quoted(model)} does not exist (available: {listed})",
                 field=f"{within}version",
                 model=model,
             )
-        names = ", ".join(sorted({m for m, _ in self.bundles})[:_LISTED]) or "none"
+        names = ", ".join(sorted({m for m, _ in self.bundles})[:MAX_LISTED]) or "none"
         raise ModelNotFoundError(
             f"{within}model = {quoted(model)} does not exist (available: {names})", field=f"{within}model", model=model
         )

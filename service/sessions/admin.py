@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.observer import SessionObserver
 from service.repository.manifest import Manifest, StateSpec
+from service.sessions.checkpoints import MIDST_S
 from service.sessions.constants import refused_choice
 from service.sessions.image import Image, image_of
 from service.sessions.lifecycle import Event
@@ -38,8 +39,6 @@ from service.sessions.snapshot import Codec
 from service.sessions.spill import Spill
 from service.sessions.watches import Change
 
-_MIDST_S = 0.005
-"""Seconds between two attempts to read a session in the middle of a feed."""
 T = TypeVar("T")
 _MOST_EMITTED = 2**53
 """The most emitted tokens that a client may write into a state: far below the limit of 64 bits."""
@@ -195,7 +194,7 @@ class Admin:
             image: Image | None = await found
             if image is not None:
                 return session, image
-            await asyncio.sleep(_MIDST_S)
+            await asyncio.sleep(MIDST_S)
 
     def _write(self, session: Session, state: LaneState) -> None:
         """Replaces the state of a session and begins a new era."""

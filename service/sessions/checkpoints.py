@@ -32,8 +32,8 @@ from service.sessions.session import Request, Session
 from service.sessions.storage import Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 
-_MIDST_S = 0.005
-"""Seconds between two attempts to store a session in the middle of a feed, while an answer waits for the store."""
+MIDST_S = 0.005
+"""Seconds between two attempts to read a session in the middle of a feed, while an answer waits for it."""
 
 Do = Callable[[], None]
 OnSession = Callable[[Session], None]
@@ -51,8 +51,8 @@ class Checkpoints:
         leases: Leases,
         *,
         on_used: OnSession,
-        interval_s: float = 1.0,
-        num_tokens: int = 1024,
+        interval_s: float,
+        num_tokens: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_used = on_used
@@ -250,7 +250,7 @@ class Checkpoints:
                 persistence.is_writing = False
                 self._mark_dirty(session)
                 if persistence.awaiting:
-                    asyncio.get_running_loop().call_later(_MIDST_S, self._hasten, session)
+                    asyncio.get_running_loop().call_later(MIDST_S, self._hasten, session)
                 continue
             put = self._leases.put_of(session, image_of(session, state))
             self._storage.put(put, partial(self._written, session, put.put_s, (era, state.position)))

@@ -17,8 +17,11 @@ from service.sessions.ages import Ages
 from service.sessions.lifecycle import State
 from service.sessions.session import Session, name_of, owner_of
 
-_ID_BYTES = 9
-"""Random bytes of a generated id (12 characters). Among a million ids, the probability of a collision is 1e-10."""
+
+def random_name() -> str:
+    """Returns a session's name of 9 random bytes (12 characters). Among a million names, the probability of a collision
+    is 1e-10."""
+    return secrets.token_urlsafe(9)
 
 
 class _Order:
@@ -67,7 +70,6 @@ class Directory:
         self._owned: Counter[str] = Counter()
         self._live = _Order()
         self._other = _Order()
-        self._unlisted: set[Session] = set()
         self._ending: dict[str, list[asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
@@ -78,8 +80,7 @@ class Directory:
 
     def new_id(self, owner: str = "") -> str:
         """Returns a random id that is not in use."""
-        name = secrets.token_urlsafe(_ID_BYTES)
-        return f"{owner}/{name}" if owner else name
+        return f"{owner}/{random_name()}" if owner else random_name()
 
     def check_room(self, owner: str = "", max_owned: int | None = None) -> None:
         """Raises TooManySessionsError when one more session exceeds the limit of the server or of its principal."""

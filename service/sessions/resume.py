@@ -54,7 +54,7 @@ class Resume:
         tasks: Tasks,
         observer: SessionObserver,
         find: Find,
-        patience_s: float = 5.0,
+        patience_s: float,
     ) -> None:
         self._registry = registry
         self._opening = opening

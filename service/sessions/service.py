@@ -51,9 +51,9 @@ class SessionService:
         observer: SessionObserver,
         *,
         find: Find,
-        interval_s: float = 1.0,
-        num_tokens: int = 4096,
-        patience_s: float = 5.0,
+        interval_s: float,
+        num_tokens: int,
+        patience_s: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:

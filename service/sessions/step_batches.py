@@ -24,7 +24,7 @@ from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, several_frames, spread
 from service.sessions.unstored import Keeper
 
-_ID_BYTES = 9
+_TOKEN_BYTES = 9
 """The most bytes of a token in an answer's columns: its id and its log-probability."""
 
 _READY = frozenset({State.IDLE, State.BUSY})
@@ -165,7 +165,7 @@ class StepBatches:
             vocabulary_size=manifest.output_size,
             max_bytes=limit,
             field="step_batch.outputs",
-            token_bytes=_ID_BYTES,
+            token_bytes=_TOKEN_BYTES,
         )
         reserve(each * num_sessions)
         job = StepBatchJob(

@@ -42,6 +42,8 @@ from service.sessions.stores.base import (
     Written,
 )
 
+HEARTBEAT_S = 0.1
+"""Seconds between two heartbeats, unless the leases are short."""
 _MAX_RECORDS = 1024
 _MAX_BYTES = 32 * 1024 * 1024
 """The limit of one batch of writes."""
@@ -88,7 +90,7 @@ class Storage:
         observer: StoreObserver,
         *,
         cipher: RecordCipher | None = None,
-        heartbeat_s: float = 0.1,
+        heartbeat_s: float = HEARTBEAT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.codec = codec

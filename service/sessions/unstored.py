@@ -27,7 +27,7 @@ from service.sessions.session import Session
 _ENTRY_BYTES = 256
 """About the bytes of an answer without its tokens and numbers."""
 Targets = Sequence[Sequence[int]]
-_NUMBER_BYTES = 36
+NUMBER_BYTES = 36
 """About the bytes of a token or number in a list."""
 
 
@@ -129,11 +129,11 @@ def _found(session: Session, *key: object) -> Iterator[object]:
 def _size(answered: LastFeed | Generation | DoneScore) -> int:
     """Returns about the bytes that a request and its answer take."""
     if isinstance(answered, DoneScore):
-        return _ENTRY_BYTES + 2 * _NUMBER_BYTES * sum(map(len, answered.targets))
-    num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)
+        return _ENTRY_BYTES + 2 * NUMBER_BYTES * sum(map(len, answered.targets))
+    num_bytes = _ENTRY_BYTES + NUMBER_BYTES * len(answered.tokens)
     num_bytes += sum(len(item) for item in answered.tokens if isinstance(item, bytes))
     if isinstance(answered, LastFeed):
         return num_bytes + (outputs_bytes(answered.result.outputs) if isinstance(answered.result, Fed) else 0)
     hypotheses = answered.found.hypotheses if answered.found is not None else []
     num_numbers = len(answered.log_probabilities or ()) + 2 * sum(len(one.tokens) for one in hypotheses)
-    return num_bytes + _NUMBER_BYTES * num_numbers
+    return num_bytes + NUMBER_BYTES * num_numbers

@@ -6,7 +6,7 @@ Label children are looked up once, here, and never on the hot path.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import structlog
 
@@ -47,7 +47,6 @@ class EngineTelemetry:
         labels = (model, str(version), variant)
         self._metrics, self._labels = metrics, labels
         self._queue_seconds = metrics.queue_seconds.labels(*labels)
-        kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")
         self._graphs = {
             kind: _Graph(
                 metrics.step_seconds.labels(*labels, kind),
@@ -59,7 +58,7 @@ class EngineTelemetry:
                 metrics.padded.labels(*labels, kind),
                 metrics.batch_failures.labels(*labels, kind),
             )
-            for kind in kinds
+            for kind in get_args(GraphKind)
         }
         self._batches: Backlog[BatchReport] = Backlog(self._fold)
         metrics.registry.add(self._batches)

@@ -59,6 +59,7 @@ class Server:
             find=lambda model, version, variant: self.served,
             interval_s=1e6,
             num_tokens=1_000_000,
+            patience_s=5.0,
         )
         self.sessions.start()
 

@@ -83,6 +83,9 @@ class Sessions:
             limits,
             self.events,
             find=lambda model, version, variant: served,
+            interval_s=1.0,
+            num_tokens=4096,
+            patience_s=5.0,
             clock=lambda: self.now_s,
             wall_clock=lambda: self.now_s + 1.7e9,
         )

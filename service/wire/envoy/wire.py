@@ -12,7 +12,7 @@ import structlog
 
 from service.background import Background
 from service.certificates import certificates_of
-from service.hosts import in_url, is_loopback
+from service.hosts import ANY, in_url, is_loopback
 from service.listeners import warn_if_open
 from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
@@ -22,7 +22,6 @@ from service.wire.envoy.page import Page
 
 log = structlog.get_logger()
 
-_ALL = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104  # compared with the setting, not bound
 _LOOK_S = 1.0
 """Seconds between two checks whether the certificate files have changed."""
 
@@ -105,7 +104,7 @@ class EnvoyWire:
     def _url(self, port: int) -> str:
         """Returns the page's URL, under localhost if possible, else under the address that the server listens on."""
         host = self._settings.host
-        host = "localhost" if is_loopback(host) or host in _ALL else in_url(host)
+        host = "localhost" if is_loopback(host) or host in ANY else in_url(host)
         return f"{'http' if self._settings.tls_cert_file is None else 'https'}://{host}:{port}/"
 
     async def stop(self, grace_s: float) -> None:
