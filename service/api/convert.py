@@ -22,14 +22,7 @@ from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 from service.sessions.checks import check_forks
 
-_OUTPUT_KINDS = {
-    pb.OUTPUT_KIND_NONE: OutputKind.NONE,
-    pb.OUTPUT_KIND_NEXT_TOKEN: OutputKind.NEXT_TOKEN,
-    pb.OUTPUT_KIND_TOP_K: OutputKind.TOP_K,
-    pb.OUTPUT_KIND_LOGITS: OutputKind.LOGITS,
-    pb.OUTPUT_KIND_VALUES: OutputKind.VALUES,
-    pb.OUTPUT_KIND_EMITTED: OutputKind.EMITTED,
-}
+_OUTPUT_KINDS = {pb.OutputKind.Value(f"OUTPUT_KIND_{kind.name}"): kind for kind in OutputKind}
 Numbers: TypeAlias = Literal["logits", "values", "emitted"]
 """The meaning of the numbers that a step outputs."""
 _PAGE_TOKEN_LENGTH = 18

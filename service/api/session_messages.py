@@ -17,18 +17,7 @@ from service.sessions.lifecycle import State
 from service.sessions.persistence import Durability, OnDisconnect, PolicyLimits, SessionPolicy
 from service.sessions.session import CloseReason, Session
 
-_CLOSE_REASONS = {
-    CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
-    CloseReason.DISCONNECT: pb.CLOSE_REASON_DISCONNECT,
-    CloseReason.IDLE: pb.CLOSE_REASON_IDLE,
-    CloseReason.SHUTDOWN: pb.CLOSE_REASON_SHUTDOWN,
-    CloseReason.FAILED: pb.CLOSE_REASON_FAILED,
-    CloseReason.EXPIRED: pb.CLOSE_REASON_EXPIRED,
-    CloseReason.MOVED: pb.CLOSE_REASON_MOVED,
-    CloseReason.LOST: pb.CLOSE_REASON_LOST,
-    CloseReason.TAKEN: pb.CLOSE_REASON_TAKEN,
-    CloseReason.MAX_AGE: pb.CLOSE_REASON_MAX_AGE,
-}
+_CLOSE_REASONS = {reason: pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}") for reason in CloseReason}
 _STATES = {
     State.IDLE: sessions_pb2.SESSION_STATE_IDLE,
     State.BUSY: sessions_pb2.SESSION_STATE_BUSY,
