@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.surgery import element_type
 from service.repository.manifest import StepSpec, TensorSpec, TopKSpec
 
 NEXT_TOKEN = TensorSpec(name="next_token", dtype="int64", shape=("batch", "time"))
@@ -23,7 +24,6 @@ TOP_K = TopKSpec(
     token_ids=TensorSpec(name="top_token_ids", dtype="int64", shape=("batch", "time", "k")),
 )
 
-_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 _MIN_VOCABULARY_IN_BLOCKS = 512
 _MIN_BLOCK, _MAX_BLOCK = 16, 128
 
@@ -102,9 +102,9 @@ def _int64(name: str, values: list[int]) -> TensorProto:
 
 
 def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.dtype], list(tensor.shape))
+    return helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), list(tensor.shape))
 
 
 def _untold(name: str, tensor: TensorSpec) -> onnx.ValueInfoProto:
     """Returns a branch's output without a shape: the two branches have different shapes."""
-    return helper.make_tensor_value_info(name, _ELEMENT_TYPES[tensor.dtype], None)
+    return helper.make_tensor_value_info(name, element_type(tensor.dtype), None)

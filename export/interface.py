@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -24,7 +24,7 @@ from models.language_model import LanguageModelConfig
 from models.recurrent import state_names
 from models.seq2seq import Seq2SeqConfig
 from models.tagger import TaggerConfig
-from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, StateSpec, StepSpec, TensorSpec
+from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, Start, StateSpec, StepSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Interface:
     contexts: tuple[ContextSpec, ...] = ()
     source_vocabulary_size: int | None = None
     readout: ReadoutSpec | None = None
-    start: Literal["last_of_source"] | None = None
+    start: Start | None = None
     first_values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Attribute: TypeAlias = int | float | Sequence[int] | onnx.TensorProto
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""ONNX's recurrent operators."""
 _MIN_SHARED_BYTES = 1024
+
+
+def element_type(dtype: str) -> int:
+    """Returns ONNX's number of a data type. dtype: its name in a manifest and in NumPy, such as `float32`."""
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 class Writer:

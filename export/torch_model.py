@@ -32,6 +32,7 @@ from service.repository.manifest import (
     ContextSpec,
     EncoderSpec,
     SpecialTokens,
+    Start,
     StateSpec,
     StepSpec,
     TensorSpec,
@@ -84,7 +85,7 @@ class TorchModel:
     contexts: Mapping[str, Shape] = field(default_factory=dict)
     max_source_length: int = 1024
     one_step: bool = False
-    start: Literal["last_of_source"] | None = None
+    start: Start | None = None
     evaluation: Mapping[str, object] = field(default_factory=dict)
 
 

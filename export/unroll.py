@@ -10,9 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import ExportError
-from export.surgery import Attribute, Writer
+from export.surgery import RECURRENT, Attribute, Writer
 
-_FAMILY = ("LSTM", "GRU", "RNN")
 _GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
 
 
@@ -47,7 +46,7 @@ class Unroller(Writer):
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         if attributes.get("layout") == 0:  # 0 is the default: time first
             del attributes["layout"]
-        if node.op_type in _FAMILY and attributes.pop("direction", b"forward") == b"forward":
+        if node.op_type in RECURRENT and attributes.pop("direction", b"forward") == b"forward":
             size = attributes.pop("hidden_size", None)
             if self._weights[node.input[2]].dtype != np.float32:
                 kind = self._weights[node.input[2]].dtype

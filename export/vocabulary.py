@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from export.errors import ExportError
-from service.repository.manifest import VocabularySpec
+from service.repository.manifest import Tokenizer, VocabularySpec
 from service.repository.subwords import Subwords
 
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
@@ -21,7 +20,7 @@ class Vocabulary:
     """
 
     tokens: tuple[str, ...]
-    tokenizer: Literal["characters", "whitespace", "subword"]
+    tokenizer: Tokenizer
     lowercase: bool = False
     unknown_id: int | None = None
     subwords: bytes | None = None

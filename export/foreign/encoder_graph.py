@@ -16,10 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import ExportError
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.joints import Placed
-from export.foreign.wrapping import ELEMENT_TYPES
 from export.graphs import serialize
 from export.proofs.runners import Array
-from export.surgery import Writer
+from export.surgery import Writer, element_type
 from service.repository.manifest import TensorSpec
 
 SOURCE, LENGTHS = "carousel/source", "carousel/source_lengths"
@@ -55,11 +54,11 @@ def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None)
     if any(isinstance(axis, str) for name in encoder.constants for axis in encoder.inputs[name].shape):
         raise ExportError("a constant has an axis for rows")
     _turned(writer, SOURCE, source.perm, "carousel/turned")
-    writer.node("Cast", ["carousel/turned"], source.tensor.name, to=ELEMENT_TYPES[source.tensor.dtype])
+    writer.node("Cast", ["carousel/turned"], source.tensor.name, to=element_type(source.tensor.dtype))
     if encoder.lengths is not None:
         shape = writer.constant("lengths/shape", np.array([-1, *[1] * (len(encoder.lengths.shape) - 1)], np.int64))
         writer.node("Reshape", [LENGTHS, shape], "carousel/lengths/shaped")
-        writer.node("Cast", ["carousel/lengths/shaped"], encoder.lengths.name, to=ELEMENT_TYPES[encoder.lengths.dtype])
+        writer.node("Cast", ["carousel/lengths/shaped"], encoder.lengths.name, to=element_type(encoder.lengths.dtype))
     are_tokens(writer, SOURCE, LENGTHS, "carousel/are_tokens")
     for mask in encoder.masks:
         made_mask(writer, "carousel/are_tokens", mask.at_tokens, mask.behind, mask.placed)
@@ -99,12 +98,12 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
         ["carousel/row/source", writer.constant("row_shape", np.array(shape, np.int64))],
         "carousel/row/shaped",
     )
-    inside.node("Cast", ["carousel/row/shaped"], source.tensor.name, to=ELEMENT_TYPES[source.tensor.dtype])
+    inside.node("Cast", ["carousel/row/shaped"], source.tensor.name, to=element_type(source.tensor.dtype))
     if encoder.lengths is not None:
         form = writer.constant("length_shape", np.ones(len(encoder.lengths.shape), np.int64))
         inside.node("Reshape", ["carousel/row/length", form], "carousel/row/shaped_length")
         inside.node(
-            "Cast", ["carousel/row/shaped_length"], encoder.lengths.name, to=ELEMENT_TYPES[encoder.lengths.dtype]
+            "Cast", ["carousel/row/shaped_length"], encoder.lengths.name, to=element_type(encoder.lengths.dtype)
         )
     for mask in encoder.masks:
         sized_mask(inside, mask.at_tokens, mask.placed, "carousel/one", "carousel/row/length")
@@ -133,7 +132,7 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
     body.output.append(helper.make_tensor_value_info("carousel/row/still_goes_on", TensorProto.BOOL, []))
     for name, use in outputs:
         row: list[str | int] = [f"{use.tensor.name}/width", *use.row_shape] if use.is_context else [*use.row_shape]
-        body.output.append(helper.make_tensor_value_info(name, ELEMENT_TYPES[use.tensor.dtype], row))
+        body.output.append(helper.make_tensor_value_info(name, element_type(use.tensor.dtype), row))
     writer.node("Shape", [LENGTHS], "carousel/lengths_shape")
     writer.node(
         "Gather",
@@ -168,7 +167,7 @@ def made_mask(writer: Writer, tokens: str, at_tokens: Array, behind: Array, plac
         writer.node("Identity" if at_tokens else "Not", [tokens], f"carousel/{name}/plain")
     else:
         ones, least = f"carousel/{name}/ones", writer.constant(f"{name}/behind", behind)
-        writer.node("Cast", [tokens], ones, to=ELEMENT_TYPES[dtype])
+        writer.node("Cast", [tokens], ones, to=element_type(dtype))
         writer.node("Mul", [ones, writer.constant(f"{name}/above", at_tokens - behind)], f"{ones}/scaled")
         writer.node("Add", [f"{ones}/scaled", least], f"carousel/{name}/plain")
     shape = writer.constant(f"{name}/mask_shape", np.array([0, 0, *placed.shape], np.int64))
@@ -206,7 +205,7 @@ def _begin(
     writer = Writer(graph, "carousel/")
     for use in uses:
         shape = list(use.tensor.shape)
-        graph.output.append(helper.make_tensor_value_info(use.tensor.name, ELEMENT_TYPES[use.tensor.dtype], shape))
+        graph.output.append(helper.make_tensor_value_info(use.tensor.name, element_type(use.tensor.dtype), shape))
     if length_name is not None:
         writer.node("Identity", [LENGTHS], length_name)
         graph.output.append(helper.make_tensor_value_info(length_name, TensorProto.INT64, ["batch"]))
@@ -228,7 +227,7 @@ def _clean(writer: Writer, name: str, use: Use) -> None:
     if use.tensor.dtype == "bool":
         writer.node("And", [name, f"{own}/are_tokens"], own)
         return
-    writer.node("Cast", [f"{own}/are_tokens"], f"{own}/ones", to=ELEMENT_TYPES[use.tensor.dtype])
+    writer.node("Cast", [f"{own}/are_tokens"], f"{own}/ones", to=element_type(use.tensor.dtype))
     writer.node("Mul", [name, f"{own}/ones"], own)
 
 

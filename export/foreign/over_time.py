@@ -17,12 +17,12 @@ from export.foreign.causes import of_steps
 from export.foreign.original import Original
 from export.foreign.reading import Reading
 from export.proofs.runners import Array
+from export.surgery import RECURRENT
 
 NUM_STEPS = 7
 TOLERANCE = 1e-4
 """The largest difference, absolute or relative: the same numbers are multiplied in other groups."""
 
-_RECURRENT = ("LSTM", "GRU", "RNN")
 _ACROSS_TIME = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "InstanceNormalization", "CumSum", "STFT", "Resize")
 """Operators that combine neighbours along an axis that is usually time."""
 
@@ -94,14 +94,14 @@ def _cause(model: onnx.ModelProto, reading: Reading) -> str:
     nodes = list(model.graph.node)
     for node in nodes:
         for attribute in node.attribute:
-            if node.op_type in _RECURRENT and attribute.name == "direction" and attribute.s != b"forward":
+            if node.op_type in RECURRENT and attribute.name == "direction" and attribute.s != b"forward":
                 return (
                     f"Its {node.op_type} {_named(node)} runs {attribute.s.decode()}: it needs the end of a sequence"
                     " before it can tell its beginning, and cannot be served step by step"
                 )
     carried = _reached(model.graph, [state.input.name for state in reading.states])
     for node in nodes:
-        if node.op_type in _RECURRENT and not carried.intersection(node.input[5:6]):
+        if node.op_type in RECURRENT and not carried.intersection(node.input[5:6]):
             return (
                 f"Its {node.op_type} {_named(node)} begins anew in each run: its state is no input of the file. Give it"
                 " one with --expose-state"

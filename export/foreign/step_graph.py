@@ -16,8 +16,7 @@ from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.encoder_graph import are_tokens, made_mask, sized_mask
 from export.foreign.names import plain_names
-from export.foreign.wrapping import ELEMENT_TYPES
-from export.surgery import Writer
+from export.surgery import Writer, element_type
 from service.repository.manifest import ContextSpec, StateSpec, TensorSpec
 
 SOURCE_LENGTH = "carousel/source_length"
@@ -127,7 +126,7 @@ def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: b
         writer.node(
             "Reshape", [source, writer.constant("lengths", np.array(form, np.int64))], "carousel/lengths_shaped"
         )
-        writer.node("Cast", ["carousel/lengths_shaped"], decoder.lengths.name, to=ELEMENT_TYPES[decoder.lengths.dtype])
+        writer.node("Cast", ["carousel/lengths_shaped"], decoder.lengths.name, to=element_type(decoder.lengths.dtype))
     for name in decoder.kept:
         writer.node("Identity", [name], f"carousel/kept/{name}")
     graph.node.extend(nodes)

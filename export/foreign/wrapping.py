@@ -20,17 +20,9 @@ from export.foreign.reading import Reading, StepInput, StepOutput
 from export.foreign.session_constants import SessionConstant
 from export.interface import Interface
 from export.proofs.runners import Array
-from export.surgery import Writer
-from service.repository.manifest import Dtype, StateSpec, TensorSpec
+from export.surgery import Writer, element_type
+from service.repository.manifest import StateSpec, TensorSpec
 
-ELEMENT_TYPES: dict[Dtype, int] = {
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-    "float16": TensorProto.FLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-    "bool": TensorProto.BOOL,
-}
 _STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
 
 
@@ -149,7 +141,7 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
         kept = _gathered(writer, f"{name}/kept", last, range(size - part.window, size), axis=1)
         writer.node("Identity", [kept], f"{_window(part)}/next")
     if part.tensor.dtype != dtype:
-        writer.node("Cast", [last], f"carousel/{name}/cast", to=ELEMENT_TYPES[part.tensor.dtype])
+        writer.node("Cast", [last], f"carousel/{name}/cast", to=element_type(part.tensor.dtype))
         last = f"carousel/{name}/cast"
     rest = [size for place, size in enumerate(part.shape) if place != part.batch_axis]
     shape = writer.constant(f"{name}/shape", np.array([0, *rest], np.int64))  # 0: the number of rows is unchanged
@@ -196,7 +188,7 @@ def _start(writer: Writer, tensor: Tensor) -> None:
     """Writes the input that is true at a session's first step: while the state `started` is 0. Sets that state to 1."""
     writer.node("Cast", [_STARTED], "carousel/has_started", to=TensorProto.BOOL)
     writer.node("Not", ["carousel/has_started"], "carousel/is_start")
-    writer.node("Cast", ["carousel/is_start"], "carousel/start", to=ELEMENT_TYPES[tensor.dtype])
+    writer.node("Cast", ["carousel/is_start"], "carousel/start", to=element_type(tensor.dtype))
     shape = [-1 if isinstance(axis, str) else axis for axis in tensor.shape]
     form = writer.constant("start_shape", np.array(shape, np.int64))
     start = "carousel/start"
@@ -234,7 +226,7 @@ def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], r
 
     def value(tensor: TensorSpec) -> onnx.ValueInfoProto:
         shape = [rows if axis == "batch" else 1 if axis == "time" else axis for axis in tensor.shape]
-        return helper.make_tensor_value_info(tensor.name, ELEMENT_TYPES[tensor.dtype], shape)
+        return helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), shape)
 
     weights = {tensor.name for tensor in graph.initializer}
     kept = [one for one in graph.input if one.name in weights and one.name not in taken]

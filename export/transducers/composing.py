@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, version_converter
 from export.errors import ExportError, first_line
 from export.foreign.loading import opset_of
 from export.proofs.runners import Array
+from export.surgery import element_type
 from export.transducers.bare_loop import Rules, num_frames
 from export.transducers.decoders import CONTEXT, Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts
@@ -24,14 +25,6 @@ from service.repository.manifest import EmitsSpec
 
 _MIN_OPSET = 13
 """The least opset of the operators that join the files."""
-_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-    "float16": TensorProto.FLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-    "bool": TensorProto.BOOL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +114,11 @@ def _declare(graph: onnx.GraphProto, parts: Parts, states: dict[str, str], told:
     ]
     carried += [(EMITTED, TensorProto.INT64, [rows, parts.rules.history]), (NUM_EMITTED, TensorProto.INT64, [rows, 1])]
     del graph.input[:], graph.output[:]
-    graph.input.extend(info(port.name, _TYPES[port.dtype], shape(port)) for port in ports)
+    graph.input.extend(info(port.name, element_type(port.dtype), shape(port)) for port in ports)
     graph.input.extend(info(*one) for one in carried)
     graph.input.extend(kept)
     graph.output.append(info(OUTPUT, TensorProto.FLOAT, [rows, size_of_step(parts.capacity)]))
-    graph.output.extend(info(one.output, _TYPES[one.input.dtype], shape(one.input)) for one in encoder.states)
+    graph.output.extend(info(one.output, element_type(one.input.dtype), shape(one.input)) for one in encoder.states)
     graph.output.extend(info(states[name], kind, form) for name, kind, form in carried)
 
 

@@ -26,6 +26,7 @@ from service.repository.specs import (
     SessionConstantSpec,
     StateSpec,
     TensorSpec,
+    Tokenizer,
     TraceOutputSpec,
     TraceSpec,
     VocabularySpec,
@@ -48,10 +49,13 @@ __all__ = [
     "PortSpec",
     "ReadoutSpec",
     "SessionConstantSpec",
+    "Sha256",
     "SpecialTokens",
+    "Start",
     "StateSpec",
     "StepSpec",
     "TensorSpec",
+    "Tokenizer",
     "TopKSpec",
     "TraceOutputSpec",
     "TraceSpec",
@@ -60,6 +64,7 @@ __all__ = [
     "sha256_of",
 ]
 
+Start = Literal["last_of_source"]
 FILE_NAME = "manifest.json"
 BASE_VARIANT = "fp32"
 """The variant name of the manifest's own step and readout."""
@@ -131,7 +136,7 @@ class Manifest(Part):
     target_vocabulary: VocabularySpec | None = None
     """The vocabulary of the logits, or of the tokens that a transducer emits. Also of the tokens that steps read,
     unless there is an `input_vocabulary`. None: the model returns values."""
-    start: Literal["last_of_source"] | None = None
+    start: Start | None = None
     """For a model that reads features: what runs before a session's first step, the last vector of the source. A model
     of tokens has a start token instead."""
     special_tokens: SpecialTokens = SpecialTokens()

@@ -21,6 +21,7 @@ from pydantic import (
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "bool"]
+Tokenizer = Literal["characters", "whitespace", "subword"]
 _NEW_OF_STATES = ("initial_file", "constant", "is_uniform")
 """Fields of a state that format version 1 does not have."""
 _NEW_OF_ENCODERS = ("bos_id", "eos_id")
@@ -251,7 +252,7 @@ class VocabularySpec(Part):
     """The text file in the bundle."""
     size: Annotated[int, Field(ge=2)]
     """Number of lines."""
-    tokenizer: Literal["characters", "whitespace", "subword"]
+    tokenizer: Tokenizer
     """How text is split into tokens: by characters, by white space, or by SentencePiece, whose pieces are then the
     tokens."""
     subwords: FileName | None = None
