@@ -37,8 +37,8 @@ from carousel.values import (
 )
 from carousel.watching import SessionChange
 
-_ERROR_KEY = "carousel-error-bin"
-_REQUEST_ID_KEY = "x-request-id"
+ERROR_KEY = "carousel-error-bin"
+REQUEST_ID_KEY = "x-request-id"
 """Key in a failed call's trailing metadata, and in the metadata of an error inside a stream."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
@@ -219,8 +219,8 @@ def error(message: error_pb2.Error, request_id: str = "") -> CarouselError:
         code=code,
         reason=message.reason,
         field=message.field,
-        metadata={name: value for name, value in message.metadata.items() if name != _REQUEST_ID_KEY},
-        request_id=message.metadata.get(_REQUEST_ID_KEY, request_id),
+        metadata={name: value for name, value in message.metadata.items() if name != REQUEST_ID_KEY},
+        request_id=message.metadata.get(REQUEST_ID_KEY, request_id),
         retry_delay=message.retry_delay.ToTimedelta() if message.HasField("retry_delay") else None,
     )
 
@@ -232,7 +232,7 @@ def error_message(failure: CarouselError) -> error_pb2.Error:
         message=failure.message,
         reason=failure.reason,
         field=failure.field,
-        metadata=failure.metadata | ({_REQUEST_ID_KEY: failure.request_id} if failure.request_id else {}),
+        metadata=failure.metadata | ({REQUEST_ID_KEY: failure.request_id} if failure.request_id else {}),
     )
 
 
@@ -245,7 +245,7 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
     """Makes the error of a failed call: the server's own if it sent one, else gRPC's."""
     pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
     trailers = dict(pairs)
-    packed, call_id = trailers.get(_ERROR_KEY), trailers.get(_REQUEST_ID_KEY)
+    packed, call_id = trailers.get(ERROR_KEY), trailers.get(REQUEST_ID_KEY)
     request_id = call_id if isinstance(call_id, str) else ""
     if isinstance(packed, bytes):
         with suppress(DecodeError):

@@ -21,7 +21,8 @@ from carousel.cli.reading import InputError
 from carousel.client import Client
 from carousel.errors import CarouselError, DeadlineExceededError, UnavailableError
 
-_TARGET = "localhost:50051"
+TARGET = "localhost:50051"
+"""A server on this machine at its default port."""
 _TIMEOUT_S = 60.0
 _CAUSES = (
     re.compile(r".*(?:to remote host: |last error: [A-Z]+: \S+: |lookup failed for [^ ]*: )(.+?)\]?$", re.DOTALL),
@@ -66,7 +67,7 @@ class Connection:
     @property
     def address(self) -> str:
         """The server's address, in gRPC's form."""
-        return _TARGET if self.target is None else self.target
+        return TARGET if self.target is None else self.target
 
     @property
     def timeout_s(self) -> float:
@@ -193,7 +194,7 @@ def _options(*, is_first: bool) -> list[inspect.Parameter]:
         option(
             "target",
             str | None,
-            "Host and port; by default localhost:50051.",
+            f"Host and port; by default {TARGET}.",
             "--target",
             "-t",
             envvar="CAROUSEL_TARGET",
