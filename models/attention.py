@@ -8,13 +8,12 @@ Shapes: `B` batch, `T` time, `S` source, `H` hidden size, `A` attention size.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 AttentionKind = Literal["luong", "bahdanau", "none"]
-ATTENTION_KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
 
 class LuongAttention(nn.Module):

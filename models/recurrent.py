@@ -13,7 +13,7 @@ Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from models.weights import cell_of, onnx_layout
 ONNX_DOMAIN_VERSION = 22
 
 CellKind = Literal["rnn", "lstm-1997", "lstm", "lstm-peephole", "lstm-coupled", "lstm-projected", "gru"]
-CELL_KINDS: tuple[CellKind, ...] = get_args(CellKind)
 
 _UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell]] = {
     "lstm-1997": LSTM1997Cell,

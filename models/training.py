@@ -142,12 +142,6 @@ def write_evaluation(checkpoint: Path, found: dict[str, object]) -> dict[str, ob
     return result
 
 
-def load_history(run: Path) -> list[Epoch]:
-    """Returns the history of a run, one entry for each epoch; empty before the first epoch has ended."""
-    path = run / "history.json"
-    return [Epoch(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
-
-
 class _weights_of:
     """Swaps a model's parameters for others during a `with` block."""
 

@@ -123,8 +123,6 @@ class SimulatedStore:
     """One replica's access to the shelf: a `StateStore`. life: the replica's."""
 
     def __init__(self, shelf: Shelf, owner: str, faults: Faults, life: Life) -> None:
-        self.num_refused = 0
-        """Number of writes that were refused because another replica owns the record."""
         self._store = MemoryStore(shelf, clock=shelf.clock, owner=owner)
         self._shelf = shelf
         self._faults = faults
@@ -246,7 +244,6 @@ class SimulatedStore:
         record = self._shelf.current(write.session_id)
         before = None if record is None else replace(record)
         written = self._store.write([write])
-        self.num_refused += len(written.refused)
         if not (written.refused or written.missing):
             self._shelf.on_change(before, write)
             if before is None:

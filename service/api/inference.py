@@ -54,11 +54,6 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         for stream in list(self._streams):
             stream.replies.notify(answers.go_away(grace_s))
 
-    @property
-    def num_streams(self) -> int:
-        """Number of streams that have not ended."""
-        return len(self._streams)
-
     # The generated base class declares iterators; grpc.aio also accepts a coroutine that calls `context.write`.
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]

@@ -177,13 +177,6 @@ def uniform(seeds: UintArray, positions: UintArray) -> NDArray[np.float64]:
     return numbers
 
 
-def philox4x32(counters: NDArray[np.uint32], keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Runs the generator, 10 rounds. counters: [R, 4], keys: [R, 2], lowest word first. Returns [R, 4]."""
-    words = counters.astype(np.uint64).T
-    even, odd = _rounds(words[0::2], words[1::2], keys.astype(np.uint64).T)
-    return np.stack((even[0], odd[0], even[1], odd[1]), axis=-1).astype(np.uint32)
-
-
 def _rounds(even: UintArray, odd: UintArray, key: UintArray) -> tuple[UintArray, UintArray]:
     """Runs the rounds. even: words 0 and 2 of the counter; odd: words 1 and 3; key: all [2, R], 32 bits each in 64, so
     that a product keeps both halves. Returns the new even and odd words."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -21,7 +22,7 @@ from export.vocabulary import Vocabulary
 from models.attention import AttentionKind
 from models.forecaster import Forecaster, ForecasterConfig
 from models.language_model import LanguageModel, LanguageModelConfig, random_language_model
-from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer
+from models.recurrent import CellKind, RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.tagger import Tagger, TaggerConfig
 from service.repository.bundle import load_bundle
@@ -41,7 +42,7 @@ def config_of(kind: CellKind) -> LanguageModelConfig:
     )
 
 
-@pytest.fixture(scope="module", params=CELL_KINDS)
+@pytest.fixture(scope="module", params=get_args(CellKind))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Path]:
     """Returns a language model of each cell, and its bundle, which was proven when it was written."""
     model = random_language_model(config_of(request.param), seed=3)

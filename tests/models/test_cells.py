@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 pytest.importorskip("torch")
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer, state_names, unroll
+from models.recurrent import CellKind, RecurrentLayer, state_names, unroll
 from models.weights import cell_of
 from tests.models import numpy_cells
 
@@ -33,7 +35,7 @@ def states_of(layer: RecurrentLayer, num_rows: int = B) -> tuple[Tensor, ...]:
     return tuple(torch.randn(layer.num_directions, num_rows, size) for size in layer.state_sizes)
 
 
-@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("kind", get_args(CellKind))
 def test_a_cell_is_its_equations(kind: CellKind) -> None:
     """Every gate and every state, from any state, equals what plain NumPy computes from the paper's formulas."""
     layer = layer_of(kind)
@@ -82,7 +84,7 @@ def test_cell_of_takes_any_layer_and_direction_of_a_module(nonlinearity: str, bi
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("kind", get_args(CellKind))
 def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(kind: CellKind, bidirectional: bool) -> None:
     """A row's outputs up to its length and its last states equal those of the row alone; outputs past its length are
     zero."""
@@ -99,7 +101,7 @@ def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(kind: CellKind, bidire
                 torch.testing.assert_close(together[:, here], own)
 
 
-@pytest.mark.parametrize("kind", CELL_KINDS)
+@pytest.mark.parametrize("kind", get_args(CellKind))
 def test_every_cell_can_learn(kind: CellKind) -> None:
     """The gradient of a late loss reaches every weight and the first input."""
     layer = layer_of(kind)
