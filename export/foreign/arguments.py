@@ -1,137 +1,105 @@
-"""The flags of `python -m export onnx`."""
+"""The flags of `python -m export onnx`. Why annotations are not postponed: see `flags`."""
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from export.foreign.forms import length, maybe_numbers, numbers, pair, pairs, place, size
+from typer import Argument, Option
 
-ONNX_HELP = """An ONNX file that somebody else exported: a graph that takes one step and gives the state after it.
-States are found in the graph, and names such as h0 and hn break ties; what cannot be found is told."""
+from export.foreign.flags import BundleFlags, Tokenizer
+from export.foreign.forms import maybe_numbers, numbers, pair, pairs, place, size
+
 ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_repository --state state=stateN
 --constant sr=16000 --axis samples=512; python -m export onnx decoder.onnx --encoder encoder.onnx --name translator
 --to my_repository --source-vocabulary en.txt --vocabulary de.txt --bos 1 --eos 2 --source-eos 2"""
 
+STATES: Any = Option([], parser=pairs, metavar="IN=OUT", help="A state's input and its output.")
+AXES: Any = Option([], parser=size, metavar="AXIS=SIZE", help="The length of an axis without one.")
+BATCH_AXES: Any = Option(
+    [], parser=place, metavar="NAME=PLACE", help="Which axis of a tensor is the batch axis, from 0."
+)
 
-def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags to `parser`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
-    parser.add_argument(
-        "--state", type=pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
+
+@dataclass(kw_only=True)
+class OnnxFlags(BundleFlags):
+    """An ONNX file that somebody else exported.
+
+    Its graph takes one step and returns the state after it. States are found in the graph; names such as h0 and hn
+    break ties. What cannot be found, flags must give.
+    """
+
+    file: Path = Argument(..., metavar="FILE", help="The .onnx file.")
+    state: list[str] = STATES
+    force_state: bool = Option(
+        False,
+        "--force-state",
+        help="Accept pairs of --state, and states that are not kept, that the graph contradicts.",
     )
-    parser.add_argument(
-        "--force-state", action="store_true", help="take pairs of --state, and lost states, that the graph contradicts"
-    )
-    parser.add_argument(
+    expose_state: bool = Option(
+        False,
         "--expose-state",
-        action="store_true",
-        help="make the states of LSTM, GRU and RNN nodes inputs and outputs, where the file has none",
+        help="Make the states of LSTM, GRU and RNN nodes inputs and outputs, if the file has none.",
     )
-    parser.add_argument(
-        "--constant",
-        type=numbers,
-        action="append",
-        default=[],
+    constant: list[Any] = Option(
+        [],
+        parser=numbers,
         metavar="NAME=VALUE[,VALUE...]",
-        help="an input that is the same in every step, such as a sampling rate",
+        help="An input that is the same in every step, such as a sampling rate.",
     )
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
+    input: list[str] = Option(
+        [],
         metavar="NAME",
-        help="an input that a step reads, when there are more, or when it is of whole numbers that are no tokens",
+        help="An input that a step reads, if there are several, or if it has integers that are no tokens.",
     )
-    parser.add_argument(
-        "--output", action="append", default=[], metavar="NAME", help="an output that a step gives, when there are more"
-    )
-    parser.add_argument(
-        "--window",
-        type=size,
-        action="append",
-        default=[],
+    output: list[str] = Option([], metavar="NAME", help="An output of a step, if there are several.")
+    window: list[Any] = Option(
+        [],
+        parser=size,
         metavar="NAME=LENGTH",
-        help="how many elements of an input come again from the steps before, ahead of those that are new",
+        help="How many elements at the beginning of an input repeat the last ones of the steps before.",
     )
-    parser.add_argument("--start", metavar="NAME", help="the input that is true at a session's first step")
-    parser.add_argument("--end", metavar="NAME", help="the input that is true at a session's last step")
-    parser.add_argument(
-        "--session-constant",
-        type=maybe_numbers,
-        action="append",
-        default=[],
+    start: str | None = Option(None, metavar="NAME", help="The input that is true at a session's first step.")
+    end: str | None = Option(None, metavar="NAME", help="The input that is true at a session's last step.")
+    session_constant: list[Any] = Option(
+        [],
+        parser=maybe_numbers,
         metavar="NAME[=VALUE[,VALUE...]]",
-        help="an input that each session is given when it is opened; repeated: values to try, the default first",
+        help="An input that each session gets when it is opened. Repeated: the allowed values, the default first.",
     )
-    parser.add_argument("--session-id", metavar="NAME", help="the input that is a number of the session's own")
-    parser.add_argument(
-        "--initial",
-        type=pair,
-        action="append",
-        default=[],
+    session_id: str | None = Option(None, metavar="NAME", help="The input that identifies the session, a number.")
+    initial: list[Any] = Option(
+        [],
+        parser=pair,
         metavar="STATE=FILE.npy|VALUE[,VALUE...]|OUT",
-        help="a state's first value, where that is not zeros; with --encoder also an output of that",
+        help="A state's first value, if it is not zero; with --encoder also the name of one of its outputs.",
     )
-    parser.add_argument(
-        "--axis",
-        type=size,
-        action="append",
-        default=[],
-        metavar="AXIS=SIZE",
-        help="the length of an axis without one",
+    axis: list[Any] = AXES
+    batch_axis: list[Any] = BATCH_AXES
+    encoder: Path | None = Option(
+        None, metavar="FILE", help="The .onnx file of the encoder, if the first file is a decoder of one step."
     )
-    parser.add_argument(
-        "--batch-axis",
-        type=place,
-        action="append",
-        default=[],
-        metavar="NAME=PLACE",
-        help="which axis of a tensor counts rows, from 0",
-    )
-    parser.add_argument(
-        "--encoder",
-        type=Path,
-        metavar="FILE",
-        help="the .onnx file of the encoder, where FILE is a decoder of one step",
-    )
-    parser.add_argument(
-        "--context",
-        type=pair,
-        action="append",
-        default=[],
+    context: list[Any] = Option(
+        [],
+        parser=pair,
         metavar="IN=OUT",
-        help="an input of the decoder and the encoder's output that it reads in every step",
+        help="An input of the decoder and the encoder's output that it reads in every step.",
     )
-    parser.add_argument(
-        "--mask",
-        action="append",
-        default=[],
+    mask: list[str] = Option(
+        [],
         metavar="NAME[=MEANING]",
-        help="the input that is a mask over the source: real (1 at its tokens), padding (1 behind them) or additive",
+        help="The mask over the source: real (1 at its tokens), padding (1 behind them) or additive.",
     )
-    parser.add_argument(
-        "--lengths", action="append", default=[], metavar="NAME", help="the input that is how long each source is"
-    )
-    parser.add_argument("--source-vocabulary", type=Path, metavar="FILE", help="the source's tokens, one a line")
-    parser.add_argument(
-        "--source-tokenizer",
-        choices=["characters", "whitespace"],
-        default="whitespace",
-        help="how a source's text becomes tokens",
-    )
-    parser.add_argument("--source-bos", type=int, metavar="ID", help="the token that the server puts before a source")
-    parser.add_argument("--source-eos", type=int, metavar="ID", help="the token that the server puts after a source")
-    parser.add_argument(
-        "--max-source-length", type=length, default=256, metavar="N", help="the longest source (default: 256)"
-    )
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the tokens that it reads, one a line")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="what it gives logits over, one a line")
-    parser.add_argument(
-        "--tokenizer", choices=["characters", "whitespace"], default="whitespace", help="how text becomes tokens"
-    )
-    parser.add_argument("--bos", type=int, metavar="ID", help="the start token (default: none)")
-    parser.add_argument("--eos", type=int, metavar="ID", help="the end token (default: none)")
-    parser.add_argument(
-        "--feeds-back", action="store_true", help="its values are what the next step reads: it can go on by itself"
+    lengths: list[str] = Option([], metavar="NAME", help="The input with the length of each source.")
+    source_vocabulary: Path | None = Option(None, metavar="FILE", help="The source's tokens, one a line.")
+    source_tokenizer: Tokenizer = Option("whitespace", help="How a source's text becomes tokens.")
+    source_bos: int | None = Option(None, metavar="ID", help="The token that the server puts before a source.")
+    source_eos: int | None = Option(None, metavar="ID", help="The token that the server puts after a source.")
+    max_source_length: int = Option(256, min=1, max=65536, metavar="N", help="The longest source.")
+    vocabulary: Path | None = Option(None, metavar="FILE", help="The tokens that it reads, one a line.")
+    labels: Path | None = Option(None, metavar="FILE", help="The labels of its logits, one a line.")
+    tokenizer: Tokenizer = Option("whitespace", help="How text becomes tokens.")
+    bos: int | None = Option(None, metavar="ID", help="The start token.")
+    eos: int | None = Option(None, metavar="ID", help="The end token.")
+    feeds_back: bool = Option(
+        False, "--feeds-back", help="Its values are the next step's input, so that it can generate."
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign import translator_command
+from export.foreign.arguments import OnnxFlags
 from export.foreign.axes import Hints
-from export.foreign.flags import common_options, once, token_of, vocabulary_of
+from export.foreign.flags import once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
@@ -18,46 +18,46 @@ from export.foreign.writing import Described, write_onnx
 from service.repository.manifest import SpecialTokens
 
 
-def run(parsed: argparse.Namespace) -> Path:
+def run(flags: OnnxFlags) -> Path:
     """Writes the bundle and returns its folder. Raises as `write_onnx` and `write_translator` do."""
-    if parsed.encoder is not None:
-        written = translator_command.run(parsed)
+    if flags.encoder is not None:
+        written = translator_command.run(flags, flags.encoder)
         report(written.reading, written.notes)
         return written.folder
-    translator_command.refuse_without_encoder(parsed)
+    translator_command.refuse_without_encoder(flags)
     hints = Hints(
-        states=once(split_pairs(parsed.state, parsed.file), "--state"),
-        constants=once(parsed.constant, "--constant"),
-        axes=once(parsed.axis, "--axis"),
-        batch_axes=once(parsed.batch_axis, "--batch-axis"),
-        inputs=parsed.input,
-        outputs=parsed.output,
-        windows=once(parsed.window, "--window"),
-        start=parsed.start,
-        end=parsed.end,
-        session_constants=_all(parsed.session_constant),
-        session_id=parsed.session_id,
-        initial={name: initial_values(text) for name, text in once(parsed.initial, "--initial").items()},
-        force_state=parsed.force_state,
-        expose_state=parsed.expose_state,
+        states=once(split_pairs(flags.state, flags.file), "--state"),
+        constants=once(flags.constant, "--constant"),
+        axes=once(flags.axis, "--axis"),
+        batch_axes=once(flags.batch_axis, "--batch-axis"),
+        inputs=flags.input,
+        outputs=flags.output,
+        windows=once(flags.window, "--window"),
+        start=flags.start,
+        end=flags.end,
+        session_constants=_all(flags.session_constant),
+        session_id=flags.session_id,
+        initial={name: initial_values(text) for name, text in once(flags.initial, "--initial").items()},
+        force_state=flags.force_state,
+        expose_state=flags.expose_state,
     )
     _check_roles(hints)
-    vocabulary = vocabulary_of("--vocabulary", parsed.vocabulary, parsed.tokenizer)
+    vocabulary = vocabulary_of("--vocabulary", flags.vocabulary, flags.tokenizer)
     described = Described(
         vocabulary=vocabulary,
-        labels=vocabulary_of("--labels", parsed.labels, "whitespace"),
-        feeds_back=parsed.feeds_back,
+        labels=vocabulary_of("--labels", flags.labels, "whitespace"),
+        feeds_back=flags.feeds_back,
         special_tokens=SpecialTokens(
-            bos_id=token_of("--bos", parsed.bos, vocabulary), eos_id=token_of("--eos", parsed.eos, vocabulary)
+            bos_id=token_of("--bos", flags.bos, vocabulary), eos_id=token_of("--eos", flags.eos, vocabulary)
         ),
     )
-    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
-    print(f"reading {parsed.file} and running it ...", flush=True)
+    refuse_existing(flags.folder, replace=flags.replace)
+    print(f"reading {flags.file} and running it ...", flush=True)
     written = write_onnx(
-        parsed.file,
+        flags.file,
         hints,
         described,
-        **common_options(parsed, description=f"Made from {parsed.file.name}"),
+        **flags.options(description=f"Made from {flags.file.name}"),
     )
     report(written.reading, written.notes)
     return written.folder

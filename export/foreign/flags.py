@@ -1,11 +1,16 @@
-"""Flags that several commands share, and checks of flags' values: unique names, vocabularies, token ids."""
+"""Flags that several commands share, and checks of flags' values: unique names, vocabularies, token ids.
 
-from __future__ import annotations
+The flags of a command are a dataclass. typer makes a flag of each field, parses the command line and returns an
+instance; nothing else makes one. Annotations are not postponed (`from __future__ import annotations`), because typer
+would look up the types of inherited fields in the wrong module.
+"""
 
-import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from typer import Option
 
 from export.errors import ExportError
 from export.foreign import forms
@@ -14,45 +19,51 @@ from export.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from export.bundle import BundleOptions
 
+NAME: Any = Option(..., parser=forms.model_name, metavar="NAME", help="The model's name: a-z 0-9 . _ -")
+TO: Any = Option(..., metavar="FOLDER", help="The model repository.")
+REPLACE: Any = Option(False, "--replace", help="Replace an existing version.")
+Tokenizer = Literal["characters", "whitespace"]
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for the bundle of another exporter's model. `common_options` reads them."""
-    parser.add_argument("--name", type=forms.model_name, required=True, help="the model's name: a-z 0-9 . _ -")
-    add_place(parser)
-    parser.add_argument("--description", help="one line about it")
-    parser.add_argument(
-        "--sample-rate", type=forms.count, metavar="N", help="samples a second, where what it reads is sound: -1 to 1"
+
+@dataclass(kw_only=True)
+class PlaceFlags:
+    """The flags for where a bundle is written."""
+
+    to: Path = TO
+    version: int = Option(1, min=1, max=2**31 - 1, metavar="N", help="The bundle's version.")
+    replace: bool = REPLACE
+
+
+@dataclass(kw_only=True)
+class BundleFlags(PlaceFlags):
+    """The flags for the bundle of another exporter's model."""
+
+    name: str = NAME
+    description: str | None = Option(None, metavar="TEXT", help="One line about the model.")
+    sample_rate: int | None = Option(
+        None, min=1, metavar="N", help="Samples a second, for a model that reads sound as floats from -1 to 1."
     )
-    parser.add_argument(
-        "--max-tokens", type=forms.count, default=256, metavar="N", help="steps generated when a request sets no limit"
-    )
-    parser.add_argument(
-        "--max-bytes", type=forms.count, default=2_000_000_000, metavar="N", help="the most it may weigh"
-    )
+    max_tokens: int = Option(256, min=1, metavar="N", help="Steps generated when a request sets no limit.")
+    max_bytes: int = Option(2000000000, min=1, metavar="N", help="The bundle's largest size in bytes.")
 
+    @property
+    def folder(self) -> Path:
+        """The bundle's folder."""
+        return self.to / self.name / str(self.version)
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for where a bundle is written, its version, and whether it replaces an existing one."""
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
-    parser.add_argument("--version", type=forms.version, default=1, help="the bundle's version (default: 1)")
-    parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
-
-
-def common_options(
-    parsed: argparse.Namespace, *, description: str, evaluation: Mapping[str, object] | None = None
-) -> BundleOptions:
-    """Returns the bundle's options from the flags of `add_common_flags`. description: the default."""
-    return {
-        "to": parsed.to,
-        "name": parsed.name,
-        "version": parsed.version,
-        "description": parsed.description or description,
-        "evaluation": evaluation or {},
-        "sample_rate": parsed.sample_rate,
-        "max_tokens": parsed.max_tokens,
-        "max_bytes": parsed.max_bytes,
-        "replace": parsed.replace,
-    }
+    def options(self, *, description: str, evaluation: Mapping[str, object] | None = None) -> "BundleOptions":
+        """Returns the bundle's options. description: the default."""
+        return {
+            "to": self.to,
+            "name": self.name,
+            "version": self.version,
+            "description": self.description or description,
+            "evaluation": evaluation or {},
+            "sample_rate": self.sample_rate,
+            "max_tokens": self.max_tokens,
+            "max_bytes": self.max_bytes,
+            "replace": self.replace,
+        }
 
 
 def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     return dict(given)
 
 
-def vocabulary_of(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+def vocabulary_of(flag: str, path: Path | None, tokenizer: Tokenizer) -> Vocabulary | None:
     """Reads a vocabulary file; None without a path. Raises ExportError for a file that is no list of tokens."""
     if path is None:
         return None

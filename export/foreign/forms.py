@@ -1,10 +1,9 @@
-"""Parses the values of flags, as types for argparse. Each function raises argparse.ArgumentTypeError."""
+"""Parses the values of flags, as parsers for typer. Each function raises typer.BadParameter."""
 
 from __future__ import annotations
 
-import argparse
-
 from pydantic import TypeAdapter, ValidationError
+from typer import BadParameter
 
 from service.repository.manifest import ModelName
 
@@ -14,23 +13,9 @@ def model_name(text: str) -> str:
     try:
         return TypeAdapter(ModelName).validate_python(text)
     except ValidationError:
-        raise argparse.ArgumentTypeError(
-            f"{text[:80]!r} is no model's name: 1 to 64 of a-z, 0-9, '.', '_' and '-', of which the first is a-z or 0-9"
+        raise BadParameter(
+            f"{text[:80]!r} is not a model name: use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a-z or 0-9"
         ) from None
-
-
-def count(text: str) -> int:
-    """Parses a whole number, 1 or more."""
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
-
-
-def version(text: str) -> int:
-    """Parses a bundle's version, 1 to 2**31 - 1."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {2**31 - 1}")
-    return int(text)
 
 
 def pairs(text: str) -> str:
@@ -43,7 +28,7 @@ def pair(text: str) -> tuple[str, str]:
     """Parses NAME=VALUE; the name may contain equals signs."""
     name, equals, value = text.rpartition("=")
     if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
+        raise BadParameter(f"{text!r} must be NAME=VALUE")
     return name, value
 
 
@@ -53,7 +38,7 @@ def numbers(text: str) -> tuple[str, list[float]]:
     try:
         return name, [float(part) for part in value.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} must be numbers, separated by commas") from None
+        raise BadParameter(f"{value!r} must be numbers, separated by commas") from None
 
 
 def maybe_numbers(text: str) -> tuple[str, list[float] | None]:
@@ -65,20 +50,13 @@ def size(text: str) -> tuple[str, int]:
     """Parses NAME=SIZE; the size is 1 or more."""
     name, value = pair(text)
     if not (value.isascii() and value.isdecimal() and int(value) >= 1):
-        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
+        raise BadParameter(f"{value!r} must be an integer, 1 or more")
     return name, int(value)
-
-
-def length(text: str) -> int:
-    """Parses a source's largest length, 1 to 65536."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65536):  # the manifest's limit
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 65536")
-    return int(text)
 
 
 def place(text: str) -> tuple[str, int]:
     """Parses NAME=PLACE; the place is 0 or more."""
     name, value = pair(text)
     if not (value.isascii() and value.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 0 or more")
+        raise BadParameter(f"{value!r} must be an integer, 0 or more")
     return name, int(value)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import ExportError
 from export.folder import refuse_existing
+from export.foreign.arguments import OnnxFlags
 from export.foreign.axes import Hints
 from export.foreign.decoder_file import read_decoder
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.flags import common_options, once, token_of, vocabulary_of
+from export.foreign.flags import once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.joints import Joints
 from export.foreign.loading import load
@@ -36,55 +36,55 @@ _OF_ONE_FILE = (
 _OF_TWO_FILES = ("source_vocabulary", "source_bos", "source_eos", "context", "mask", "lengths")
 
 
-def run(parsed: argparse.Namespace) -> Written:
+def run(flags: OnnxFlags, encoder: Path) -> Written:
     """Writes the bundle and returns it. Raises what `translators.write_translator` raises."""
     for name in _OF_ONE_FILE:
-        if getattr(parsed, name):
+        if getattr(flags, name):
             raise ExportError(f"--{name.replace('_', '-')} and --encoder do not go together")
-    outputs = [one.name for one in load(parsed.encoder).graph.output]
-    initial = once(parsed.initial, "--initial")
+    outputs = [one.name for one in load(encoder).graph.output]
+    initial = once(flags.initial, "--initial")
     given = {name: text for name, text in initial.items() if text in outputs}
     hints = Hints(
-        states=once(split_pairs(parsed.state, parsed.file), "--state"),
-        constants=once(parsed.constant, "--constant"),
-        axes=once(parsed.axis, "--axis"),
-        batch_axes=once(parsed.batch_axis, "--batch-axis"),
-        inputs=parsed.input,
-        outputs=parsed.output,
+        states=once(split_pairs(flags.state, flags.file), "--state"),
+        constants=once(flags.constant, "--constant"),
+        axes=once(flags.axis, "--axis"),
+        batch_axes=once(flags.batch_axis, "--batch-axis"),
+        inputs=flags.input,
+        outputs=flags.output,
         initial={name: _values(name, text, outputs) for name, text in initial.items() if name not in given},
-        force_state=parsed.force_state,
+        force_state=flags.force_state,
     )
-    masks = dict(_mask(text) for text in parsed.mask)
-    joints = Joints(once(parsed.context, "--context"), given, masks, parsed.lengths)
-    source = vocabulary_of("--source-vocabulary", parsed.source_vocabulary, parsed.source_tokenizer)
-    target = vocabulary_of("--vocabulary", parsed.vocabulary, parsed.tokenizer)
+    masks = dict(_mask(text) for text in flags.mask)
+    joints = Joints(once(flags.context, "--context"), given, masks, flags.lengths)
+    source = vocabulary_of("--source-vocabulary", flags.source_vocabulary, flags.source_tokenizer)
+    target = vocabulary_of("--vocabulary", flags.vocabulary, flags.tokenizer)
     told = Translated(
         source=source,
         target=target,
-        source_bos=token_of("--source-bos", parsed.source_bos, source, is_of_file=source is not None),
-        source_eos=token_of("--source-eos", parsed.source_eos, source, is_of_file=source is not None),
+        source_bos=token_of("--source-bos", flags.source_bos, source, is_of_file=source is not None),
+        source_eos=token_of("--source-eos", flags.source_eos, source, is_of_file=source is not None),
         special_tokens=SpecialTokens(
-            bos_id=token_of("--bos", parsed.bos, target, is_of_file=target is not None),
-            eos_id=token_of("--eos", parsed.eos, target, is_of_file=target is not None),
+            bos_id=token_of("--bos", flags.bos, target, is_of_file=target is not None),
+            eos_id=token_of("--eos", flags.eos, target, is_of_file=target is not None),
         ),
-        max_source_length=parsed.max_source_length,
+        max_source_length=flags.max_source_length,
     )
-    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
-    print(f"reading {parsed.encoder} and {parsed.file}, and running them ...", flush=True)
+    refuse_existing(flags.folder, replace=flags.replace)
+    print(f"reading {encoder} and {flags.file}, and running them ...", flush=True)
     try:
         return write_translator(
-            parsed.encoder,
-            parsed.file,
+            encoder,
+            flags.file,
             hints,
             joints,
             told,
-            **common_options(parsed, description=f"Made from {parsed.encoder.name} and {parsed.file.name}"),
+            **flags.options(description=f"Made from {encoder.name} and {flags.file.name}"),
         )
     except ExportError as error:
-        if _are_swapped(parsed.encoder, parsed.file):
+        if _are_swapped(encoder, flags.file):
             raise ExportError(
-                f"{parsed.file} and {parsed.encoder} seem to be swapped: the first is an encoder, and the second a"
-                f" decoder of one step. Say python -m export onnx {parsed.encoder} --encoder {parsed.file}"
+                f"{flags.file} and {encoder} seem to be swapped: the first is an encoder, and the second a"
+                f" decoder of one step. Say python -m export onnx {encoder} --encoder {flags.file}"
             ) from error
         raise
 
@@ -98,10 +98,10 @@ def _are_swapped(encoder: Path, decoder: Path) -> bool:
     return True
 
 
-def refuse_without_encoder(parsed: argparse.Namespace) -> None:
+def refuse_without_encoder(flags: OnnxFlags) -> None:
     """Raises ExportError for flags that need --encoder."""
     for name in _OF_TWO_FILES:
-        if getattr(parsed, name) not in (None, []):
+        if getattr(flags, name) not in (None, []):
             raise ExportError(f"--{name.replace('_', '-')} goes with --encoder FILE, which is not given")
 
 

@@ -1,66 +1,48 @@
-"""The flags of `python -m export transducer`."""
+"""The flags of `python -m export transducer`. Why annotations are not postponed: see `foreign.flags`."""
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from export.foreign.forms import count, pairs, place, size
+from typer import Argument, Option
 
-TRANSDUCER_HELP = """A transducer in ONNX files: an encoder of frames with its states, a prediction network over tokens,
-and a joiner; or the last two in one file. Frames go in, and tokens come out. States are found as by `python -m export
-onnx`."""
+from export.foreign.arguments import AXES, BATCH_AXES, STATES
+from export.foreign.flags import BundleFlags
+
 TRANSDUCER_EPILOG = """For example: python -m export transducer encoder.onnx predictor.onnx joiner.onnx --vocabulary
 tokens.txt --name recogniser --to my_repository"""
 
 
-def add_transducer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags to `parser`."""
-    parser.add_argument("encoder", type=Path, metavar="ENCODER", help="the .onnx file that reads frames")
-    parser.add_argument("predictor", type=Path, metavar="PREDICTOR", help="the .onnx file that reads tokens")
-    parser.add_argument(
-        "joiner",
-        type=Path,
-        nargs="?",
-        metavar="JOINER",
-        help="the .onnx file that gives logits (default: PREDICTOR does)",
+@dataclass(kw_only=True)
+class TransducerFlags(BundleFlags):
+    """A transducer in two or three ONNX files.
+
+    An encoder of frames with its states, a prediction network over tokens, and a joiner; or the last two in one file.
+    Frames go in, and tokens come out. States are found as by `python -m export onnx`.
+    """
+
+    encoder: Path = Argument(..., metavar="ENCODER", help="The .onnx file that reads frames.")
+    predictor: Path = Argument(..., metavar="PREDICTOR", help="The .onnx file that reads tokens.")
+    joiner: Path | None = Argument(
+        None, metavar="JOINER", help="The .onnx file that returns logits, if PREDICTOR does not."
     )
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the tokens, the blank too, one a line")
-    parser.add_argument("--blank", type=int, default=0, metavar="ID", help="the token that ends a frame (default: 0)")
-    parser.add_argument(
-        "--start-token", type=int, metavar="ID", help="what the prediction network reads first (default: the blank)"
+    vocabulary: Path | None = Option(None, metavar="FILE", help="The tokens, with the blank, one a line.")
+    blank: int = Option(0, metavar="ID", help="The token that ends a frame.")
+    start_token: int | None = Option(
+        None, metavar="ID", show_default="the blank", help="The first token that the prediction network reads."
     )
-    parser.add_argument(
-        "--max-symbols", type=count, default=10, metavar="N", help="tokens of an encoded frame at most (default: 10)"
+    max_symbols: int = Option(10, min=1, metavar="N", help="The most tokens of an encoded frame.")
+    blank_penalty: float = Option(0.0, metavar="X", help="Subtracted from the blank's logit.")
+    history: int = Option(256, min=1, metavar="N", help="How many of the last tokens a session keeps.")
+    state: list[str] = STATES
+    force_state: bool = Option(False, "--force-state", help="Accept pairs of --state that the graph contradicts.")
+    axis: list[Any] = AXES
+    batch_axis: list[Any] = BATCH_AXES
+    encoder_output: str | None = Option(
+        None, metavar="NAME", help="The output of the encoder that is no state, if there are several."
     )
-    parser.add_argument(
-        "--blank-penalty", type=float, default=0.0, metavar="X", help="taken off the blank's logit (default: 0)"
+    predictor_output: str | None = Option(
+        None, metavar="NAME", help="The output of the predictor that is no state, if there are several."
     )
-    parser.add_argument(
-        "--history",
-        type=count,
-        default=256,
-        metavar="N",
-        help="how many of the last tokens a session keeps (default: 256)",
-    )
-    parser.add_argument(
-        "--state", type=pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
-    )
-    parser.add_argument("--force-state", action="store_true", help="take pairs of --state that the graph contradicts")
-    parser.add_argument(
-        "--axis", type=size, action="append", default=[], metavar="AXIS=SIZE", help="the length of an axis without one"
-    )
-    parser.add_argument(
-        "--batch-axis",
-        type=place,
-        action="append",
-        default=[],
-        metavar="NAME=PLACE",
-        help="which axis of a tensor counts rows, from 0",
-    )
-    for part in ("encoder", "predictor"):
-        parser.add_argument(
-            f"--{part}-output", metavar="NAME", help=f"what of the {part} is no state, when there are more"
-        )
-    parser.add_argument("--encoded", metavar="NAME", help="the joiner's input that is the encoded frame")
-    parser.add_argument("--predicted", metavar="NAME", help="the joiner's input that is the prediction")
+    encoded: str | None = Option(None, metavar="NAME", help="The joiner's input that is the encoded frame.")
+    predicted: str | None = Option(None, metavar="NAME", help="The joiner's input that is the prediction.")

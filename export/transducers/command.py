@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -12,9 +11,10 @@ from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
 from export.foreign.command import report
-from export.foreign.flags import common_options, once, vocabulary_of
+from export.foreign.flags import once, vocabulary_of
 from export.foreign.names import split_pairs
 from export.foreign.writing import Written, write_model
+from export.transducers.arguments import TransducerFlags
 from export.transducers.bare_loop import Rules, encoded_size
 from export.transducers.composing import compose
 from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles
@@ -27,28 +27,28 @@ _OF_TOKENS = ("state emitted changes nothing", "state num_emitted changes nothin
 """Notes about states that only the server reads."""
 
 
-def run(parsed: argparse.Namespace) -> Path:
+def run(flags: TransducerFlags) -> Path:
     """Writes the bundle and returns its folder. Raises what `write_transducer` raises."""
-    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
-    files = [parsed.encoder, parsed.predictor, *([parsed.joiner] if parsed.joiner else [])]
+    refuse_existing(flags.folder, replace=flags.replace)
+    files = [flags.encoder, flags.predictor, *([flags.joiner] if flags.joiner else [])]
     hints = Hints(
-        states=once(split_pairs(parsed.state, files[0]), "--state"),
-        axes=once(parsed.axis, "--axis"),
-        batch_axes=once(parsed.batch_axis, "--batch-axis"),
-        force_state=parsed.force_state,
+        states=once(split_pairs(flags.state, files[0]), "--state"),
+        axes=once(flags.axis, "--axis"),
+        batch_axes=once(flags.batch_axis, "--batch-axis"),
+        force_state=flags.force_state,
     )
     print(f"reading {', '.join(map(str, files))} and running them ...", flush=True)
-    outputs = {"encoder": parsed.encoder_output, "predictor": parsed.predictor_output}
-    inputs = {what: name for what, name in (("encoded", parsed.encoded), ("predicted", parsed.predicted)) if name}
+    outputs = {"encoder": flags.encoder_output, "predictor": flags.predictor_output}
+    inputs = {what: name for what, name in (("encoded", flags.encoded), ("predicted", flags.predicted)) if name}
     rules = Rules(
-        blank_id=parsed.blank,
-        start_id=parsed.blank if parsed.start_token is None else parsed.start_token,
-        max_symbols=parsed.max_symbols,
-        blank_penalty=parsed.blank_penalty,
-        history=parsed.history,
+        blank_id=flags.blank,
+        start_id=flags.blank if flags.start_token is None else flags.start_token,
+        max_symbols=flags.max_symbols,
+        blank_penalty=flags.blank_penalty,
+        history=flags.history,
     )
     encoder, decoder = read_files(files, hints, rules, outputs=outputs, inputs=inputs)
-    vocabulary = vocabulary_of("--vocabulary", parsed.vocabulary, "whitespace")
+    vocabulary = vocabulary_of("--vocabulary", flags.vocabulary, "whitespace")
     if vocabulary is None:
         vocabulary = Vocabulary(tuple(f"<{token}>" for token in range(decoder.vocabulary_size)), "whitespace")
     written = write_transducer(
@@ -56,7 +56,7 @@ def run(parsed: argparse.Namespace) -> Path:
         decoder,
         rules,
         vocabulary,
-        **common_options(parsed, description=f"Made from {', '.join(file.name for file in files)}"),
+        **flags.options(description=f"Made from {', '.join(file.name for file in files)}"),
     )
     report(written.reading, written.notes)
     return written.folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from export.__main__ import main
-from export.foreign.flags import add_common_flags, common_options
+from export.commands import TorchFlags, parse
 from service.repository.manifest import FILE_NAME, Manifest
+from tests.conftest import ROOT
 from tests.export import foreign, transducer_files, translators
 
 MODULE = """
@@ -85,10 +87,29 @@ def test_each_common_flag_arrives_with_each_command(
 
 
 def test_all_common_flags_are_handed_on() -> None:
-    parser = argparse.ArgumentParser()
-    add_common_flags(parser)
-    parsed = parser.parse_args(["--name", "said", "--to", "."])
-    assert set(common_options(parsed, description="")) - {"evaluation"} == set(vars(parsed))
+    flags = parse(["torch", "module:make", "--name", "said", "--to", "."])
+    assert isinstance(flags, TorchFlags)
+    assert set(flags.options(description="")) - {"evaluation"} == set(vars(flags)) - {"factory"}
+
+
+def test_the_help_of_each_command_imports_no_torch() -> None:
+    names = ["g2p", "translate", "pychar", "stress", "co2", "morse", "torch", "onnx", "transducer", "random-lm"]
+    code = (
+        "import sys; from export.__main__ import main; print([main([name, '-h']) for name in sys.argv[1:]]);"
+        "assert not {'torch', 'onnx', 'onnxruntime'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [f"Usage: python -m export {name} " in done.stdout for name in names] == [True] * len(names)
+    assert done.stdout.endswith(f"{[0] * len(names)}\n")
+
+
+@pytest.mark.parametrize(("command", "has_variants"), [("g2p", True), ("translate", True), ("co2", False)])
+def test_a_recipe_has_variants_or_refuses_them(
+    command: str, has_variants: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = parse([command, "best.safetensors", "--to", ".", "--variants", "int8"])
+    assert (flags == 2) != has_variants
+    assert ("No such option: --variants" in capsys.readouterr().err) != has_variants
 
 
 def file_of_tokens(folder: Path) -> list[str]:

@@ -32,6 +32,8 @@ def run_without(folder: Path, missing: str, *arguments: str) -> tuple[int, str]:
         ("torch onnx tqdm", "torch a:b --name a --to a", "torch and onnx are", "export"),
         ("torch onnx tqdm", "co2 a.safetensors --to a", "torch, onnx and tqdm are", "train"),
         ("tqdm", "co2 a.safetensors --to a", "tqdm is", "train"),
+        ("typer", "co2 a.safetensors --to a", "typer is", "export"),
+        ("torch typer", "--help", "torch and typer are", "export"),
     ],
 )
 def test_an_export_names_all_that_is_missing(
