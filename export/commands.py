@@ -114,16 +114,18 @@ def parse(arguments: Sequence[str] | None = None) -> Flags | int:
     prints.
     """
     try:
-        parsed: Flags | int = _app(arguments, standalone_mode=False, prog_name="python -m export")
+        parsed: Flags | int = typer.main.get_command(_app)(
+            arguments, standalone_mode=False, prog_name="python -m export"
+        )
     except TyperException as error:
         context: Any = getattr(error, "ctx", None)
-        program = context.command_path if context else "python -m export"
+        command = context.command_path if context else "python -m export"
         message = error.format_message().rstrip(".")
         if "Value error, " in message:
             message = message.replace("Value error, ", "")
         elif isinstance(error.__cause__, ValidationError):
             message += f", not {error.__cause__.errors()[0]['input']!r}"
-        print(f"nothing was written: {message}. {program} --help lists all flags", file=sys.stderr)
+        print(f"nothing was written: {message}. {command} --help lists all flags", file=sys.stderr)
         return 2
     return parsed
 

@@ -8,7 +8,6 @@ A killed `train` resumes after its last complete epoch when it is called again w
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import cast
@@ -17,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import training
+from models import command_line, training
 from models.curves import plot_curves
 from models.forecaster import Forecaster, ForecasterConfig
 from models.recipes import co2_data as data
-from models.recipes import command
 
 MODEL = "co2-forecast"
 HISTORY, HORIZON = 36, 12
@@ -117,29 +115,30 @@ def _forecast(model: Forecaster, history: Tensor) -> Tensor:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    command.run(
-        "models.recipes.co2",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 300, "hidden": 48, "batch-size": 32},
-        compared_with="the seasonal naive forecasts",
-        train=_train,
-        evaluate=write_evaluation,
-    )
+    command_line.run("models.recipes.co2", __doc__.splitlines()[0], train=_train, evaluate=write_evaluation)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 300,
+    hidden: command_line.Hidden = 48,
+    batch_size: command_line.BatchSize = 32,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     train(
-        parsed.run,
+        run,
         training.TrainingConfig(
-            epochs=parsed.epochs,
+            epochs=epochs,
             learning_rate=3e-3,
             warmup_steps=50,
             average_decay=0.99,
             patience=80,
-            seed=parsed.seed,
+            seed=seed,
         ),
-        ForecasterConfig(hidden_size=parsed.hidden, scale=2.0),
-        batch_size=parsed.batch_size,
+        ForecasterConfig(hidden_size=hidden, scale=2.0),
+        batch_size=batch_size,
     )
 
 

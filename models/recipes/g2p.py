@@ -8,7 +8,6 @@ A killed `train` resumes after its last complete epoch when it is called again w
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections import defaultdict
@@ -20,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models import training
+from models import command_line, training
 from models.curves import plot_curves
 from models.metrics import ErrorRates, score
 from models.recipes import cmudict_data as data
-from models.recipes import command
 from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.targets import teacher_forced
@@ -138,22 +136,23 @@ def _ids(word: str) -> list[int]:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    command.run(
-        "models.recipes.g2p",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 28, "hidden": 256, "batch-size": 256},
-        compared_with="the listed pronunciations",
-        train=_train,
-        evaluate=write_evaluation,
-    )
+    command_line.run("models.recipes.g2p", __doc__.splitlines()[0], train=_train, evaluate=write_evaluation)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 28,
+    hidden: command_line.Hidden = 256,
+    batch_size: command_line.BatchSize = 256,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     train(
-        parsed.run,
-        training.TrainingConfig(epochs=parsed.epochs, seed=parsed.seed),
-        Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=parsed.hidden),
-        batch_size=parsed.batch_size,
+        run,
+        training.TrainingConfig(epochs=epochs, seed=seed),
+        Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=hidden),
+        batch_size=batch_size,
     )
 
 

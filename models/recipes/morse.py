@@ -9,7 +9,6 @@ are generated from the seed during training, short and clean ones first.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from models import training
+from models import command_line, training
 from models.curves import plot_curves
 from models.metrics import edit_distance
-from models.recipes import command, morse_envelope
 from models.recipes import morse_data as data
+from models.recipes import morse_envelope
 from models.transducer import GreedyDecoder, Transducer, TransducerConfig
 from models.transducer_loss import transducer_loss
 
@@ -200,29 +199,30 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    command.run(
-        "models.recipes.morse",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 70, "hidden": 80, "batch-size": 16},
-        compared_with="a threshold on the loudness",
-        train=_train,
-        evaluate=write_evaluation,
-    )
+    command_line.run("models.recipes.morse", __doc__.splitlines()[0], train=_train, evaluate=write_evaluation)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 70,
+    hidden: command_line.Hidden = 80,
+    batch_size: command_line.BatchSize = 16,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     train(
-        parsed.run,
+        run,
         training.TrainingConfig(
-            epochs=parsed.epochs,
+            epochs=epochs,
             learning_rate=6e-3,
             warmup_steps=100,
             average_decay=0.99,
-            patience=parsed.epochs,
-            seed=parsed.seed,
+            patience=epochs,
+            seed=seed,
         ),
-        TransducerConfig(len(data.VOCABULARY), hidden_size=parsed.hidden),
-        Schedule(batch_size=parsed.batch_size, easy_epochs=parsed.epochs // 3),
+        TransducerConfig(len(data.VOCABULARY), hidden_size=hidden),
+        Schedule(batch_size=batch_size, easy_epochs=epochs // 3),
     )
 
 

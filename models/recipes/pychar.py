@@ -8,7 +8,6 @@ A killed `train` resumes after its last complete epoch when it is called again w
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import random
@@ -20,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models import training
+from models import command_line, training
 from models.curves import plot_curves
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.ngram import KneserNey
-from models.recipes import command
 from models.recipes import python_source as data
 
 MODEL = "pychar-en"
@@ -130,25 +128,25 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    command.run(
-        "models.recipes.pychar",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 8, "hidden": 384, "batch-size": 64, "window": 160},
-        compared_with="an n-gram",
-        train=_train,
-        evaluate=write_evaluation,
-    )
+    command_line.run("models.recipes.pychar", __doc__.splitlines()[0], train=_train, evaluate=write_evaluation)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 8,
+    hidden: command_line.Hidden = 384,
+    batch_size: command_line.BatchSize = 64,
+    window: command_line.Window = 160,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     train(
-        parsed.run,
-        training.TrainingConfig(
-            epochs=parsed.epochs, learning_rate=3e-3, warmup_steps=200, patience=3, seed=parsed.seed
-        ),
-        LanguageModelConfig(len(data.CHARACTERS), 48, parsed.hidden),
-        batch_size=parsed.batch_size,
-        window=parsed.window,
+        run,
+        training.TrainingConfig(epochs=epochs, learning_rate=3e-3, warmup_steps=200, patience=3, seed=seed),
+        LanguageModelConfig(len(data.CHARACTERS), 48, hidden),
+        batch_size=batch_size,
+        window=window,
     )
 
 

@@ -8,7 +8,6 @@ A killed `train` resumes after its last complete epoch when it is called again w
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models import training
+from models import command_line, training
 from models.curves import plot_curves
-from models.recipes import command
 from models.recipes import stress_data as data
 from models.tagger import Tagger, TaggerConfig
 
@@ -131,24 +129,23 @@ def _to_batch(streams: Sequence[tuple[list[int], list[int]]]) -> Batch:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    command.run(
-        "models.recipes.stress",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 20, "hidden": 192, "batch-size": 32},
-        compared_with="windows of neighbours",
-        train=_train,
-        evaluate=write_evaluation,
-    )
+    command_line.run("models.recipes.stress", __doc__.splitlines()[0], train=_train, evaluate=write_evaluation)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 20,
+    hidden: command_line.Hidden = 192,
+    batch_size: command_line.BatchSize = 32,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     train(
-        parsed.run,
-        training.TrainingConfig(
-            epochs=parsed.epochs, learning_rate=3e-3, warmup_steps=200, patience=4, seed=parsed.seed
-        ),
-        TaggerConfig(len(data.vocabulary()), len(data.TAGS), 32, parsed.hidden, num_layers=2, dropout=0.1),
-        batch_size=parsed.batch_size,
+        run,
+        training.TrainingConfig(epochs=epochs, learning_rate=3e-3, warmup_steps=200, patience=4, seed=seed),
+        TaggerConfig(len(data.vocabulary()), len(data.TAGS), 32, hidden, num_layers=2, dropout=0.1),
+        batch_size=batch_size,
     )
 
 

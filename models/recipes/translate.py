@@ -9,11 +9,9 @@ killed `train` continues from its last whole epoch when it is called again with 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from models import training
-from models.recipes import command
+from models import command_line, training
 from models.recipes import translate_data as data
 from models.recipes.translate_judged import write_evaluation
 from models.recipes.translate_training import train
@@ -22,27 +20,32 @@ CORPUS = Path("runs/translate-corpus")
 
 
 def main() -> None:
-    """The command line; see the module's docstring."""
-    command.run(
-        "models.recipes.translate",
-        __doc__.splitlines()[0],
-        numbers={"epochs": 10, "hidden": 256},
-        compared_with="the test split and two baselines",
-        train=_train,
-        evaluate=lambda checkpoint: write_evaluation(checkpoint, CORPUS),
-    )
+    """Runs the command line; see the module's docstring."""
+    command_line.run("models.recipes.translate", __doc__.splitlines()[0], train=_train, evaluate=_evaluate)
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(
+    *,
+    run: command_line.Run,
+    epochs: command_line.Epochs = 10,
+    hidden: command_line.Hidden = 256,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Trains, or resumes a run that was stopped."""
     if not (CORPUS / "train.tsv").exists():
         CORPUS.mkdir(parents=True, exist_ok=True)
         data.build(CORPUS)
     train(
-        parsed.run,
+        run,
         CORPUS,
-        training.TrainingConfig(epochs=parsed.epochs, seed=parsed.seed),
-        dict.fromkeys(("embedding_size", "hidden_size", "attention_size"), parsed.hidden) | {"dropout": 0.2},
+        training.TrainingConfig(epochs=epochs, seed=seed),
+        dict.fromkeys(("embedding_size", "hidden_size", "attention_size"), hidden) | {"dropout": 0.2},
     )
+
+
+def _evaluate(checkpoint: Path) -> None:
+    """Compares a checkpoint with two baselines on the test split. Writes `evaluation.json` beside it."""
+    write_evaluation(checkpoint, CORPUS)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ read, with licences). The same packages give the same bytes. The corpus must not
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -25,8 +24,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from typer import Option
+
+from models import command_line
 from models.recipes import translate_fetch as packages
 from models.recipes.translate_catalogues import messages
 from models.recipes.translate_clean import clean
@@ -144,12 +146,12 @@ def table(read: Sequence[Read]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses `arguments`, or the process's own, builds the corpus and prints its table. Raises SystemExit for arguments
-    that cannot be, and what `build` raises."""
-    about = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.translate_data", description=about)
-    parser.add_argument("--corpus", type=Path, required=True, help="the folder of the corpus")
-    corpus = parser.parse_args(arguments).corpus
+    """Runs the command line with `arguments`, or the process's own. Raises SystemExit, and what `build` raises."""
+    command_line.run("models.recipes.translate_data", "", arguments, build=_build)
+
+
+def _build(corpus: Annotated[Path, Option(metavar="FOLDER", help="The folder of the corpus.")]) -> None:
+    """Builds the corpus and prints its table."""
     corpus.mkdir(parents=True, exist_ok=True)
     print(table(build(corpus)))
     for split in SPLITS:

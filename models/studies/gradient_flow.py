@@ -14,17 +14,19 @@ Writes two pictures, `gradient_flow.png` and `long_range_recall.png`, and their 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
+from typer import Option
 
+from models import command_line
 from models.cells import Cell, CoupledLSTMCell, LSTMCell
 from models.recurrent import CellKind, RecurrentLayer
 
@@ -199,29 +201,32 @@ def _accuracy(model: Recaller, lag: int) -> float:
 
 def main() -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.studies.gradient_flow", description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, default=Path(), help="the folder of the pictures (default: this one)")
-    parser.add_argument("--steps", type=int, default=100, help="steps that the gradient goes back (default: 100)")
-    parser.add_argument("--lag", type=int, default=100, help="symbols between the first and its recall (default: 100)")
-    parser.add_argument("--updates", type=int, default=600, help="updates of the recall task (default: 600)")
-    parser.add_argument("--seed", type=int, default=0)
-    parsed = parser.parse_args()
+    command_line.run("models.studies.gradient_flow", "", study=_study)
+
+
+def _study(
+    to: Annotated[Path, Option(metavar="FOLDER", help="The folder of the pictures.")] = Path(),
+    steps: Annotated[int, Option(metavar="N", help="Steps that the gradient flows back.")] = 100,
+    lag: Annotated[int, Option(metavar="N", help="Symbols between the first and its recall.")] = 100,
+    updates: Annotated[int, Option(metavar="N", help="Updates of the recall task.")] = 600,
+    seed: command_line.Seed = 0,
+) -> None:
+    """Shows vanishing gradients: how the gradient of a late loss reaches early inputs, and the effect on learning."""
     norms = {
-        subject.name: gradient_norms(subject, num_steps=parsed.steps + 1, num_rows=16, seed=parsed.seed).tolist()
-        for subject in FLOW
+        subject.name: gradient_norms(subject, num_steps=steps + 1, num_rows=16, seed=seed).tolist() for subject in FLOW
     }
     accuracies = {
-        subject.name: learn_recall(subject, lag=parsed.lag, num_updates=parsed.updates, batch_size=64, seed=parsed.seed)
+        subject.name: learn_recall(subject, lag=lag, num_updates=updates, batch_size=64, seed=seed)
         for subject in RECALL
     }
-    parsed.to.mkdir(parents=True, exist_ok=True)
-    draw_flow(norms, parsed.to / "gradient_flow.png")
-    draw_recall(accuracies, parsed.updates, parsed.lag, parsed.to / "long_range_recall.png")
+    to.mkdir(parents=True, exist_ok=True)
+    draw_flow(norms, to / "gradient_flow.png")
+    draw_recall(accuracies, updates, lag, to / "long_range_recall.png")
     told = {
         "gradient_left": {name: values[-1] for name, values in norms.items()},
-        "steps": parsed.steps,
+        "steps": steps,
         "recall": accuracies,
-        "lag": parsed.lag,
+        "lag": lag,
         "chance": CHANCE,
     }
     print(json.dumps(told, indent=2))

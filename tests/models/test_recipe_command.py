@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from pathlib import Path
 
 import pytest
 
-from models.recipes import command
+pytest.importorskip("typer")
+
+from models import command_line
 
 RECIPES = ["morse", "co2", "stress", "pychar", "g2p", "translate"]
 
 
-def told(*arguments: str) -> list[argparse.Namespace | Path]:
-    """Runs the command line. Returns what it trains or evaluates."""
-    found: list[argparse.Namespace | Path] = []
-    command.run(
-        "models.recipes.some",
-        "About it.",
-        numbers={"epochs": 7, "batch-size": 16},
-        compared_with="nothing",
-        train=found.append,
-        evaluate=found.append,
-        arguments=arguments,
-    )
-    return found
+def told(*arguments: str) -> list[object]:
+    """What is trained or evaluated."""
+    found: list[object] = []
+
+    def train(
+        run: command_line.Run,
+        epochs: command_line.Epochs = 7,
+        batch_size: command_line.BatchSize = 16,
+        seed: command_line.Seed = 0,
+    ) -> None:
+        found.extend([run, epochs, batch_size, seed])
+
+    def evaluate(checkpoint: Path) -> None:
+        found.append(checkpoint)
+
+    with pytest.raises(SystemExit) as caught:
+        command_line.run("models.recipes.some", "About it.", arguments, train=train, evaluate=evaluate)
+    return found or [caught.value.code]
 
 
 def test_a_recipe_is_trained_with_what_was_said() -> None:
-    (parsed,) = told("train", "--run", "runs/some", "--batch-size", "4")
-    assert isinstance(parsed, argparse.Namespace)
-    assert (parsed.run, parsed.epochs, parsed.batch_size, parsed.seed) == (Path("runs/some"), 7, 4, 0)
+    assert told("train", "--run", "runs/some", "--batch-size", "4") == [Path("runs/some"), 7, 4, 0]
 
 
 def test_a_recipe_evaluates_a_checkpoint() -> None:
     assert told("evaluate", "best.safetensors") == [Path("best.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command"),
+        (["train"], "Missing option '--run'"),
+        (["train", "--run", "a", "--epochs", "many"], "'--epochs'"),
+        (["evaluate"], "Missing argument 'checkpoint'"),
+        (["judge"], "No such command 'judge'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(*arguments) == [2]
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
