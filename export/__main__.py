@@ -52,7 +52,7 @@ def _report(folder: Path) -> None:
     _report_parity(f"parity with {manifest.parity.reference}", manifest.parity)
     for name, variant in manifest.variants.items():
         _report_parity(f"parity of {name} with the above", variant.parity)
-    print("a row's bits do not depend on batch, order, chunks, padding or neighbours: held")
+    print("checked: a row's bits do not depend on batch, order, chunks, padding or neighbours")
 
 
 def _report_parity(title: str, parity: Parity) -> None:

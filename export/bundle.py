@@ -274,7 +274,7 @@ def write_graphs(  # one argument for each part of a bundle
     files = {**options.get("extra_files", {}), **files}
     total, limit = sum(len(content) for content in files.values()), options.get("max_bytes", MAX_BUNDLE_BYTES)
     if total > limit:
-        raise ExportError(f"the bundle would weigh {total} bytes, more than the {limit} allowed")
+        raise ExportError(f"the bundle would have {total} bytes, more than the {limit} allowed (max_bytes)")
     write_folder(folder, files, replace=options.get("replace", False))
     return folder
 
@@ -283,7 +283,7 @@ def refuse_sample_rate(options: BundleOptions, *, is_of_tokens: bool) -> None:
     """Raises ExportError for a sample rate of a model that reads tokens."""
     rate = options.get("sample_rate")
     if is_of_tokens and rate is not None:
-        raise ExportError(f"--sample-rate {rate}: a model that has a vocabulary reads tokens, and no sound")
+        raise ExportError(f"--sample-rate {rate}: a model that reads tokens has no sample rate: leave it out")
 
 
 def _refuse_existing(options: BundleOptions) -> Path:
@@ -295,7 +295,7 @@ def _refuse_existing(options: BundleOptions) -> Path:
 
 def _check_vocabulary(side: str, vocabulary: Vocabulary, size: int) -> None:
     if len(vocabulary.tokens) != size:
-        raise ExportError(f"the {side} vocabulary has {len(vocabulary.tokens)} tokens and the model {size}")
+        raise ExportError(f"the {side} vocabulary has {len(vocabulary.tokens)} tokens, but the model has {size}")
 
 
 def _first_values(interface: Interface) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ def _text(manifest: Manifest) -> list[str]:
         vector = _unit(manifest.step.feature_size).replace("vectors", "a vector")
         told.append(f"A step reads {vector}{_parts(manifest.step.inputs)}.")
     if manifest.step.values is not None:
-        told.append(f"It gives {_number(manifest.step.value_size)}{_parts(manifest.step.outputs)}.")
+        told.append(f"It returns {_number(manifest.step.value_size)}{_parts(manifest.step.outputs)}.")
     if manifest.can_generate:
         told.append(f"At most {manifest.max_tokens} steps are generated unless a request sets its own limit.")
     title, vocabularies = "Vocabularies", table(["side", "file", "tokens", "text is split into"], rows)
@@ -85,9 +85,14 @@ def _graphs(manifest: Manifest) -> list[str]:
     kinds += [(part, "context") for part in manifest.contexts]
     rows = [[part.name, kind, part.input.dtype, f"[{', '.join(map(str, part.input.shape))}]"] for part, kind in kinds]
     encoder = f"`{manifest.encoder.file}` reads a source once. " if manifest.encoder else ""
-    readout = f" `{manifest.readout.file}` tells what comes next from a state as it is." if manifest.readout else ""
+    readout = ""
+    if manifest.readout is not None:
+        readout += f" `{manifest.readout.file}` returns the next logits from a state, without a step."
     if manifest.trace is not None:
-        readout += f" `{manifest.trace.file}` looks inside a step: `carousel inspect {manifest.model}` draws it."
+        readout += (
+            f" `{manifest.trace.file}` returns what happens inside a step: `carousel inspect {manifest.model}` draws"
+            " it."
+        )
     return [
         "## Graphs",
         "",
@@ -103,7 +108,7 @@ def _kind(state: StateSpec) -> str:
     """Returns what kind of state it is: one that steps change, or a constant of the session."""
     constant = state.constant
     if constant is None:
-        return "state that does not begin with zeros" if state.initial_file else "state"
+        return "state with a first value other than zeros" if state.initial_file else "state"
     if constant.is_session_number:
         return "number of the session"
     if constant.choices:
@@ -122,7 +127,7 @@ def _advances(manifest: Manifest) -> str:
         return f"`{step.file}` advances a batch by one step, and `{step.loop}` a ragged batch by several."
     if step.max_chunk == 1:
         return f"`{step.file}` advances a batch by one step."
-    return f"`{step.file}` advances a ragged batch by one token or a chunk of them."
+    return f"`{step.file}` advances a ragged batch by one or more tokens."
 
 
 def _variants(manifest: Manifest) -> list[str]:
@@ -155,15 +160,15 @@ def _invariance(step: StepSpec) -> list[str]:
             "chunks, with more padding, and beside rows of NaN and infinity."
         ]
     company = (
-        "Rows in company: a row's outputs were found bit-identical alone and in batches, in any order, and beside rows "
-        "of NaN and infinity."
+        "Several rows in a run: a row's outputs were found bit-identical alone and in batches, in any order, and"
+        " beside rows of NaN and infinity."
         if step.max_rows is None
-        else "Rows in company: other bits than alone, or none at all. Sessions are run one by one."
+        else "Several rows in a run: a row's bits change, or it cannot run. Sessions run one by one."
     )
     chunks = (
-        "Several steps in one run: the bits of steps one by one."
+        "Several steps in a run: the same bits as one by one."
         if step.max_chunk is None
-        else "Several steps in one run: other bits than one by one, or none at all. Each step is a run of its own."
+        else "Several steps in a run: the bits change, or it cannot run. Each step is its own run."
     )
     return [f"- {company}", f"- {chunks}"]
 
@@ -175,9 +180,9 @@ def _proofs(manifest: Manifest) -> list[str]:
     return [
         "## Proofs",
         "",
-        f"Before this bundle was written its graphs were held against {parity.reference}"
-        f"{' in double precision' if parity.reference == 'PyTorch' else ''}, on {parity.num_rows} rows of random "
-        f"ragged batches, step by step and in chunks, with a tolerance of {parity.tolerance:g}:",
+        "Before this bundle was written, its graphs were compared with"
+        f" {parity.reference}{' in double precision' if parity.reference == 'PyTorch' else ''}, on {parity.num_rows}"
+        f" rows of random ragged batches, step by step and in chunks, with a tolerance of {parity.tolerance:g}:",
         "",
         *table(["tensor", "largest absolute error"], errors),
         *_invariance(manifest.step),

@@ -40,4 +40,4 @@ def refused_fields(error: ValidationError) -> str:
         value = f"{field} = {given!r}: " if field and isinstance(given, str | int | float) else ""
         told.append(f"{value[:200]}{one['msg'].removeprefix('Value error, ')}")
     more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-    return f"the manifest would be refused: {'; '.join(told[:3])}{more}"
+    return f"the manifest is invalid: {'; '.join(told[:3])}{more}"

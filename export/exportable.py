@@ -129,7 +129,7 @@ class RowByRow(nn.Module):
             results = _as_tuple(self.module(inputs[row : row + 1, :length], *given))
             if len(results) != len(self._result_axes):
                 raise ExportError(
-                    f"{type(self.module).__name__} returns {len(results)} tensors, and {len(self._result_axes)} are"
+                    f"{type(self.module).__name__} returns {len(results)} tensors, but {len(self._result_axes)} are"
                     " expected: the outputs, then every next state"
                 )
             rows.append(

@@ -25,6 +25,9 @@ _SEVERAL: tuple[Layout, ...] = ("rows first", "steps first")
 _ONE: tuple[Layout, ...] = ("one step", "one row of steps", "one step, steps first")
 """Layouts of one step: [B, 1], [B] and [1, B]."""
 LENGTHS = ("lengths", "length", "input_lengths", "x_lengths", "x_lens", "seq_lengths", "seq_lens", "lens")
+CHANGES_ROWS = (
+    "returns other values for a row in a batch than for the row alone: its rows must not depend on each other"
+)
 _NEAR = 1e-3
 
 
@@ -114,9 +117,9 @@ def fit(module: nn.Module, expected: Expected, *, one_step: bool) -> tuple[Call,
     call, notes = one
     if several is not None:
         _check_steps(module, expected, several[0], one=call)
-        notes = [*notes, "it gives the output of one step alone: it is run one step at a time"]
+        notes = [*notes, "it returns the output of one step only, so it is run one step at a time"]
     elif not one_step:
-        notes = [*notes, "it takes one step: it is run one step at a time"]
+        notes = [*notes, "it takes one step, so it is run one step at a time"]
     return call, notes
 
 
@@ -177,12 +180,10 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
     )
     whole = _run(module, expected, call, inputs, carried)
     if alone is None or whole is None or not near(alone[0], whole[0][:1]):
-        return _Failed(2, f"{type(module).__name__} gives a row something else in company than alone")
+        return _Failed(2, f"{type(module).__name__} {CHANGES_ROWS}")
     notes = []
     if left := [place for place in range(len(found)) if place not in (output, *states)]:
-        notes = [
-            f"tensor {place} of those that it returns, {list(found[place].shape)}, is not served" for place in left
-        ]
+        notes = [f"tensor {place} of what it returns, {list(found[place].shape)}, is not served" for place in left]
     return call, notes
 
 
@@ -207,14 +208,14 @@ def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: C
     if one is not None and all(map(near, whole, first)):
         return  # the module reads the first step alone, so it takes one step
     stepped = [torch.cat(outputs, dim=1)[:, -whole[0].shape[1] :], *following[: len(expected.states)]]
-    for name, together, apart in zip(("what it gives", *expected.states), whole, stepped, strict=True):
+    for name, together, apart in zip(("the output", *expected.states), whole, stepped, strict=True):
         if not near(together, apart):
             off = float((together - apart).abs().max())
             raise ExportError(
-                f"{type(module).__name__}: {name} depends on how many steps it is given at once, by up to {off:.3g}. A"
-                " step must depend on the states and on steps before it alone: a backward direction, attention over all"
-                " steps, or a convolution without a cache looks ahead. Leave it out, keep what it needs in a state, or"
-                " say one_step=True where it is meant to be given one step"
+                f"{type(module).__name__}: {name} differs by up to {off:.3g} between several steps at once and one by"
+                " one. A step must depend only on the states and on the steps before it: a backward direction,"
+                " attention over all steps, or a convolution without a cache looks ahead. Remove it, keep what it"
+                " needs in a state, or say one_step=True if it always gets one step"
             )
 
 
@@ -242,13 +243,13 @@ def _not_called(module: nn.Module, expected: Expected, error: Exception) -> str:
     takes = str(inspect.signature(module.forward))
     if "float64" in told or "Double" in told:
         return (
-            f"{name} computes in float64, and float32 is served: leave .double() out of its forward. Its weights are"
+            f"{name} computes in float64, but float32 is served: remove .double() from its forward. Its weights are"
             " converted"
         )
     if isinstance(error, TypeError) and "argument" in told:
         return (
-            f"forward{takes} of {name} cannot be called with inputs and the states {states}: let it take them after its"
-            " inputs, and return their next values after its outputs"
+            f"forward{takes} of {name} cannot be called with inputs and the states {states}: make forward take them"
+            " after its inputs and return their next values after its outputs"
         )
     shapes = ", ".join(f"{one} {list(sized(shape))}" for one, shape in expected.states.items())
     return f"{name} cannot be called with {ROWS} rows, and states {shapes}: {type(error).__name__}: {told}"
@@ -279,11 +280,11 @@ def _unsteady(module: nn.Module, expected: Expected, call: Call, inputs: Tensor,
     if once is None or again is None:
         return ""
     if any(bool(tensor.isnan().any()) for tensor in once):
-        return "gives NaN, of numbers: look at its weights"
+        return "returns NaN for finite inputs: check its weights"
     if not all(map(near, once, again)):
         return (
-            "gives something else each time that it is asked the same: it draws random numbers, as dropout in training"
-            " does, or keeps something between calls that is none of its states"
+            "returns different values for equal inputs: it draws random numbers, as dropout in training does, or keeps"
+            " something between calls that is not among its states"
         )
     return ""
 

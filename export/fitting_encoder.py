@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError, first_line
 from export.exportable import TakesLengths
-from export.fitting import LENGTHS, near
+from export.fitting import CHANGES_ROWS, LENGTHS, near
 from export.returned import ROWS, SOURCE, sized, tensors_of
 
 _MADE = -1
@@ -89,7 +89,7 @@ def fit_encoder(
         call = EncoderCall(steps_first, lengths, *matched)
         if _treats_rows_alone(module, call, source, {**contexts, **states}):
             return call
-        problem = f"the encoder {type(module).__name__} gives a row something else in company than alone"
+        problem = f"the encoder {type(module).__name__} {CHANGES_ROWS}"
     raise ExportError(problem)
 
 
@@ -125,7 +125,7 @@ def _match(
             told = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
             return (
                 f"the encoder {name} must return the context {context}, {list(wanted)} for a source of {ROWS} rows and"
-                f" {SOURCE} steps, and it returned {told}"
+                f" {SOURCE} steps, but it returned {told}"
             )
         places[context] = fits[0]
         left.remove(fits[0])
@@ -139,8 +139,8 @@ def _match(
     if left:
         told = ", ".join(str(list(found[one].shape)) for one in left)
         return (
-            f"the encoder {name} returned {len(found)} tensors, of which {told} is no context and no state: give its"
-            f" shape in contexts or states, for a source of {ROWS} rows and {SOURCE} steps"
+            f"the encoder {name} returned {len(found)} tensors; {told} fits no context and no state: add its shape to"
+            f" contexts or states, for a source of {ROWS} rows and {SOURCE} steps"
         )
     return places, frozenset(swapped)
 
@@ -150,6 +150,6 @@ def advised(contexts: Shapes, error: ExportError) -> ExportError:
     if not contexts or any(len(shape) == 2 for shape in contexts.values()) or "batch of" not in str(error):
         return error
     return ExportError(
-        f"{error}. Attention without a mask sees what pads the shorter sources of a batch: name a mask among the"
+        f"{error}. Attention without a mask reads the padding of the shorter sources in a batch: name a mask among the"
         ' contexts, ("batch", "source"), and let the decoder use it'
     )

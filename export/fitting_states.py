@@ -45,8 +45,8 @@ def _check_order(module: nn.Module, call: Call, expected: Expected) -> None:
         found = [place for place, tensor in enumerate(after) if _has(tensor, continued)]
         if len(given) == len(found) == 1 and given != found:
             raise ExportError(
-                f"{type(module).__name__} returns the next {names[given[0]]} in the place of the next"
-                f" {names[found[0]]}: return the states in the order in which they are given, {', '.join(names)}"
+                f"{type(module).__name__} returns the next {names[given[0]]} where the next {names[found[0]]} is"
+                f" expected: return the states in the order in which they are passed, {', '.join(names)}"
             )
 
 
@@ -67,8 +67,8 @@ def _check_left_out(module: nn.Module, call: Call, expected: Expected) -> None:
                 continue
             if len(again) == len(found) and not all(map(near, found, again)):
                 raise ExportError(
-                    f"{type(module).__name__} takes and returns {name}, which is not among the states: give its shape"
-                    " by its name, as those of the others"
+                    f"{type(module).__name__} takes and returns {name}, which is not among the states: add its shape to"
+                    " states"
                 )
 
 

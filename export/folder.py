@@ -45,7 +45,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = Fa
 def refuse_existing(folder: Path, *, replace: bool) -> None:
     """Raises ExportError when `folder` exists and may not be replaced."""
     if folder.exists() and not replace:
-        raise ExportError(f"{folder} is there already: give it another version, or replace it with --replace")
+        raise ExportError(f"{folder} exists: use another version, or replace it with --replace")
 
 
 def _publish(partial: Path, folder: Path, *, replace: bool) -> None:

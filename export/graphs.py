@@ -99,7 +99,7 @@ def export_module(
             verbose=False,
         )
     if program is None:
-        raise ExportError(f"torch.onnx.export gave no graph for {type(module).__name__}")
+        raise ExportError(f"torch.onnx.export returned no graph for {type(module).__name__}")
     model: onnx.ModelProto = program.model_proto
     _strip(model)
     return model

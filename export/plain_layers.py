@@ -22,11 +22,11 @@ def plain(module: nn.Module, notes: list[str]) -> nn.Module:
     notes: gets a line for each change. Raises ExportError for a recurrent layer with its own `forward`.
     """
     kinds = {str(one.dtype).removeprefix("torch.") for one in module.parameters()} - {"float32"}
-    notes += [f"its weights are {kind}, and are served as float32" for kind in sorted(kinds)]
+    notes += [f"its weights are {kind}, but are served as float32" for kind in sorted(kinds)]
     module = module.float().eval()
     for name, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
-            notes += [f"{one} of {name or 'the module'} is served as it is now" for one in _computed_once(layer)]
+            notes += [f"{one} of {name or 'the module'} keeps its current value" for one in _computed_once(layer)]
             _check_forward(name, layer)
     return module
 
@@ -53,6 +53,6 @@ def _check_forward(name: str, layer: nn.RNNBase) -> None:
     if type(layer).forward is not base.forward:
         own = type(layer).__name__
         raise ExportError(
-            f"{name or 'the module'} is a {own}, a subclass of nn.{base.__name__} with a forward of its own, and layers"
-            f" are exported by their weights: make {own} an nn.Module that has an nn.{base.__name__} in it, or cells"
+            f"{name or 'the module'} is a {own}, a subclass of nn.{base.__name__} with its own forward, but layers are"
+            f" exported by their weights: make {own} an nn.Module that contains an nn.{base.__name__}, or use cells"
         )

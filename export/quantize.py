@@ -116,9 +116,7 @@ class _Rewriter(Writer):
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         size = attributes.pop("hidden_size", None)
         if attributes.pop("direction", b"forward") != b"forward" or attributes or len(node.input) != 7:
-            raise ExportError(
-                f"the LSTM operator {node.name} is not one that can be quantised: only plain forward ones"
-            )
+            raise ExportError(f"the LSTM operator {node.name} cannot be quantised: only plain forward LSTMs can")
         x, weight, recurrence, bias, _, hidden, cell = (self._renamed.get(name, name) for name in node.input)
         outputs, next_hidden, next_cell = node.output
         weights, bias_values = lstm_weights(self._weights[weight], self._weights[recurrence], self._weights[bias])

@@ -64,10 +64,13 @@ def match(found: list[Tensor], expected: Expected, steps: int) -> tuple[int, tup
     what = "tensor" if len(found) == 1 else "tensors"
     advice = "return the outputs as one tensor, joined with torch.cat, and every state after it"
     if len(found) == len(wants):
-        advice = "say what it returns with states, and value_size, tags or vocabulary, or return what these say"
+        advice = (
+            "the shapes do not match: correct states and value_size, tags or vocabulary, or change what the module"
+            " returns"
+        )
     return (
-        f"returned {len(found)} {what}, {len(wants)} were expected: {' and '.join(wants)}, of {ROWS} rows and {steps}"
-        f" step{'' if steps == 1 else 's'}. It returned {told}: {advice}"
+        f"returned {len(found)} {what}, but {len(wants)} were expected: {' and '.join(wants)}, of {ROWS} rows and"
+        f" {steps} step{'' if steps == 1 else 's'}. It returned {told}: {advice}"
     )
 
 

@@ -116,7 +116,7 @@ def _not_imported(place: str, module_name: str, error: ImportError) -> str:
     """Returns the message for a module that does not exist, or that exists and imports one that does not."""
     if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
         return f"{place} cannot be found: {error}"
-    told = f"{place} is there, but an import in it failed: {error}"
+    told = f"{place} exists, but an import in it failed: {error}"
     if _BELOW and error.name and error.name.partition(".")[0] in _MOVED:
         told += f". In an installed server its name is {_BELOW}.{error.name}: change the import to that"
     return told
@@ -154,7 +154,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
                 folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as second:
                 raise advised(_shapes(model.contexts), second if why == _LOOP else error) from None
-            told.append(f"it is run one step at a time, because several cannot be one run: {why}")
+            told.append(f"it is run one step at a time, because several steps in one run are not possible: {why}")
             return folder
 
 
@@ -169,7 +169,9 @@ def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> F
         feature_size=model.source_feature_size,
     )
     told += [
-        f"state {name} begins at zero: the encoder does not give it" for name in model.states if name not in call.places
+        f"state {name} begins at zero: the encoder does not return it"
+        for name in model.states
+        if name not in call.places
     ]
     return FittedEncoder(module, call).eval()
 
@@ -300,20 +302,22 @@ def _check(model: TorchModel) -> None:
     if (model.vocabulary is None) == (model.feature_size == 0):
         raise ExportError("a TorchModel reads tokens or features: give it a vocabulary or a feature_size")
     if model.value_size and model.tags is not None:
-        raise ExportError("a TorchModel gives logits or values: give it tags or a value_size, not both")
+        raise ExportError("a TorchModel returns logits or values: give it tags or a value_size, not both")
     if not model.value_size and model.tags is None and model.vocabulary is None:
-        raise ExportError("a TorchModel that reads features gives values, or logits over tags: give it one of them")
+        raise ExportError(
+            "a TorchModel that reads features returns values or logits over tags: give it a value_size or tags"
+        )
     if not model.states:
-        raise ExportError("a TorchModel has state: give the shape of each by name, such as hidden=(1, 'batch', 64)")
+        raise ExportError(
+            "a TorchModel needs at least one state: give the shape of each by name, such as hidden=(1, 'batch', 64)"
+        )
     for what, shapes in (("state", model.states), ("context", model.contexts)):
         for name, shape in shapes.items():
             if list(shape).count("batch") != 1:
-                raise ExportError(
-                    f"{what} {name}: its shape {tuple(shape)} must say 'batch' where rows are counted, once"
-                )
+                raise ExportError(f"{what} {name}: its shape {tuple(shape)} must have 'batch' once, at the batch axis")
     is_read = model.source_vocabulary is not None or model.source_feature_size > 0
     if (model.encoder is None) == is_read:
-        raise ExportError("an encoder goes with a source_vocabulary or a source_feature_size")
+        raise ExportError("an encoder needs a source_vocabulary or a source_feature_size, and these need an encoder")
 
 
 def _axes(shape: Shape) -> tuple[Axis | int, ...]:

@@ -130,9 +130,7 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
     for tensor in found:
         place = _find_columns(known, tensor)
         if place is None:
-            raise ExportError(
-                "the trace's states are not those of the step graph: no state of the step is like one of them"
-            )
+            raise ExportError("the trace has a state that equals no state of the step graph")
 
 
 def _find_columns(known: NDArray[np.float32], tensor: NDArray[np.float32]) -> int | None:

@@ -50,7 +50,9 @@ class Unroller(Writer):
             size = attributes.pop("hidden_size", None)
             if self._weights[node.input[2]].dtype != np.float32:
                 kind = self._weights[node.input[2]].dtype
-                raise ExportError(f"its {node.op_type} {node.name!r} computes in {kind}, and a look inside in float32")
+                raise ExportError(
+                    f"its {node.op_type} {node.name!r} computes in {kind}, but a trace graph computes in float32"
+                )
             layer = _Layer(node, size if isinstance(size, int) else self._weights[node.input[2]].shape[2], attributes)
             getattr(self, f"_{node.op_type.lower()}")(layer)
             self._num_layers += 1
@@ -91,7 +93,9 @@ class Unroller(Writer):
         """Returns the operator's initial state, [B, H]. Raises ExportError when the node has no such input."""
         given = layer.node.input[index] if len(layer.node.input) > index else ""
         if not given:
-            raise ExportError(f"the operator {layer.node.name} begins at zero, and not where the last step ended")
+            raise ExportError(
+                f"the operator {layer.node.name} has no initial state input, so it starts at zero in every step"
+            )
         self.node("Squeeze", [given, "trace/zero"], self._own(f"before/{name}"))
         return self._own(f"before/{name}")
 
@@ -136,7 +140,9 @@ class Unroller(Writer):
     def _lstm(self, layer: _Layer) -> None:
         is_coupled = bool(layer.attributes.pop("input_forget", 0))
         if layer.attributes:
-            raise ExportError(f"the LSTM {layer.node.name} has {min(layer.attributes)}, which is not written out here")
+            raise ExportError(
+                f"the LSTM {layer.node.name} has {min(layer.attributes)}, which a trace graph does not support"
+            )
         hidden, cell = self._state(layer, 5, "hidden"), self._state(layer, 6, "cell")
         of_x, of_h = self._products(layer, hidden, 4)  # i, o, f, c
         peepholes = layer.node.input[7] if len(layer.node.input) > 7 else ""
@@ -174,7 +180,10 @@ class Unroller(Writer):
 
     def _gru(self, layer: _Layer) -> None:
         if not layer.attributes.pop("linear_before_reset", 0) or layer.attributes:
-            raise ExportError(f"the GRU {layer.node.name} is not of PyTorch's form")
+            raise ExportError(
+                f"the GRU {layer.node.name} does not have the form that PyTorch exports, so a trace graph does not"
+                " support it"
+            )
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 3)  # z, r, h
         for place, name in ((0, "update_gate"), (1, "reset_gate")):
@@ -191,7 +200,10 @@ class Unroller(Writer):
     def _rnn(self, layer: _Layer) -> None:
         activations = layer.attributes.pop("activations", [b"Tanh"])
         if activations not in ([b"Tanh"], [b"Relu"]) or layer.attributes:
-            raise ExportError(f"the RNN {layer.node.name} is not of PyTorch's form")
+            raise ExportError(
+                f"the RNN {layer.node.name} does not have the form that PyTorch exports, so a trace graph does not"
+                " support it"
+            )
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 1)
         squash = "Tanh" if activations == [b"Tanh"] else "Relu"

@@ -64,7 +64,7 @@ class RecurrentLayer(nn.Module):
     ) -> None:
         super().__init__()
         if (kind == "lstm-projected") != (projection_size > 0):
-            raise ValueError("projection_size goes with lstm-projected, which needs it")
+            raise ValueError(f"projection_size is {projection_size}: it must be above 0 for lstm-projected, else 0")
         self.kind = kind
         self.hidden_size = hidden_size
         self.num_directions = 2 if bidirectional else 1

@@ -128,7 +128,7 @@ def load_trained(checkpoint: Path, name: str, build: Callable[[dict[str, Any]], 
         raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {name!r}")
     model = build(json.loads(metadata["config"]))
     if weights.keys() != dict(model.named_parameters()).keys():  # lists a shared parameter once
-        raise ValueError(f"{checkpoint} has not the weights of {name!r}")
+        raise ValueError(f"{checkpoint} does not have the weights of {name!r}")
     model.load_state_dict(weights, strict=False)
     model.eval()
     return model

@@ -84,8 +84,8 @@ def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
     if dtype is None:
         name = TensorProto.DataType.Name(kind.elem_type)
         raise ExportError(
-            f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served. Export the module with"
-            " one of these, and cast it inside"
+            f"{value.name} has the type {name}: only {', '.join(sorted(_DTYPES.values()))} are served. Export the"
+            " module with one of these, and cast it inside"
         )
     shape: list[int | str] = []
     for place, axis in enumerate(kind.shape.dim):
@@ -109,7 +109,8 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
             raise ExportError(f"--axis {name}={size}: that axis has the size {sized[name]} in the file")
         if name not in free and name not in sized:
             raise ExportError(
-                f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free)) or 'none'}"
+                f"--axis names {name}, which the file does not have. Its axes without a size:"
+                f" {', '.join(sorted(free)) or 'none'}"
             )
 
 
@@ -119,7 +120,9 @@ def check_constant(tensor: Tensor, values: Sequence[float], flag: str = "--const
     least, end = ranges.get(tensor.dtype, (None, None))
     for value in values:
         if least is not None and end is not None and not (float(value).is_integer() and least <= value < end):
-            raise ExportError(f"{flag} {tensor.name}={value:g}: {tensor} is of whole numbers")
+            raise ExportError(
+                f"{flag} {tensor.name}={value:g}: {tensor} takes integers from {int(least)} to {int(end) - 1}"
+            )
 
 
 def check_numbers(flag: str, tensor: Tensor, values: Sequence[float]) -> None:
@@ -129,7 +132,7 @@ def check_numbers(flag: str, tensor: Tensor, values: Sequence[float]) -> None:
         rounded = np.array(values, np.float64).astype(tensor.dtype)
     for value, one in zip(values, rounded, strict=True):
         if not np.isfinite(one):
-            raise ExportError(f"{flag} {tensor.name}={value:g}: it must be a number, and one that {tensor.dtype} has")
+            raise ExportError(f"{flag} {tensor.name}={value:g}: give a finite number in the range of {tensor.dtype}")
 
 
 def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:
@@ -157,8 +160,8 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
     if isinstance(first, str) and len(others_of_rows) == 1:
         return others_of_rows[0]
     raise ExportError(
-        f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0. Where none"
-        " does, export the module with such an axis, of size 1 or without a size"
+        f"which axis of {source} is the batch axis? Give it with --batch-axis {source.name}=PLACE, counted from 0. If"
+        " there is none, export the module with one, of size 1 or without a size"
     )
 
 
@@ -172,9 +175,9 @@ def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
     named = [other for other, axis in enumerate(tensor.shape) if str(axis).lower().startswith("batch")]
     if named and place not in named:
         raise ExportError(
-            f"--batch-axis {tensor.name}={place}: axis {named[0]} of {tensor} is named {tensor.shape[named[0]]}. Say"
+            f"--batch-axis {tensor.name}={place}: axis {named[0]} of {tensor} is named {tensor.shape[named[0]]}. Use"
             f" --batch-axis {tensor.name}={named[0]}, or give that axis its size with --axis"
-            f" {tensor.shape[named[0]]}=SIZE if it does not count rows"
+            f" {tensor.shape[named[0]]}=SIZE if it is not the batch axis"
         )
     return place
 
@@ -198,8 +201,9 @@ def state_batch_axis(tensor: Tensor, batch: str | int) -> int:
         return free[0]
     if not free:
         raise ExportError(
-            f"which axis of the state {tensor} counts rows? Say with --batch-axis {tensor.name}=PLACE, counted from 0."
-            " Where none does, export the module with a state that has such an axis, of size 1 or without a size"
+            f"which axis of the state {tensor} is the batch axis? Give it with --batch-axis {tensor.name}=PLACE,"
+            " counted from 0. If there is none, export the module with a state that has one, of size 1 or without a"
+            " size"
         )
     return 1 if len(tensor.shape) == 3 and 1 in free else free[0]
 
@@ -234,4 +238,4 @@ def size_of(tensor: Tensor, place: int) -> int:
     axis = tensor.shape[place]
     if isinstance(axis, int):
         return axis
-    raise ExportError(f"how long is the axis {axis} of {tensor}? Say with --axis {axis}=SIZE")
+    raise ExportError(f"the axis {axis} of {tensor} has no size: give it with --axis {axis}=SIZE")

@@ -71,8 +71,8 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
     graph.input.extend(inputs)
     left = {name: value for name, value in hints.constants.items() if name not in unread}
     notes = [
-        f"{name} = {', '.join(f'{one:g}' for one in value.reshape(-1).tolist())} decides which branches are run: the"
-        " others are left out"
+        f"{name} = {', '.join(f'{one:g}' for one in value.reshape(-1).tolist())} selects the branches that run; the"
+        " others are removed"
         for name, value in unread.items()
     ]
     return pruned, replace(hints, constants=left), unread, notes

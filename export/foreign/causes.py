@@ -25,12 +25,13 @@ def of_company(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -
     if node := _quantized(model):
         return (
             f"{node} is quantized dynamically: its scale is taken over all rows of a run, so that each row changes the"
-            f" others. Export the module {_WITHOUT}, and rows share a run"
+            f" others. Export the module {_WITHOUT}; then several rows can run together"
         )
     for output, size in zip(reading.outputs, sizes, strict=True):
         if _is_of_one_row(output, size):
             return (
-                f"{output.tensor} has no axis for rows. Export it with one, ahead of the others, and rows share a run"
+                f"{output.tensor} has no batch axis. Export it with one, as its first axis; then several rows can run"
+                " together"
             )
     return ""
 

@@ -85,25 +85,25 @@ def _check_roles(hints: Hints) -> None:
     ):
         for name in names:
             if name is not None and found.setdefault(name, flag) != flag:
-                raise ExportError(f"{found[name]} and {flag} both name {name}: an input is one of them")
+                raise ExportError(f"{found[name]} and {flag} both name {name}: use one of them")
 
 
 def report(reading: Reading, notes: object) -> None:
     """Prints what was found in the file."""
     for part in reading.inputs:
         if part.is_end:
-            print(f"last step      {part.tensor} is true in it alone, where the client says so")
+            print(f"last step      {part.tensor} is true only at a session's last step, if the client sets it")
             continue
-        window = f", of which {part.window} are those before" if part.window else ""
-        print(f"a step reads   {part.tensor}, as {list(part.shape)} of each row{window}")
+        window = f", of which the first {part.window} repeat earlier ones" if part.window else ""
+        print(f"a step reads   {part.tensor}, as {list(part.shape)} for each row{window}")
     for given in reading.outputs:
-        print(f"a step gives   {given.tensor}")
+        print(f"a step returns {given.tensor}")
     for state in reading.states:
-        print(f"state          {state.input} -> {state.output}, rows counted by axis {state.batch_axis}")
+        print(f"state          {state.input} -> {state.output}, batch axis {state.batch_axis}")
         if state.initial is not None:
-            print(f"               begins with {state.initial.size} numbers that are given")
+            print(f"               begins with {state.initial.size} given numbers")
     if reading.start is not None:
-        print(f"first step     {reading.start} is true in it alone")
+        print(f"first step     {reading.start} is true only at a session's first step")
     for constant in reading.session_constants:
         print(f"each session   {constant.tensor}: {_kind(constant)}")
     for name, (tensor, values) in reading.constants.items():

@@ -39,11 +39,11 @@ def refuse_crossed(
         for other, given in pairs.items():
             if output not in carried[other] or given in carried[other] or given not in wiring.reached(name):
                 continue
-            said = f"{output} is {other} times a gate, plus what is new, so that {other} becomes {output}"
+            said = f"{output} is {other} multiplied by a gate plus new values, so it is the next value of {other}"
             if not hints.force_state:
                 raise ExportError(
-                    f"--state {name}={output} contradicts the graph: {said}. Say --state {other}={output}, or give"
-                    " --force-state too"
+                    f"--state {name}={output} contradicts the graph: {said}. Use --state {other}={output}, or add"
+                    " --force-state"
                 )
             notes.append(f"state {name} = {output}: {FORCED}, although {said}")
 

@@ -49,7 +49,7 @@ def read_decoder(
     found = DecoderFile(file, model, model, own, inputs)
     for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
         if unknown := [name for name in names if name not in inputs]:
-            raise ExportError(f"{flag} names {unknown[0]}, and {file.name} has {_listed(inputs)}")
+            raise ExportError(f"{flag} names {unknown[0]}, which {file.name} does not have. It has: {_listed(inputs)}")
     left = {name: one for name, one in inputs.items() if name not in (*own.lone, *own.states)}
     found.lengths = _lengths(left, joints, own)
     if found.lengths is not None:
@@ -108,8 +108,8 @@ def _find_contexts(
         grown = next((other for other in outputs if are_kindred(name, other)), None)
         if grown is not None and name not in joints.contexts and is_over_source(outputs[grown], left):
             raise ExportError(
-                f"{found.file.name}: the state {one} -> {grown} is as long as the source, and such states are not"
-                " served: export the decoder without it"
+                f"{found.file.name}: the state {one} -> {grown} has the source's length; such states are not supported:"
+                " export the decoder without it"
             )
 
     def fits(tensor: Tensor, offer: Placed) -> bool:
@@ -130,9 +130,8 @@ def _find_contexts(
             at = fixed_source(one, offer)
             if at is not None:
                 raise ExportError(
-                    f"{found.file.name}: {one} has room for {at} places of a source, and sources have any length:"
-                    " export the decoder with a dynamic axis there (dynamic_axes or dynamic_shapes of"
-                    " torch.onnx.export)"
+                    f"{found.file.name}: {one} is fixed to sources of {at} tokens: export the decoder with a dynamic"
+                    " source axis (dynamic_axes or dynamic_shapes of torch.onnx.export)"
                 )
 
 
@@ -145,8 +144,8 @@ def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor
         placed = place_of(one, scalar, left)
         if placed is None:
             raise ExportError(
-                f"{found.file.name}: no output of the encoder fits {one}: say which is meant with --context"
-                f" {name}=OUTPUT, or what else it is with --input {name} or --state {name}=OUTPUT"
+                f"{found.file.name}: no output of the encoder fits {one}: name it with --context {name}=OUTPUT, or give"
+                f" the input's role with --input {name} or --state {name}=OUTPUT"
             )
         found.masks.append(Mask(placed, "real"))
         del left[name]
@@ -162,11 +161,11 @@ def _token(found: DecoderFile, left: Mapping[str, Tensor]) -> Tensor | None:
     if sizes:
         raise ExportError(
             f"{found.file.name}: {choices[0]} has a fixed number of {sizes[0]} rows: export the decoder with a dynamic"
-            " axis for rows, or with one row"
+            " batch axis, or with one row"
         )
     if len(choices) > 1 or (whole and not choices):
         flags = " or ".join(f"--input {one.name}" for one in choices or whole)
-        raise ExportError(f"{found.file.name}: which input is the token? Say {flags}")
+        raise ExportError(f"{found.file.name}: which input is the token? Use {flags}")
     if choices and not found.hints.inputs:
         found.hints = replace(found.hints, inputs=[choices[0].name])
     return choices[0] if choices else next((left[name] for name in found.hints.inputs if name in left), None)
@@ -208,9 +207,9 @@ def _find_states(
         name = one.tensor.name
         if name not in found.kept and name not in found.hints.inputs:
             raise ExportError(
-                f"{found.file.name}: what is {one.tensor}? No output of the encoder fits it: it may be carried from"
-                f" step to step (--state {name}=OUTPUT), come of the encoder (--context {name}=OUTPUT) or be the same"
-                f" in every step (--constant {name}=VALUE)"
+                f"{found.file.name}: what is {one.tensor}? No output of the encoder fits it: if it is a state, use"
+                f" --state {name}=OUTPUT; if the encoder returns it, --context {name}=OUTPUT; if it is constant,"
+                f" --constant {name}=VALUE"
             )
     for name, output in found.initial.items():
         found.notes.append(f"state {name} begins with {output} of the encoder")
@@ -218,7 +217,7 @@ def _find_states(
         found.notes.append(f"context {name} = {output} of the encoder, the same in every step")
     for name in pairs:
         if name not in found.initial and name not in found.hints.initial:
-            found.notes.append(f"state {name} begins at zero: the encoder does not give it")
+            found.notes.append(f"state {name} begins at zero: the encoder does not return it")
     used = {*found.contexts.values(), *found.kept.values(), *found.initial.values()}
     found.notes += [f"output {name} of the encoder is not used" for name in encoder.outputs if name not in used]
 
@@ -229,7 +228,8 @@ def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], voc
     for name in found.hints.outputs:
         if name in short and short[name].shape != long[name].shape:
             raise ExportError(
-                f"--output {name}: it is as long as the source, as attention weights are, and a step gives logits"
+                f"--output {name}: its size depends on the source's length, like attention weights: name the output"
+                " with the logits"
             )
     if found.hints.outputs:
         return list(found.hints.outputs)
@@ -248,7 +248,7 @@ def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], voc
         own = [name for name in own if _LOGITS.search(name)] or own
     if len(own) != 1:
         flags = " or ".join(f"--output {name}" for name in own or outputs)
-        raise ExportError(f"{found.file.name}: which output is the logits? Say {flags}")
+        raise ExportError(f"{found.file.name}: which output is the logits? Use {flags}")
     return own
 
 

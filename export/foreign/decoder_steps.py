@@ -90,9 +90,9 @@ class Steps:
             return self._session.run(self._others(0) | self.given(length))
         except Exception as error:  # ONNX Runtime raises its own error classes
             raise ExportError(
-                f"{self._found.file.name} cannot be run on what the encoder gives for {length} tokens:"
-                f" {first_line(error)}. Export it with dynamic axes for rows and the source, or say with --context,"
-                " --mask, --lengths and --constant what its inputs are"
+                f"{self._found.file.name} cannot be run on what the encoder returns for {length} tokens:"
+                f" {first_line(error)}. Export it with dynamic batch and source axes, or give its inputs' roles with"
+                " --context, --mask, --lengths and --constant"
             ) from error
 
     def padded(self, name: str, mask: Mask, own: int, behind: int) -> dict[str, Array]:

@@ -41,12 +41,14 @@ def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str
     for name, tensor in defaults.items():
         if name in states - others:
             value = numpy_helper.to_array(values[name])
-            begins = "that" if np.any(value) else "zeros"
+            begins = "that" if np.any(value) else "zero"
             if np.any(value):
                 initial.setdefault(name, value)
-            notes.append(f"input {name} has a default value in the file, and is a state: it begins with {begins}")
+            notes.append(f"input {name} has a default value in the file and is a state: its first value is {begins}")
         elif name not in flags and any(isinstance(axis, str) for axis in tensor.shape):
-            notes.append(f"input {name} is left at its default value: --input {name} or --state {name}=OUTPUT gives it")
+            notes.append(
+                f"input {name} keeps its default value: use --input {name} or --state {name}=OUTPUT to change that"
+            )
     left = [one for name, one in values.items() if name not in defaults or name not in states | flags]
     del model.graph.initializer[:]
     model.graph.initializer.extend(left)

@@ -66,8 +66,8 @@ class EncoderFile:
         if len(sources) != 1:
             shown = "; ".join(map(str, self.inputs.values()))
             raise ExportError(
-                f"which input of {file.name} is the source? {shown}: say with --input NAME, --mask NAME, --lengths NAME"
-                " and --constant NAME=VALUE what each is"
+                f"which input of {file.name} is the source? {shown}: give each one's role with --input NAME, --mask"
+                " NAME, --lengths NAME and --constant NAME=VALUE"
             )
         self._session = Session(self.model, file.name)
         tensor, masks = sources[0], [one for one in left if one is not sources[0]]
@@ -132,13 +132,11 @@ class EncoderFile:
             place = self._rows(tensor, hints) if is_free else 0
             source = 1 - place
         else:
-            raise ExportError(
-                f"{self.file.name}: the source {tensor} must have an axis for rows and one for its tokens"
-            )
+            raise ExportError(f"{self.file.name}: the source {tensor} must have a batch axis and one for its tokens")
         if isinstance(tensor.shape[source], int):
             raise ExportError(
-                f"{self.file.name}: the source {tensor} has a fixed length of {tensor.shape[source]}, and sources have"
-                " any: export the encoder with a dynamic axis there (dynamic_axes or dynamic_shapes of"
+                f"{self.file.name}: the source {tensor} has a fixed length of {tensor.shape[source]}, but sources have"
+                " different lengths: export the encoder with a dynamic source axis (dynamic_axes or dynamic_shapes of"
                 " torch.onnx.export)"
             )
         return Placed(tensor, place, source, shape)
@@ -148,7 +146,7 @@ class EncoderFile:
         if isinstance(rows, int) and rows > 1 and not str(tokens).lower().startswith(("b", "n")):
             raise ExportError(
                 f"{self.file.name}: the source {tensor} has a fixed number of {rows} rows: export the encoder with a"
-                " dynamic axis for rows, or with one row"
+                " dynamic batch axis, or with one row"
             )
         ones = [place for place in (0, 1) if tensor.shape[place] == 1]
         if tensor.name not in hints.batch_axes and len(ones) == 1:
@@ -174,19 +172,21 @@ class EncoderFile:
         except Exception as error:  # ONNX Runtime raises its own error classes
             raise ExportError(
                 f"{self.file.name} cannot be run on a source of {_SHORT} tokens: "
-                + advice(error, "with dynamic axes for rows and tokens")
+                + advice(error, "with dynamic batch and token axes")
             ) from error
         most = 1
         while most < _MOST_TOKENS and reads(most):
             most *= 2
         if most >= _MOST_TOKENS:
-            raise ExportError(f"how many tokens does {self.file.name} read? Give them with --source-vocabulary FILE")
+            raise ExportError(
+                f"the number of source tokens of {self.file.name} is unknown: give them with --source-vocabulary FILE"
+            )
         least = most // 2
         while most - least > 1:
             middle = (least + most) // 2
             least, most = (middle, most) if reads(middle) else (least, middle)
         if told is not None:
-            raise ExportError(f"--source-vocabulary has {told} tokens, and {self.file.name} reads {most}")
+            raise ExportError(f"--source-vocabulary has {told} tokens, but {self.file.name} reads {most}")
         return most
 
     def _outputs_with_masks(self, hints: Hints) -> dict[str, Placed]:
@@ -216,7 +216,7 @@ class EncoderFile:
                 name: placed_mask(one.tensor, swapped, self.file, has_fixed_row=self.has_fixed_row)
                 for name, one in self._unmasked.items()
             }
-            self.notes.append(f"rows of {swapped.tensor.name} are counted by axis {swapped.rows}, as runs show")
+            self.notes.append(f"the batch axis of {swapped.tensor.name} is {swapped.rows}, as runs show")
         return found
 
     def _swapped(self) -> Placed | None:
@@ -240,7 +240,7 @@ class EncoderFile:
             self.source = before
             raise ExportError(
                 f"{self.file.name} cannot be run on sources of {_SHORT} and {_LONG} tokens: "
-                + advice(error, "with dynamic axes for rows and tokens")
+                + advice(error, "with dynamic batch and token axes")
             ) from error
 
     def _as_run(self, hints: Hints) -> dict[str, Placed]:
@@ -257,13 +257,13 @@ class EncoderFile:
             if grown and (one.shape[grown[0]], long[name].shape[grown[0]]) != (_SHORT, _LONG):
                 raise ExportError(
                     f"{self.file.name}: {tensor} has {long[name].shape[grown[0]]} places for a source of {_LONG}"
-                    " tokens: only what is as long as its source is served"
+                    " tokens: an output must have the source's length, or not depend on it"
                 )
             twice = [] if two is None else [at for at, size in enumerate(one.shape) if two[name].shape[at] != size]
             if two is not None and not are_alone(two[name], [one, other[name]], twice, **close):
                 raise ExportError(
-                    f"{self.file.name}: {tensor} of two rows is not what it is of each alone: say which axis of"
-                    f" {self.source.tensor} counts rows with --batch-axis {self.source.tensor.name}=PLACE"
+                    f"{self.file.name}: {tensor} differs between two rows in one run and each row alone: give the batch"
+                    f" axis of {self.source.tensor} with --batch-axis {self.source.tensor.name}=PLACE"
                 )
             ahead = (*twice, *grown)
             rest = tuple(size for place, size in enumerate(one.shape) if place not in ahead)

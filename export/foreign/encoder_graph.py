@@ -52,7 +52,7 @@ def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None)
     if source.rows is None or encoder.has_fixed_row or any(encoder.outputs[use.output].rows is None for use in uses):
         raise ExportError("the file takes one row")
     if any(isinstance(axis, str) for name in encoder.constants for axis in encoder.inputs[name].shape):
-        raise ExportError("a constant has an axis for rows")
+        raise ExportError("a constant has a batch axis")
     _turned(writer, SOURCE, source.perm, "carousel/turned")
     writer.node("Cast", ["carousel/turned"], source.tensor.name, to=element_type(source.tensor.dtype))
     if encoder.lengths is not None:

@@ -29,7 +29,7 @@ def check_opset(file: Path, opset: int) -> None:
     """Raises ExportError for a file whose opset is too old for the nodes that are added to it."""
     if opset < MIN_OPSET:
         raise ExportError(
-            f"{file.name} has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
+            f"{file.name} has opset {opset}, but {MIN_OPSET} or later is needed: convert it first, with"
             " onnx.version_converter.convert_version"
         )
 
@@ -44,7 +44,7 @@ def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]
         shape = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
         count = int(np.prod(shape))
         if len(values) not in (1, count):
-            raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
+            raise ExportError(f"--constant {name} has {len(values)} values, but {tensor} needs {count}")
         check_constant(tensor, values)
         found[name] = np.resize(np.array(values, tensor.dtype), shape)
     return found
@@ -118,6 +118,6 @@ def placed_mask(tensor: Tensor, source: Placed, file: Path, *, has_fixed_row: bo
     if len(free) == 1 and has_fixed_row:
         return Placed(tensor, None, free[0], (1,) * (len(tensor.shape) - 1))
     raise ExportError(
-        f"{file.name}: what is {tensor}? A mask has an axis for rows and one for the source's tokens; what is the same"
-        f" for every source is told with --constant {tensor.name}=VALUE"
+        f"{file.name}: what is {tensor}? A mask has a batch axis and a source axis. If it is constant, use --constant"
+        f" {tensor.name}=VALUE"
     )

@@ -41,7 +41,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     refuse_backward(wiring, slots, hints)
     hidden = [slot for slot in slots if not _is_open(wiring, slot)]
     if not hidden:
-        raise ExportError(f"--expose-state: the states of {named(slots)} are inputs and outputs already: leave it out")
+        raise ExportError(f"--expose-state: the states of {named(slots)} are inputs and outputs already: omit the flag")
     inside = [slot for slot in hidden if slot.graph != 0]
     if inside:
         raise ExportError(f"--expose-state: {named(inside)} is in a branch of an If, where its state cannot be exposed")
@@ -52,7 +52,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     _leave_out(exposed, wiring, hidden, hints)
     reading = read(exposed, hints)
     if len(reading.inputs) > 1:
-        raise ExportError("--expose-state: a step reads several inputs, and states are exposed of files with one")
+        raise ExportError("--expose-state works for files whose step reads one input; this one reads several")
     length = wiring.length(hidden[0])
     time_axis = _time_axis(reading, length)
     num_steps = _one_step(exposed, reading, time_axis)
@@ -63,10 +63,10 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     for slot, values in zip(first.values(), whole.values(list(first)), strict=True):
         if np.any(values):
             raise ExportError(
-                f"--expose-state: the first {slot.part} state of {slot} is not zero, and sessions begin at zero"
+                f"--expose-state: the first {slot.part} state of {slot} is not zero, but sessions begin at zero"
             )
     whole.check()
-    notes = [f"the {slot.part} state of {slot} was made {name}" for slot, name in added.items()]
+    notes = [f"the {slot.part} state of {slot} is now {name}" for slot, name in added.items()]
     return exposed, [*notes, whole.note]
 
 

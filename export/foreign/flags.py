@@ -73,7 +73,7 @@ def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
         raise ExportError(f"{flag} names {twice[0]} twice")
     if flag == "--state" and len(set(told := dict(given).values())) < len(told):
         raise ExportError(
-            f"--state gives several inputs one output, of {', '.join(sorted(set(told)))}: each has its own"
+            f"--state gives several inputs one output ({', '.join(sorted(set(told)))}): each state needs its own output"
         )
     return dict(given)
 
@@ -89,9 +89,9 @@ def vocabulary_of(flag: str, path: Path | None, tokenizer: Tokenizer) -> Vocabul
     except OSError as error:
         raise ExportError(f"{flag} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ExportError(f"{flag} {path} is no text in UTF-8: it must have a token a line") from error
+        raise ExportError(f"{flag} {path} is not UTF-8 text: write one token a line") from error
     except ExportError as error:
-        raise ExportError(f"{flag} {path}: {error}. It must have a token a line, each once") from error
+        raise ExportError(f"{flag} {path}: {error}. Write one token a line, each once") from error
     return vocabulary
 
 
@@ -105,9 +105,10 @@ def token_of(flag: str, token_id: int | None, vocabulary: Vocabulary | None, *, 
     if not is_of_file and token_id >= 0:
         return token_id
     if vocabulary is None:
-        raise ExportError(f"{flag} {token_id}: it is a token of --vocabulary FILE, which is not given")
+        raise ExportError(f"{flag} {token_id}: a token id needs --vocabulary FILE")
     if not 0 <= token_id < len(vocabulary.tokens):
         raise ExportError(
-            f"{flag} {token_id}: the vocabulary has {len(vocabulary.tokens)} tokens, whose ids are counted from 0"
+            f"{flag} {token_id} is outside the vocabulary of {len(vocabulary.tokens)} tokens (0 to"
+            f" {len(vocabulary.tokens) - 1})"
         )
     return token_id

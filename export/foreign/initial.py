@@ -17,13 +17,13 @@ def initial_values(text: str) -> Array:
         try:
             return np.array([float(part) for part in text.split(",")])
         except ValueError:
-            raise ExportError(f"--initial: {text!r:.60} must be numbers between commas, or a .npy file") from None
+            raise ExportError(f"--initial: {text!r:.60} must be numbers separated by commas, or a .npy file") from None
     if not Path(text).is_file():
-        raise ExportError(f"--initial: {text} is not there")
+        raise ExportError(f"--initial: {text} does not exist")
     try:
         values = np.load(text, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ExportError(f"--initial: {text} is no NumPy array: {first_line(error)}") from None
+        raise ExportError(f"--initial: {text} is not a NumPy array: {first_line(error)}") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise ExportError(f"--initial: {text} must be an array of numbers")
     return values
@@ -36,7 +36,7 @@ def first_value(tensor: Tensor, shape: tuple[int, ...], hints: Hints) -> Array |
         return None
     if values.size not in (1, int(np.prod(shape))):
         raise ExportError(
-            f"--initial {tensor.name}: it has {values.size} numbers, and {tensor} needs {int(np.prod(shape))} a row"
+            f"--initial {tensor.name}: it has {values.size} numbers, but {tensor} needs {int(np.prod(shape))} a row"
         )
     check_numbers("--initial", tensor, values.astype(np.float64).ravel().tolist())
     converted = values.astype(tensor.dtype)

@@ -49,14 +49,12 @@ def load(file: Path) -> onnx.ModelProto:
 
 def _parsed(file: Path) -> onnx.ModelProto:
     if not file.exists():
-        raise ExportError(f"{file} is not there")
+        raise ExportError(f"{file} does not exist")
     if file.is_dir():
         inside = ", ".join(sorted(one.name for one in file.glob("*.onnx"))[:4])
-        raise ExportError(
-            f"{file} is no file but a folder: give an .onnx file" + (f" in it: {inside}" if inside else "")
-        )
+        raise ExportError(f"{file} is a folder: give an .onnx file" + (f" in it: {inside}" if inside else ""))
     if not file.is_file():
-        raise ExportError(f"{file} is no file")
+        raise ExportError(f"{file} is not a regular file")
     content = file.read_bytes()
     if not content:
         raise ExportError(f"{file} is empty. {_AGAIN}")
@@ -64,13 +62,13 @@ def _parsed(file: Path) -> onnx.ModelProto:
         if content.startswith(beginning):
             raise ExportError(f"{file} is not an ONNX model: {what}")
     if content[4:8] == b"ORTM":
-        raise ExportError(f"{file} is not an ONNX model: it is of ONNX Runtime's own format. Give the .onnx file")
+        raise ExportError(f"{file} is not an ONNX model: it has ONNX Runtime's own format. Give the .onnx file")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
     except Exception as error:  # protobuf raises its own error classes
         is_text = all(byte in b"\t\n\r" or byte >= 0x20 for byte in content[:256])
-        what = "it is text" if is_text else f"its {len(content):,} bytes are cut off, or are something else"
+        what = "it is text" if is_text else f"its {len(content):,} bytes are truncated, or not an ONNX model"
         raise ExportError(f"{file} is not an ONNX model: {what}. {_AGAIN}") from error
     if not model.ir_version or not model.HasField("graph"):
         raise ExportError(f"{file} is not an ONNX model: it has no graph. {_AGAIN}")
@@ -80,8 +78,8 @@ def _parsed(file: Path) -> onnx.ModelProto:
     ):
         if version > known:
             raise ExportError(
-                f"{file} has {what} {version}, and onnx {onnx.__version__} knows up to {known}: export it with an"
-                " earlier one, or install later packages onnx and onnxruntime"
+                f"{file} has {what} {version}, but onnx {onnx.__version__} supports up to {known}: export it with an"
+                " earlier one, or install newer packages onnx and onnxruntime"
             )
     _check_values(model)
     return model
@@ -98,12 +96,12 @@ def _check_values(model: onnx.ModelProto) -> None:
     weights = {one.name for one in graph.initializer}
     for what, values in (("input", graph.input), ("output", graph.output)):
         if not [one for one in values if one.name not in weights]:
-            raise ExportError(f"the file's graph has no {what}s: it takes no step. Export the module that takes one")
+            raise ExportError(f"the file's graph has no {what}s: export the module with them")
         for one in values:
             kind = one.type.WhichOneof("value")
             if kind not in ("tensor_type", None):
                 raise ExportError(
-                    f"the {what} {one.name} is of the type {kind.removesuffix('_type').replace('_', ' ')}, and only"
+                    f"the {what} {one.name} has the type {kind.removesuffix('_type').replace('_', ' ')}, but only"
                     " tensors are served. Export the module without it"
                 )
             if kind is None or not one.type.tensor_type.elem_type:
@@ -132,14 +130,14 @@ def _check_weights(file: Path, model: onnx.ModelProto) -> None:
             )
         if not place.is_file():
             raise ExportError(
-                f"{file} keeps its weights in {told.location}, which is not there. Copy that file into {file.parent},"
+                f"{file} keeps its weights in {told.location}, which does not exist. Copy that file into {file.parent},"
                 " under that name"
             )
         needed = (told.offset or 0) + (told.length or 0)
         if place.stat().st_size < needed:
             raise ExportError(
-                f"{place} has {place.stat().st_size:,} bytes, and {file.name} needs {needed:,} of it: it is cut off, or"
-                f" of another model. {_AGAIN}"
+                f"{place} has {place.stat().st_size:,} bytes, but {file.name} needs {needed:,} of it: it is truncated,"
+                f" or belongs to another model. {_AGAIN}"
             )
 
 
@@ -177,7 +175,7 @@ def _check_operators(model: onnx.ModelProto) -> None:
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
             raise ExportError(
                 f"the file has the operator {node.domain}.{node.op_type}, which ONNX Runtime does not have. Export the"
-                " module without it, of standard operators alone"
+                " module without it, with standard operators only"
             )
 
 

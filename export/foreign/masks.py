@@ -65,7 +65,7 @@ def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
     scores = {form: _score(Mask(placed, form), run) for form in forms}
     best = [form for form in forms if scores[form] == max(scores.values())]
     if not scores[best[0]] or (len(best) > 1 and "real" in best):  # a tie of the others is fine: both are 0 at tokens
-        raise ExportError(f"what do the values of the mask {placed.tensor} mean? Say --mask {name}= with {_SAID}")
+        raise ExportError(f"what do the values of the mask {placed.tensor} mean? Use --mask {name}= with {_SAID}")
     return Mask(placed, best[0])
 
 

@@ -54,7 +54,7 @@ def match(
         if name is None:
             continue
         if name not in offers:
-            raise ExportError(f"{flag} {one.tensor.name}={name}: the encoder gives {_listed(offers)}")
+            raise ExportError(f"{flag} {one.tensor.name}={name}: the encoder returns {_listed(offers)}")
         if not fits(one.tensor, offers[name]):
             raise ExportError(f"{flag} {one.tensor.name}={name}: {offers[name].tensor} does not fit {one.tensor}")
         found[one.tensor.name] = name
@@ -73,7 +73,7 @@ def match(
         if candidates := _free(one, offers, found, fits):
             shown = " or ".join(f"{flag} {one.tensor.name}={name}" for name in candidates)
             zeros = "" if one.may_share else f", or --initial {one.tensor.name}=0 for zeros"
-            raise ExportError(f"which output of the encoder goes into {one.tensor}? Say {shown}{zeros}")
+            raise ExportError(f"which output of the encoder goes into {one.tensor}? Use {shown}{zeros}")
     return found
 
 

@@ -52,6 +52,6 @@ def split_pairs(texts: Sequence[str], file: Path) -> list[tuple[str, str]]:
         known = [(name, output) for name, output in pairs if name in inputs and output in outputs]
         if len(known) > 1:
             told = " or ".join(f"{name!r} and {output!r}" for name, output in known)
-            raise ExportError(f"--state {text} may be {told}: rename a tensor of the file")
+            raise ExportError(f"--state {text} is ambiguous, it may be {told}: rename a tensor of the file")
         found.append(known[0] if known else pairs[0])
     return found

@@ -52,18 +52,21 @@ class Original:
         except Exception as error:  # ONNX Runtime raises its own error classes
             shown = ", ".join(f"{part.tensor} as {list(part.shape)}" for part in reading.inputs)
             raise ExportError(
-                f"the file cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE,"
-                " --batch-axis NAME=PLACE, --state and --constant"
+                f"the file cannot be run on {shown}: {first_line(error)}. Correct this with --axis NAME=SIZE,"
+                " --batch-axis NAME=PLACE, --state or --constant"
             ) from error
         for state, after in zip(reading.states, first[1], strict=False):
             if after.shape != state.shape:
                 raise ExportError(
-                    f"--state {state.input.name}={state.output}: it is {list(state.shape)} before a step and"
+                    f"--state {state.input.name}={state.output}: it is {list(state.shape)} before a step but"
                     f" {list(after.shape)} after it"
                 )
         both = zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True)
         if any(one.tobytes() != other.tobytes() for one, other in both):
-            raise ExportError("the file gives something else each time it is run: it draws random numbers")
+            raise ExportError(
+                "the file returns different values for equal inputs: it draws random numbers. Export the module in"
+                " evaluation mode"
+            )
         self._output_shapes = [tuple(axis for axis in output.shape if axis != 1) for output in first[0]]
         return self._output_shapes
 
@@ -96,8 +99,8 @@ class Original:
                 useless.append(state.input.name)
         if len(useless) == self._num_states and not may_be_all:
             raise ExportError(
-                f"nothing that a step gives depends on {' or '.join(useless)}: the file's state is somewhere else. Pair"
-                " it with --state INPUT=OUTPUT; where that is meant, give --force-state"
+                f"no output depends on {' or '.join(useless)}: the file keeps its state elsewhere. Pair it with --state"
+                " INPUT=OUTPUT, or use --force-state if this is intended"
             )
         return useless
 

@@ -39,7 +39,7 @@ def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original
     try:
         outputs, states = original.run_at_once(steps)
     except Exception as error:  # ONNX Runtime raises its own error classes
-        return f"it was not run over several steps at once, because that cannot be done: {first_line(error)}"
+        return f"several steps at once were not checked, because the file cannot run them: {first_line(error)}"
     carried, one_by_one = original.zeros(), []
     for step in steps:
         given, carried = original.run(step, carried)
@@ -48,7 +48,7 @@ def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original
         _hold_equal(output.tensor.name, _over_time(found, expected), expected, model, reading)
     for state, found, last in zip(reading.states, states, carried, strict=True):
         _hold_equal(state.output, [found], [last], model, reading)
-    return f"{NUM_STEPS} steps at once give what they give one by one"
+    return f"{NUM_STEPS} steps at once return the same as one by one"
 
 
 def _over_time(at_once: Array, outputs: Sequence[Array]) -> list[Array]:
@@ -71,15 +71,15 @@ def _hold_equal(
     for step, (one, other) in enumerate(zip(found, expected[-len(found) :], strict=True)):
         if one.shape != other.shape:
             raise ExportError(
-                f"{name} is {list(one.shape)} after {NUM_STEPS} steps at once, and {list(other.shape)} after each of"
+                f"{name} is {list(one.shape)} after {NUM_STEPS} steps at once, but {list(other.shape)} after each of"
                 f" them. {_cause(model, reading)}"
             )
         off = np.abs(one.astype(np.float64) - other.astype(np.float64))
         if not np.all(off <= _tolerance(model) * np.maximum(1.0, np.abs(other.astype(np.float64)))):
             where = f"at step {step + 1} of {NUM_STEPS}" if len(found) > 1 else f"after {NUM_STEPS} steps"
             raise ExportError(
-                f"{name} is another when steps come one by one than when they come at once: off by {off.max():.3g}"
-                f" {where}. {_cause(model, reading)}"
+                f"{name} differs between steps one by one and at once, by up to {off.max():.3g} {where}."
+                f" {_cause(model, reading)}"
             )
 
 
@@ -97,24 +97,24 @@ def _cause(model: onnx.ModelProto, reading: Reading) -> str:
             if node.op_type in RECURRENT and attribute.name == "direction" and attribute.s != b"forward":
                 return (
                     f"Its {node.op_type} {_named(node)} runs {attribute.s.decode()}: it needs the end of a sequence"
-                    " before it can tell its beginning, and cannot be served step by step"
+                    " first, so it cannot be served step by step"
                 )
     carried = _reached(model.graph, [state.input.name for state in reading.states])
     for node in nodes:
         if node.op_type in RECURRENT and not carried.intersection(node.input[5:6]):
             return (
-                f"Its {node.op_type} {_named(node)} begins anew in each run: its state is no input of the file. Give it"
-                " one with --expose-state"
+                f"Its {node.op_type} {_named(node)} starts from zero in each run: its state is not an input of the"
+                " file. Use --expose-state"
             )
     if why := of_steps(model, reading):
         return why
     for node in nodes:
         if node.op_type in _ACROSS_TIME:
             return (
-                f"Its {node.op_type} {_named(node)} joins neighbouring steps: export the module with the steps that it"
-                " looks back at as a state"
+                f"Its {node.op_type} {_named(node)} combines neighbouring steps: export the module with the earlier"
+                " steps that it needs as a state"
             )
-    return "Something is carried from step to step that is no state of the file, or a step looks at later ones"
+    return "The file keeps something from step to step that is not one of its states, or a step reads later steps"
 
 
 def _reached(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:

@@ -68,7 +68,7 @@ def pair_states(
             for other in outputs.values()
             if may_be(one, other) and len(one.shape) > 1
         ]
-        told = f"; of one shape are: {' '.join(alike)}" if alike else ""
+        told = f"; these have one shape: {' '.join(alike)}" if alike else ""
         raise ExportError(
             f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs)}."
             f" Outputs: {_listed(outputs)}{told}"
@@ -87,18 +87,18 @@ def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes:
         belongs = [name for name in wiring.outputs if wiring.ends(name) & starts]
         if not belongs and not ends:
             return  # the graph says nothing against the pair
-        said = f"{slot} begins with {one.name} as its {slot.part} state"
-        ended = f", and ends with {' or '.join(belongs)}" if belongs else f", and {other.name} is of another state"
+        said = f"{slot} starts with {one.name} as its {slot.part} state"
+        ended = f", and ends with {' or '.join(belongs)}" if belongs else f", and {other.name} belongs to another state"
     else:
         slot = min(ends, key=str)
         begins = [name for name in wiring.inputs if slot in wiring.starts(name)]
         said = f"{other.name} is the last {slot.part} state of {slot}"
-        ended = f", which begins with {' or '.join(begins)}" if begins else f", which does not begin with {one.name}"
+        ended = f", which starts with {' or '.join(begins)}" if begins else f", which does not start with {one.name}"
     if hints.force_state:
         notes.append(f"state {one.name} = {other.name}: {FORCED}, although {said}{ended}")
         return
     raise ExportError(
-        f"--state {one.name}={other.name} contradicts the graph: {said}{ended}. Leave it out, or give --force-state too"
+        f"--state {one.name}={other.name} contradicts the graph: {said}{ended}. Omit the pair, or add --force-state"
     )
 
 
@@ -128,9 +128,9 @@ def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints)
         output = choices[max(range(len(choices)), key=rank)]
         taken.add(output)
         slot = min(wiring.starts(name) & wiring.ends(output), key=str)
-        says = f"{slot} says so"
+        says = f"{slot} connects them"
         if are_kindred(name, output):
-            found[name] = output, f"of one shape, and of kindred names; {says} too"
+            found[name] = output, f"same shape and related names; {says}"
         else:
             found[name] = output, says
     return found
@@ -176,7 +176,7 @@ def _by_paths(
         kindred = [one for one in alike if one in reached] or alike
         kindred = [one for one in kindred if _stem(one) == _stem(name)]
         if len(kindred) == 1:
-            take(name, kindred[0], "of one shape, and of kindred names")
+            take(name, kindred[0], "same shape and related names")
     by_moves = by_moves or bool(found)
     alone = list(left)
     while alone:
@@ -195,7 +195,7 @@ def _by_paths(
         if min(num_inputs, num_outputs) < len(alone):
             break  # it is unknown which of them is no state
         for name in alone:
-            take(name, next(iter(choices[name])), "the only output of its shape that comes of it")
+            take(name, next(iter(choices[name])), "the only output of its shape that depends on it")
     return found
 
 

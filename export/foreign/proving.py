@@ -35,7 +35,7 @@ def prove(
     """
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
-        notes.append("its batch is fixed at one row: sessions are run one by one")
+        notes.append("its batch is fixed at one row: sessions run one by one")
     else:
         try:
             graph = wrapped(interface)
@@ -45,10 +45,10 @@ def prove(
             return graph, interface, parity
         except ExportError as error:
             why = cause or error
-            notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
+            notes.append(f"sessions run one by one, because other rows in a run change a row's output: {why}")
         except Exception as error:  # ONNX Runtime raises its own error classes
             why = cause or first_line(error)
-            notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
+            notes.append(f"sessions run one by one, because several rows cannot be run: {why}")
     with random_inputs(interface.step_vocabulary_size):
         graph = wrapped(one_by_one)
         runner = OnnxRunner(Graphs(step=graph), one_by_one)
@@ -71,7 +71,7 @@ def random_inputs(vocabulary_size: int | None) -> Iterator[None]:
         told = (
             ""
             if vocabulary_size is None
-            else f". It may know fewer tokens than the {vocabulary_size} of the vocabulary"
+            else f". The file may accept fewer tokens than the vocabulary's {vocabulary_size}"
         )
         raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
 
@@ -92,11 +92,11 @@ def prove_chunks(
         check_invariance(runner, chunked)
     except Exception as error:  # ONNX Runtime raises its own error classes
         is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
-        why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
+        why = "the loop returns other values" if isinstance(error, ExportError) else "the loop cannot be run"
         told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
-        notes.append(f"several steps are not one run, because {told}")
+        notes.append(f"several steps do not run at once, because {told}")
         return graphs, interface, parity
-    notes.append("several steps of a session are one run, and have the bits of steps one by one")
+    notes.append("several steps of a session run at once, with the same bits as one by one")
     light = onnx.load_from_string(looped)
     share_weights(light.graph, graph, interface.step.file)
     return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, found
@@ -107,8 +107,8 @@ def can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> 
     try:
         if make_trace(graph, interface) is not None:
             return True
-        reason = "it has no LSTM, GRU or RNN operator"
+        reason = "no LSTM, GRU or RNN operator"
     except Exception as error:  # a file's graph may be anything, and needs no trace to be served
         reason = first_line(error)
-    notes.append(f"it cannot be looked into: {reason}")
+    notes.append(f"it has no trace graph: {reason}")
     return False

@@ -110,7 +110,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
         raise ExportError(
-            f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
+            f"the file has opset {opset}, but {MIN_OPSET} or later is needed: convert it first, with"
             " onnx.version_converter.convert_version"
         )
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -131,7 +131,9 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     ):
         for name in names:
             if name not in known:
-                raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
+                raise ExportError(
+                    f"{flag} names {name}, which the file does not have. It has: {_listed(known.values())}"
+                )
     check_axes(model, hints)
     for flag, given_names in (("--input", hints.inputs), ("--output", hints.outputs)):
         if twice := [name for name in given_names if given_names.count(name) > 1]:
@@ -163,7 +165,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         for name, output_name in pairs.items()
     )
     if unknown := [name for name in hints.initial if name not in pairs]:
-        raise ExportError(f"--initial names {unknown[0]}, and the states are {', '.join(pairs)}")
+        raise ExportError(f"--initial names {unknown[0]}, which is not a state. The states: {', '.join(pairs)}")
     batches = [batch, *(state.input.shape[state.batch_axis] for state in states)]
     _check_start(None if hints.start is None else inputs[hints.start], batch)
     return Reading(
@@ -192,8 +194,8 @@ def _step_input(source: Tensor, batch: str | int, hints: Hints) -> StepInput:
     window = hints.windows.get(source.name, 0)
     if window and (not shape or axis == len(shape) - 1 or prod(shape) != shape[-1] or window >= shape[-1]):
         raise ExportError(
-            f"--window {source.name}={window}: a window is of the last axis of a tensor that has no other but batch and"
-            f" time, and shorter than that, and {source} is run as {list(shape)}"
+            f"--window {source.name}={window}: the input needs one axis besides batch and time, its last, longer than"
+            f" the window; {source} is run as {list(shape)}"
         )
     is_end = source.name == hints.end
     if is_end and prod(shape) != 1:
@@ -212,16 +214,15 @@ def _constants(
         for axis in shape:
             count *= axis
         if len(values) not in (1, count):
-            raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
+            raise ExportError(f"--constant {name} has {len(values)} values, but {tensor} needs {count}")
         check_constant(tensor, values)
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
     scalars = [one for name, one in inputs.items() if name not in (*pairs, *hints.lone, hints.end) and not one.shape]
     if scalars:
         raise ExportError(
-            f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE,"
-            f" or say with --session-constant {scalars[0].name} that each session is given its own, with --start"
-            f" {scalars[0].name} that it is true at a session's first step, or with --state {scalars[0].name}=OUTPUT"
-            " that it is carried from step to step"
+            f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE;"
+            f" or use --session-constant {scalars[0].name} if each session has its own, --start {scalars[0].name} if it"
+            f" is true only at a session's first step, --state {scalars[0].name}=OUTPUT if it is a state"
         )
     return found
 
@@ -233,7 +234,7 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
     if unknown:
         raise ExportError(f"what is {unknown[0]}? {_roles(unknown[0])}")
     if not left:
-        raise ExportError("every input is a state or a constant: none is left for the step to read")
+        raise ExportError("every input is a state or a constant: name the step's input with --input")
     if len(left) > 1 and not hints.inputs:
         told = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
         raise ExportError(f"which inputs does a step read? {_listed(left)}. {told}{_of_more_files(left)}")
@@ -260,11 +261,11 @@ def _roles(tensor: Tensor) -> str:
     name = tensor.name
     if not tensor.shape or (len(tensor.shape) == 1 and isinstance(tensor.shape[0], str)):
         return (
-            f"the same in every step: --constant {name}=VALUE; given at each opening: --session-constant {name}=VALUE;"
-            f" true at the first step alone: --start {name}; at the last: --end {name}"
+            f"the same in every step: --constant {name}=VALUE; given when a session is opened: --session-constant"
+            f" {name}=VALUE; true only at the first step: --start {name}; at the last: --end {name}"
         )
     return (
-        f"read by each step: --input {name}; carried from step to step: --state {name}=OUTPUT; given at each opening:"
+        f"read by each step: --input {name}; a state: --state {name}=OUTPUT; given when a session is opened:"
         f" --session-constant {name}"
     )
 
@@ -274,10 +275,10 @@ def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints
         return [outputs[name] for name in hints.outputs]
     left = [one for name, one in outputs.items() if name not in pairs.values()]
     if not left:
-        raise ExportError("every output is a state: none is left for the step to give")
+        raise ExportError("every output is a state: name the step's output with --output")
     if len(left) > 1:
         flags = " ".join(f"--output {one.name}" for one in left)
-        raise ExportError(f"which outputs does a step give? {_listed(left)}: say with {flags}, or with some of these")
+        raise ExportError(f"which outputs does a step return? {_listed(left)}: use {flags}, or some of these")
     return left
 
 

@@ -49,10 +49,10 @@ def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> 
     for name, place in swapped.items():
         if name in hints.batch_axes:
             raise ExportError(
-                f"--batch-axis {name}={hints.batch_axes[name]}: that axis counts steps, and axis {place} counts rows,"
-                f" as runs of two rows show. Say --batch-axis {name}={place}"
+                f"--batch-axis {name}={hints.batch_axes[name]}: that is the time axis, and axis {place} is the batch"
+                f" axis, as runs of two rows show. Use --batch-axis {name}={place}"
             )
-        notes.append(f"rows of {name} are counted by axis {place}, as runs of two rows show")
+        notes.append(f"the batch axis of {name} is {place}, as runs of two rows show")
     found = other.with_outputs(hints)
     return replace(found, notes=(*found.notes, *notes))
 

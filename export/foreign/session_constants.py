@@ -54,14 +54,14 @@ def _constant(tensor: Tensor, tried: Sequence[Sequence[float]], batch: str | int
     size, is_whole = prod(shape), tensor.dtype in ("int32", "int64", "bool")
     for values in tried:
         if len(values) not in (1, size):
-            raise ExportError(f"{flag} {tensor.name} has {len(values)} values, and {tensor} needs {size} a row")
+            raise ExportError(f"{flag} {tensor.name} has {len(values)} values, but {tensor} needs {size} a row")
         check_numbers(flag, tensor, values)
     full = list(dict.fromkeys(tuple(values) * (size // len(values)) for values in tried))
     if is_whole and len(full) < 2:
         told = f"{tensor.name}={full[0][0]:g}" if full else tensor.name
         raise ExportError(
-            f"{flag} {told}: which values may {tensor} have? Give each with a flag of its own, the default first:"
-            f" {flag} {tensor.name}=0 {flag} {tensor.name}=1. One that never changes is a --constant"
+            f"{flag} {told}: give all allowed values of {tensor}, each with its own flag, the default first: {flag}"
+            f" {tensor.name}=0 {flag} {tensor.name}=1. For a value that never changes use --constant"
         )
     choices = tuple(full) if is_whole else ()
     return SessionConstant(tensor, axis, shape, SessionConstantSpec(default=full[0] if full else (), choices=choices))

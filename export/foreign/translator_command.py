@@ -40,7 +40,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
     """Writes the bundle and returns it. Raises what `translators.write_translator` raises."""
     for name in _OF_ONE_FILE:
         if getattr(flags, name):
-            raise ExportError(f"--{name.replace('_', '-')} and --encoder do not go together")
+            raise ExportError(f"--{name.replace('_', '-')} and --encoder cannot be combined")
     outputs = [one.name for one in load(encoder).graph.output]
     initial = once(flags.initial, "--initial")
     given = {name: text for name, text in initial.items() if text in outputs}
@@ -83,8 +83,8 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
     except ExportError as error:
         if _are_swapped(encoder, flags.file):
             raise ExportError(
-                f"{flags.file} and {encoder} seem to be swapped: the first is an encoder, and the second a"
-                f" decoder of one step. Say python -m export onnx {encoder} --encoder {flags.file}"
+                f"{flags.file} and {encoder} seem to be swapped: the first is an encoder, and the second a decoder of"
+                f" one step. Use python -m export onnx {encoder} --encoder {flags.file}"
             ) from error
         raise
 
@@ -102,7 +102,7 @@ def refuse_without_encoder(flags: OnnxFlags) -> None:
     """Raises ExportError for flags that need --encoder."""
     for name in _OF_TWO_FILES:
         if getattr(flags, name) not in (None, []):
-            raise ExportError(f"--{name.replace('_', '-')} goes with --encoder FILE, which is not given")
+            raise ExportError(f"--{name.replace('_', '-')} needs --encoder FILE")
 
 
 def _values(name: str, text: str, outputs: Sequence[str]) -> Array:

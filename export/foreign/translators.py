@@ -123,7 +123,7 @@ def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joint
     ):
         if unknown := [name for name in names if name not in inputs]:
             shown = "; ".join(str(one) for one in inputs.values())
-            raise ExportError(f"{flag} names {unknown[0]}, and the files have {shown}")
+            raise ExportError(f"{flag} names {unknown[0]}, which the files do not have. They have: {shown}")
 
 
 def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, notes: list[str]) -> tuple[int, bool]:
@@ -131,17 +131,19 @@ def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, 
     cannot be served."""
     if not reading.is_of_tokens:
         raise ExportError(
-            f"{decoder.file.name}: {reading.inputs[0].tensor} reads numbers, and a translator's step a token"
+            f"{decoder.file.name}: {reading.inputs[0].tensor} reads numbers, but a translator's step must read a token"
         )
     if len(reading.outputs) != 1:
-        raise ExportError("--output: a translator's step gives one output, its logits")
+        raise ExportError("--output: a translator's step returns one output, its logits")
     if reading.inputs[0].size != 1:
-        raise ExportError(f"{reading.inputs[0].tensor} reads {reading.inputs[0].size} tokens a step: one is served")
+        raise ExportError(
+            f"{reading.inputs[0].tensor} reads {reading.inputs[0].size} tokens a step, but only one a step is served"
+        )
     original = Original(decoder.bound, reading, {})
     shapes = original.output_shapes()
     size = prod(shapes[0])
     if target is not None and len(target.tokens) != size:
-        raise ExportError(f"--vocabulary has {len(target.tokens)} tokens, and a step gives {size} logits")
+        raise ExportError(f"--vocabulary has {len(target.tokens)} tokens, but a step returns {size} logits")
     with random_inputs(size):
         useless = original.useless_states(size, may_be_all=True)
         gives_probabilities = original.gives_probabilities(size)
@@ -161,7 +163,7 @@ def _check_ids(told: Translated, target_size: int, source_size: int | None) -> N
         ("--source-eos", told.source_eos, source_size or 0),
     ):
         if token_id is not None and token_id >= size:
-            raise ExportError(f"{flag} {token_id}: its tokens are {size}, whose ids are counted from 0")
+            raise ExportError(f"{flag} {token_id} is outside the vocabulary of {size} tokens (0 to {size - 1})")
 
 
 def _ids(size: int, side: str, flag: str, notes: list[str]) -> Vocabulary:
@@ -230,9 +232,9 @@ def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
     try:
         graph = together(encoder, uses, length_name)
         if _encodes_alike(graph, original, interface, encoder):
-            notes.append("sources of any lengths are encoded in one run, with the bits that each has alone")
+            notes.append("sources of any lengths are encoded in one run, with the same bits as alone")
             return graph
-        why = "padding, or other sources in the run, would change their bits"
+        why = "padding or other sources would change them"
     except Exception as error:  # ONNX Runtime raises classes of its own
         why = first_line(error)
     notes.append(f"sources are encoded one by one: {why}")
@@ -303,16 +305,16 @@ def _prove(
             continue
         notes.append(_said(way, has_source=has_source))
         if worst:
-            notes.append(f"what it gives is off by up to {worst:.1g} from a bare loop over the two files")
+            notes.append(f"its outputs differ by up to {worst:.1g} from a bare loop over the two files")
         else:
-            notes.append("a session gets the bits of a bare loop over the two files")
+            notes.append("a session gets the same bits as a bare loop over the two files")
         return graphs, own, parity
     raise ExportError("the two files cannot be run together")
 
 
 def _said(way: _Way, *, has_source: bool) -> str:
     if way.max_rows == 1:
-        return "sessions are stepped one by one"
+        return "sessions step one by one"
     if way.by_length:
-        return "sessions whose sources are of one length are stepped in one run"
-    return "sessions are stepped in one run" + (", with sources of any lengths" if has_source else "")
+        return "sessions whose sources have the same length step in one run"
+    return "sessions step in one run" + (", with sources of any lengths" if has_source else "")

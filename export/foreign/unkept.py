@@ -26,16 +26,24 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
     unkept = [slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_told(wiring, slot, hints)]
     if pairs and any(slot.graph for slot in unkept):  # such as a branch for the first step or another sampling rate
         inside = [slot for slot in unkept if slot.graph]
-        notes.append(f"{named(inside)} of a branch of an If keep no state: streams are taken to run other branches")
+        notes.append(
+            f"{named(inside)}, in a branch of an If, keep no state: it is assumed that streams use other branches"
+        )
         unkept = [slot for slot in unkept if not slot.graph]
     if not unkept:
         return
     begins = [slot for slot in unkept if not _begins(wiring, slot)]
     is_one = len({slot.owner for slot in begins or unkept}) == 1
     if begins:
-        why = f"begin{'s' if is_one else ''} at a constant in every step, because no input gives the first state"
+        why = (
+            f"start{'s' if is_one else ''} from a constant in every step, because no input is"
+            f" {'its' if is_one else 'their'} first state"
+        )
     else:
-        why = f"lose{'s' if is_one else ''} the state after every step, because no output gives the last state"
+        why = (
+            f"lose{'s' if is_one else ''} the state after every step, because no output is"
+            f" {'its' if is_one else 'their'} last state"
+        )
     told = f"{named(begins or unkept)} {why}"
     if hints.force_state and pairs:
         notes.append(f"{told}: {FORCED}")
@@ -45,7 +53,7 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
         advice = "--expose-state cannot give it one: export the file with each node's state as an input and an output"
     else:
         advice = "--expose-state makes such states inputs and outputs"
-    otherwise = ". Where that is meant, give --force-state" if pairs else ""
+    otherwise = ". If this is intended, use --force-state" if pairs else ""
     raise ExportError(f"{found}{told}. {advice}{otherwise}")
 
 

@@ -56,7 +56,7 @@ class Whole:
     def note(self) -> str:
         """Returns a note about what `check` proves."""
         if self._time_axis is None:
-            return "the file takes one step: it was held to the exposed graph on a first step alone"
+            return "the file takes one step: only a first step was compared with the exposed graph"
         return f"{self._num_steps} steps with exposed states are within {TOLERANCE:g} of the file over all of them"
 
     def values(self, names: Sequence[Value]) -> list[Array]:
@@ -76,7 +76,7 @@ class Whole:
                 raise ExportError(
                     f"--expose-state: {name} differs by {difference:.2g} (at most {TOLERANCE:g}) between"
                     f" {self._num_steps} steps with the exposed states and the whole sequence. The file keeps another"
-                    " state, or reads what comes later"
+                    " state, or reads later steps"
                 )
 
     def _difference(self, name: str, expected: Array, found: Sequence[Array]) -> float:
@@ -140,6 +140,6 @@ def _run(session: Any, names: Sequence[str], feeds: Mapping[str, Array], what: s
 
 def _refusal(what: str) -> ExportError:
     return ExportError(
-        f"--expose-state: the file cannot be run {what}. Export it with a dynamic time axis, or say how long other axes"
-        " are with --axis NAME=SIZE"
+        f"--expose-state: the file cannot be run {what}. Export it with a dynamic time axis, or give the size of other"
+        " axes with --axis NAME=SIZE"
     )

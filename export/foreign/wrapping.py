@@ -123,7 +123,7 @@ def wrap(
     try:
         onnx.checker.check_model(wrapped)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the file's graph cannot be put between others: {error}") from error
+        raise ExportError(f"the file's graph cannot be wrapped: {error}") from error
     return wrapped.SerializeToString(deterministic=True)
 
 

@@ -115,7 +115,7 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     reading = with_rows_as_run(model, read(model, hints), hints)
     notes = [*opened, *left_out, *exposed, *reading.notes]
     if reading.fixed_batch not in (None, 1):
-        notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
+        notes.append(f"its batch is declared as {reading.fixed_batch} rows; any number is assumed")
         free_rows(model, reading)
         free_rows(whole, reading)
     original = Original(model if hints.expose_state else whole, reading, {} if hints.expose_state else decided)
@@ -156,10 +156,10 @@ def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: l
     source = reading.inputs[0].tensor
     if source.name not in hints.inputs:
         raise ExportError(
-            f"{source} reads whole numbers: are they tokens? Give their names, one a line, with --vocabulary FILE."
-            f" Where they are numbers, such as a count or a price in cents, say --input {source.name}"
+            f"{source} reads integers. If they are tokens, give their names, one a line, with --vocabulary FILE; if"
+            f" they are numbers, such as a count or a price in cents, use --input {source.name}"
         )
-    notes.append(f"{source.name} is of whole numbers up to 2^24, and not of tokens: --vocabulary would name those")
+    notes.append(f"{source.name} has integers up to 2^24, not tokens; with --vocabulary they would be tokens")
     return False
 
 
@@ -170,7 +170,9 @@ def _step_spec(
     feature_size, num_outputs = sum(part.size for part in reading.inputs), sum(map(prod, shapes))
     first = reading.inputs[0].tensor
     if not is_tokens and described.vocabulary is not None:
-        raise ExportError(f"{first} reads numbers: --vocabulary is for tokens, --labels for what it gives")
+        raise ExportError(
+            f"{first} reads numbers: --vocabulary is for tokens that it reads, --labels for logits that it returns"
+        )
     if is_tokens and feature_size != 1:
         raise ExportError(f"{first} reads {feature_size} tokens a step: only one a step is served")
     given = described.labels or described.vocabulary
@@ -178,18 +180,20 @@ def _step_spec(
         described.emits is None and given is not None and len(shapes) == 1 and len(given.tokens) == num_outputs
     )
     if described.labels is not None and not gives_logits and described.emits is None:
-        raise ExportError(f"--labels has {len(described.labels.tokens)} lines, and a step gives {num_outputs} numbers")
+        raise ExportError(
+            f"--labels has {len(described.labels.tokens)} lines, but a step returns {num_outputs} numbers"
+        )
     if described.feeds_back and any(part.is_end for part in reading.inputs):
         raise ExportError(
-            "--feeds-back and --end do not go together: what a step gives does not say that it is the last"
+            "--feeds-back and --end cannot be combined: a step's output does not say whether it is the last"
         )
     if described.feeds_back and (is_tokens or feature_size != num_outputs):
         raise ExportError(
-            f"--feeds-back needs as many values as features, and a step reads {feature_size} and gives {num_outputs}"
+            f"--feeds-back needs as many values as features, but a step reads {feature_size} and returns {num_outputs}"
         )
     whole = [part.tensor for part in reading.inputs if part.tensor.dtype.startswith("int")]
     if described.feeds_back and whole and not all(one.tensor.dtype.startswith("int") for one in reading.outputs):
-        raise ExportError(f"--feeds-back: {whole[0]} reads whole numbers, and what a step gives is none")
+        raise ExportError(f"--feeds-back: {whole[0]} reads integers, but a step returns floats")
     output = TensorSpec(name="carousel/output", dtype="float32", shape=("batch", "time", num_outputs))
     has_names = len(reading.inputs) > 1 or len(shapes) > 1 or bool(whole)  # the server checks whole numbers by name
     names = plain_names(one.tensor.name for one in reading.outputs)

@@ -23,7 +23,9 @@ def check_agreement(found: Walk, interface: Interface) -> None:
     logits = found[interface.step.output.name]  # [T, V]
     if READOUT in found and found[READOUT].tobytes() != logits[-1].tobytes():
         off = float(np.abs(found[READOUT] - logits[-1]).max())
-        raise ExportError(f"the readout is not bit for bit the logits of the step before it: off by up to {off:.3g}")
+        raise ExportError(
+            f"the readout differs from the logits of the step before it by up to {off:.3g}: they must be bit-identical"
+        )
     next_token, top_k = interface.step.next_token, interface.step.top_k
     if next_token is not None and not np.array_equal(found[next_token.name], logits.argmax(axis=1)):
         raise ExportError(f"{next_token.name} is not the token of the highest logit")

@@ -107,7 +107,7 @@ def _hold_equal(row: Row, expected: Walk, found: Walk, case: str) -> None:
         if found[name].tobytes() != reference.tobytes():
             differing = np.sum(found[name] != reference)
             raise ExportError(
-                f"{name} of a row is not bit for bit what it is alone when it runs {case}: "
-                f"{differing} of {reference.size} values differ, by up to {max_abs_error(found[name], reference):.3g} "
-                f"({len(row.source)} source and {len(row.tokens)} target tokens)"
+                f"{name} of a row changes when it runs {case}: {differing} of {reference.size} values differ from the"
+                f" row alone, by up to {max_abs_error(found[name], reference):.3g} ({len(row.source)} source and"
+                f" {len(row.tokens)} target tokens)"
             )

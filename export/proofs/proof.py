@@ -43,7 +43,7 @@ def check_signature(runner: OnnxRunner, interface: Interface) -> None:
         ("step inputs", runner.step_session.get_inputs(), interface.step_inputs),
         ("step outputs", runner.step_session.get_outputs(), (*interface.step_outputs, *interface.head_outputs)),
         (
-            "step inputs that may be left out",
+            "optional step inputs",
             runner.step_session.get_overridable_initializers(),
             () if interface.step.top_k is None else (interface.step.top_k.k,),
         ),

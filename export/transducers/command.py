@@ -82,20 +82,20 @@ def read_files(
     is_joined = "encoded" in predictor.reads
     if len(files) == 2:
         if not is_joined:
-            raise ExportError(f"{files[1]} reads no encoded frame: give the joiner as the third file")
+            raise ExportError(f"{files[1]} does not read an encoded frame: give the joiner as the third file")
         _check_tokens(rules, predictor.gives.size)
         decoder: Decoder = TwoFiles(predictor, rules.start_id)
     else:
         if is_joined:
-            raise ExportError(f"{files[1]} reads an encoded frame, as a joiner does: leave {files[2]} out")
+            raise ExportError(f"{files[1]} reads an encoded frame, as a joiner does: omit {files[2]}")
         sizes = {"encoded": _sizes(encoder)[0], "predicted": predictor.gives.size}
         joiner = read_joiner(files[2], hints, sizes, inputs or {})
         _check_tokens(rules, joiner.gives.size)
         decoder = ThreeFiles(predictor, joiner, rules.start_id)
     if encoder.gives.size % encoded_size(encoder, decoder):
         raise ExportError(
-            f"{files[0]} gives {encoder.gives.size} numbers a step, and the joiner reads"
-            f" {encoded_size(encoder, decoder)} of a frame: are they of one model?"
+            f"{files[0]} returns {encoder.gives.size} numbers a step, which is no multiple of the joiner's"
+            f" {encoded_size(encoder, decoder)} a frame: are the files of one model?"
         )
     return encoder, decoder
 
@@ -114,7 +114,7 @@ def _check_tokens(rules: Rules, size: int) -> None:
     """Raises ExportError for a blank or a start token out of range. size: the number of the joiner's logits."""
     for flag, token in (("--blank", rules.blank_id), ("--start-token", rules.start_id)):
         if not 0 <= token < size:
-            raise ExportError(f"{flag} {token}: the joiner gives {size} logits, whose ids are counted from 0")
+            raise ExportError(f"{flag} {token} is outside the joiner's {size} logits (0 to {size - 1})")
 
 
 def _sizes(encoder: Network) -> list[int]:
@@ -133,7 +133,7 @@ def write_transducer(
     """
     size = decoder.vocabulary_size
     if len(vocabulary.tokens) != size:
-        raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, and the joiner gives {size} logits")
+        raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, but the joiner returns {size} logits")
     composed = compose(encoder, decoder, rules)
     margins = prove_loop(composed, encoder, decoder, rules)
     proven = prove_emitting(encoder, decoder, rules, vocabulary, margins)

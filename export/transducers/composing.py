@@ -78,7 +78,7 @@ def compose(encoder: Network, decoder: Decoder, rules: Rules, *, rows: int | Non
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the files cannot be put together: {error}") from error
+        raise ExportError(f"the files cannot be joined into one graph: {error}") from error
     emits = EmitsSpec(
         blank_id=rules.blank_id,
         max_symbols=rules.max_symbols,
@@ -140,7 +140,7 @@ def _in_opset(networks: Sequence[Network]) -> list[Network]:
                 model = version_converter.convert_version(model, opset)
             except Exception as error:  # onnx raises its own error classes
                 raise ExportError(
-                    f"{network.file} has opset {opset_of(model)}, and cannot be converted to {opset}, which the others"
+                    f"{network.file} has opset {opset_of(model)}, but cannot be converted to {opset}, which the others"
                     f" need: {first_line(error)}. Export it again with opset {opset}"
                 ) from error
         found.append(replace(network, model=model))

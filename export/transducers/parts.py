@@ -60,12 +60,12 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
     by_name = {one.name.removeprefix(f"{JOINER}."): one for one in tensors.values()}
     if len(tensors) != len(sizes):
         raise ExportError(
-            f"{file} must read an encoded frame and a prediction, and it reads {_listed(tensors)}: is it the joiner?"
+            f"{file} must read an encoded frame and a prediction, but it reads {_listed(tensors)}: is it the joiner?"
         )
     found: dict[str, Tensor] = {}
     for what, name in inputs.items():
         if name not in by_name:
-            raise ExportError(f"--{what} names {name}, and {file} reads {_listed(tensors)}")
+            raise ExportError(f"--{what} names {name}, but {file} reads {_listed(tensors)}")
         found[what] = by_name[name]
     for what, size in sizes.items():
         free = [one for one in by_name.values() if one not in found.values()]
@@ -77,8 +77,8 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
     if len(found) < len(sizes) or len({one.name for one in found.values()}) < len(sizes) or (alike and not inputs):
         told = " and ".join(f"{size} of {_KINDS[what]}" for what, size in sizes.items())
         raise ExportError(
-            f"which input of {file} is which? It reads {_listed(tensors)}, and there are {told} numbers: say with"
-            " --encoded NAME and --predicted NAME"
+            f"cannot tell the inputs of {file} apart: it reads {_listed(tensors)}, for {told} numbers: use --encoded"
+            " NAME and --predicted NAME"
         )
     alone = replace(hints, batch_axes={})
     ports = {what: _port(one, alone, _first_axis(one), size=sizes[what]) for what, one in found.items()}
@@ -126,7 +126,7 @@ def _read(
     if next(iter(kinds)) not in reads or left:
         wanted = " and ".join(_KINDS[what] for what in kinds) if role == ENCODER else "tokens"
         raise ExportError(
-            f"{file} must read {wanted} and its states, and it reads {_listed(inputs)}: is it the {role}? Give a state"
+            f"{file} must read {wanted} and its states, but it reads {_listed(inputs)}: is it the {role}? Give a state"
             " that was not found with --state INPUT=OUTPUT"
         )
     free = {name: one for name, one in outputs.items() if name not in pairs.values()}
@@ -164,7 +164,7 @@ def _as_run(with_rows: Callable[[Hints], Network], frames: Tensor, hints: Hints)
             continue
         if other.has_rows():
             told = frames.name.removeprefix(f"{ENCODER}.")
-            return replace(other, notes=(*other.notes, f"rows of {told} are counted by axis {place}, as runs show"))
+            return replace(other, notes=(*other.notes, f"the batch axis of {told} is {place}, as runs show"))
     if isinstance(first, ExportError):
         raise first
     return first
@@ -200,8 +200,8 @@ def _refuse_lengths(file: Path, inputs: Mapping[str, Tensor], hints: Hints) -> N
     for one in whole:
         if len(one.shape) == 1 and any(other is not one and _may_be_read(other) for other in inputs.values()):
             raise ExportError(
-                f"{file} reads {one}, which is how long each row is: a step has all that it reads at once. Export the"
-                " module with that number made inside it, such as torch.full((rows,), steps)"
+                f"{file} reads {one}, the length of each row, but a step's input always has its full length. Export the"
+                " module with that number computed inside, such as torch.full((rows,), steps)"
             )
 
 
@@ -237,8 +237,8 @@ def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path)
     if told is not None:
         names = [name for name in names if name == f"{role}.{told}"]
     if len(names) != 1:
-        asked = f"--{role}-output names {told}, and" if told is not None and not names else f"which output of {file}?"
-        raise ExportError(f"{asked} it gives {_listed(outputs)}: say with --{role}-output NAME")
+        asked = f"--{role}-output names {told}, but" if told is not None and not names else f"which output of {file}?"
+        raise ExportError(f"{asked} it returns {_listed(outputs)}: use --{role}-output NAME")
     one = outputs[names[0]]
     return Port(one.name, one.dtype, (), 0)
 
@@ -253,13 +253,13 @@ def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
     except Exception as error:  # ONNX Runtime raises its own error classes
         shown = ", ".join(f"{port.name} as {list(port.shape)}" for port in network.reads.values())
         raise ExportError(
-            f"{network.file} cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE and"
+            f"{network.file} cannot be run on {shown}: {first_line(error)}. Correct this with --axis NAME=SIZE or"
             " --batch-axis NAME=PLACE"
         ) from error
     for kept, after in zip(network.states, given[1:], strict=True):
         if after.shape != kept.input.shape:
             raise ExportError(
-                f"--state {kept.input.name}={kept.output}: it is {list(kept.input.shape)} before a step and"
+                f"--state {kept.input.name}={kept.output}: it is {list(kept.input.shape)} before a step but"
                 f" {list(after.shape)} after it"
             )
     declared, first = outputs[network.gives.name].shape, next(iter(network.reads.values()))

@@ -73,12 +73,14 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
         found = output[0, 2 + capacity : 2 + capacity + count]
         if ids != tokens or not np.allclose(found, scores, atol=TOLERANCE):
             raise ExportError(
-                f"the graph emits {ids[:8]} at frame {number}, and a loop over the files {tokens[:8]}: the"
-                " files do not give the same each time"
+                f"the graph emits {ids[:8]} at frame {number}, but a loop over the files emits {tokens[:8]}: the files"
+                " return different values for equal inputs"
             )
     for one, expected in zip(decoder.carried, bare.carried, strict=True):
         if states[one.name].tobytes() != expected.tobytes():
-            raise ExportError(f"state {one.name} is not bit for bit that of a loop over the files")
+            raise ExportError(
+                f"state {one.name} differs from that of a loop over the files: they must be bit-identical"
+            )
     return bare.margins
 
 
@@ -96,8 +98,10 @@ def prove_emitting(
     if proven.interface.step.max_rows == 1:
         return Emitting(True, next((note for note in proven.notes if "one by one" in note and "run" in note), ""))
     if proven.interface.step.loop is None:
-        raise ExportError("frames that emit tokens are told something else in several steps at once than one by one")
-    return Emitting(False, "frames that emit tokens have the same bits in company, and in several steps at once")
+        raise ExportError("frames that emit tokens give other results in several steps at once than one by one")
+    return Emitting(
+        False, ("frames that emit tokens have the same bits with other rows in a run and in several steps at once")
+    )
 
 
 def _draw(encoder: Network) -> list[Array]:

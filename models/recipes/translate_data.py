@@ -115,7 +115,7 @@ def build(corpus: Path, sources: Sequence[Source] = SOURCES) -> list[Read]:
     for source in sources:
         lacking = {client for package in source.packages if (client := packages.missing_client(package))}
         if lacking:
-            print(f"{source.name}: left out, there is no {' and no '.join(sorted(lacking))} here", file=sys.stderr)
+            print(f"{source.name}: skipped, {' and '.join(sorted(lacking))} cannot be found", file=sys.stderr)
             continue
         one, found[source.name] = _read(source, corpus / "packages")
         print(f"{source.name}: {one.messages} messages, {one.pairs} pairs", file=sys.stderr)

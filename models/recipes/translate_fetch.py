@@ -35,7 +35,7 @@ def fetch(package: Package, cache: Path) -> Path:
     subprocess.run(_command(package), cwd=partial, check=True, stdout=subprocess.DEVNULL)
     fetched = _only_file(partial)
     if fetched is None:
-        raise FileNotFoundError(f"{package.name}: its client fetched no file, or several")
+        raise FileNotFoundError(f"{package.name}: its client must fetch one file, but fetched none or several")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder / fetched.name

@@ -104,4 +104,4 @@ def _refuse_known(splits: Mapping[data.Split, Sequence[data.Pair]]) -> None:
     groups = {data.group_of(pair.english) for pairs in splits.values() for pair in pairs}
     known = [sentence for sentence in SENTENCES if data.group_of(sentence) in groups]
     if known:
-        raise ValueError(f"the corpus has {known}, which the card shows as in no split")
+        raise ValueError(f"the corpus has {known}, but the card shows them as sentences of no split")

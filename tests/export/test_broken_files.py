@@ -43,9 +43,9 @@ def model(path: Path) -> onnx.ModelProto:
             b"PK\x03\x04archive/data.pkl",
             "it is a zip archive, as PyTorch writes them. Export the module with torch.onn",
         ),
-        (b"\x1c\0\0\0ORTM\0\0", "it is of ONNX Runtime's own format. Give the .onnx file"),
-        (bytes(300), "is not an ONNX model: its 300 bytes are cut off, or are something else"),
-        (None, "bytes are cut off, or are something else. Copy or download the file again"),
+        (b"\x1c\0\0\0ORTM\0\0", "it has ONNX Runtime's own format. Give the .onnx file"),
+        (bytes(300), "is not an ONNX model: its 300 bytes are truncated, or not an ONNX model"),
+        (None, "bytes are truncated, or not an ONNX model. Copy or download the file again"),
     ],
     ids=["empty", "text", "pointer", "checkpoint", "ORT", "zeros", "cut off"],
 )
@@ -60,7 +60,7 @@ def test_what_is_no_model_is_said(
 def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model(tmp_path / "a.onnx")
     told = refusal(capsys, tmp_path, tmp_path / "repository")
-    assert "is no file but a folder: give an .onnx file in it: a.onnx" in told
+    assert "is a folder: give an .onnx file in it: a.onnx" in told
 
 
 def _kind(kind: onnx.TypeProto) -> Change:
@@ -89,21 +89,21 @@ def _node(op_type: str, domain: str) -> Change:
     [
         (
             lambda model: model.graph.ClearField("node") or model.graph.ClearField("input"),
-            "has no inputs: it takes no s",
+            "has no inputs: export the mo",
         ),
-        (lambda model: setattr(model, "ir_version", 99), "has IR version 99, and onnx"),
-        (lambda model: setattr(model.opset_import[0], "version", 99), "has opset 99, and onnx"),
+        (lambda model: setattr(model, "ir_version", 99), "has IR version 99, but onnx"),
+        (lambda model: setattr(model.opset_import[0], "version", 99), "has opset 99, but onnx"),
         (
             lambda model: setattr(model.opset_import[0], "version", 5),
-            "has opset 5, and 7 or later is needed: convert it",
+            "has opset 5, but 7 or later is needed: convert it",
         ),
         (
             _kind(helper.make_sequence_type_proto(_tensor(1))),
-            "the input x is of the type sequence, and only tensors a",
+            "the input x has the type sequence, but only tensors a",
         ),
         (
             _kind(helper.make_optional_type_proto(_tensor(1))),
-            "the input x is of the type optional, and only tensors a",
+            "the input x has the type optional, but only tensors a",
         ),
         (_kind(onnx.TypeProto()), "the input x has no type. Export the module again, with typed inputs"),
         (_kind(_tensor(1, None)), "the number of axes of the input x is not in the file"),
@@ -133,14 +133,16 @@ def test_types_that_are_not_served_are_named(tmp_path: Path, capsys: pytest.Capt
     outputs = [foreign.value("y", ["batch", 3], number), foreign.value("hn", ["batch", 3])]
     foreign.save(file, nodes, inputs, outputs, [], 20)
     told = refusal(capsys, file, tmp_path / "repository")
-    assert f"x is of {kind}: only bool, float16, float32, float64, int32, int64 are served. Export the module" in told
+    assert (
+        f"x has the type {kind}: only bool, float16, float32, float64, int32, int64 are served. Export the module"
+    ) in told
 
 
 @pytest.mark.parametrize(
     ("location", "size", "message"),
     [
-        ("w.data", None, "keeps its weights in w.data, which is not there. Copy that file into"),
-        ("w.data", 4, "w.data has 4 bytes, and file.onnx needs 12 of it: it is cut off, or of another model"),
+        ("w.data", None, "keeps its weights in w.data, which does not exist. Copy that file into"),
+        ("w.data", 4, "w.data has 4 bytes, but file.onnx needs 12 of it: it is truncated, or belongs to another model"),
         ("../w.data", 12, "keeps its weights in '../w.data', outside its folder. Save it again"),
     ],
 )

@@ -72,7 +72,7 @@ def test_each_common_flag_arrives_with_each_command(
     sound = ["--sample-rate", "16000"]
     if command is translator:
         assert main([*told, *sound]) == 1
-        assert "--sample-rate and --encoder do not go together" in capsys.readouterr().err
+        assert "--sample-rate and --encoder cannot be combined" in capsys.readouterr().err
         sound = []
     (tmp_path / "to" / "said" / "3").mkdir(parents=True)
     assert main([*told, *sound]) == 1
@@ -133,5 +133,5 @@ def test_a_sample_rate_of_a_model_of_tokens_is_refused_before_anything_is_run(
         monkeypatch.setattr(place, lambda *given, **named: pytest.fail("it began"))
     monkeypatch.chdir(tmp_path)
     assert main([*command(tmp_path), *SAID, "--to", "to", "--sample-rate", "8000"]) == 1
-    refused = "--sample-rate 8000: a model that has a vocabulary reads tokens, and no sound"
+    refused = "--sample-rate 8000: a model that reads tokens has no sample rate: leave it out"
     assert refused in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_a_branch_that_a_constant_rules_out_need_not_fit(
     file = two_rates(tmp_path / "rates.onnx")
     folder = export(file, tmp_path / "repository", "--constant", f"sr={rate}", "--axis", f"width={width}")
     told = capsys.readouterr().out
-    assert f"sr = {rate} decides which branches are run: the others are left out" in told
+    assert f"sr = {rate} selects the branches that run; the others are removed" in told
     manifest = manifest_of(folder)
     assert (manifest.step.feature_size, manifest.step.constants, manifest.step.max_rows) == (width, (), None)
     assert {node.op_type for node in onnx.load(folder / "step.onnx").graph.node}.isdisjoint({"If", "Equal"})
@@ -78,7 +78,7 @@ def test_a_state_that_nothing_depends_on_is_refused(tmp_path: Path, capsys: pyte
     outputs = [foreign.value("y", ["batch", 3]), foreign.value("hn", ["batch", 3])]
     file = foreign.save(tmp_path / "useless.onnx", nodes, inputs, outputs, weights)
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "nothing that a step gives depends on h: the file's state is somewhere else" in told
+    assert "no output depends on h: the file keeps its state elsewhere" in told
 
 
 def test_a_zero_keeps_its_sign_past_the_end_of_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,4 +94,4 @@ def test_a_zero_keeps_its_sign_past_the_end_of_a_row(tmp_path: Path, capsys: pyt
     outputs = [foreign.value("y", ["batch", 2]), foreign.value("hn", ["batch", 2])]
     weights = [numpy_helper.from_array(np.array(-1.0, np.float32), "minus")]
     export(foreign.save(tmp_path / "signs.onnx", nodes, inputs, outputs, weights), tmp_path / "repository")
-    assert "several steps of a session are one run, and have the bits of steps one by one" in capsys.readouterr().out
+    assert "several steps of a session run at once, with the same bits as one by one" in capsys.readouterr().out

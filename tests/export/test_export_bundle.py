@@ -171,7 +171,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> N
 def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bundle: Path) -> None:
     """The existing bundle does not change, and the message says what to do."""
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
-    with pytest.raises(ExportError, match=r"tiny/1 is there already: give it another version, or .* --replace"):
+    with pytest.raises(ExportError, match=r"tiny/1 exists: use another version, or .* --replace"):
         _write(model, bundle.parents[1])
     assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
 

@@ -35,8 +35,8 @@ def test_states_of_a_recurrent_node_are_found_by_the_graph(
 ) -> None:
     plain = foreign_states.lstm_step(tmp_path / "lstm.onnx", begins=("p", "q"), ends=("u", "v"))
     folder = export(with_defaults(plain, "p", "q", value=value), tmp_path / "repository")
-    begins = "it begins with that" if value else "it begins with zeros"
-    assert f"input p has a default value in the file, and is a state: {begins}\n" in capsys.readouterr().out
+    begins = "its first value is that" if value else "its first value is zero"
+    assert f"input p has a default value in the file and is a state: {begins}\n" in capsys.readouterr().out
     assert {one.input.name: one.output for one in manifest_of(folder).states} == {"p": "u", "q": "v"}
     alone, session = Alone(plain, {"p": "u", "q": "v"}, initial=value), ReferenceSession(folder)
     for frame in frames(4, 4):
@@ -73,7 +73,7 @@ def test_an_input_with_a_default_value_can_be_told_or_is_noted(
     model.graph.output[0].CopyFrom(foreign.value("shown", ["batch", 3]))
     onnx.save(model, tmp_path / "cell.onnx")
     export(tmp_path / "cell.onnx", tmp_path / "left")
-    told = "input bias is left at its default value: --input bias or --state bias=OUTPUT gives it"
+    told = "input bias keeps its default value: use --input bias or --state bias=OUTPUT to change that"
     assert told in capsys.readouterr().out
     folder = export(tmp_path / "cell.onnx", tmp_path / "told", "--input", "x", "--input", "bias")
     assert told not in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_an_interruption_leaves_other_versions_alone(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
     """The existing folder does not change, and the message says what to do."""
     write_folder(tmp_path / "1", {"a": b"1"})
-    with pytest.raises(ExportError, match="is there already: give it another version, or replace it with --replace"):
+    with pytest.raises(ExportError, match="exists: use another version, or replace it with --replace"):
         write_folder(tmp_path / "1", {"a": b"2"})
     assert _content(tmp_path / "1") == {"a": b"1"}
 

@@ -53,5 +53,5 @@ def test_a_layer_of_16_bit_floats_is_exported(
     assert {state.input.dtype for state in manifest.states} == {"float16"}
     assert set(manifest.parity.max_abs_error.values()) == {0.0}
     said = capsys.readouterr().out
-    assert f"note           it cannot be looked into: its {kind.__name__} " in said
-    assert "computes in float16, and a look inside in float32" in said
+    assert f"note           it has no trace graph: its {kind.__name__} " in said
+    assert "computes in float16, but a trace graph computes in float32" in said

@@ -71,8 +71,8 @@ def test_a_frame_of_samples_is_a_step_of_a_feature_vector(tmp_path: Path, capsys
     file = foreign.voice_activity(tmp_path / "vad.onnx")
     folder = export(file, tmp_path / "repository", "--constant", "sr=16000", "--axis", f"samples={SAMPLES}")
     told = capsys.readouterr().out
-    assert "state          state float32 [2, batch, 8] -> stateN, rows counted by axis 1" in told
-    assert "note           state state = stateN: of one shape, and of kindred names" in told
+    assert "state          state float32 [2, batch, 8] -> stateN, batch axis 1" in told
+    assert "note           state state = stateN: same shape and related names" in told
     assert "constant       sr int64 = 16000" in told
     manifest = manifest_of(folder)
     assert (manifest.step.feature_size, manifest.step.value_size, manifest.step.max_rows) == (SAMPLES, 1, None)
@@ -116,7 +116,7 @@ def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys:
     """A denoiser: complex bins are flattened into a vector and back, and it has two caches. Its batch is fixed at 1."""
     file = foreign.denoiser(tmp_path / "denoiser.onnx")
     folder = export(file, tmp_path / "repository")
-    assert "its batch is fixed at one row: sessions are run one by one" in capsys.readouterr().out
+    assert "its batch is fixed at one row: sessions run one by one" in capsys.readouterr().out
     manifest = manifest_of(folder)
     assert (manifest.step.max_rows, manifest.step.feature_size, manifest.step.value_size) == (1, 12, 12)
     assert load_bundle(folder).manifest == manifest
@@ -130,37 +130,46 @@ def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: py
     """The file has a batch axis, but its rows change each other."""
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository", "--force-state")
     told = capsys.readouterr().out
-    assert "sessions are run one by one, because company changes what a row is told" in told
-    assert "it cannot be looked into: it has no LSTM, GRU or RNN operator" in told
+    assert "sessions run one by one, because other rows in a run change a row's output" in told
+    assert "it has no trace graph: no LSTM, GRU or RNN operator" in told
     assert "parity with the file on" in told
     assert manifest_of(folder).step.max_rows == 1
-    assert "Sessions are run one by one." in (folder / "README.md").read_text()
+    assert "Sessions run one by one." in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "sr int64 [] is a scalar, the same in every step: give its value with --constant sr=VALUE"),
-        (["--constant", "sr=16000"], "how long is the axis samples of input float32 [batch, samples]? Say with --axis"),
-        (["--constant", "rate=1"], "--constant names rate, and the file has input float32 [batch, samples]; state"),
-        (["--state", "state=nothing"], "--state names nothing, and the file has output float32 [batch, 1]; stateN"),
-        (["--constant", "sr=1,2", "--axis", "samples=32"], "--constant sr has 2 values, and sr int64 [] needs 1"),
+        (
+            ["--constant", "sr=16000"],
+            "the axis samples of input float32 [batch, samples] has no size: give it with --axis",
+        ),
+        (
+            ["--constant", "rate=1"],
+            "--constant names rate, which the file does not have. It has: input float32 [batch, samples]; state",
+        ),
+        (
+            ["--state", "state=nothing"],
+            "--state names nothing, which the file does not have. It has: output float32 [batch, 1]; stateN",
+        ),
+        (["--constant", "sr=1,2", "--axis", "samples=32"], "--constant sr has 2 values, but sr int64 [] needs 1"),
         (["--constant", "sr=16000", "--axis", "samples=33"], "the file cannot be run on input float32 [batch, 33]"),
         (
             ["--constant", "sr=16000", "--axis", "samples=32", "--vocabulary", "{names}"],
-            "input float32 [batch, 32] reads numbers: --vocabulary is for tokens, --labels for what it gives",
+            "input float32 [batch, 32] reads numbers: --vocabulary is for tokens that it reads, --labels",
         ),
         (
             ["--constant", "sr=16000", "--axis", "samples=32", "--labels", "{names}"],
-            "--labels has 3 lines, and a step gives 1 numbers",
+            "--labels has 3 lines, but a step returns 1 numbers",
         ),
         (
             ["--constant", "sr=16000", "--axis", "samples=32", "--feeds-back"],
-            "--feeds-back needs as many values as features, and a step reads 32 and gives 1",
+            "--feeds-back needs as many values as features, but a step reads 32 and returns 1",
         ),
         (
             ["--constant", "sr=16000", "--axis", "samples=32", "--state", "state=output"],
-            "--state state=output: it is [2, 1, 8] before a step and [1, 1] after it",
+            "--state state=output: it is [2, 1, 8] before a step but [1, 1] after it",
         ),
     ],
 )
@@ -176,8 +185,8 @@ def test_what_is_missing_is_told_with_the_flag_that_gives_it(
 def test_tokens_without_names_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign.time_first_tokens(tmp_path / "lm.onnx")
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "ids int32 [seq_len, batch_size] reads whole numbers: are they tokens? Give their names, one a line" in told
-    assert "Where they are numbers, such as a count or a price in cents, say --input ids" in told
+    assert "ids int32 [seq_len, batch_size] reads integers. If they are tokens, give their names, one a line" in told
+    assert "if they are numbers, such as a count or a price in cents, use --input ids" in told
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +218,7 @@ def test_states_of_other_names_are_proposed(tmp_path: Path, capsys: pytest.Captu
     file = foreign.save(tmp_path / "pair.onnx", nodes, inputs, outputs, [])
     told = refusal(capsys, file, tmp_path / "repository")
     assert "no state was found: give each pair with --state INPUT=OUTPUT" in told
-    assert "of one shape are: --state x=right --state left=right" in told
+    assert "these have one shape: --state x=right --state left=right" in told
     export(file, tmp_path / "repository", "--state", "left=right")
 
 
@@ -234,7 +243,7 @@ def test_names_that_others_give_to_states_are_kindred(before: str, after: str) -
 def test_an_old_opset_is_refused_with_a_reason() -> None:
     model = _two_tensors("h", "h_out")
     model.opset_import[0].version = 6
-    with pytest.raises(ExportError, match="the file has opset 6, and 7 or later is needed: convert it first"):
+    with pytest.raises(ExportError, match="the file has opset 6, but 7 or later is needed: convert it first"):
         read(model, Hints())
 
 

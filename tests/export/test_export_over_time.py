@@ -75,7 +75,7 @@ def test_steps_at_once_and_one_by_one_are_held_to_each_other(
 ) -> None:
     file = plain(tmp_path / "plain.onnx")
     folder = export(file, tmp_path / "repository")
-    assert "7 steps at once give what they give one by one" in capsys.readouterr().out
+    assert "7 steps at once return the same as one by one" in capsys.readouterr().out
     alone, session = Alone(file, {"h": "hn", "c": "cn"}), ReferenceSession(folder)
     for frame in frames(5, FEATURES):
         assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, -1)).tobytes()
@@ -89,12 +89,13 @@ def test_a_layer_whose_state_is_no_input_is_refused(tmp_path: Path, capsys: pyte
     ends, constants = squeezed("bY")
     nodes += [*ends, *identities(hn="bhn", cn="bcn")]
     file = save(tmp_path / "two.onnx", nodes, [*weights, *others, *constants])
-    assert "LSTM a (hidden size 8) begins at a constant in every step" in refusal(capsys, file, tmp_path / "repository")
+    assert "LSTM a (hidden size 8) starts from a constant in every step" in refusal(
+        capsys, file, tmp_path / "repository"
+    )
     told = refusal(capsys, file, tmp_path / "repository", "--force-state")
-    assert "y is another when steps come one by one" in told
+    assert "y differs between steps one by one and at once" in told
     assert (
-        "Its LSTM 'a' begins anew in each run: its state is no input of the file. Give it one with --expose-state"
-        in told
+        "Its LSTM 'a' starts from zero in each run: its state is not an input of the file. Use --expose-state" in told
     )
 
 
@@ -120,7 +121,7 @@ def test_a_convolution_over_time_is_refused(
     shape = ["T", "batch", SIZE] if does_keep_time else ["batch", SIZE]
     file = save(tmp_path / "conv.onnx", nodes, [*weights, *constants], y=shape)
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "y is another when steps come one by one" in told
+    assert "y differs between steps one by one and at once" in told
     assert "Its Conv 'look' joins neighbouring steps" in told
 
 
@@ -129,10 +130,10 @@ def test_a_batch_that_is_declared_with_a_size_is_any_number_where_the_graph_take
 ) -> None:
     file = plain(tmp_path / "three.onnx", rows=3, time="sequence")
     asked = refusal(capsys, file, tmp_path / "repository")
-    assert "which axis of x float32 [sequence, 3, 4] counts rows? Say with --batch-axis x=PLACE" in asked
+    assert "which axis of x float32 [sequence, 3, 4] is the batch axis? Give it with --batch-axis x=PLACE" in asked
     for flags in (["--batch-axis", "x=1"], ["--batch-axis", "h=1", "--batch-axis", "c=1"]):
         folder = export(file, tmp_path / "repository", *flags, "--replace")
-        assert "its batch is declared as 3 rows, and is taken to be any number" in capsys.readouterr().out
+        assert "its batch is declared as 3 rows; any number is assumed" in capsys.readouterr().out
         assert manifest_of(folder).step.max_rows is None
     model = onnx.load(file)
     for value in [*model.graph.input, *model.graph.output]:
@@ -215,16 +216,22 @@ def test_a_vocabulary_that_is_larger_than_the_files_is_refused(
     told = refusal(
         capsys, foreign.time_first_tokens(tmp_path / "lm.onnx"), tmp_path / "repository", "--vocabulary", str(names)
     )
-    assert "It may know fewer tokens than the 60 of the vocabulary" in told
+    assert "The file may accept fewer tokens than the vocabulary's 60" in told
     assert told.count("\n") <= 3
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--axis", "nothing=3"], "--axis names nothing, and the file's axes without a size are T, batch"),
+        (
+            ["--axis", "nothing=3"],
+            "--axis names nothing, which the file does not have. Its axes without a size: T, batch",
+        ),
         (["--axis", "x.2=5"], "--axis x.2=5: that axis has the size 4 in the file"),
-        (["--batch-axis", "z=0"], "--batch-axis names z, and the file has x float32 [T, batch, 4]; h float32"),
+        (
+            ["--batch-axis", "z=0"],
+            "--batch-axis names z, which the file does not have. It has: x float32 [T, batch, 4]; h float32",
+        ),
         (["--batch-axis", "h=3"], "--batch-axis h=3: h float32 [1, batch, 8] has 3 axes, counted from 0"),
     ],
 )
@@ -237,8 +244,10 @@ def test_what_a_file_does_not_have_is_refused(
 
 
 def test_a_file_that_is_not_there_is_told_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{tmp_path / 'none.onnx'} is not there" in refusal(capsys, tmp_path / "none.onnx", tmp_path / "repository")
-    assert f"{tmp_path} is no file" in refusal(capsys, tmp_path, tmp_path / "repository")
+    assert (f"{tmp_path / 'none.onnx'} does not exist") in refusal(
+        capsys, tmp_path / "none.onnx", tmp_path / "repository"
+    )
+    assert f"{tmp_path} is a folder: give an .onnx file" in refusal(capsys, tmp_path, tmp_path / "repository")
 
 
 def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +270,7 @@ def test_several_steps_are_one_run_of_a_loop(tmp_path: Path, capsys: pytest.Capt
     """The loop is proven to have the bits of single steps, for rows of different lengths. Its weights are those of the
     step's own file."""
     folder = export(plain(tmp_path / "plain.onnx"), tmp_path / "repository")
-    assert "several steps of a session are one run, and have the bits of steps one by one" in capsys.readouterr().out
+    assert "several steps of a session run at once, with the same bits as one by one" in capsys.readouterr().out
     manifest = manifest_of(folder)
     assert (manifest.format_version, manifest.step.loop, manifest.step.max_chunk) == (2, "loop.onnx", None)
     bundle = load_bundle(folder)
@@ -288,6 +297,6 @@ def test_a_file_that_is_too_old_for_a_loop_takes_one_step_a_run(
     names.write_text("<s>\n</s>\na\nb\nc\nd\n")
     file = foreign.time_first_tokens(tmp_path / "lm.onnx", opset=10)
     folder = export(file, tmp_path / "repository", "--vocabulary", str(names))
-    assert "several steps are not one run" in capsys.readouterr().out
+    assert "several steps do not run at once" in capsys.readouterr().out
     manifest = manifest_of(folder)
     assert (manifest.format_version, manifest.step.loop, manifest.step.max_chunk) == (1, None, 1)

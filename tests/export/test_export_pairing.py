@@ -54,7 +54,7 @@ def test_an_lstm_says_which_state_is_which(tmp_path: Path, begins: tuple[str, st
     """The names do not matter. Nor does it matter that the output y is the hidden state itself, with the same shape."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx", begins=begins, ends=ends)
     assert pairs_of(file) == dict(zip(begins, ends, strict=True))
-    assert f"state {begins[0]} = {ends[0]}: LSTM rnn says so" in read(onnx.load(file), Hints()).notes
+    assert f"state {begins[0]} = {ends[0]}: LSTM rnn connects them" in read(onnx.load(file), Hints()).notes
     folder = export(file, tmp_path / "repository")
     alone, session = Alone(file, dict(zip(begins, ends, strict=True))), ReferenceSession(folder)
     for frame in frames(5, 4):
@@ -65,11 +65,11 @@ def test_a_told_pair_that_contradicts_the_graph_is_refused(tmp_path: Path, capsy
     """With --force-state it is accepted, and the bundle's card says so."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx")
     told = refusal(capsys, file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy")
-    assert "--state hx=cy contradicts the graph: LSTM rnn begins with hx as its hidden state, and ends with y" in told
-    assert "Leave it out, or give --force-state too" in told
+    assert "--state hx=cy contradicts the graph: LSTM rnn starts with hx as its hidden state, and ends with y" in told
+    assert "Omit the pair, or add --force-state" in told
     assert told.count("\n") == 1
     folder = export(file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy", "--force-state")
-    note = "tate hx = cy: forced by --force-state, although LSTM rnn begins with hx as its hidden state"
+    note = "tate hx = cy: forced by --force-state, although LSTM rnn starts with hx as its hidden state"
     assert f"note           s{note}" in capsys.readouterr().out
     assert f"Made from lstm.onnx. S{note}" in (folder / "README.md").read_text()
 
@@ -82,9 +82,9 @@ def test_a_told_pair_that_the_graph_agrees_to_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("begins", "ends", "message"),
     [
-        (False, False, "GRU a (hidden size 6) begins at a constant in every step, because no input gives the first"),
-        (False, True, "GRU a (hidden size 6) begins at a constant in every step, because no input gives the first"),
-        (True, False, "GRU a (hidden size 6) loses the state after every step, because no output gives the last"),
+        (False, False, "GRU a (hidden size 6) starts from a constant in every step, because no input is its first"),
+        (False, True, "GRU a (hidden size 6) starts from a constant in every step, because no input is its first"),
+        (True, False, "GRU a (hidden size 6) loses the state after every step, because no output is its last"),
     ],
 )
 def test_a_second_state_that_is_lost_is_named(tmp_path: Path, begins: bool, ends: bool, message: str) -> None:
@@ -93,7 +93,7 @@ def test_a_second_state_that_is_lost_is_named(tmp_path: Path, begins: bool, ends
     file = foreign_states.two_grus(tmp_path / "grus.onnx", begins=begins, ends=ends)
     told = refused(file, Hints())
     assert message in told
-    assert "--expose-state makes such states inputs and outputs. Where that is meant, give --force-state" in told
+    assert "--expose-state makes such states inputs and outputs. If this is intended, use --force-state" in told
     forced = Hints(force_state=True, outputs=["y"], constants={"ha": [0.0]} if begins else {})
     reading = read(onnx.load(file), forced)
     assert [(state.input.name, state.output) for state in reading.states] == [("h", "hn")]
@@ -139,14 +139,14 @@ def test_exposed_states_give_what_the_file_gives_of_the_whole(tmp_path: Path, ma
 def test_a_file_without_states_names_its_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx")
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "no state was found: LSTM /r/rnn (hidden size 6) begins at a constant in every step" in told
+    assert "no state was found: LSTM /r/rnn (hidden size 6) starts from a constant in every step" in told
     assert "--expose-state makes such states inputs and outputs" in told
 
 
 def test_states_that_are_not_zero_at_first_are_not_exposed(tmp_path: Path) -> None:
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx", first=0.5)
     told = not_exposed(file, Hints(expose_state=True))
-    assert told == "--expose-state: the first hidden state of LSTM /r/rnn is not zero, and sessions begin at zero"
+    assert told == "--expose-state: the first hidden state of LSTM /r/rnn is not zero, but sessions begin at zero"
 
 
 def test_what_steps_cannot_give_is_not_exposed(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_steps_cannot_give_is_not_exposed(tmp_path: Path) -> None:
 
 def test_states_that_are_outside_are_not_exposed(tmp_path: Path) -> None:
     told = not_exposed(foreign_states.lstm_step(tmp_path / "lstm.onnx"), Hints(expose_state=True))
-    assert "the states of LSTM rnn (hidden size 8) are inputs and outputs already: leave it out" in told
+    assert "the states of LSTM rnn (hidden size 8) are inputs and outputs already: omit the flag" in told
     told = not_exposed(foreign_states.plain_cell(tmp_path / "cell.onnx"), Hints(expose_state=True))
     assert told == "--expose-state: the file has no LSTM, GRU or RNN node that reads its time axis"
 
@@ -180,17 +180,17 @@ def test_what_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
     hints = Hints(batch_axes={"s": 0})
     reading = read(onnx.load(file), hints)
     assert [(state.input.name, state.output) for state in reading.states] == [("s", "t")]
-    assert reading.notes == ("state s = t: GRU over_time says so",)
+    assert reading.notes == ("state s = t: GRU over_time connects them",)
 
 
 @pytest.mark.parametrize(
     ("make", "pairs", "why"),
     [
-        (foreign_states.stacked, {"p": "u", "q": "v"}, "LSTM l0 says so"),
-        (foreign_states.scanned, {"p": "v", "q": "u"}, "Scan sum says so"),
-        (lambda path: foreign_states.scanned(path, "Loop"), {"p": "v", "q": "u"}, "Loop sum says so"),
-        (foreign_states.plain_cell, {"p": "u"}, "the only output of its shape that comes of it"),
-        (foreign_states.cached_convolution, {"p": "u", "q": "v"}, "the only output of its shape that comes of it"),
+        (foreign_states.stacked, {"p": "u", "q": "v"}, "LSTM l0 connects them"),
+        (foreign_states.scanned, {"p": "v", "q": "u"}, "Scan sum connects them"),
+        (lambda path: foreign_states.scanned(path, "Loop"), {"p": "v", "q": "u"}, "Loop sum connects them"),
+        (foreign_states.plain_cell, {"p": "u"}, "the only output of its shape that depends on it"),
+        (foreign_states.cached_convolution, {"p": "u", "q": "v"}, "the only output of its shape that depends on it"),
     ],
     ids=["Split and Concat", "Scan", "Loop", "plain cell", "convolution cache"],
 )
@@ -209,9 +209,9 @@ def test_states_are_followed_into_branches(tmp_path: Path) -> None:
     file = foreign_states.in_branches(tmp_path / "file.onnx")
     reading = read(onnx.load(file), Hints(constants={"sr": [16000.0]}))
     assert {state.input.name: state.output for state in reading.states} == {"p": "u", "q": "v"}
-    assert "state p = u: LSTM narrow says so" in reading.notes
+    assert "state p = u: LSTM narrow connects them" in reading.notes
     told = refused(file, Hints(constants={"sr": [16000.0]}, states={"p": "v"}))
-    assert "--state p=v contradicts the graph: LSTM narrow begins with p as its cell state, and ends with u" in told
+    assert "--state p=v contradicts the graph: LSTM narrow starts with p as its cell state, and ends with u" in told
 
 
 def test_an_input_that_is_not_all_kept_is_told_so(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_input_that_is_not_all_kept_is_told_so(tmp_path: Path) -> None:
     for expose, advice in ((False, "--expose-state makes such states inputs"), (True, "--expose-state cannot give it")):
         with pytest.raises(ExportError) as caught:
             read(model, Hints(expose_state=expose))
-        assert "LSTM l0 (hidden size 4) loses the state after every step, because no output gives" in str(caught.value)
+        assert "LSTM l0 (hidden size 4) loses the state after every step, because no output is" in str(caught.value)
         assert advice in str(caught.value)
 
 
@@ -285,7 +285,11 @@ def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
             {"h": "cn", "c": "hn"},
             "--state h=cn contradicts the graph: cn is c times a gate",
         ),
-        (foreign_states.written_grus, {"h1": "h2_out", "h2": "h1_out"}, "h2_out is h2 times a gate, plus what is new"),
+        (
+            foreign_states.written_grus,
+            {"h1": "h2_out", "h2": "h1_out"},
+            "h2_out is h2 multiplied by a gate plus new values",
+        ),
     ],
 )
 def test_crossed_states_of_written_cells_are_refused(

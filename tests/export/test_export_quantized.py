@@ -36,7 +36,7 @@ def test_rows_that_share_a_scale_are_run_one_by_one(
     file = quantized(make(tmp_path / "file.onnx"), kind)
     folder = export(file, tmp_path / "repository")
     told = capsys.readouterr().out
-    assert f"sessions are run one by one, because company changes what a row is told: {name}" in told
+    assert f"sessions run one by one, because other rows in a run change a row's output: {name}" in told
     assert "is quantized dynamically: its scale is taken over all rows of a run, so that each row changes" in told
     assert "Export the module without dynamic quantization" in told
     assert manifest_of(folder).step.max_rows == 1
@@ -83,7 +83,7 @@ def test_an_output_without_an_axis_for_rows_is_served_row_by_row(
     told = capsys.readouterr().out
     assert manifest_of(folder).step.max_rows == 1
     if rows == "batch" and is_told:
-        assert f"y float32 {'[3]' if keeps else '[]'} has no axis for rows. Export it with one" in told
+        assert f"y float32 {'[3]' if keeps else '[]'} has no batch axis. Export it with one" in told
     alone, session = Alone(file, {"h": "hn"}), ReferenceSession(folder)
     for frame in frames(4, 3):
         assert session.step(frame).tobytes() == alone.step("y", x=frame[np.newaxis]).tobytes()

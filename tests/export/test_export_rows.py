@@ -34,11 +34,13 @@ def test_the_axis_of_rows_is_found_by_running(
                 axis.Clear()
     onnx.save(model, file)
     told = refusal(capsys, file, tmp_path / "repository", "--batch-axis", "x=0")
-    assert "--batch-axis x=0: that axis counts steps, and axis 1 counts rows, as runs of two rows show. Say" in told
+    assert (
+        "--batch-axis x=0: that is the time axis, and axis 1 is the batch axis, as runs of two rows show. Use" in told
+    )
     folder = export(file, tmp_path / "repository")
     out = capsys.readouterr().out
-    assert "7 steps at once give what they give one by one" in out
-    assert ("rows of x are counted by axis 1, as runs of two rows show" in out) == (names[0] != "T")
+    assert "7 steps at once return the same as one by one" in out
+    assert ("the batch axis of x is 1, as runs of two rows show" in out) == (names[0] != "T")
     assert manifest_of(folder).step.max_rows is None
     alone, session = Alone(plain(tmp_path / "named.onnx"), {"h": "hn", "c": "cn"}), ReferenceSession(folder)
     for frame in frames(4, FEATURES):
@@ -51,7 +53,7 @@ def test_another_axis_than_that_named_batch_is_refused(
 ) -> None:
     told = refusal(capsys, plain(tmp_path / "file.onnx"), tmp_path / "repository", "--batch-axis", flag)
     assert f"--batch-axis {flag}: axis 1 of {flag[0]} float32" in told
-    assert f"is named batch. Say --batch-axis {flag[0]}=1" in told
+    assert f"is named batch. Use --batch-axis {flag[0]}=1" in told
 
 
 def test_what_outputs_declare_need_not_be_right(tmp_path: Path) -> None:

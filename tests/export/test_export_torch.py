@@ -155,7 +155,7 @@ def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
     """Its results depend on the number of steps in a call, so it could not be served step by step."""
     torch.manual_seed(0)
     model = TorchModel(Peeking(), {"hidden": (1, "batch", SIZE)}, feature_size=FEATURES, value_size=FEATURES)
-    with pytest.raises(ExportError, match="Peeking: what it gives depends on how many steps"):
+    with pytest.raises(ExportError, match="Peeking: the output differs by up to"):
         _write(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -165,10 +165,16 @@ def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
     [
         ({}, "reads tokens or features: give it a vocabulary or a feature_size"),
         ({"feature_size": 3, "vocabulary": LETTERS}, "reads tokens or features"),
-        ({"feature_size": 3}, "that reads features gives values, or logits over tags"),
-        ({"feature_size": 3, "value_size": 2, "tags": LETTERS}, "gives logits or values: give it tags or a value_size"),
-        ({"feature_size": 3, "value_size": 3, "states": {}}, "has state: give the shape of each by name"),
-        ({"feature_size": 3, "value_size": 3, "source_feature_size": 2}, "an encoder goes with a source_vocabulary"),
+        ({"feature_size": 3}, "that reads features returns values or logits over tags"),
+        (
+            {"feature_size": 3, "value_size": 2, "tags": LETTERS},
+            "returns logits or values: give it tags or a value_size",
+        ),
+        (
+            {"feature_size": 3, "value_size": 3, "states": {}},
+            "needs at least one state: give the shape of each by name",
+        ),
+        ({"feature_size": 3, "value_size": 3, "source_feature_size": 2}, "an encoder needs a source_vocabulary"),
     ],
 )
 def test_a_description_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -231,7 +237,7 @@ def test_a_module_whose_own_import_fails_is_not_said_to_be_missing(
     monkeypatch.chdir(tmp_path)
     assert main(["torch", "importer:make", "--name", "other", "--to", "repository"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"nothing was written: importer:make is there, but {told}")
+    assert said.startswith(f"nothing was written: importer:make exists, but {told}")
     assert "cannot be found" not in said
     assert "installed server" not in said
 
@@ -289,13 +295,13 @@ def test_weights_that_are_computed_before_each_run_are_served(
         expected = model.module(inputs, zeros, zeros)[0][0, 0].numpy()
     options: Any = {"to": tmp_path, "name": "normed", "description": "", "evaluation": {}}
     folder = write_module(model, notes=notes, **options)
-    assert "weight_hh_l0 of rnn is served as it is now" in notes
+    assert "weight_hh_l0 of rnn keeps its current value" in notes
     found = ReferenceSession(folder).step(inputs[0, 0].numpy())
     assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_a_layer_with_a_forward_of_its_own_is_refused_in_a_sentence(tmp_path: Path) -> None:
     options: Any = {"to": tmp_path, "name": "own", "description": "", "evaluation": {}}
-    with pytest.raises(ExportError, match=r"^rnn is a Gated, a subclass of nn\.LSTM with a forward of its own"):
+    with pytest.raises(ExportError, match=r"^rnn is a Gated, a subclass of nn\.LSTM with its own forward"):
         write_module(over_vectors(Gated(FEATURES, SIZE, batch_first=True)), **options)
     assert write_module(over_vectors(Renamed(FEATURES, SIZE, batch_first=True)), **options).exists()

@@ -62,7 +62,7 @@ def test_what_is_told_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
     first = {manifest.states[place].name: values.tolist() for place, values in bundle.first_values.items()}
     assert (first["emitted"], first["context"]) == ([6] * 16, [2, 2])
     said = capsys.readouterr().out
-    assert "frames that emit tokens have the same bits in company, and in several steps at once" in said
+    assert "frames that emit tokens have the same bits with other rows in a run and in several steps at once" in said
 
 
 def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,24 +74,24 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
     names = three / "names"
     names.write_text("a\nb\n")
     cases: list[tuple[list[Path], list[str], str]] = [
-        ([encoder, predictor], [], f"{predictor} reads no encoded frame: give the joiner as the third file"),
-        ([encoder, joined, joiner], [], f"{joined} reads an encoded frame, as a joiner does: leave {joiner} out"),
+        ([encoder, predictor], [], f"{predictor} does not read an encoded frame: give the joiner as the third file"),
+        ([encoder, joined, joiner], [], f"{joined} reads an encoded frame, as a joiner does: omit {joiner}"),
         ([predictor, predictor, joiner], [], f"{predictor} must read frames and its states"),
         ([encoder, encoder, joiner], [], f"{encoder} must read tokens and its states"),
-        ([encoder, predictor, predictor], [], f"which input of {predictor} is which?"),
+        ([encoder, predictor, predictor], [], f"cannot tell the inputs of {predictor} apart: it reads"),
         ([encoder, joiner, predictor], [], f"{joiner} must read tokens and its states"),
         ([encoder, predictor, encoder], [], f"{encoder} must read an encoded frame and a prediction"),
         (
             [encoder, predictor, joiner],
             ["--vocabulary", str(names)],
-            f"--vocabulary has 2 tokens, and the joiner gives {TOKENS} logits",
+            f"--vocabulary has 2 tokens, but the joiner returns {TOKENS} logits",
         ),
-        ([encoder, predictor, joiner], ["--blank", "7"], "--blank 7: the joiner gives 7 logits"),
-        ([encoder, predictor, joiner], ["--start-token", "-1"], "--start-token -1: the joiner gives 7 logits"),
+        ([encoder, predictor, joiner], ["--blank", "7"], "--blank 7 is outside the joiner's 7 logits (0 to 6)"),
+        ([encoder, predictor, joiner], ["--start-token", "-1"], "--start-token -1 is outside the joiner's 7 logits"),
         ([encoder, predictor, joiner], ["--state", "x=y"], f"--state x=y: neither {encoder} nor {predictor} has such"),
         ([encoder, predictor, joiner], ["--state", "h0=x"], "--state h0=x: neither"),
         ([encoder, predictor, joiner], ["--encoded", "x"], "--encoded names x, and"),
-        ([encoder, predictor, joiner], ["--encoder-output", "x"], "--encoder-output names x, and it gives encoder."),
+        ([encoder, predictor, joiner], ["--encoder-output", "x"], "--encoder-output names x, but it returns encoder."),
     ]
     for files, flags, expected in cases:
         assert f"nothing was written: {expected}" in refusal(capsys, files, *flags)
@@ -109,7 +109,7 @@ def test_lengths_of_rows_are_no_state(tmp_path: Path, capsys: pytest.CaptureFixt
     model.graph.output.append(onnx.helper.make_tensor_value_info("encoded_lengths", onnx.TensorProto.INT64, ["batch"]))
     onnx.save(model, encoder)
     told = refusal(capsys, [encoder, predictor, joiner])
-    assert f"{encoder} reads encoder.length int64 [batch], which is how long each row is" in told
+    assert f"{encoder} reads encoder.length int64 [batch], the length of each row" in told
 
 
 def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_an_encoder_whose_first_axis_counts_frames_is_run_in_rows(name: str, tmp
     files = write(tmp_path, time_axis=name)
     found = read_encoder(files[0], Hints(), None)
     assert found.reads["frames"].batch_axis == 1
-    assert any("rows of frames are counted by axis 1, as runs show" in note for note in found.notes) == (name == "T_x")
+    assert any("the batch axis of frames is 1, as runs show" in note for note in found.notes) == (name == "T_x")
 
 
 def test_a_prediction_network_that_leaves_an_axis_out_is_served(
@@ -149,4 +149,4 @@ def test_a_prediction_network_that_leaves_an_axis_out_is_served(
     manifest = load_bundle(export(tmp_path / "to", write(tmp_path, kind="squeezed"))).manifest
     assert manifest.trace is not None
     assert any(output.name.endswith("forget_gate") for output in manifest.trace.outputs)
-    assert "cannot be looked into" not in capsys.readouterr().out
+    assert "it has no trace graph" not in capsys.readouterr().out

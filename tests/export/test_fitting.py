@@ -224,9 +224,9 @@ def test_it_is_found_how_a_module_is_called(
 
 
 def test_what_is_not_served_is_said() -> None:
-    assert found(WithAttention, GRU)[1] == ["tensor 2 of those that it returns, [3, 5, 6], is not served"]
-    assert found(LastOnly, GRU)[1] == ["it gives the output of one step alone: it is run one step at a time"]
-    assert found(OneVector, CELLS)[1] == ["it takes one step: it is run one step at a time"]
+    assert found(WithAttention, GRU)[1] == ["tensor 2 of what it returns, [3, 5, 6], is not served"]
+    assert found(LastOnly, GRU)[1] == ["it returns the output of one step only, so it is run one step at a time"]
+    assert found(OneVector, CELLS)[1] == ["it takes one step, so it is run one step at a time"]
     assert found(Loop, CELLS, one_step=True)[0].is_one_step
     fed = found(FedBack, {**LSTM, "fed": ("batch", SIZE)}, one_step=True)[0]
     assert (fed.layout, fed.nesting) == ("one step", "a pair first")
@@ -238,14 +238,18 @@ def test_what_is_not_served_is_said() -> None:
         (
             Backwards,
             {"h": (2, "batch", SIZE)},
-            "Backwards: what it gives depends on how many steps",
+            "Backwards: the output differs by up to",
         ),
-        (TwoHeads, GRU, "TwoHeads returned 3 tensors, 2 were expected: outputs [3, 5, 2] and h [1, 3, 6]"),
-        (Doubled, GRU, "Doubled computes in float64, and float32 is served: leave .double() out of its forward"),
-        (Stateless, GRU, "of Stateless cannot be called with inputs and the states h: let it take them"),
-        (Random, GRU, "Random gives something else each time that it is asked the same: it draws random numbers"),
-        (NoNumbers, GRU, "NoNumbers gives NaN, of numbers"),
-        (MixesRows, GRU, "MixesRows gives a row something else in company than alone"),
+        (TwoHeads, GRU, "TwoHeads returned 3 tensors, but 2 were expected: outputs [3, 5, 2] and h [1, 3, 6]"),
+        (Doubled, GRU, "Doubled computes in float64, but float32 is served: remove .double() from its forward"),
+        (Stateless, GRU, "of Stateless cannot be called with inputs and the states h: make forward take them"),
+        (Random, GRU, "Random returns different values for equal inputs: it draws random numbers"),
+        (NoNumbers, GRU, "NoNumbers returns NaN for finite inputs"),
+        (
+            MixesRows,
+            GRU,
+            "MixesRows returns other values for a row in a batch than for the row alone",
+        ),
         (
             Flat,
             {"h": (1, "batch", 5), "c": (1, "batch", 5)},
@@ -273,7 +277,7 @@ def test_packing_is_as_before_afterwards() -> None:
 def test_states_in_another_order_and_states_without_a_name_are_refused() -> None:
     """If a module takes one step at a time, no comparison can show these mistakes."""
     call, _, _ = found(Swapped, CELLS)
-    with pytest.raises(ExportError, match="Swapped returns the next h in the place of the next c"):
+    with pytest.raises(ExportError, match="Swapped returns the next h where the next c"):
         check_states(Swapped().eval(), call, Expected(GIVEN, CELLS, {}, None, READ))
     call, notes, _ = found(Untold, GRU, one_step=True)
     assert notes

@@ -76,9 +76,9 @@ def test_names_with_equals_signs_are_known_names(tmp_path: Path, capsys: pytest.
     assert {one.input.name: one.output for one in manifest_of(folder).states} == {"a": "c", "a=b": "b=c"}
     assert ReferenceSession(folder).step([1.0, 2.0, 3.0]).tolist() == [0.0, 0.0, 0.0]
     told = refusal(capsys, file, tmp_path / "other", "--state", "a=b=c")
-    assert "--state a=b=c may be 'a' and 'b=c' or 'a=b' and 'c': rename a tensor of the file" in told
+    assert "--state a=b=c is ambiguous, it may be 'a' and 'b=c' or 'a=b' and 'c': rename a tensor of the file" in told
     told = refusal(capsys, file, tmp_path / "other", "--state", "no=thing=c")
-    assert "--state names no, and the file has x float32 [batch, 3]; a float32" in told
+    assert "--state names no, which the file does not have. It has: x float32 [batch, 3]; a float32" in told
 
 
 def test_other_flags_have_their_value_after_the_last_equals_sign(

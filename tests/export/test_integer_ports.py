@@ -73,9 +73,9 @@ def test_one_input_of_whole_numbers_is_served_as_numbers(
     """No vocabulary is needed if --input names the input."""
     file = prices(tmp_path / "prices.onnx", kind)
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "Where they are numbers, such as a count or a price in cents, say --input cents" in told
+    assert "if they are numbers, such as a count or a price in cents, use --input cents" in told
     export(file, tmp_path / "repository", "--input", "cents")
-    assert "cents is of whole numbers up to 2^24, and not of tokens" in capsys.readouterr().out
+    assert "cents has integers up to 2^24, not tokens" in capsys.readouterr().out
     with (
         local_service(tmp_path / "repository") as running,
         Client(running.target) as client,
@@ -102,7 +102,7 @@ def test_whole_numbers_are_not_fed_back_from_what_is_none(tmp_path: Path, capsys
     outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
     file = foreign.save(tmp_path / "count.onnx", nodes, inputs, outputs, [])
     told = refusal(capsys, file, tmp_path / "repository", "--input", "count", "--feeds-back")
-    assert "--feeds-back: count int64 [batch, 1] reads whole numbers, and what a step gives is none" in told
+    assert "--feeds-back: count int64 [batch, 1] reads integers, but a step returns floats" in told
 
 
 async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:

@@ -52,17 +52,20 @@ def test_a_flag_that_cannot_be_is_told_in_a_line(
     [
         (["--vocabulary", "{folder}/none"], "/none cannot be read: No such file or directory"),
         (["--vocabulary", "{folder}"], "cannot be read: Is a directory"),
-        (["--vocabulary", "{folder}/binary"], "/binary is no text in UTF-8: it must have a token a line"),
+        (["--vocabulary", "{folder}/binary"], "/binary is not UTF-8 text: write one token a line"),
         (
             ["--labels", "{folder}/twice"],
-            "token 'a' is in the vocabulary twice, as 0 and 1. It must have a token a line",
+            "token 'a' is in the vocabulary twice, as 0 and 1. Write one token a line",
         ),
-        (["--bos", "3"], "--bos 3: it is a token of --vocabulary FILE, which is not given"),
-        (["--vocabulary", "{folder}/two", "--eos", "2"], "--eos 2: the vocabulary has 2 tokens, whose ids are counted"),
-        (["--vocabulary", "{folder}/two", "--bos", "-1"], "--bos -1: the vocabulary has 2 tokens"),
-        (["--state", "a=c", "--constant", "a=1"], "--state and --constant both name a: an input is one of them"),
-        (["--input", "a", "--start", "a"], "--input and --start both name a: an input is one of them"),
-        (["--state", "a=c", "--state", "b=c"], "--state gives several inputs one output, of c: each has its own"),
+        (["--bos", "3"], "--bos 3: a token id needs --vocabulary FILE"),
+        (["--vocabulary", "{folder}/two", "--eos", "2"], "--eos 2 is outside the vocabulary of 2 tokens (0 to 1)"),
+        (["--vocabulary", "{folder}/two", "--bos", "-1"], "--bos -1 is outside the vocabulary of 2 tokens"),
+        (["--state", "a=c", "--constant", "a=1"], "--state and --constant both name a: use one of them"),
+        (["--input", "a", "--start", "a"], "--input and --start both name a: use one of them"),
+        (
+            ["--state", "a=c", "--state", "b=c"],
+            "--state gives several inputs one output (c): each state needs its own output",
+        ),
     ],
 )
 def test_names_that_cannot_be_are_told_before_the_file_is_read(
@@ -79,7 +82,7 @@ def test_names_that_cannot_be_are_told_before_the_file_is_read(
 def test_a_constant_of_whole_numbers_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str) -> None:
     file = foreign.voice_activity(tmp_path / "vad.onnx", samples=32)
     told = refusal(capsys, file, tmp_path / "repository", "--constant", f"sr={rate}")
-    assert "sr int64 [] is of whole numbers" in told
+    assert "sr int64 [] takes integers from -9223372036854775808 to 9223372036854775807" in told
 
 
 def test_a_version_that_is_there_is_told_before_the_file_is_read(
@@ -89,7 +92,7 @@ def test_a_version_that_is_there_is_told_before_the_file_is_read(
     capsys.readouterr()
     assert main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to")]) == 1
     told = capsys.readouterr()
-    assert "is there already: give it another version, or replace it with --replace" in told.err
+    assert "exists: use another version, or replace it with --replace" in told.err
     assert not told.out
 
 

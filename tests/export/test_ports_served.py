@@ -239,7 +239,7 @@ def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytes
     told = refusal(capsys, file, tmp_path / "repository")
     assert "with --start first that it is true at a session's first step" in told
     folder = export(file, tmp_path / "repository", "--start", "first")
-    assert "sessions are run one by one" not in capsys.readouterr().out
+    assert "sessions run one by one" not in capsys.readouterr().out
     assert manifest_of(folder).step.max_rows is None
     with (
         local_service(tmp_path / "repository") as running,
@@ -258,12 +258,18 @@ def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytes
         (["--input", "obs"], "what is samples float32 [batch, 12]? read by each step: --input samples"),
         (
             ["--input", "obs", "--input", "samples", "--output", "value", "--window", "obs=4"],
-            "--window obs=4: a window is of the last axis",
+            "--window obs=4: the input needs one axis besides batch and time",
         ),
         (["--input", "obs", "--input", "obs"], "--input names obs twice"),
         (["--axis", "a=1", "--axis", "a=2"], "--axis names a twice"),
-        (["--input", "obs", "--input", "samples", "--window", "z=4"], "--window names z, and the file has obs float32"),
-        (["--input", "obs", "--input", "samples"], "which outputs does a step give? action float32 [batch, 3]; value"),
+        (
+            ["--input", "obs", "--input", "samples", "--window", "z=4"],
+            "--window names z, which the file does not have. It has: obs float32",
+        ),
+        (
+            ["--input", "obs", "--input", "samples"],
+            "which outputs does a step return? action float32 [batch, 3]; value",
+        ),
     ],
 )
 def test_what_an_input_may_be_is_told(

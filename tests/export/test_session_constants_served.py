@@ -152,7 +152,7 @@ def test_a_model_says_what_a_session_may_be_given(service: LocalService, reposit
 def test_the_card_tells_what_a_session_is_given_and_what_was_proven(repository: Path) -> None:
     card = (repository / "foreign" / "1" / "README.md").read_text()
     for line in (
-        "| h | state that does not begin with zeros | float32 | [batch, 8] |",
+        "| h | state with a first value other than zeros | float32 | [batch, 8] |",
         "| language | session constant: 0 or 3 | int64 | [batch] |",
         "| speaker | session constant | float32 | [batch, 3] |",
         "| gain | session constant, 1 by default | float32 | [batch, 1] |",
@@ -332,23 +332,29 @@ def test_constants_cannot_be_changed_to_values_that_the_model_does_not_have(serv
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("language=3", []), "--session-constant language=0: which values may language int64 [] have?"),
+        (("language=3", []), "--session-constant language=0: give all allowed values of language int64 []"),
         (("", ["--session-constant", "nothing"]), "--session-constant names nothing"),
         (("", ["--constant", "gain=1"]), "--constant and --session-constant both name gain"),
         (("", ["--input", "is_last"]), "--input and --end both name is_last"),
         (("speaker", ["--session-constant", "speaker=1,2"]), "--session-constant speaker has 2 values"),
-        (("language", ["--session-constant", "language=0.5", "--session-constant", "language=1"]), "of whole numbers"),
+        (
+            ("language", ["--session-constant", "language=0.5", "--session-constant", "language=1"]),
+            "takes integers from",
+        ),
         (("number", ["--session-id", "x", "--input", "number"]), "--session-id x: x float32 [batch, 4] must be one"),
         (("is_last", ["--end", "x", "--input", "is_last"]), "--end x: x float32 [batch, 4] must be one number a row"),
-        (("h=", ["--initial", "h=1,2"]), "--initial h: it has 2 numbers, and h float32 [batch, 8] needs 8 a row"),
-        (("language", ["--session-constant", "language=nan", "--session-constant", "language=1"]), "of whole numbers"),
+        (("h=", ["--initial", "h=1,2"]), "--initial h: it has 2 numbers, but h float32 [batch, 8] needs 8 a row"),
+        (
+            ("language", ["--session-constant", "language=nan", "--session-constant", "language=1"]),
+            "takes integers from",
+        ),
         (("gain", ["--session-constant", "gain=inf"]), "--session-constant gain=inf: it must be a number"),
-        (("gain", ["--session-constant", "gain=1e39"]), "gain=1e+39: it must be a number, and one that float32 has"),
-        (("language=3", ["--session-constant", "language=0"]), "which values may language int64 [] have?"),
-        (("", ["--feeds-back"]), "--feeds-back and --end do not go together"),
+        (("gain", ["--session-constant", "gain=1e39"]), "gain=1e+39: give a finite number in the range of float32"),
+        (("language=3", ["--session-constant", "language=0"]), "give all allowed values of language int64 []"),
+        (("", ["--feeds-back"]), "--feeds-back and --end cannot be combined"),
         (("h=", ["--initial", "h=nan"]), "--initial h=nan: it must be a number"),
-        (("h=", ["--initial", "x=1"]), "--initial names x, and the states are h"),
-        (("h=", ["--initial", "h=gone.npy"]), "--initial: gone.npy is not there"),
+        (("h=", ["--initial", "x=1"]), "--initial names x, which is not a state. The states: h"),
+        (("h=", ["--initial", "h=gone.npy"]), "--initial: gone.npy does not exist"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(

@@ -106,7 +106,7 @@ def test_files_that_count_rows_by_their_second_axis_are_read_so(tmp_path: Path) 
 def test_a_state_that_the_encoder_does_not_give_begins_at_zero_and_is_named(tmp_path: Path) -> None:
     _, decoder = read(translators.encoder(layers=2), translators.luong(), tmp_path)
     assert decoder.initial == {"h": "h_n", "c": "c_n"}
-    assert "state attn_vec begins at zero: the encoder does not give it" in decoder.notes
+    assert "state attn_vec begins at zero: the encoder does not return it" in decoder.notes
 
 
 def test_one_vector_of_the_source_stays_as_it_is(tmp_path: Path) -> None:
@@ -157,27 +157,32 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
         replace(SOURCE, axes={"source": B, "annotations": B, "s0": B}),
         ATTENDING,
         "",
-        "source int64 [batch, 4] has a fixed length of 4, and sources have any",
+        "source int64 [batch, 4] has a fixed length of 4, but sources have different lengths",
     ),
     (
         SOURCE,
         replace(ATTENDING, axes=ONE_LENGTH),
         "",
-        "annotations float32 [2, 4, 8] has room for 4 places of a source",
+        "annotations float32 [2, 4, 8] is fixed to sources of 4 tokens",
     ),
     (TWO_GIVEN, TWO_READ, "", "goes into keys float32 [batch, src, 8]? Say --context keys=a or --context keys=b"),
     (SOURCE, translators.plain(), "", "Say --initial hidden=s0, or --initial hidden=0 for zeros"),
-    (SOURCE, ATTENDING, "--context annotations=x", "--context annotations=x: the encoder gives annotations float32"),
+    (SOURCE, ATTENDING, "--context annotations=x", "--context annotations=x: the encoder returns annotations float32"),
     (SOURCE, ATTENDING, "--context x=annotations", "--context names x, and decoder.onnx has y_prev int64"),
-    (SOURCE, ATTENDING, "--initial s=annotations", "--initial s=annotations: the encoder gives s0 float32"),
+    (SOURCE, ATTENDING, "--initial s=annotations", "--initial s=annotations: the encoder returns s0 float32"),
     (SOURCE, ATTENDING, "--initial s=x", "--initial s=x: it must be an output of the encoder (annotations, s0)"),
-    (SOURCE, ATTENDING, "--mask x", "--mask names x, and the files have source int64"),
+    (SOURCE, ATTENDING, "--mask x", "--mask names x, which the files do not have. They have: source int64"),
     (SOURCE, translators.bahdanau("real"), "--mask mask=1", "--mask mask=1: 1 must be real, padding, additive"),
-    (SOURCE, ATTENDING, "--eos 9", "--eos 9: its tokens are 9, whose ids are counted from 0"),
-    (SOURCE, ATTENDING, "--source-eos 11", "--source-eos 11: its tokens are 11, whose ids are counted from 0"),
-    (SOURCE, ATTENDING, "--output weights", "--output weights: it is as long as the source, as attention weights are"),
+    (SOURCE, ATTENDING, "--eos 9", "--eos 9 is outside the vocabulary of 9 tokens (0 to 8)"),
+    (SOURCE, ATTENDING, "--source-eos 11", "--source-eos 11 is outside the vocabulary of 11 tokens (0 to 10)"),
+    (
+        SOURCE,
+        ATTENDING,
+        "--output weights",
+        "--output weights: its size depends on the source's length, like attention weights",
+    ),
     (SOURCE, ATTENDING, "--output x", "--output names x, and"),
-    (SOURCE, ATTENDING, "--feeds-back", "--feeds-back and --encoder do not go together"),
+    (SOURCE, ATTENDING, "--feeds-back", "--feeds-back and --encoder cannot be combined"),
 ]
 
 
@@ -198,7 +203,7 @@ def test_what_cannot_be_is_refused_in_a_line(
 def test_flags_of_two_files_need_the_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = files(SOURCE, ATTENDING, tmp_path)
     assert main(["onnx", str(other), "--name", "x", "--to", str(tmp_path), "--source-eos", "2"]) == 1
-    assert "--source-eos goes with --encoder FILE, which is not given" in capsys.readouterr().err
+    assert "--source-eos needs --encoder FILE" in capsys.readouterr().err
 
 
 def test_files_that_are_swapped_are_told_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,5 +211,5 @@ def test_files_that_are_swapped_are_told_to_be(tmp_path: Path, capsys: pytest.Ca
     told = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
     assert main(told) == 1
     said = capsys.readouterr().err
-    assert f"Say python -m export onnx {decoder} --encoder {encoder}" in said
+    assert f"Use python -m export onnx {decoder} --encoder {encoder}" in said
     assert len(said.splitlines()) == 1

@@ -175,7 +175,7 @@ def test_without_apt_the_wheels_are_used_and_it_is_said(
     monkeypatch.setattr(shutil, "which", lambda program: None if program == "apt-get" else f"/bin/{program}")
     debian = Source("git", "MIT", (Package("debian", "git", "", ("*.mo",)),))
     assert [one.name for one in data.build(tmp_path / "corpus", [debian, *sources])] == ["one", "two"]
-    assert "git: left out, there is no apt-get here" in capsys.readouterr().err
+    assert "git: skipped, apt-get cannot be found" in capsys.readouterr().err
 
 
 def test_catalogues_in_archives_of_a_package_are_read_by_their_own_paths(tmp_path: Path) -> None:
