@@ -142,10 +142,8 @@ def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, 
 
 def test_a_subcommand_of_the_exporter_is_named_with_its_command(staged: dict[str, Path]) -> None:
     package = staged["server"] / "carousel_server"
-    (table,) = re.findall(
-        r"^_EXPORTS\b.*?^}", (package / "export" / "__main__.py").read_text(), re.MULTILINE | re.DOTALL
-    )
-    recipes = "|".join(re.findall(r'^ +"([\w-]+)":', table, re.MULTILINE))
+    commands = (package / "export" / "commands.py").read_text()
+    recipes = "|".join(re.findall(r'^_app\.command\("([\w-]+)"', commands, re.MULTILINE))
     bare = re.compile(rf"(?<!carousel-)\bexport\s+({recipes})\b")
     assert bare.search("use export onnx FILE")
     for path in package.rglob("*.py"):
