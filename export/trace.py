@@ -1,7 +1,7 @@
 """Makes the trace graph: a step graph whose recurrent operators are written as plain ones, to show gates and states.
 
 1. It is made from the proven step graph alone, so it works for any exporter's graphs. A model has a trace graph if its
-   layers are ONNX's `RNN`, `GRU` or `LSTM`, or the `Scan` of a projected layer; otherwise it has none.
+   layers are ONNX's `RNN`, `GRU` or `LSTM`, or a `Scan` of `models.recurrent`; otherwise it has none.
 2. It takes one step a row. It is for display: its bits may differ from the step's in the last place. Its states are
    compared with the step's states within `TOLERANCE`.
 3. Its weights are not stored twice: they are external data in the step graph's file.

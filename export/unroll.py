@@ -1,4 +1,7 @@
-"""Writes one step of each recurrent operator as plain operators, with its gates and states as outputs."""
+"""Writes one step of each recurrent operator as plain operators, with its gates and states as outputs.
+
+This unrolls an operator of ONNX. `models.recurrent.unroll` runs a cell of PyTorch over time.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from export.errors import ExportError
 from export.surgery import RECURRENT, Attribute, Writer
 
 _GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
+"""The gates of a projected layer, in PyTorch's order."""
 
 
 @dataclass(slots=True)
@@ -84,7 +88,10 @@ class Unroller(Writer):
         return f"trace/layer{self._num_layers}/{name}"
 
     def _tell(self, name: str, value: str, size: int) -> None:
-        """Adds `value` [B, H] to the trace's outputs as [B, 1, H]."""
+        """Adds `value` [B, H] to the trace's outputs as [B, 1, H].
+
+        name: as in `models.cells.Cell.gates`. `carousel inspect` draws names that end in `_gate` from 0 to 1.
+        """
         told = f"layer{self._num_layers}.{name}"
         self.node("Unsqueeze", [value, "trace/one"], f"trace/{told}")
         self.told[told] = size

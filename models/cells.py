@@ -35,7 +35,7 @@ class Cell(nn.Module):
         return (self.hidden_size,) * len(self.state_names)
 
     def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
-        """Runs one step. Returns every gate by name, and every state after the step. Shapes as in `forward`."""
+        """Runs one step. Returns every gate and every next state by its name in the trace. Shapes as in `forward`."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor, *states: Tensor) -> tuple[Tensor, ...]:

@@ -3,9 +3,8 @@
 In PyTorch, a layer calls the fused kernel of its cell, or unrolls the cell if there is no kernel. In
 `torch.onnx.export` it emits ONNX's `GRU` or `LSTM` operator, with explicit initial and final state and `sequence_lens`,
 so that a row's bits do not depend on its batch, its chunk or padding. Two kinds become a `Scan` instead, whose bits do
-not depend on them
-either: projected layers, because the operator has no projection, and vanilla layers, because the bits of ONNX Runtime's
-`RNN` depend on batch and chunk.
+not depend on them either: projected layers, because the operator has no projection, and vanilla layers, because the
+bits of ONNX Runtime's `RNN` depend on batch and chunk.
 
 Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O` output size (H, or P when projected).
 """
@@ -26,13 +25,14 @@ from models.weights import cell_of, onnx_layout
 ONNX_DOMAIN_VERSION = 22
 
 CellKind = Literal["rnn", "lstm-1997", "lstm", "lstm-peephole", "lstm-coupled", "lstm-projected", "gru"]
+"""The kinds of cells. docs/architecture.md says what a new one needs."""
 
 _UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell]] = {
     "lstm-1997": LSTM1997Cell,
     "lstm-peephole": PeepholeLSTMCell,
     "lstm-coupled": CoupledLSTMCell,
 }
-"""The cells without a kernel in PyTorch."""
+"""The cells without a kernel in PyTorch. Their layer has `cells`; that of any other kind has a kernel, `rnn`."""
 
 
 def state_names(kind: CellKind) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class RecurrentLayer(nn.Module):
 
     @property
     def is_scanned(self) -> bool:
-        """Whether the layer is exported as a `Scan`."""
+        """Whether the layer is exported as a `Scan`, because ONNX has no operator for it with exact bits."""
         return self.kind in ("lstm-projected", "rnn")
 
     def forward(self, inputs: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
@@ -197,8 +197,8 @@ class RecurrentLayer(nn.Module):
         self, inputs: Tensor, real: Tensor, states: tuple[Tensor, ...], direction: int
     ) -> tuple[Tensor, ...]:
         """Scans one direction. The products of all inputs are computed at once, those of the state step by step. Past a
-        row's length its state does not change, so the reverse direction begins at each row's own end. states: [B, size]
-        each."""
+        row's length its state does not change, so the reverse direction begins at each row's own end. It reads the
+        weights of the kernel `rnn`. states: [B, size] each."""
         suffix = "_l0" + "_reverse" * direction
         weight_x, weight_h, bias_x, bias_h = (
             getattr(self.rnn, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
