@@ -170,7 +170,8 @@ def _export_shipped(flags: ShippedFlags) -> Path:
 
 
 def _export_torch(flags: TorchFlags) -> Path:
-    from export.torch_model import load_factory, write_module  # noqa: PLC0415  # likewise
+    from export.factory import load_factory  # noqa: PLC0415  # likewise
+    from export.torch_model import write_module  # noqa: PLC0415  # likewise
 
     model = load_factory(flags.factory)
     print(f"exporting {flags.factory} and proving the graphs ...", flush=True)
