@@ -1,4 +1,7 @@
-"""What the engine and the sessions report: protocols that metrics, traces and logs implement.
+"""What the parts of the server report: protocols that metrics, traces and logs implement.
+
+In `service/telemetry`, `observers.py` implements `SessionObserver`, `ApiObserver` and `StoreObserver`, `engines.py`
+implements `EngineObserver` and `ModelObserver`, and `tracing.py` implements the traces.
 
 Implementations must be quick, must not raise, and must be safe to call from several threads.
 """

@@ -35,9 +35,11 @@ class Query:
 class Panel:
     """One panel.
 
-    unit: Grafana's name of the unit.
+    title: `tests/deploy/test_dashboards.py` says which word a title needs for its unit.
+    unit: Grafana's name of the unit, such as `s`, `bytes`, `cps` (tokens a second), `ops`, `reqps`, `percentunit` (0 to
+    1) or `short` (a plain number).
     empty: the text shown when there is no data; it says what that means.
-    width: in columns, of 24.
+    width: in columns. A line has 24; a panel that does not fit starts the next line.
     limits: a stat is orange from the first value on, and red from the second.
     states: the texts that a stat shows instead of 0, in red, and, if given, instead of 1, in green.
     """

@@ -5,10 +5,15 @@ from __future__ import annotations
 from deploy.dashboards.panels import Query
 
 HERE = 'instance=~"$instance"'
+"""Selects series of the chosen servers: for metrics without the label `model`."""
 MODEL = 'instance=~"$instance",model=~"$model"'
+"""Selects series of the chosen servers and models."""
 VERSION = f'{MODEL},version=~"$version"'
+"""As MODEL, of the chosen versions. Only for a dashboard whose `variables` include `version`."""
 EMPTY = "No server is scraped"
+"""The empty state of gauges and of other series that every server has."""
 QUIET = "No traffic"
+"""The empty state of rates."""
 
 
 def rate(metric: str, by: str = "", where: str = MODEL) -> str:

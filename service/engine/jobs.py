@@ -138,9 +138,11 @@ class FeedJob(Job):
 class GenerateJob(Job):
     """Generates from position `start` on, at most `window` tokens ahead of the granted tokens.
 
-    Only the thread that drives the engine writes num_produced and is_parked, only the event loop writes num_granted. A
-    resumed generation begins with num_produced and num_granted equal to its number of tokens so far, and with `seen`:
-    the tokens that its repetition penalty has noted. is_parked: whether the generation waits for a grant.
+    num_produced: tokens of the generation so far, without the end or stop token. num_granted: tokens of the generation
+    that count as read. Only the thread that drives the engine writes num_produced and is_parked, only the event loop
+    writes num_granted. A resumed generation begins with num_produced and num_granted equal to its number of tokens so
+    far, and with `seen`: the tokens that its repetition penalty has noted. is_parked: whether the generation waits for
+    a grant.
     """
 
     start: int | None

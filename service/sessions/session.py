@@ -46,12 +46,12 @@ class Request:
     finish reason; every other request has one answer.
 
     began_s: arrival, in monotonic seconds. last_s: when its last tokens came, in monotonic seconds. num_tokens: tokens
-    fed or generated so far. is_ended: whether the last answer was delivered. before: for a generation that continues an
-    earlier one, the tokens before the first one delivered, if the model keeps them. granted: set for a generation; the
-    caller calls it with the number of tokens written to the client and the position after them. retries: for a feed,
-    its retries that arrived while it was in flight. trace: None when the call is not traced. budget: the memory budget
-    of the stream that the answer is written to, None without a stream. answer_bytes: bytes of that budget that this
-    request holds.
+    that it has fed or generated so far, without those that a resumed generation made before it. is_ended: whether the
+    last answer was delivered. before: for a generation that continues an earlier one, the tokens before the first one
+    delivered, if the model keeps them. granted: set for a generation; the caller calls it with the number of tokens
+    written to the client and the position after them. retries: for a feed, its retries that arrived while it was in
+    flight. trace: None when the call is not traced. budget: the memory budget of the stream that the answer is written
+    to, None without a stream. answer_bytes: bytes of that budget that this request holds.
     """
 
     __slots__ = (

@@ -20,6 +20,7 @@ from service.telemetry.instruments import Counter, Gauge, Histogram, Labels, Reg
 MODEL = ("model", "version")
 VARIANT = (*MODEL, "variant")
 GRAPH = (*VARIANT, "graph")
+# The upper bounds of the buckets of histograms, by unit. `_histogram` uses SECONDS when it gets no others.
 SECONDS = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),

@@ -1,4 +1,5 @@
-"""Implements the observer protocols: every report becomes metrics, and some become log lines.
+"""Turns reports of sessions, calls and the store into metrics and log lines: implements `SessionObserver`,
+`ApiObserver` and `StoreObserver`. `engines` implements `EngineObserver` and `ModelObserver`.
 
 Label children are looked up once, here, and never on the hot path.
 """
