@@ -20,6 +20,11 @@ class _Driving:
     num = 0
 
 
+def num_driving() -> int:
+    """Returns how many engines' threads drive."""
+    return _Driving.num
+
+
 def thread_drives() -> None:
     """Shortens the interval. An engine's thread begins to drive."""
     _Driving.num += 1

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import onnxruntime as ort
 
+from service.engine.arena import Array
 from service.engine.decoding import Decoding
 from service.engine.engine import Engine
 from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
-from service.engine.results import Fed, Generated, Result
+from service.engine.results import Fed, Generated, LaneState, Result
 from service.observer import BatchReport, GraphKind
 from service.repository.bundle import load_bundle
+from service.repository.manifest import BASE_VARIANT
 from tests.domain import ids
 from tests.reference import ReferenceSession
 
@@ -39,6 +44,26 @@ class Recorder:
 
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
         self.failures.append(error)
+
+
+class FailingGraph:
+    """Has the `run` method of `ort.InferenceSession` that the engine calls, and runs another graph.
+
+    num_left: after this many more runs, every run raises `RuntimeError("no memory")`; None: no run raises.
+    """
+
+    def __init__(self) -> None:
+        self.graph: ort.InferenceSession | None = None
+        self.num_left: int | None = None
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        assert self.graph is not None
+        if self.num_left is not None:
+            if not self.num_left:
+                raise RuntimeError("no memory")
+            self.num_left -= 1
+        results: list[Array] = self.graph.run(outputs, inputs)
+        return results
 
 
 class Caller:
@@ -73,6 +98,14 @@ class Caller:
             if result.finish_reason is not None:
                 return found
 
+    async def state(self, lane: Lane) -> LaneState:
+        """Returns a copy of an idle lane's state."""
+        states: asyncio.Future[list[LaneState | None]] = asyncio.get_running_loop().create_future()
+        self.engine.read([lane], states.set_result)
+        (state,) = await states
+        assert state is not None
+        return state
+
     async def closed(self, lane: Lane) -> None:
         done = asyncio.Event()
         self.engine.close(lane, done.set)
@@ -94,11 +127,19 @@ async def taken(queue: asyncio.Queue[Result], count: int) -> list[int]:
 
 
 @asynccontextmanager
-async def running(folder: Path, limits: EngineLimits | None = None) -> AsyncIterator[Caller]:
+async def running(
+    folder: Path, limits: EngineLimits | None = None, *, graph: FailingGraph | None = None
+) -> AsyncIterator[Caller]:
+    """Yields the caller of an engine. graph: runs in the place of the step graph, and is given that graph."""
     recorder = Recorder()
     crashes: list[BaseException] = []
     limits = limits or EngineLimits(num_slots=300)
-    engine = Engine(load_bundle(folder), limits, recorder, asyncio.get_running_loop(), crashes.append)
+    bundle = load_bundle(folder)
+    if graph is not None:
+        graph.graph = bundle.step
+        step = replace(bundle.variants[BASE_VARIANT], step=cast(ort.InferenceSession, graph))
+        bundle = replace(bundle, variants={**bundle.variants, BASE_VARIANT: step})
+    engine = Engine(bundle, limits, recorder, asyncio.get_running_loop(), crashes.append)
     engine.start()
     try:
         yield Caller(engine, recorder)

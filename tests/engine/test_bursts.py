@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.arena import Array
 from service.engine.decoding import Decoding, FinishReason, Sampling, choose
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated
 from service.errors import EngineError
 from tests.bundles import VOCABULARY_SIZE
 from tests.domain import ids
-from tests.engine.calling import Caller, logits_of, running
+from tests.engine.calling import Caller, FailingGraph, logits_of, running
 from tests.reference import ReferenceSession
 
 Generation = tuple[int, int, int, frozenset[int], int | None, Sampling | None, float, bool]
@@ -115,20 +113,9 @@ def after(folder: Path, tokens: list[int]) -> np.ndarray:
 
 async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repository: Path) -> None:
     folder = tiny_repository / "tiny-heads" / "1"
-    async with running(folder) as caller:
-        runner = caller.engine._core._runner
-        graph, num_runs = runner.step_graph._session, 0
-
-        class Breaking:
-            def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
-                nonlocal num_runs
-                num_runs += 1
-                if num_runs == 30:
-                    raise RuntimeError("no memory")
-                results: list[Array] = graph.run(outputs, inputs)
-                return results
-
-        runner.step_graph._session = Breaking()
+    graph = FailingGraph()
+    async with running(folder, graph=graph) as caller:
+        graph.num_left = 29
         lane = caller.engine.open()
         _, queue = caller.generate(lane, Decoding(60, stop_ids=frozenset()))
         tokens: list[int] = []
@@ -137,6 +124,7 @@ async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repos
         assert isinstance(result, Failed)
         assert isinstance(result.error, EngineError)
         assert result.position == len(tokens) == 29
+        graph.num_left = None
         last = logits_of(await caller.feed(lane, [1]))
     assert tokens == ReferenceSession(folder).generate(29)
     assert last.tobytes() == after(folder, tokens).tobytes()

@@ -19,12 +19,14 @@ from service.engine.decoding import Decoding
 from service.engine.engine import Engine
 from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, SearchJob, StepBatchJob
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, Fed, Generated, LaneState, Stepped
+from service.engine.results import Failed, Fed, Generated, LaneState, Searched, Stepped
 from service.errors import EngineError, IllegalRequestError, NoSlotError, RequestCancelledError
+from service.observer import BatchReport
 from service.repository.manifest import BASE_VARIANT
 from tests.domain import ids
 from tests.engine.arithmetic import ArithmeticGraph, arithmetic_bundle, plain_tokens
 from tests.engine.calling import Recorder, running
+from tests.waiting import turns, wait_until
 
 BOS_ID = 1
 LIMITS = EngineLimits(num_slots=8, num_forks=8, max_batch_rows=4, max_chunk_tokens=4)
@@ -204,7 +206,7 @@ async def test_a_fed_token_of_a_lone_session_crosses_few_calls_and_files() -> No
         )
         engine.run_inline_if_lone(lane)
         sys.setprofile(None)
-        await asyncio.sleep(0.001)
+        await turns(3)  # the turns in which the engine would otherwise have run the batch
     engine.stop()
     assert len(answers) == 40
     assert len(calls) <= 26
@@ -228,16 +230,21 @@ async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_wa
             if isinstance(result, Generated):
                 delivered.extend(ids(result.token_ids))
 
-        def copied(states: list[LaneState | None]) -> None:
-            (state,) = states
-            assert state is not None
-            reads.append((state.num_produced, len(delivered)))
+        async def read() -> None:
+            copied: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+
+            def then(states: list[LaneState | None]) -> None:
+                (state,) = states
+                assert state is not None
+                copied.set_result((state.num_produced, len(delivered)))
+
+            caller.engine.read([lane], then)
+            reads.append(await copied)
 
         job = GenerateJob(reply=reply, start=None, decoding=Decoding(100_000), window=1_000_000)
         caller.engine.submit(lane, job)
-        while len(reads) < 40:
-            caller.engine.read([lane], copied)
-            await asyncio.sleep(0.002)
+        for _ in range(40):
+            await read()
         await caller.closed(lane)
     assert all(produced == told for produced, told in reads)
     assert reads[-1][0] > reads[0][0], "it went on meanwhile"
@@ -264,29 +271,49 @@ def test_who_waits_for_a_command_that_raises_is_called(monkeypatch: pytest.Monke
     assert len(hand.faults) == 3
 
 
+class Holding(Recorder):
+    """Holds the engine's thread after each batch until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran, self.goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def batch_ran(self, report: BatchReport) -> None:
+        super().batch_ran(report)
+        self.ran.release()
+        assert self.goes_on.acquire(timeout=20)
+
+
 async def test_slots_that_a_search_has_given_back_are_not_taken_for_those_of_sessions() -> None:
-    """The search's result and the end of its session are still on their way to the event loop."""
-    limits = replace(LIMITS, num_slots=1)
-    loop = asyncio.get_running_loop()
-    engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, Recorder(), loop, lambda error: None)
+    """The search's result and the end of its session are still on their way to the event loop, which the test does not
+    give a turn meanwhile."""
+    limits = replace(LIMITS, num_slots=1, inline_s=0.0)
+    loop, recorder = asyncio.get_running_loop(), Holding()
+    engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, recorder, loop, lambda error: None)
+    engine.start()
     lane = engine.open()
     search = BeamSearch(4, 2, None)
-    answers: list[Any] = []
-    engine.submit(
-        lane,
-        SearchJob(reply=lambda job, result: answers.append(result), start=None, search=search, slots=engine.fork(4)),
-    )
-    while engine._core.has_work:
-        engine._core.step()
+    answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    def reply(job: Job, result: Any) -> None:
+        answers.put_nowait(result)
+
+    engine.submit(lane, SearchJob(reply=reply, start=None, search=search, slots=engine.fork(4)))
+    await asyncio.to_thread(recorder.ran.acquire)  # the start token; the engine's thread drives from now on
+    recorder.goes_on.release()
+    recorder.ran.acquire()  # the beams
+    recorder.goes_on.release()
+    recorder.ran.acquire()  # the session consumes the result
     with pytest.raises(NoSlotError):
         engine.open()
     assert (engine.statistics.slots_used, engine.statistics.forks_used) == (1, 4)
     engine.close(lane)
-    engine._core.step()
-    assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 4)
+    recorder.goes_on.release()
+    wait_until(lambda: engine.statistics.slots_used == 0)
+    assert engine.statistics.forks_used == 4
     engine.close(lane)
-    while not answers:  # noqa: ASYNC110  # takes two turns of the event loop
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    assert isinstance(await answers.get(), Searched)
+    await turns()
     assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 0)
     assert engine.open()
+    engine.stop()

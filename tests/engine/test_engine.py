@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.arena import Array
 from service.engine.decoding import Decoding, Sampling
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Job, Lane, OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Result
 from service.errors import EngineError, QueueFullError, RequestCancelledError, TooManySessionsError
 from tests.bundles import VOCABULARY_SIZE
-from tests.engine.calling import logits_of, reference_logits, running, taken
+from tests.engine.calling import FailingGraph, logits_of, reference_logits, running, taken
+from tests.memory import num_alive
 from tests.reference import ReferenceSession
+from tests.waiting import until
 
 FEEDS = st.lists(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_size=12), min_size=1, max_size=4)
 
@@ -90,9 +90,9 @@ async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repos
     async with running(folder) as caller:
         poisoned, healthy = caller.engine.open(), caller.engine.open()
         await caller.feed(poisoned, [1])
-        caller.engine._core.arena.flush()
-        for tensor in caller.engine._core.arena._states:
-            tensor.values[tensor.at(poisoned.slot.row)] = np.nan
+        state = await caller.state(poisoned)
+        nan = [np.full_like(values, np.nan) for values in state.states]
+        caller.engine.write(poisoned, state._replace(states=nan))
         results = [[caller.feed(poisoned, [t]), caller.feed(healthy, [t])] for t in tokens]
         sick, sound = zip(*[[logits_of(await future) for future in pair] for pair in results], strict=True)
         # the next owner of the poisoned slot starts from zeros
@@ -127,8 +127,7 @@ async def test_cancelled_work_leaves_a_session_that_goes_on_exactly_from_where_i
         lane = caller.engine.open()
         future = caller.feed(lane, tokens, OutputSpec(OutputKind.NONE))
         behind = caller.feed(lane, [1], OutputSpec(OutputKind.NONE))
-        while len(caller.recorder.batches) < 5:  # noqa: ASYNC110  # the engine is another thread
-            await asyncio.sleep(0)
+        await until(lambda: len(caller.recorder.batches) >= 5)
         cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         caller.engine.cancel(lane, cancelled.set_result)
         assert await cancelled == 2
@@ -158,6 +157,7 @@ async def test_a_generation_waits_for_its_reader_and_delays_nobody(tiny_reposito
 
 async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-bos" / "1", EngineLimits(num_slots=64)) as caller:
+        num_before = num_alive(Lane, Job)
         for _ in range(10_000 // 50):
             lanes = [caller.engine.open() for _ in range(50)]
             futures = [caller.feed(lane, [4, 5], OutputSpec()) for lane in lanes[:40]]
@@ -167,8 +167,9 @@ async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository:
             await asyncio.gather(*map(caller.closed, lanes[:30]))
         statistics = caller.engine.statistics
         assert (statistics.slots_used, statistics.num_waiting) == (0, 0)
-        assert caller.engine._core.arena._num_touched <= 64
-        assert len(caller.engine._core.scheduler) == 0
+        del lanes, lane, futures
+        assert num_alive(Lane, Job) <= num_before
+        assert {caller.engine.open().slot.row for _ in range(64)} == {*range(1, 65)}
 
 
 async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository: Path) -> None:
@@ -188,27 +189,17 @@ async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository
 
 
 async def test_a_failed_run_fails_its_requests_and_leaves_every_session_as_it_was(tiny_repository: Path) -> None:
-    folder = tiny_repository / "tiny-lm" / "1"
-    async with running(folder) as caller:
+    folder, graph = tiny_repository / "tiny-lm" / "1", FailingGraph()
+    async with running(folder, graph=graph) as caller:
         lane = caller.engine.open()
         await caller.feed(lane, [5, 6], OutputSpec())
-        runner, broken = caller.engine._core._runner, True
-        graph = runner.step_graph._session
-
-        class Breaking:
-            def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
-                if broken:
-                    raise RuntimeError("no memory")
-                results: list[Array] = graph.run(outputs, inputs)
-                return results
-
-        runner.step_graph._session = Breaking()
+        graph.num_left = 0
         result = await caller.feed(lane, [7], OutputSpec())
         assert isinstance(result, Failed)
         assert isinstance(result.error, EngineError)
         assert result.position == 2
         assert "no memory" not in result.error.message
         assert [str(error) for error in caller.recorder.failures] == ["no memory"]
-        broken = False
+        graph.num_left = None
         again = logits_of(await caller.feed(lane, [7]))
     assert again.tobytes() == reference_logits(folder, [5, 6, 7])[-1:].astype(np.float32).tobytes()

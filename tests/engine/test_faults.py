@@ -19,6 +19,7 @@ from service.engine.results import Failed, Fed, Generated, LaneState, Result, Sc
 from service.errors import EngineError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from tests.domain import ids
 from tests.engine.calling import Caller, logits_of, reference_logits, running
+from tests.waiting import turns
 
 NOTHING = OutputSpec(OutputKind.NONE)
 OUTSIDE = 10_000
@@ -56,7 +57,7 @@ async def test_a_callback_that_raises_costs_nobody_else_anything(tiny_repository
             results = await asyncio.gather(*futures)
             assert all(isinstance(result, Fed) for result in results)
             assert isinstance(await caller.feed(lane, [2]), Fed)
-            await asyncio.sleep(0)
+            await turns()
             assert [str(error) for error in errors] == ["a bug of the caller's"] * 4
         assert caller.engine.statistics.num_waiting == 0
         assert caller.engine.statistics.slots_used == 2
@@ -199,7 +200,7 @@ async def test_a_command_that_raises_is_reported_and_answered(tiny_repository: P
             result = await caller.feed(other, [1])
             assert isinstance(result, Failed)
             assert isinstance(result.error, EngineError)
-            await asyncio.sleep(0)
+            await turns()
             assert [type(error) for error in errors] == [ValueError]
             future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
             caller.engine.submit(lane, Unknown(reply=lambda job, result: future.set_result(result)))
@@ -234,6 +235,7 @@ async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_re
         for _ in range(20):
             caller.engine.run_inline_if_lone(lane)
         order: list[str] = []
+        is_over = asyncio.Event()
 
         def again(job: Job, result: Result) -> None:
             order.append("first")
@@ -242,12 +244,13 @@ async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_re
 
         def second(job: Job, result: Result) -> None:
             order.append("second")
+            is_over.set()
 
         caller.engine.submit(lane, FeedJob(reply=again, start=None, tokens=[1], outputs=NOTHING))
         caller.engine.cancel(lane, lambda count: order.append("cancelled"))
         caller.engine.read([lane], lambda states: order.append("read"))
         assert isinstance(await caller.feed(lane, [3]), Fed)
-        await asyncio.sleep(0.01)
+        await is_over.wait()
     assert order == ["first", "cancelled", "read", "second"]
 
 
@@ -256,11 +259,10 @@ async def test_what_waits_when_an_engine_stops_is_answered_and_so_is_what_comes_
         parked, fed = caller.engine.open(), caller.engine.open()
         _, tokens = caller.generate(parked, Decoding(1000), window=4)
         behind = caller.feed(parked, [1])
-        while len([tokens.get_nowait() for _ in range(tokens.qsize())]) < 1:  # noqa: ASYNC110  # on the engine's thread
-            await asyncio.sleep(0)
+        await tokens.get()
         long = caller.feed(fed, [1] * 200_000, NOTHING)
         _, endless = caller.generate(caller.engine.open(), Decoding(10_000_000), window=100_000_000)
-        await asyncio.sleep(0.01)
+        await endless.get()
         await asyncio.to_thread(caller.engine.stop)
         late = caller.feed(fed, [1])
         opened = caller.feed(caller.engine.open(), [1])
