@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,6 +99,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False)
 
 
+@cache
 def bundle(*, has_encoder: bool = False) -> Bundle:
     """Returns a bundle without graphs. Tests must not run it."""
     no_graph = cast(ort.InferenceSession, None)

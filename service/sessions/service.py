@@ -106,7 +106,7 @@ class SessionService:
 
     def start(self) -> None:
         """Starts the tasks of the store. Other servers can ask for sessions from now on."""
-        self.storage.start(self._wanted, self._beaten, self._missed)
+        self.storage.start(self.wanted, self._beaten, self._missed)
 
     def _beaten(self, sent_s: float, beat: Beat) -> None:
         self.leases.beaten(sent_s, beat)
@@ -137,8 +137,8 @@ class SessionService:
             else:
                 return
 
-    def _wanted(self, wanted: str) -> None:
-        """Handles that another server wants a session. Releases a record that this server owns without a session,
+    def wanted(self, wanted: str) -> None:
+        """Handles that another server wants a session: the tasks of the store call it. Releases a record that this server owns without a session,
         because the answer to its claim was lost. wanted: the id, in the form in which the other server asked."""
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)

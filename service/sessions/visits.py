@@ -46,6 +46,11 @@ class Visits:
         self._max_waiting = max_waiting
         self._turns: dict[str, _Turns] = {}
 
+    @property
+    def num_visited(self) -> int:
+        """Number of ids of which a visit has its turn or waits for it."""
+        return len(self._turns)
+
     @asynccontextmanager
     async def turn(self, session_id: str) -> AsyncIterator[None]:
         """Waits for the caller's turn, which lasts until the block ends. Raises QueueFullError."""

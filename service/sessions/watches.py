@@ -191,6 +191,11 @@ class Watches:
         """All watchers, also of ended sessions with events that were not read yet."""
         self._max_bytes = max_bytes
 
+    @property
+    def num_watchers(self) -> int:
+        """Number of all watchers, also of ended sessions with events that were not read yet."""
+        return len(self._all)
+
     def watch(self, session: Session) -> Watcher:
         """Begins a watch of a session. Raises TooManyWatchersError."""
         watchers = self.of_session.get(session, [])

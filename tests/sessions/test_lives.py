@@ -34,6 +34,7 @@ from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.domain import ids
 from tests.reference import ReferenceSession
 from tests.sessions.test_registry import Events
+from tests.waiting import until
 
 LOGITS = OutputSpec(OutputKind.LOGITS)
 TOKENS = st.lists(st.integers(0, 16), min_size=1, max_size=5)
@@ -65,11 +66,7 @@ class Server:
 
     async def crash(self) -> None:
         """Ends the server as a kill does: it stores nothing more, and its lease expires."""
-        await self.sessions.tasks.stop()
-        for task in self.storage._tasks:
-            task.cancel()
-        await asyncio.gather(*self.storage._tasks, return_exceptions=True)
-        await self.storage._thread.close()
+        await self.sessions.stop(0.0)
         await asyncio.to_thread(self.engine.stop)
 
 
@@ -241,8 +238,8 @@ class Lives(RuleBasedStateMachine):
             sessions = self.servers[server].sessions
             for session in sessions.directory:
                 sessions.checkpoints.hasten(session)
-            await asyncio.sleep(0.005)
-            await self.servers[server].storage.drained()
+            held = [session.persistence for session in sessions.directory]
+            await until(lambda: not any(one.is_dirty or one.is_writing for one in held))
 
         self.run(act())
 
@@ -305,11 +302,13 @@ class Lives(RuleBasedStateMachine):
         for index, server in enumerate(self.servers):
             at_home = [name for name, home in self.homes.items() if home == index]
             assert sorted(session.id for session in server.sessions.directory) == sorted(at_home)
-            self.run(asyncio.sleep(0.01))
-            assert server.engine.statistics.slots_used <= min(NUM_SLOTS, len(at_home))
+            self.run(self._few_slots(server, min(NUM_SLOTS, len(at_home))))
             self.run(server.crash())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
+
+    async def _few_slots(self, server: Server, most: int) -> None:
+        await until(lambda: server.engine.statistics.slots_used <= most)
 
 
 def expected_logits(folder: Path, tokens: list[int]) -> list[float]:

@@ -36,6 +36,7 @@ from service.sessions.snapshot import Codec
 from service.sessions.step_columns import StepBatch
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore
+from tests.waiting import turns, until
 
 
 class Events:
@@ -214,14 +215,12 @@ async def test_the_end_of_a_session_is_reported_with_its_last_position(tiny_repo
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         answer = it.feed(session, 0, [5] * 50_000, OutputSpec(OutputKind.NONE))
-        while not session.lane.position:  # noqa: ASYNC110  # nothing reports the position in the middle of a feed
-            await asyncio.sleep(0)
+        await until(lambda: session.lane.position)  # nothing reports the position in the middle of a feed
         it.registry.close(session, CloseReason.CLIENT, notify=False)
         failed = (await answer)[1]
         assert isinstance(failed, Failed)
         assert 0 < failed.position < 50_000
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await turns(10)
         assert [event for event in it.events.told if event[0] == "closed"] == [
             ("closed", "s", "client", failed.position)
         ]
@@ -378,7 +377,7 @@ async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repo
 async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_use_of_it(tiny_repository: Path) -> None:
     """The engine already has the result, but delivers it after the session's end."""
     async with opened(tiny_repository) as it:
-        session = await it.open()
+        session, closer = await it.open(), await it.open()
         others = [
             it.service.opening.prepare(
                 it.served,
@@ -390,17 +389,20 @@ async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_u
             ).session
             for name in "ab"
         ]
+
+        def close(request: Request, result: Result) -> None:
+            it.registry.close(session, CloseReason.CLIENT, notify=False)
+
+        # both feeds are rows of one batch, whose results are delivered in order
+        it.service.requests.feed(it.request(closer, 3, close), 0, [5], OutputSpec())
         answers = [it.feed(session, 0, [5])]
         session.last.is_cancelled = True  # type: ignore[union-attr]  # as after a Cancel that comes too late
         answers.append(it.feed(session, 0, [5]))
-        core = it.served.engine._core
-        while core.has_work:
-            core.step()
-        it.registry.close(session, CloseReason.CLIENT, notify=False)
         (_, first), (again, second) = [await one for one in answers]
         assert again.replayed
         assert first == second
-        assert it.service.directory.unused_since(it.now_s + 1.0) == others
+        assert session.is_over
+        assert it.service.directory.unused_since(it.now_s + 1.0) == [closer, *others]
 
 
 async def test_what_large_feeds_and_scores_in_flight_hold_is_bounded(tiny_repository: Path) -> None:

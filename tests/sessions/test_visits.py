@@ -13,6 +13,7 @@ from service.sessions.persistence import OnDisconnect, Persistence, SessionPolic
 from service.sessions.session import CloseReason, Session
 from service.sessions.stores.base import politely
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns
 
 HELD = SessionPolicy(on_disconnect=OnDisconnect.HOLD, duration_s=10.0)
 KEPT = SessionPolicy(on_disconnect=OnDisconnect.KEEP, duration_s=10.0)
@@ -33,16 +34,16 @@ async def test_turns_come_in_order_and_one_that_is_given_up_is_skipped(tiny_repo
         async def visit(number: int) -> None:
             async with it.service.visits.turn("s"):
                 told.append(number)
-                await asyncio.sleep(0)
+                await turns()
                 assert told[-1] == number, "nobody else has had a turn meanwhile"
 
         tasks = [asyncio.create_task(visit(number)) for number in range(6)]
-        await asyncio.sleep(0)
+        await turns()
         tasks[2].cancel()
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert told == [0, 1, 3, 4, 5]
-        assert not it.service.visits._turns
+        assert it.service.visits.num_visited == 0
         async with it.service.visits.turn("s"), it.service.visits.turn("another"):
             pass
 
@@ -55,14 +56,14 @@ async def test_calls_that_wait_for_one_session_are_bounded(tiny_repository: Path
                 pass
 
         waiting = [asyncio.create_task(visit()) for _ in range(2)]
-        await asyncio.sleep(0)
+        await turns()
         with pytest.raises(QueueFullError, match="2 calls already wait for session 's'"):
             await visit()
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         task = asyncio.create_task(visit())
-        await asyncio.sleep(0)
+        await turns()
         assert not task.done(), "there is room again"
         task.cancel()
 
@@ -124,16 +125,16 @@ async def test_who_asks_politely_gets_a_session_that_nobody_uses(tiny_repository
     async with opened(tiny_repository) as it:
         session = await left(it, "s", KEPT)
         answered = it.feed(session, 0, [5] * 5000)
-        it.service._wanted(politely("s"))
+        it.service.wanted(politely("s"))
         assert not session.is_over, "it is at work"
         await answered
         await it.service.visits.find("s")
-        it.service._wanted(politely("s"))
+        it.service.wanted(politely("s"))
         assert not session.is_over, "it is visited"
         it.service.visits.leave(session)
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
-        it.service._wanted(politely("s"))
+        it.service.wanted(politely("s"))
         assert not session.is_over, "a stream has it"
         it.registry.detach(session)
-        it.service._wanted(politely("s"))
+        it.service.wanted(politely("s"))
         assert ("closed", "s", "moved", 5000) in it.events.told

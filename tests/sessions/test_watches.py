@@ -19,6 +19,7 @@ from service.sessions.persistence import Durability, OnDisconnect, Persistence, 
 from service.sessions.session import CloseReason, Session
 from service.sessions.watches import Change, Consumed, Told, Watcher
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns
 
 EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 
@@ -98,7 +99,7 @@ async def test_all_watchers_together_have_a_bound_and_those_with_the_most_go_fir
         for watcher in (slow, late, quick):
             watcher.close()
         assert is_quiet(it)
-        assert not it.service.watches._all
+        assert it.service.watches.num_watchers == 0
 
 
 async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_repository: Path) -> None:
@@ -120,7 +121,7 @@ async def test_the_server_ends_a_watch_whose_session_lives_on(tiny_repository: P
         session = await it.open("s")
         watcher = await begun(it, session)
         waiting = asyncio.create_task(watcher.next())
-        await asyncio.sleep(0)
+        await turns()
         watcher.leave(ShuttingDownError("it leaves"))
         with pytest.raises(ShuttingDownError, match="it leaves"):
             await waiting
@@ -208,7 +209,7 @@ async def test_what_waits_for_the_store_is_told_in_order_and_the_rest_never(tiny
         for position in (1, 2, 3):
             session.position = position
             watches.changed(session, Change.CANCELLED)
-        await asyncio.sleep(0)
+        await turns()
         assert not next_one.done()
         session.persistence.stored = (0, 2)
         watches.settled(session)
@@ -216,7 +217,7 @@ async def test_what_waits_for_the_store_is_told_in_order_and_the_rest_never(tiny
         session.persistence.is_unconfirmed = True  # another server may have the session, so no event is delivered
         next_one = asyncio.create_task(watcher.next())
         watches.settled(session)
-        await asyncio.sleep(0)
+        await turns()
         assert not next_one.done()
         session.persistence.is_unconfirmed = False
         watches.settled(session)
@@ -234,7 +235,7 @@ async def test_a_session_that_another_server_may_have_ends_at_no_known_position(
         await it.feed(session, 0, [5])
         session.own_persistence().is_unconfirmed = True
         watching = asyncio.create_task(watcher.next())
-        await asyncio.sleep(0)
+        await turns()
         assert not watching.done()
         it.registry.lose(session)
         assert await watching == Told((0, 0), CloseReason.MOVED, 0)
