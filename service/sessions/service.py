@@ -138,8 +138,9 @@ class SessionService:
                 return
 
     def wanted(self, wanted: str) -> None:
-        """Handles that another server wants a session: the tasks of the store call it. Releases a record that this server owns without a session,
-        because the answer to its claim was lost. wanted: the id, in the form in which the other server asked."""
+        """Handles that another server wants a session; called by the tasks of the store. Releases a record that this
+        server owns without a session, because the answer to its claim was lost. wanted: the id, in the form in which
+        the other server asked."""
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
         if is_here or self.resume.is_taking(session_id):

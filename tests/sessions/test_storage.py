@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,8 +19,20 @@ from service.sessions.stores.base import Beat, Claim, Claimed, Gone, Standing, S
 from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
+from tests.waiting import turns, until
 
 LATER = 1000.0
+
+
+class Clock:
+    """A monotonic clock that the test moves. Each reading is a little later than the one before."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        self.now_s += 1e-6
+        return self.now_s
 
 
 class SlowStore(MemoryStore):
@@ -55,11 +67,12 @@ class SlowStore(MemoryStore):
 
 
 @asynccontextmanager
-async def storage_of(store: SlowStore, codec: Codec | None = None) -> AsyncIterator[Storage]:
-    storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0)
+async def storage_of(
+    store: SlowStore, codec: Codec | None = None, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Storage]:
+    storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0, clock=clock)
     storage.start(lambda session_id: None)
-    while not store.num_tries:  # noqa: ASYNC110  # its first heartbeat runs on a thread
-        await asyncio.sleep(0.001)
+    await until(lambda: store.num_tries)  # its first heartbeat runs on a thread
     try:
         yield storage
     finally:
@@ -84,10 +97,10 @@ async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
         store.gate.clear()
         results: list[WriteResult] = []
         storage.put(Put("a", 1, images()["fed"], LATER), results.append)
-        await asyncio.sleep(0)
+        await until(lambda: store.num_tries == 2)  # now the store's thread is busy with this write
         storage.put(Put("b", 1, images()["fed"], LATER), results.append)
         claim = asyncio.ensure_future(storage.claim("a"))
-        await asyncio.sleep(0.05)
+        await turns(3)
         assert not claim.done()
         store.gate.set()
         claimed = await claim
@@ -105,14 +118,14 @@ async def test_what_comes_after_the_end_of_a_session_is_not_written(waits: bool)
     async with storage_of(store) as storage:
         store.gate.clear()
         storage.put(gone("before"), lambda result: None)
-        await asyncio.sleep(0.05)  # now the store's thread is busy with this write
+        await until(lambda: store.num_tries == 2)  # now the store's thread is busy with this write
         ended = asyncio.ensure_future(put(storage, gone("a")))
-        await asyncio.sleep(0)
+        await turns()
         if not waits:
             store.gate.set()
             await ended
         late = asyncio.ensure_future(put(storage, Put("a", 1, None, LATER, Standing.FREE)))
-        await asyncio.sleep(0)
+        await turns()
         store.gate.set()
         assert (await ended, await late) == (WriteResult.STORED, WriteResult.REFUSED)
         assert await storage.claim("a") == Gone(b"how")
@@ -136,8 +149,8 @@ async def test_a_callback_that_raises_costs_no_other_its_result() -> None:
 async def test_an_observer_that_raises_costs_no_write_its_result(name: str) -> None:
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-    store = SlowStore()
-    async with storage_of(store) as storage:
+    store, clock = SlowStore(), Clock()
+    async with storage_of(store, clock=clock) as storage:
 
         def wrong(*facts: object) -> None:
             raise ValueError("a bug of an observer")
@@ -147,10 +160,9 @@ async def test_an_observer_that_raises_costs_no_write_its_result(name: str) -> N
         assert await put(storage, gone("a")) is WriteResult.FAILED
         store.is_down = False
         assert await put(storage, gone("a")) is WriteResult.STORED
-        async with asyncio.timeout(5.0):
-            assert await storage.claim("a") == Gone(b"how")
-            while not problems:  # the store counts as recovered only after writes have succeeded for a second
-                assert await put(storage, gone("b")) is not WriteResult.FAILED
+        clock.now_s += 1.0  # the store counts as recovered only after writes have succeeded for a second
+        assert await storage.claim("a") == Gone(b"how")
+        assert await put(storage, gone("b")) is WriteResult.STORED
     assert {str(problem["exception"]) for problem in problems} == {"a bug of an observer"}
 
 
@@ -167,8 +179,8 @@ async def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
 
 
 async def test_while_the_store_fails_reads_are_refused_at_once() -> None:
-    store = SlowStore()
-    async with storage_of(store) as storage:
+    store, clock = SlowStore(), Clock()
+    async with storage_of(store, clock=clock) as storage:
         store.is_down = True
         with pytest.raises(StoreUnavailableError):
             await storage.claim("a")
@@ -181,7 +193,7 @@ async def test_while_the_store_fails_reads_are_refused_at_once() -> None:
         assert time.monotonic() - began_s < 5.0
         store.gate.set()
         store.is_down = False
-        await asyncio.sleep(0.6)
+        clock.now_s += 0.5
         assert await storage.claim("a") is None
         assert not storage.is_failing
 
@@ -191,7 +203,7 @@ async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
     async with storage_of(store) as storage:
         store.gate.clear()
         waiting = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(4096)]
-        await asyncio.sleep(0)
+        await turns()
         with pytest.raises(StoreUnavailableError, match="4096 requests already wait for the session store"):
             await storage.claim("one more")
         store.gate.set()
@@ -199,7 +211,7 @@ async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
         assert store.num_tries <= 20, "claims go to the store together"
         store.gate.clear()
         looking = [asyncio.ensure_future(storage.has(f"s{number}")) for number in range(512)]
-        await asyncio.sleep(0)
+        await turns()
         with pytest.raises(StoreUnavailableError, match="512 requests already wait for the session store"):
             await storage.has("one more")
         store.gate.set()
@@ -228,7 +240,7 @@ async def test_calls_that_waited_when_the_store_failed_fail_with_it() -> None:
     async with storage_of(store) as storage:
         store.gate.clear()
         claims = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(20)]
-        await asyncio.sleep(0.05)
+        await until(lambda: store.num_tries == 2)  # now the store's thread is busy with a claim
         store.is_down, store.num_tries = True, 0
         store.gate.set()
         results = await asyncio.gather(*claims, return_exceptions=True)
@@ -244,11 +256,7 @@ async def test_a_record_that_may_have_been_taken_though_the_store_failed_is_let_
     assert other.reserve("new", LATER) is None
     storage.start(lambda session_id: None)
     try:
-        for _ in range(200):
-            if (epoch := other.reserve("new", LATER)) is not None:
-                break
-            await asyncio.sleep(0.01)
-        assert epoch is not None
+        await until(lambda: other.reserve("new", LATER))
     finally:
         await storage.stop(1.0)
 
