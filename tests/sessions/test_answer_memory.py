@@ -18,6 +18,7 @@ from service.repository.steps import HISTORY
 from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.session import Request
+from tests.waiting import turns
 
 MIB = 1024 * 1024
 
@@ -55,7 +56,7 @@ async def test_a_stream_is_full_until_its_answers_are_written() -> None:
     assert stream.is_full
     waiting = asyncio.create_task(stream.room())
     stream.give_back(MIB)
-    await asyncio.sleep(0)
+    await turns()
     assert not waiting.done()
     stream.give_back(4 * MIB)
     await asyncio.wait_for(waiting, 5)

@@ -15,6 +15,7 @@ from service.sessions.directory import Directory
 from service.sessions.lifecycle import State
 from service.sessions.session import Session
 from tests import domain
+from tests.waiting import turns
 
 IDS = st.sampled_from("abcdef")
 
@@ -139,9 +140,9 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
     end_first, end_second = directory.begin_ending("a"), directory.begin_ending("a")
     assert directory.is_ending("a")
     waiting = asyncio.ensure_future(directory.ended("a", 10.0))
-    await asyncio.sleep(0)
+    await turns()
     end_first()
-    await asyncio.sleep(0)
+    await turns()
     assert not waiting.done()
     assert directory.is_ending("a")
     end_second()

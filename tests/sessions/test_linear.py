@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from service.engine.results import Result
 from service.sessions import checkpoints, requests
 from service.sessions.generation import LastFeed
 from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 from service.sessions.session import CloseReason, Session
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns, until
 
 HELD = SessionPolicy(Durability.CHECKPOINT, OnDisconnect.HOLD, 60.0)
 
@@ -43,21 +44,21 @@ def counted(module: ModuleType) -> Iterator[list[int]]:
 
 async def many(it: Sessions, count: int) -> list[Session]:
     """Opens sessions that are checkpointed."""
-    sessions = []
+    sessions, answers = [], list[Result]()
     for _ in range(count):
         new = it.service.opening.prepare(
             it.served,
             "",
             None,
             None,
-            request=it.request(None, 1, lambda request, result: None),
+            request=it.request(None, 1, lambda request, result: answers.append(result)),
             on_ended=lambda session, reason: None,
             policy=HELD,
             is_chosen=False,
         )
         it.service.opening.begin(new)
         sessions.append(new.session)
-    await asyncio.sleep(0.01)
+    await until(lambda: len(answers) == count)
     return sessions
 
 
@@ -70,12 +71,13 @@ async def leave_while_all_are_stored(it: Sessions, count: int) -> int:
             await future
         for session in sessions:
             it.service.checkpoints.hasten(session)
-        await asyncio.sleep(0.01)
+        await until(lambda: all(session.persistence.is_writing for session in sessions))
+        await turns(10)
     assert all(session.persistence.is_writing and session.persistence.is_dirty for session in sessions)
     with counted(checkpoints) as lines:
         for session in sessions:
             it.registry.detach(session)
-        await asyncio.sleep(0.01)
+        await turns(10)
     return lines[0]
 
 

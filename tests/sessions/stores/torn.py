@@ -14,4 +14,4 @@ def tear(folder: Path, session_id: str, change: Callable[[bytes], bytes]) -> Non
         records = environment.open_db(b"records")
         with environment.begin(write=True, db=records) as transaction:
             key = session_id.encode()
-            transaction.put(key, change(bytes(transaction.get(key))))
+            transaction.put(key, change(bytes(transaction.get(key) or b"")))
