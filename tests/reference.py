@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,9 @@ class ReferenceSession:
     """
 
     def __init__(self, folder: Path, source: Sequence[Item] | None = None, variant: str | None = None) -> None:
-        self.manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        self.manifest = _manifest((folder / FILE_NAME).read_bytes())
         step = self.manifest.step if variant is None else self.manifest.variants[variant].step
-        self._step = ort.InferenceSession(str(folder / step.file), options)
+        self._step = self._graph(folder, step.file)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         self._state = {
             state.input.name: np.zeros(
@@ -40,7 +39,7 @@ class ReferenceSession:
                 self._state[state.input.name] = np.expand_dims(np.load(folder / state.initial_file), axis)
         self.logits: FloatArray | None = None
         if source is not None:
-            self._encode(folder, source, options)
+            self._encode(folder, source)
         if self.manifest.start is not None and source is not None:
             self.step(source[-1])
         if self.manifest.special_tokens.bos_id is not None:
@@ -84,16 +83,31 @@ class ReferenceSession:
             self.step(self.logits)
         return values
 
-    def _encode(self, folder: Path, source: Sequence[Item], options: ort.SessionOptions) -> None:
+    def _encode(self, folder: Path, source: Sequence[Item]) -> None:
         spec = self.manifest.encoder
         assert spec is not None
         width = -(-len(source) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
         features = (spec.feature_size,) if spec.feature_size else ()
         padded = np.zeros((1, width, *features), spec.source.dtype)
         padded[0, : len(source)] = source
-        encoder = ort.InferenceSession(str(folder / spec.file), options)
         names = [c.output for c in self.manifest.contexts] + [s.initial for s in self.manifest.states if s.initial]
         feeds = {spec.source.name: padded, spec.lengths.name: np.array([len(source)], np.int64)}
-        outputs = dict(zip(names, encoder.run(names, feeds), strict=True))
+        outputs = dict(zip(names, self._graph(folder, spec.file).run(names, feeds), strict=True))
         self._fixed = {c.input.name: outputs[c.output] for c in self.manifest.contexts}
         self._state |= {s.input.name: outputs[s.initial] for s in self.manifest.states if s.initial}
+
+    def _graph(self, folder: Path, file: str) -> ort.InferenceSession:
+        return _graph(folder / file, self.manifest.digests[file])
+
+
+@lru_cache(maxsize=32)
+def _manifest(data: bytes) -> Manifest:
+    return Manifest.model_validate_json(data)
+
+
+@lru_cache(maxsize=32)
+def _graph(path: Path, digest: str) -> ort.InferenceSession:
+    """Loads a graph. digest: of the file, so that another file of this path is loaded anew."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options)

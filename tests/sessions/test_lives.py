@@ -47,7 +47,8 @@ class Server:
 
     def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
         loop = asyncio.get_running_loop()
-        limits = EngineLimits(num_slots=NUM_SLOTS, num_forks=8)
+        # few rows, so that starting a server warms few sizes of batches up
+        limits = EngineLimits(num_slots=NUM_SLOTS, num_forks=8, max_batch_rows=NUM_SLOTS)
         self.engine = Engine(bundle, limits, Events(), loop, lambda error: None)
         self.engine.start()
         self.served = Served(bundle, self.engine)
