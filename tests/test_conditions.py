@@ -6,15 +6,14 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from carousel import Client
-from examples.ports import free_port
+from examples.ports import free_port, wait_for_port
 from service.check import check
 from service.conditions import demand
 from service.process import StartError
@@ -23,6 +22,7 @@ from service.settings import Settings
 from tests.bundles import write_language_model
 from tests.certificates import Authority
 from tests.services import local_service
+from tests.waiting import wait_until
 
 ADDRESS = "127.0.0.1"
 
@@ -209,9 +209,10 @@ def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: 
     command += ["--metrics-port=0", "--log-format=json", "--store=memory"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
-        ended = wait_for_one(both)
+        ended = wait_until(lambda: next((one for one in both if one.poll() is not None), None), 30.0)
+        assert ended is not None
         (other,) = [process for process in both if process is not ended]
-        wait_for(port)
+        wait_for_port(port, other)
         with Client(f"{ADDRESS}:{port}") as client:
             assert [info.model for info in client.models()] == ["tiny-lm"]
         assert other.poll() is None
@@ -223,26 +224,6 @@ def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: 
     refused = [json.loads(line) for line in lines if line.startswith("{")][-1]  # gRPC's library writes lines of its own
     assert (ended.returncode, refused["event"]) == (1, "server.cannot_start")
     assert refused["reason"].startswith(f"cannot listen on {ADDRESS}:{port}: ")
-
-
-def wait_for(port: int) -> None:
-    """Waits until a process listens on the port, at most 30 s."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        with suppress(ConnectionRefusedError), socket.create_connection((ADDRESS, port)):
-            return
-        time.sleep(0.05)
-
-
-def wait_for_one(processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """Returns the first process that ends. Raises AssertionError if none ends within 30 s."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        for process in processes:
-            if process.poll() is not None:
-                return process
-        time.sleep(0.05)
-    raise AssertionError("both are still there")
 
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])

@@ -24,6 +24,7 @@ from service.repository.bundle import Bundle
 from service.repository.repository import Problem, RepositoryError, TakesTooMuch
 from service.repository.runtime import RuntimeOptions, Runtimes
 from tests.bundles import write_language_model
+from tests.waiting import turns, until
 
 
 class FakeEngine:
@@ -195,8 +196,8 @@ async def test_a_load_whose_caller_leaves_goes_on_and_no_engine_is_without_an_ow
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
-    again = asyncio.create_task(scene.hosting.load("lm", 1))
-    await asyncio.sleep(0.05)
+    again, num_tasks = asyncio.create_task(scene.hosting.load("lm", 1)), len(asyncio.all_tasks())
+    await until(lambda: len(asyncio.all_tasks()) > num_tasks)  # it has read the folder and wants to load
     gate.set()
     assert [type(one) for one in await again] == [Bundle]
     assert len(scene.engines) == 1, "the second caller gets what the first began"
@@ -211,7 +212,7 @@ async def test_a_stop_during_a_load_waits_for_it_and_stops_its_engine(scene: Sce
     await scene.made.wait()
     start.cancel()
     stop = asyncio.create_task(scene.hosting.stop())
-    await asyncio.sleep(0.05)
+    await turns(10)
     assert not stop.done()
     gate.set()
     await stop
@@ -366,15 +367,16 @@ async def test_an_error_of_work_whose_caller_left_reaches_the_event_loop(scene: 
     await scene.hosting.start()
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
-    gate = threading.Event()
+    gate, stops = threading.Event(), threading.Event()
 
     def stop() -> None:
+        stops.set()
         gate.wait(10)
         raise RuntimeError("it does not stop")
 
     scene.engine().stop = stop  # type: ignore[method-assign]
     unload = asyncio.create_task(scene.hosting.unload("lm", 1))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(stops.wait, 10)
     unload.cancel()
     with pytest.raises(asyncio.CancelledError):
         await unload

@@ -31,7 +31,7 @@ async def main():
     del task
     gc.collect()
     loop.call_soon(lambda: 1 / 0)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
 
 ours.configure("json", "info")
 Spoiled()

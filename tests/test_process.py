@@ -37,7 +37,7 @@ from service import process
 async def main():
     process.handle_signals(lambda: os.kill(1, signal.SIGTERM), lambda: None)
     os.kill(1, signal.SIGTERM)
-    await asyncio.sleep(20)
+    await asyncio.Event().wait()
 
 process.run(main())
 """

@@ -23,12 +23,14 @@ from service.repository.vocabulary import Vocabulary
 from service.sessions.served import Served
 from service.sessions.session import Request
 from tests import domain
+from tests.waiting import turns
 
 NAMES = tuple(f"token-{number}" for number in range(50))
 BUNDLE = replace(
     domain.bundle(),
     target_vocabulary=Vocabulary(NAMES, owner="the target vocabulary", tokenizer="whitespace", lowercase=False),
 )
+
 RNG = np.random.default_rng(3)
 
 
@@ -49,7 +51,7 @@ async def made(make: Coroutine[Any, Any, pb.StreamResponse]) -> tuple[pb.StreamR
     async def count() -> None:
         nonlocal num_turns
         while True:
-            await asyncio.sleep(0)
+            await turns()
             num_turns += 1
 
     counting = asyncio.create_task(count())

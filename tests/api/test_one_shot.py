@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +15,7 @@ from service.api.one_shot import OneShot
 from service.api.outbox import Outbox
 from service.errors import QueueFullError
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns, until
 
 
 def call(it: Sessions) -> OneShot:
@@ -29,14 +29,14 @@ async def test_calls_that_wait_for_a_slot_are_bounded_in_bytes(tiny_repository: 
         _open(at_once, it.served, request, it.service.limits)
         at_once.end()
         assert it.service.deferral.num_bytes == 0, "it did not wait"
-        await asyncio.sleep(0.01)
+        await until(lambda: it.served.engine.statistics.slots_used == 0)
         await it.open()
         waits, refused = call(it), call(it)
         _open(waits, it.served, request, it.service.limits)
         assert it.service.deferral.num_bytes == request.ByteSize()
         with pytest.raises(QueueFullError, match="bytes of requests wait"):
             _open(refused, it.served, request, it.service.limits)
-        await asyncio.sleep(0.01)
+        await turns(5)
         waits.end()
         await it.service.tasks.stop()
         assert it.service.deferral.num_bytes == 0

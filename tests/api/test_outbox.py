@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.outbox import Outbox
-
-
-async def turn() -> None:
-    """Runs every task that is ready."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+from tests.waiting import turns
 
 
 async def test_responses_come_out_in_the_order_in_which_they_were_put() -> None:
@@ -42,7 +37,7 @@ async def test_a_response_comes_with_what_to_call_when_it_is_written() -> None:
 async def test_who_waits_for_a_response_is_woken_by_one() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     assert not waiting.done()
     outbox.put(1)
     outbox.put(2)
@@ -62,7 +57,7 @@ async def test_a_closed_outbox_gives_what_is_left_and_then_none() -> None:
 async def test_closing_wakes_who_waits_for_a_response() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     outbox.close()
     outbox.close()
     assert await waiting is None
@@ -101,7 +96,7 @@ async def test_room_comes_when_it_is_full_no_longer_and_not_before() -> None:
     waiting = asyncio.create_task(outbox.room())
     for _ in range(2):
         await outbox.next()
-        await turn()
+        await turns(5)
         assert not waiting.done()
     await outbox.next()
     await waiting
@@ -111,10 +106,10 @@ async def test_room_that_is_taken_before_its_seeker_wakes_is_waited_for_again() 
     outbox: Outbox[int] = Outbox(1)
     outbox.put(1)
     waiting = asyncio.create_task(outbox.room())
-    await turn()
+    await turns(5)
     await outbox.next()
     outbox.put(2)
-    await turn()
+    await turns(5)
     assert not waiting.done()
     await outbox.next()
     await waiting
@@ -139,11 +134,11 @@ async def test_a_response_may_be_made_when_its_turn_comes() -> None:
 async def test_who_holds_takes_what_is_put_and_the_sleeper_sleeps_on() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     assert outbox.hold()
     outbox.put(1)
     outbox.put(2)
-    await turn()
+    await turns(5)
     assert not waiting.done()
     assert outbox.take() == (1, None)
     outbox.let_go()
@@ -154,13 +149,13 @@ async def test_nobody_can_hold_while_there_is_something_to_write_or_nobody_waits
     outbox: Outbox[int] = Outbox(10)
     assert not outbox.hold(), "nobody waits"
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     outbox.put(1)
     assert not outbox.hold(), "it has been woken"
     outbox.let_go()
     assert await waiting == (1, None)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     outbox.close()
     assert not outbox.hold(), "it has been woken to end"
     assert await waiting is None
@@ -169,11 +164,11 @@ async def test_nobody_can_hold_while_there_is_something_to_write_or_nobody_waits
 async def test_letting_go_with_nothing_left_leaves_the_sleeper_asleep_until_something_comes() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     assert outbox.hold()
     assert not outbox.waiting
     outbox.let_go()
-    await turn()
+    await turns(5)
     assert not waiting.done()
     outbox.put(1)
     assert await waiting == (1, None)
@@ -182,10 +177,10 @@ async def test_letting_go_with_nothing_left_leaves_the_sleeper_asleep_until_some
 async def test_closing_while_somebody_holds_ends_the_sleeper_when_they_let_go() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     assert outbox.hold()
     outbox.close()
-    await turn()
+    await turns(5)
     assert not waiting.done()
     outbox.let_go()
     assert await waiting is None
@@ -203,7 +198,7 @@ async def test_what_is_put_while_the_writer_waits_is_written_at_once_until_nobod
     assert not written
     assert await outbox.next() == (0, None)
     waiting = asyncio.create_task(outbox.next())
-    await turn()
+    await turns(5)
     outbox.put(1)
     outbox.put(2)
     assert (written, waiting.done()) == ([1, 2], False)
@@ -219,9 +214,9 @@ async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[
     if wait is Outbox.room:
         outbox.put(0)
     waiting = asyncio.ensure_future(wait(outbox))
-    await turn()
+    await turns(5)
     waiting.cancel()
-    await turn()
+    await turns(5)
     assert waiting.cancelled()
     outbox.put(1)
     outbox.close()
@@ -274,13 +269,13 @@ def test_no_wake_up_is_lost(limit: int, steps: list[str], takes: list[bool] | No
             elif step == "seek" and (seeker is None or seeker.done()):
                 seeker = asyncio.create_task(outbox.room())
             else:
-                await turn()
+                await turns(5)
                 if seeker is not None:
                     assert seeker.done() or outbox.is_full
         outbox.close()
         for _ in range(num_put + 1):
             allowed.release()
-            await turn()
+            await turns(5)
         assert reader.done(), "closed, and everything taken"
         assert seeker is None or seeker.done(), "empty, and still somebody waits for room"
         assert taken == list(range(num_put))

@@ -15,6 +15,7 @@ from service.api.step import Step
 from service.errors import PositionMismatchError, QueueFullError, SessionNotOpenError, TooManySessionsError
 from service.sessions.persistence import PolicyLimits
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns
 
 OPEN = pb.Open(model="tiny-endless")
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
@@ -50,10 +51,8 @@ async def test_a_feed_that_returns_nothing_is_answered_as_one(tiny_repository: P
 async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         calling = asyncio.create_task(step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0)))
-        for _ in range(10):
-            if it.service.directory.get("s") is not None:
-                break
-            await asyncio.sleep(0)
+        while it.service.directory.get("s") is None:
+            await turns()
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         assert list(it.registry.detached) == ["s"]
@@ -69,7 +68,7 @@ async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny
         assert session is not None
         it.service.deferral.suspend(session)  # the session waits, as it does while it has no slot
         calling = asyncio.create_task(step(it, "s", feed=pb.Feed(token_ids=[5], position=0)))
-        await asyncio.sleep(0)
+        await turns()
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
         it.service.deferral.run(session)
         with pytest.raises(SessionNotOpenError, match="'s' is attached to a stream"):

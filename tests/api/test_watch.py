@@ -20,6 +20,7 @@ from service.errors import SessionNotFoundError, ShuttingDownError, WatcherDropp
 from service.sessions.persistence import PolicyLimits
 from service.sessions.session import CloseReason
 from tests.sessions.test_registry import Sessions, opened
+from tests.waiting import turns
 
 EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 
@@ -42,7 +43,7 @@ class Context:
             raise grpc.aio.InternalError("the client has left")
         self.written.append(response)
         await self.reads.wait()
-        await asyncio.sleep(0)
+        await turns()
 
     def reset(self) -> None:
         self.was_reset = True
@@ -59,19 +60,13 @@ def watching(inference: Inference, context: Context) -> asyncio.Task[None]:
     return asyncio.create_task(inference.Watch(pb.WatchRequest(session_id="s"), cast(Any, context)))
 
 
-async def turns() -> None:
-    """Runs every task that is ready."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_a_call_leaves_nothing_behind_however_it_ends(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session, inference = await it.open("s"), served(it)
         watches = it.service.watches
         cancelled, left, ended = Context(), Context(), Context()
         calls = [watching(inference, context) for context in (cancelled, left, ended)]
-        await turns()
+        await turns(10)
         assert len(watches.of_session[session]) == 3
         calls[0].cancel()
         await asyncio.wait(calls[:1])
@@ -88,7 +83,7 @@ async def test_a_call_leaves_nothing_behind_however_it_ends(tiny_repository: Pat
             await inference.Watch(pb.WatchRequest(session_id="t"), cast(Any, Context()))
         last = Context()
         call = watching(inference, last)
-        await turns()
+        await turns(10)
         it.registry.close(session, CloseReason.CLIENT, notify=False)
         await call
         assert [one.WhichOneof("event") for one in last.written] == ["watching", "closed"]
@@ -121,16 +116,16 @@ async def test_a_dropped_watch_ends_whether_or_not_its_reader_takes_the_message_
         session, inference, context = await it.open("s"), served(it), Context()
         watches = it.service.watches
         call = watching(inference, context)
-        await turns()
+        await turns(10)
         context.reads.clear()
         await it.feed(session, 0, [5] * 2000, EVERY)
-        await turns()
+        await turns(10)
         for position in range(2000, 2257):
             assert not call.done()
             await it.feed(session, position, [5])
         assert watches.num_bytes == 0, "what waited is released at once"
         if reads_at_last:
-            await turns()
+            await turns(10)
             assert not call.done()
             context.reads.set()
         with pytest.raises(WatcherDroppedError, match="256 events of session 's' wait to be read"):
@@ -153,7 +148,7 @@ async def test_a_watch_whose_reader_stalls_keeps_no_server_from_leaving(
         inference, context = served(it), Context()
         context.reads.clear()
         call = watching(inference, context)
-        await turns()
+        await turns(10)
         inference.end_streams()
         with pytest.raises(ShuttingDownError):
             await call
@@ -168,7 +163,7 @@ async def test_a_watch_of_a_session_that_has_ended_waits_for_its_reader_no_longe
         session, inference, context = await it.open("s"), served(it), Context()
         context.reads.clear()
         call = watching(inference, context)
-        await turns()
+        await turns(10)
         await it.feed(session, 0, [5])
         assert not call.done()
         it.registry.close(session, CloseReason.CLIENT, notify=False)

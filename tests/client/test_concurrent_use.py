@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
 
 from carousel import AsyncClient, Client, ConcurrentUseError, FailedPreconditionError, Step
+from tests.waiting import wait_until
 
 from .fake_server import FakeServer
 
@@ -60,13 +60,15 @@ def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> No
     with Client(server.target) as client:
         generation = client.generate("toy", "stall")
         assert [next(generation).text for _ in range(3)] == ["A", "B", "C"]
-        first, results = in_a_thread(lambda: next(generation))
-        time.sleep(0.2)  # until the first thread waits
-        with pytest.raises(ConcurrentUseError):
-            next(generation)
+        (one, of_one), (other, of_other) = [in_a_thread(lambda: next(generation)) for _ in range(2)]
+        (refused,) = wait_until(lambda: of_one or of_other)
+        assert isinstance(refused, ConcurrentUseError)
+        assert not (of_one and of_other), "the other thread still waits for its token"
         generation.close()
-        first.join(10)
-        assert results
+        one.join(10)
+        other.join(10)
+        assert of_one
+        assert of_other
 
 
 def test_a_second_thread_in_a_batch_gets_an_error(server: FakeServer) -> None:

@@ -31,6 +31,7 @@ from carousel import (
 )
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
+from tests.waiting import turns
 
 from .fake_server import FakeServer
 from .shells import Shell
@@ -47,6 +48,7 @@ BEGUN = told(
         model="toy", version=3, variant="fp32", durability=pb.DURABILITY_NONE, outputs=PORTS, feature_size=1
     ),
 )
+
 TOKENS = [pb.Token(id=2, text="A")]
 VALUES = pb.Tensor(shape=[1, 1], data=bytes(4))
 CLOSED = told(9, closed=pb.Closed(reason=pb.CLOSE_REASON_MOVED))
@@ -133,7 +135,7 @@ async def test_a_client_that_is_closed_ends_its_watches(server: FakeServer) -> N
     second = other.watch("mine")
     await anext(second)
     waiting = asyncio.create_task(anext(second))
-    await asyncio.sleep(0)
+    await turns()
     await other.close()
     with pytest.raises(RequestCancelledError, match="the client was closed"):
         await waiting

@@ -18,6 +18,7 @@ from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Event
 from service.wire.envoy.frames import framed
 from service.wire.envoy.host import Host
+from tests.waiting import turns, until
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 ONE = framed(b"")
@@ -72,6 +73,11 @@ class Asgi:
     def put(self, event: Event) -> None:
         """Adds the client's next event."""
         self._events.put_nowait(event)
+
+    @property
+    def num_left(self) -> int:
+        """Number of the client's events that were not received yet."""
+        return self._events.qsize()
 
     async def receive(self) -> Event:
         """Returns the client's next event, as ASGI's `receive` does."""
@@ -185,8 +191,7 @@ async def test_responses_that_wait_go_together() -> None:
     running = asyncio.create_task(host.serve(asgi.scope, asgi.receive, asgi.send))
     asgi.is_slow = True
     await asgi.has_body.wait()
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await turns(100)
     assert 10 < written < 25
     assert len(asgi.bodies) == 1
     asgi.takes.set()
@@ -209,8 +214,7 @@ async def test_responses_are_written_at_once_after_the_first_while_few_are_unsen
         await context.write(Struct())
         written.extend(context.write_at_once(message) for message in (Struct(), large, Struct()))
         asgi.takes.set()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
         written.append(context.write_at_once(Struct()))
 
     await served(answer, asgi)
@@ -241,16 +245,16 @@ async def test_a_client_that_sends_many_messages_at_once_leaves_others_their_tur
     num_turns: list[int] = []
 
     async def count(requests: Any, context: Any) -> None:
-        turns = 0
+        num = 0
 
         def turn() -> None:
-            nonlocal turns
-            turns += 1
+            nonlocal num
+            num += 1
             asyncio.get_running_loop().call_soon(turn)
 
         turn()
         async for _ in requests:
-            num_turns.append(turns)
+            num_turns.append(num)
 
     await served(count, Asgi(piece(ONE * 50), piece(is_last=True)))
     assert num_turns == sorted(set(num_turns)), "some came in one turn"
@@ -276,10 +280,11 @@ async def test_what_comes_while_the_handler_does_not_read_is_kept_for_it() -> No
     seen: list[Any] = []
 
     async def slow(requests: Any, context: Any) -> None:
-        await asyncio.sleep(0.3)  # meanwhile the host watches whether the client leaves
+        await until(lambda: asgi.num_left == 3)  # the host looks whether the client leaves, and takes a piece
         seen.extend([request async for request in requests])
 
-    asgi = await served(slow, Asgi(piece(ONE), piece(ONE[:2]), piece(ONE[2:]), piece(is_last=True)))
+    asgi = Asgi(piece(ONE), piece(ONE[:2]), piece(ONE[2:]), piece(is_last=True))
+    await served(slow, asgi)
     assert (len(seen), asgi.sent[-1]) == (2, STATUS_OK)
 
 
@@ -294,7 +299,7 @@ async def test_a_handler_that_writes_to_a_client_that_has_left_is_told() -> None
         try:
             while True:
                 await context.write(Struct())
-                await asyncio.sleep(0)
+                await turns()
         except BaseException as error:
             raised.append(error)
             raise
@@ -420,7 +425,7 @@ async def test_a_host_that_stops_refuses_new_calls_and_cancels_the_others() -> N
     running = asyncio.create_task(host.serve(asgi.scope, asgi.receive, asgi.send))
     await asgi.has_body.wait()
     stopping = asyncio.create_task(host.stop(0.1))
-    await asyncio.sleep(0)
+    await turns()
     await host.serve(late.scope, late.receive, late.send)
     assert late.status() == (14, "the server is shutting down")
     async with asyncio.timeout(10):
