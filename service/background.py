@@ -19,10 +19,13 @@ _LONGEST_DELAY_S = 30.0
 
 
 class Background:
-    """Owns tasks. `stop` cancels those that still run."""
+    """Owns tasks until they end; its length is their number. `stop` cancels those that still run."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     def repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         """Awaits `work()` every `interval_s` seconds, without end. Logs an error as `background.failed` and tries again

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import structlog
 
 from service.background import Background
-
-Wait = Callable[[Callable[[], bool]], Awaitable[None]]
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -18,14 +17,6 @@ async def background() -> AsyncIterator[Background]:
     made = Background()
     yield made
     await made.stop()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never came to hold")
 
 
 async def test_a_periodic_task_goes_on_after_errors_and_each_is_logged(background: Background) -> None:
@@ -53,20 +44,21 @@ async def test_a_task_that_raises_is_logged_and_forgotten(background: Background
         background.start("health", work())
         await until(lambda: bool(logs))
     assert logs[0]["event"] == "background.failed"
-    assert not background._tasks
+    await until(lambda: len(background) == 0)
 
 
 async def test_stop_ends_every_task(background: Background) -> None:
-    ended = []
+    begun, ended = [], []
 
     async def work() -> None:
+        begun.append(True)
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append(True)
 
     background.start("long", work())
     background.repeat("periodic", 0.001, work)
-    await asyncio.sleep(0.05)
+    await until(lambda: len(begun) == 2)
     await background.stop()
     assert len(ended) == 2
