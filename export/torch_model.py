@@ -266,13 +266,9 @@ def _check(model: TorchModel) -> None:
     if model.value_size and model.tags is not None:
         raise ExportError("a TorchModel returns logits or values: give it tags or a value_size, not both")
     if not model.value_size and model.tags is None and model.vocabulary is None:
-        raise ExportError(
-            "a TorchModel that reads features returns values or logits over tags: give it a value_size or tags"
-        )
+        raise ExportError("a TorchModel of features returns values or logits over tags: give it a value_size or tags")
     if not model.states:
-        raise ExportError(
-            "a TorchModel needs at least one state: give the shape of each by name, such as hidden=(1, 'batch', 64)"
-        )
+        raise ExportError("a TorchModel needs a state: give the shape of each by name, such as hidden=(1, 'batch', 64)")
     for what, shapes in (("state", model.states), ("context", model.contexts)):
         for name, shape in shapes.items():
             if list(shape).count("batch") != 1:

@@ -76,7 +76,7 @@ def test_each_common_flag_arrives_with_each_command(
         sound = []
     (tmp_path / "to" / "said" / "3").mkdir(parents=True)
     assert main([*told, *sound]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists: use another version" in capsys.readouterr().err
     if command in (onnx_file, module):  # the fastest commands
         assert main([*told, *sound, "--replace", "--max-bytes", "10"]) == 1
         assert "more than the 10 allowed" in capsys.readouterr().err

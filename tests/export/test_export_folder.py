@@ -73,7 +73,7 @@ def test_of_two_at_once_the_first_wins(tmp_path: Path, monkeypatch: pytest.Monke
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", late_rename)
-    with pytest.raises(ExportError, match="is there already"):
+    with pytest.raises(ExportError, match="exists: use another version"):
         write_folder(tmp_path / "1", {"a": b"ours"})
     assert _content(tmp_path / "1") == {"a": b"theirs"}
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -122,7 +122,7 @@ def test_a_convolution_over_time_is_refused(
     file = save(tmp_path / "conv.onnx", nodes, [*weights, *constants], y=shape)
     told = refusal(capsys, file, tmp_path / "repository")
     assert "y differs between steps one by one and at once" in told
-    assert "Its Conv 'look' joins neighbouring steps" in told
+    assert "Its Conv 'look' combines neighbouring steps" in told
 
 
 def test_a_batch_that_is_declared_with_a_size_is_any_number_where_the_graph_takes_that(

@@ -283,7 +283,7 @@ def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
         (
             foreign_states.written_lstm,
             {"h": "cn", "c": "hn"},
-            "--state h=cn contradicts the graph: cn is c times a gate",
+            "--state h=cn contradicts the graph: cn is c multiplied by a gate",
         ),
         (
             foreign_states.written_grus,

@@ -165,14 +165,14 @@ def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
     [
         ({}, "reads tokens or features: give it a vocabulary or a feature_size"),
         ({"feature_size": 3, "vocabulary": LETTERS}, "reads tokens or features"),
-        ({"feature_size": 3}, "that reads features returns values or logits over tags"),
+        ({"feature_size": 3}, "of features returns values or logits over tags"),
         (
             {"feature_size": 3, "value_size": 2, "tags": LETTERS},
             "returns logits or values: give it tags or a value_size",
         ),
         (
             {"feature_size": 3, "value_size": 3, "states": {}},
-            "needs at least one state: give the shape of each by name",
+            "needs a state: give the shape of each by name",
         ),
         ({"feature_size": 3, "value_size": 3, "source_feature_size": 2}, "an encoder needs a source_vocabulary"),
     ],

@@ -90,7 +90,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
         ([encoder, predictor, joiner], ["--start-token", "-1"], "--start-token -1 is outside the joiner's 7 logits"),
         ([encoder, predictor, joiner], ["--state", "x=y"], f"--state x=y: neither {encoder} nor {predictor} has such"),
         ([encoder, predictor, joiner], ["--state", "h0=x"], "--state h0=x: neither"),
-        ([encoder, predictor, joiner], ["--encoded", "x"], "--encoded names x, and"),
+        ([encoder, predictor, joiner], ["--encoded", "x"], "--encoded names x, but"),
         ([encoder, predictor, joiner], ["--encoder-output", "x"], "--encoder-output names x, but it returns encoder."),
     ]
     for files, flags, expected in cases:

@@ -237,7 +237,7 @@ def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytes
     outputs = [foreign.value("y", ["batch", 2]), foreign.value("sum_out", ["batch", 2])]
     file = foreign.save(tmp_path / "first.onnx", nodes, inputs, outputs, [])
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "with --start first that it is true at a session's first step" in told
+    assert "--start first if it is true only at a session's first step" in told
     folder = export(file, tmp_path / "repository", "--start", "first")
     assert "sessions run one by one" not in capsys.readouterr().out
     assert manifest_of(folder).step.max_rows is None

@@ -165,10 +165,15 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
         "",
         "annotations float32 [2, 4, 8] is fixed to sources of 4 tokens",
     ),
-    (TWO_GIVEN, TWO_READ, "", "goes into keys float32 [batch, src, 8]? Say --context keys=a or --context keys=b"),
-    (SOURCE, translators.plain(), "", "Say --initial hidden=s0, or --initial hidden=0 for zeros"),
+    (TWO_GIVEN, TWO_READ, "", "goes into keys float32 [batch, src, 8]? Use --context keys=a or --context keys=b"),
+    (SOURCE, translators.plain(), "", "Use --initial hidden=s0, or --initial hidden=0 for zeros"),
     (SOURCE, ATTENDING, "--context annotations=x", "--context annotations=x: the encoder returns annotations float32"),
-    (SOURCE, ATTENDING, "--context x=annotations", "--context names x, and decoder.onnx has y_prev int64"),
+    (
+        SOURCE,
+        ATTENDING,
+        "--context x=annotations",
+        "--context names x, which decoder.onnx does not have. It has: y_prev int64",
+    ),
     (SOURCE, ATTENDING, "--initial s=annotations", "--initial s=annotations: the encoder returns s0 float32"),
     (SOURCE, ATTENDING, "--initial s=x", "--initial s=x: it must be an output of the encoder (annotations, s0)"),
     (SOURCE, ATTENDING, "--mask x", "--mask names x, which the files do not have. They have: source int64"),
@@ -181,7 +186,7 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
         "--output weights",
         "--output weights: its size depends on the source's length, like attention weights",
     ),
-    (SOURCE, ATTENDING, "--output x", "--output names x, and"),
+    (SOURCE, ATTENDING, "--output x", "--output names x, which"),
     (SOURCE, ATTENDING, "--feeds-back", "--feeds-back and --encoder cannot be combined"),
 ]
 
