@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from export import card
+from service.repository.manifest import Manifest
 from service.sessions.lifecycle import diagram
 from tests import imports
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 OF_DEVELOPERS = {"docs/architecture.md", "docs/performance.md"}
 OF_USERS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - OF_DEVELOPERS
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MANIFESTS = sorted((ROOT / "model_repository").glob("*/*/manifest.json"))
 
 
 def test_the_diagram_of_a_session_is_drawn_from_its_table() -> None:
@@ -76,3 +79,10 @@ def test_an_example_that_imports_the_exporter_has_both_names() -> None:
         for example in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
             for name in re.findall(r"^(?:from|import) ((?:export|models|service)\b\S*)", example, re.MULTILINE):
                 assert f"carousel_server.{name} " in example, f"{document.name}: {name}"
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.parent.parent.name)
+def test_a_shipped_card_has_the_reference_that_the_exporter_writes(manifest: Path) -> None:
+    """A new word in `export/card.py` must also reach the cards that are shipped."""
+    reference = card.reference(Manifest.model_validate_json(manifest.read_bytes()))
+    assert reference.strip() in manifest.with_name("README.md").read_text()
