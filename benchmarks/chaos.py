@@ -147,7 +147,7 @@ async def faults(
     await asyncio.sleep(2.0)
 
 
-def _kind(number: int) -> type[AnyScript]:
+def kind_of(number: int) -> type[AnyScript]:
     """Returns the kind of session number `number`: of 20 sessions, one is a batch and five are listeners."""
     if number % 20 == 0:
         return Batch
@@ -157,7 +157,7 @@ def _kind(number: int) -> type[AnyScript]:
 async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int, seed: int) -> Figures:
     """Runs the chaos for one store."""
     figures = Figures(store, wire, seed, sessions)
-    scripts: list[AnyScript] = [_kind(number)(number, seed) for number in range(sessions)]
+    scripts: list[AnyScript] = [kind_of(number)(number, seed) for number in range(sessions)]
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

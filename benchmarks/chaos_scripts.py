@@ -167,7 +167,7 @@ class Listener:
 
     async def step(self) -> None:
         """Feeds the next frames, 40 ms each, and records the result."""
-        frames = [self._frame() for _ in range(self._rng.choice([1, 1, 2, 5, 25]))]
+        frames = [self.frame() for _ in range(self._rng.choice([1, 1, 2, 5, 25]))]
         step = await self._session.feed(features=frames)
         self.told.append((step.position, step.outputs))
         self.num_tokens += len(frames)
@@ -176,7 +176,8 @@ class Listener:
         """Returns the seconds to wait before the next request."""
         return random.random() * _PACE_S
 
-    def _frame(self) -> list[float]:
+    def frame(self) -> list[float]:
+        """Returns the samples of the next frame."""
         if self._rng.random() < 0.4:
             self._is_on = not self._is_on
         samples = []

@@ -34,6 +34,11 @@ class GenerationState:
         self._error: CarouselError | None = None
 
     @property
+    def num_unread(self) -> int:
+        """Number of tokens that have arrived and that `take` has not returned."""
+        return len(self._tokens)
+
+    @property
     def is_ready(self) -> bool:
         """Whether `take` can return a token or the end without waiting."""
         return bool(self._tokens) or self.is_ended

@@ -34,7 +34,7 @@ def plain(module: nn.Module, notes: list[str]) -> nn.Module:
 def _computed_once(layer: nn.RNNBase) -> list[str]:
     """Makes weights that are computed before each run constant, and returns their names."""
     found = []
-    for hook in list(layer._forward_pre_hooks.values()):  # PyTorch has no public way to find these hooks
+    for hook in list(layer._forward_pre_hooks.values()):  # noqa: SLF001  # PyTorch has no public way to find them
         if isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
             found.append(hook.name)

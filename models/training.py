@@ -109,7 +109,7 @@ def train(
 
 def half_precision() -> torch.autocast:
     """Returns a context in which modules compute in bfloat16, if this processor supports it."""
-    can = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch uses this check itself and has no public one
+    can = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # torch's own check; none is public
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=can)
 
 

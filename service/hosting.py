@@ -104,10 +104,15 @@ class Hosting:
         self._is_stopping = True
         while self._work:
             await asyncio.wait(self._work)
-        engines = [served.engine for served in self._served.values()]
-        engines += [engine for group in self._leaving for engine in group.engines]
+        engines = self.engines
         self._leaving.clear()
         await asyncio.to_thread(_stop_all, engines)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines of all served versions, and those of unloaded versions that sessions still use."""
+        leaving = [engine for group in self._leaving for engine in group.engines]
+        return [*(served.engine for served in self._served.values()), *leaving]
 
     def known(self, model: str) -> str:
         """Returns the model's name if any version of it exists, served or not, else "". Clients may send any name."""
@@ -245,7 +250,7 @@ class Hosting:
             if isinstance(found, TakesTooMuch):
                 self._too_much[key] = stamp
             if isinstance(found, Bundle):
-                found = await self._serve(found, stamp)
+                found = await self.serve(found, stamp)
         finally:
             self._starting = None
         if isinstance(found, Problem):
@@ -257,7 +262,7 @@ class Hosting:
         problem = self._attempt(key, lambda: not self._is_stopping) if is_tried else None
         return problem or load_version(self.repository.folder, key, self._runtimes)
 
-    async def _serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
+    async def serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
         """Starts the engines of a version: either all of them, or none, with a problem as the result."""
         engines: dict[str, Engine] = {}
         try:

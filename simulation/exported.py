@@ -45,7 +45,7 @@ def make_exported(model: str, fails: Callable[[], bool]) -> Bundle:
     """Returns a bundle. fails: whether a run of one of its graphs must raise."""
 
     def failing(session: Any) -> Any:
-        return None if session is None else _Failing(session, fails)
+        return None if session is None else FailingGraph(session, fails)
 
     bundle = _loaded(model)
     graphs = bundle.variants[BASE_VARIANT]
@@ -53,7 +53,7 @@ def make_exported(model: str, fails: Callable[[], bool]) -> Bundle:
     return replace(bundle, variants={BASE_VARIANT: graphs}, encoder=failing(bundle.encoder))
 
 
-class _Failing:
+class FailingGraph:
     """An ONNX Runtime session whose runs raise when `fails` says so."""
 
     def __init__(self, session: Any, fails: Callable[[], bool]) -> None:

@@ -84,11 +84,12 @@ class SimulatedTask(asyncio.Task[T]):
     """A task whose hash does not depend on its memory address, so that sets of tasks have the same order in each
     run."""
 
-    _last = 0
+    num_made = 0
+    """How many tasks this simulation has made."""
 
     def __init__(self, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], **options: Any) -> None:
-        SimulatedTask._last += 1
-        self._number = SimulatedTask._last
+        SimulatedTask.num_made += 1
+        self._number = SimulatedTask.num_made
         super().__init__(coro, **options)
 
     def __hash__(self) -> int:
@@ -129,7 +130,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.num_turns = 0
         self._most_turns = _MAX_TURNS
         self._num_turns_now = 0
-        SimulatedTask._last = 0
+        SimulatedTask.num_made = 0
         self.set_task_factory(_make_task)
 
     def time(self) -> float:

@@ -118,7 +118,7 @@ class ClientStream:
         self._stamps: dict[int, Stamp] = {}
         self._life = replica.life
         wire = ConnectionAtOnce if crc32(name.encode()) % 2 else Connection
-        self._connection = wire(self._receive, delay, self._written)
+        self._connection = wire(self._receive, delay, self.written)
         self._over = asyncio.get_running_loop().create_future()
         self._task = replica.stream(self._connection, caller)
         self._task.add_done_callback(self._served)
@@ -173,7 +173,8 @@ class ClientStream:
             await asyncio.wait([self._over], timeout=timeout_s)
         return self.is_over
 
-    def _written(self, response: pb.StreamResponse) -> None:
+    def written(self, response: pb.StreamResponse) -> None:
+        """Called when the servicer has written a response, which arrives later: records what the store has now."""
         self._stamps[id(response)] = self._stamp(response)
 
     def _served(self, task: asyncio.Task[error_pb2.Error | None]) -> None:

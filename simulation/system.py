@@ -137,7 +137,7 @@ class Replica:
         return Counts(
             num_sessions=len(self._service.directory),
             num_tombstones=len(self._service.registry.tombstones),
-            fewest_unanswered=min((stream.replies.num_unanswered for stream in self._inference._streams), default=0),
+            fewest_unanswered=min((stream.replies.num_unanswered for stream in self._inference.streams), default=0),
             gauges=self._observer.gauges,
         )
 
@@ -146,8 +146,7 @@ class Replica:
         service = self._service
         live = list(service.directory)
         seen = [engine.statistics for engine in self._engines if not engine.is_stopped]
-        served = {id(one.engine) for one in self._hosting._served.values()}
-        served |= {id(engine) for group in self._hosting._leaving for engine in group.engines}
+        served = {id(engine) for engine in self._hosting.engines}
         waiters = sum(len(session.persistence.awaiting) + len(session.deferred or ()) for session in live)
         return Statistics(
             {
@@ -157,8 +156,8 @@ class Replica:
             slots_used=sum(one.slots_used for one in seen),
             forks_used=sum(one.forks_used for one in seen),
             jobs_waiting=sum(one.num_waiting for one in seen),
-            unanswered=[stream.replies.num_unanswered for stream in self._inference._streams],
-            waiters=waiters + len(service.resume._taking) + service.opening.num_waiting,
+            unanswered=[stream.replies.num_unanswered for stream in self._inference.streams],
+            waiters=waiters + len(service.resume.taking) + service.opening.num_waiting,
             engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
             tasks=sorted(
                 getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks
@@ -177,7 +176,7 @@ class Replica:
         loop, knobs = asyncio.get_running_loop(), self.knobs
         self._observer = Observer()
         observer = cast(Any, self._observer)
-        store = SimulatedStore(self._shelf, life.name, self._faults, life)
+        self.store = store = SimulatedStore(self._shelf, life.name, self._faults, life)
         storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5, clock=loop.time)
         self._engines: list[LoopEngine] = []
 
@@ -231,7 +230,7 @@ class Replica:
         service.start()
         self._graph_fails: Callable[[], bool] = lambda: False
         for model in knobs.models:
-            await hosting._serve(self._bundle(model), (1, 1))
+            await hosting.serve(self._bundle(model), (1, 1))
         self._graph_fails = self._draw_graph_failure
         limits = PolicyLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0)
         domain = Domain(hosting, service, limits)

@@ -19,7 +19,7 @@ def test_every_model_is_made_that_a_session_opens(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Translator, "export", lambda self: made.append(self.name))
     folder = chaos.make_models(tmp_path)
     assert made == [SMALL.name, TRANSLATOR.name]
-    opened = {chaos._kind(number)(number, 1).model for number in range(60)}
+    opened = {chaos.kind_of(number)(number, 1).model for number in range(60)}
     assert opened == {path.name for path in folder.iterdir()} == {"g2p-en", "morse", SMALL.name, TRANSLATOR.name}
 
 
@@ -31,5 +31,5 @@ def test_a_session_does_the_same_each_time() -> None:
     assert source == Script(number, 1).source
     assert source != Script(number, 2).source
     assert all(0 <= int(token) < TRANSLATOR.tokens for token in source.split())
-    frames = [[Listener(number, 1)._frame() for _ in range(3)] for number in (3, 3, 7)]
+    frames = [[Listener(number, 1).frame() for _ in range(3)] for number in (3, 3, 7)]
     assert frames[0] == frames[1]

@@ -33,25 +33,25 @@ _OUTBOX_LIMIT = 256
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """Serves the calls of `Inference`. reset: see `Wire.reset`."""
+    """Serves the calls of `Inference`. reset: see `Wire.reset`. streams: those that have not ended."""
 
     def __init__(self, domain: Domain, observer: ApiObserver, reset: Callable[[Context], None]) -> None:
         self._domain = domain
         self._observer = observer
         self._reset = reset
-        self._streams: set[Stream] = set()
+        self.streams: set[Stream] = set()
         self._watches: set[Watch] = set()
 
     def end_streams(self) -> None:
         """Ends each stream as soon as the requests that it has read are answered, and each watch at once."""
-        for stream in list(self._streams):
+        for stream in list(self.streams):
             stream.end()
         for watch in list(self._watches):
             watch.end()
 
     def go_away(self, grace_s: float) -> None:
         """Sends GoAway to every stream. grace_s: seconds until the server ends the streams."""
-        for stream in list(self._streams):
+        for stream in list(self.streams):
             stream.replies.notify(answers.go_away(grace_s))
 
     # The generated base class declares iterators; grpc.aio also accepts a coroutine that calls `context.write`.
@@ -61,7 +61,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT, _at_once(context, self._observer))
         stream = Stream(self._domain, CALLER.get(), self._observer, outbox)
         report = current_call()
-        self._streams.add(stream)
+        self.streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
                 # two tasks: waking up a task costs time for each coroutine between the task and what it awaits
@@ -72,7 +72,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
                 malformed = reader.done() and reader.result()
                 reader.cancel()
         finally:
-            self._streams.discard(stream)
+            self.streams.discard(stream)
             stream.disconnect()
             report.models |= stream.models
             stream.replies.report(report)

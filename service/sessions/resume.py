@@ -65,12 +65,12 @@ class Resume:
         self._observer = observer
         self._find = find
         self._patience_s = patience_s
-        self._taking: dict[str, asyncio.Task[Session | int]] = {}
+        self.taking: dict[str, asyncio.Task[Session | int]] = {}
         """The tasks that claim and use records, by id."""
 
     def is_taking(self, session_id: str) -> bool:
         """Whether a task claims or uses the record of this id."""
-        return session_id in self._taking
+        return session_id in self.taking
 
     async def resume(
         self,
@@ -168,7 +168,7 @@ class Resume:
             session = await self._opened(session_id)
             if session is not None:
                 return session
-            taking = self._taking.get(session_id)
+            taking = self.taking.get(session_id)
             if taking is not None and not taking.done():  # awaiting a done task never yields
                 with suppress(SessionIdInUseError, SessionNotOpenError):  # SessionNotOpenError: of a polite caller
                     await asyncio.shield(taking)
@@ -176,7 +176,7 @@ class Resume:
             if directory.is_ending(session_id):
                 await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
-            taking = self._taking[session_id] = self._tasks.start(take())
+            taking = self.taking[session_id] = self._tasks.start(take())
             # the task finishes also when its first caller is cancelled: no claim may stay half done
             try:
                 taken = await asyncio.shield(taking)
@@ -265,7 +265,7 @@ class Resume:
                 raise
             return await making
         finally:
-            self._taking.pop(session_id, None)
+            self.taking.pop(session_id, None)
 
     async def _close_stored(self, session_id: str, opened_at: float | None) -> int:
         """Ends a session that only the store has. Returns its position."""
@@ -297,7 +297,7 @@ class Resume:
                 raise failure
             return position
         finally:
-            self._taking.pop(session_id, None)
+            self.taking.pop(session_id, None)
 
     async def _verify(self, session: Session) -> None:
         """Makes sure that the store has no session of this id: it did not answer when this one was opened."""

@@ -50,6 +50,11 @@ class FakeSession:
         self.is_open = False
         return [*ended, self._response(request.request_id, closed=pb.Closed(reason=pb.CLOSE_REASON_CLIENT))]
 
+    def lose(self) -> None:
+        """Loses what it has consumed, and what it could answer again."""
+        self.consumed.clear()
+        self._last_feed = None
+
     def evict(self) -> pb.StreamResponse:
         """Closes the session as idle. Returns the notice."""
         self.is_open = False

@@ -62,6 +62,10 @@ class ModelServer:
     def __getitem__(self, session_id: str) -> ModelSession:
         return self._live[session_id]
 
+    def is_live(self, session_id: str) -> bool:
+        """Returns whether a session is in memory."""
+        return session_id in self._live
+
     def crash(self) -> None:
         """Loses its memory and all streams. Stored sessions stay."""
         self._live.clear()
@@ -185,7 +189,7 @@ class ModelStream:
 
     def _open(self, request: pb.StreamRequest) -> None:
         server, message = self._server, request.open
-        was_live = self._id in server._live
+        was_live = server.is_live(self._id)
         if not message.HasField("resume"):
             server.versions.append(message.version)
             session = server.open(self._id)

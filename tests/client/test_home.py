@@ -83,7 +83,7 @@ async def test_every_call_of_a_closed_client_of_asyncio_says_that_it_was_closed(
         client.models,
         lambda: client.score("toy", ["A"]),
         lambda: client.step("s", "A"),
-        client.session("toy", "ab")._open,
+        lambda: client.session("toy", "ab"),
         lambda: client.sessions.get("s"),
     ):
         with pytest.raises(FailedPreconditionError, match="the client was closed: make a new one"):

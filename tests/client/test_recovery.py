@@ -69,8 +69,7 @@ async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, s
     server.mute()
     with pytest.raises(DeadlineExceededError):
         await session.feed("D", timeout=0.05)
-    server.session.consumed.clear()  # the feed's response and its effect are lost with the stream
-    server.session._last_feed = None
+    server.session.lose()  # the feed's response and its effect are lost with the stream
     server.poison = "D"
     server.end_stream()
     server.unmute()

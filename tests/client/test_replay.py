@@ -59,7 +59,7 @@ class Program:
         """Brings the session to the program's position. The session must have consumed what the program believes."""
         self.server.num_faults = 0
         self.stream.run(self.protocol.synchronize(), Deadline(None))
-        self._generated_to(self.protocol.position)
+        self.generated_to(self.protocol.position)
         session = self.server[self.protocol.id]
         assert session.consumed == self.believed
         assert self.protocol.position == len(self.believed)
@@ -71,7 +71,7 @@ class Program:
 
     def _feed(self, tokens: list[int], mark: bool) -> None:
         step = self.stream.run(self.protocol.feed(pb.Feed(token_ids=tokens, mark=mark)), Deadline(None))
-        self._generated_to(step.position - len(tokens))
+        self.generated_to(step.position - len(tokens))
         self.believed += tokens
         assert step.position == len(self.believed)
         if mark:
@@ -90,19 +90,19 @@ class Program:
             if token is None:
                 break
             if not taken:
-                self._generated_to(self.start_of(state))
+                self.generated_to(self.start_of(state))
             assert cast(Token, token).id == chosen(self.believed)
             self.believed.append(cast(Token, token).id)
             taken += 1
         if is_left:
             self.stream.run(self.protocol.leave(state), Deadline(None))
-            self._generated_to(self.protocol.position)
+            self.generated_to(self.protocol.position)
 
     def start_of(self, state: GenerationState) -> int:
         """Returns the position at which a generation began whose first token was just taken."""
-        return state.position - len(state._tokens) - 1
+        return state.position - state.num_unread - 1
 
-    def _generated_to(self, position: int) -> None:
+    def generated_to(self, position: int) -> None:
         """Adds the tokens that the session generated until its last call ended the generation. The model's rule gives
         them."""
         assert len(self.believed) <= position
@@ -127,7 +127,7 @@ class Program:
         self._num_forks += 1
         name, num_faults, self.server.num_faults = f"fork{self._num_forks}", self.server.num_faults, 0
         self.stream.run(self.protocol.synchronize(), Deadline(None))
-        self._generated_to(self.protocol.position)
+        self.generated_to(self.protocol.position)
         self.server.fork(self.protocol.id, name)
         self._connect(name, Recovery(None, 60.0))
         self.stream.run(self.protocol.open(pb.Open(resume=pb.Resume())), Deadline(None))
@@ -178,7 +178,7 @@ def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
             if index == when + 2:
                 num_faults, program.server.num_faults = program.server.num_faults, 0
                 program.stream.run(program.protocol.synchronize(), Deadline(None))
-                program._generated_to(program.protocol.position)
+                program.generated_to(program.protocol.position)
                 marks = list(program.server[program.protocol.id].marks)
                 if marks:
                     program.server.rewind(program.protocol.id, min(marks))

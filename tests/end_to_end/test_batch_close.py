@@ -6,6 +6,7 @@ import pytest
 
 from carousel import AsyncClient, Client, InvalidArgumentError, NotFoundError, SessionClosedError
 from examples.local_service import LocalService
+from tests.cutting import cuttable
 
 policies = pytest.mark.parametrize("on_disconnect", ["free", "hold"])
 
@@ -53,20 +54,28 @@ def test_a_session_whose_step_is_in_flight_is_not_closed_and_others_are(tiny_ser
 
 
 def test_the_others_are_resumed_without_a_session_that_was_closed(tiny_service: LocalService) -> None:
-    with Client(tiny_service.target) as client, client.batch("tiny-endless") as batch:
+    with (
+        cuttable(tiny_service.target) as (target, cut),
+        Client(target) as client,
+        client.batch("tiny-endless") as batch,
+    ):
         batch.open_many([None] * 3)
         batch.step([2, 3, 4])
         batch.close_session(1)
-        batch._stream._stream._call.cancel()  # cuts the connection
+        cut()
         step = batch.step([5, 6])
         assert (step.places, step.positions, step.errors) == ((0, 2), (2, 2), {})
 
 
 def test_a_batch_whose_sessions_are_all_closed_opens_others(tiny_service: LocalService) -> None:
-    with Client(tiny_service.target) as client, client.batch("tiny-endless") as batch:
+    with (
+        cuttable(tiny_service.target) as (target, cut),
+        Client(target) as client,
+        client.batch("tiny-endless") as batch,
+    ):
         batch.open()
         batch.close_session(0)
-        batch._stream._stream._call.cancel()
+        cut()
         place = batch.open()
         assert (place, batch.step([2]).places) == (1, (1,))
 

@@ -12,6 +12,7 @@ import pytest
 
 from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, UnavailableError
 from examples.local_service import LocalService
+from tests.cutting import cuttable
 from tests.reference import ReferenceSession
 from tests.services import local_service, redis_server
 
@@ -78,13 +79,17 @@ async def test_an_asyncio_program_with_steps_in_flight_does_not_notice(tiny_repo
 def test_one_session_that_is_closed_elsewhere_fails_alone(tiny_service: LocalService, tiny_repository: Path) -> None:
     """The other sessions continue, also when they are resumed and their handles change."""
     expected = expected_logits(tiny_repository)
-    with Client(tiny_service.target) as client, client.batch("tiny-endless") as batch:
+    with (
+        cuttable(tiny_service.target) as (target, cut),
+        Client(target) as client,
+        client.batch("tiny-endless") as batch,
+    ):
         batch.open_many([None] * NUM_SESSIONS)
         for index in range(10):
             if index == 3:
                 client.sessions.close(batch.session_ids[1])
             if index == 6:
-                batch._stream._stream._call.cancel()  # cuts the connection
+                cut()
             step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
             assert list(step.errors) == ([1] if index >= 3 else [])
             width = len(step.logits) // NUM_SESSIONS

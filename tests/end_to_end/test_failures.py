@@ -13,11 +13,11 @@ import pytest
 from carousel import AsyncClient
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from service.sessions.stores.lmdb import LmdbStore
 from tests.bundles import write_language_model
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
 from tests.services import local_service, redis_server
+from tests.sessions.stores.torn import tear
 
 RESUME = pb.Open(resume=pb.Resume())
 
@@ -79,13 +79,8 @@ async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repos
             for name in ("torn", "whole", "broken"):
                 await stream.ask(name, open=held(pb.DURABILITY_STRICT))
                 await stream.ask(name, feed=pb.Feed(token_ids=[5], position=0))
-    store = LmdbStore(tmp_path / "sessions")
-    with store._environment.begin(write=True, db=store._records) as transaction:
-        value = bytearray(transaction.get(b"torn") or b"")
-        value[-100] ^= 1
-        transaction.put(b"torn", bytes(value))
-        transaction.put(b"broken", b"?")
-    store.close()
+    tear(tmp_path / "sessions", "torn", lambda record: record[:-100] + bytes([record[-100] ^ 1]) + record[-99:])
+    tear(tmp_path / "sessions", "broken", lambda record: b"?")
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream:
             torn = await stream.ask("torn", open=RESUME)

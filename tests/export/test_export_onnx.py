@@ -51,14 +51,14 @@ class Alone:
         self._states = states
         self._constants = constants
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
-        self._now = {
+        self.now = {
             name: np.full([axis if isinstance(axis, int) else 1 for axis in shapes[name]], initial, np.float32)
             for name in states
         }
 
     def step(self, output: str, **inputs: Any) -> Any:
-        found = self._session.run([output, *self._states.values()], {**inputs, **self._now, **self._constants})
-        self._now = dict(zip(self._states, found[1:], strict=True))
+        found = self._session.run([output, *self._states.values()], {**inputs, **self.now, **self._constants})
+        self.now = dict(zip(self._states, found[1:], strict=True))
         return found[0]
 
 

@@ -287,7 +287,7 @@ def test_several_steps_are_one_run_of_a_loop(tmp_path: Path, capsys: pytest.Capt
             expected = alone.step("y", x=steps[row, place].reshape(1, 1, -1))
             assert found[row, place].tobytes() == expected.tobytes()
         for state, name in zip(states, ("h", "c"), strict=True):
-            assert state[:, row].tobytes() == alone._now[name][:, 0].tobytes(), "past its length a row keeps its state"
+            assert state[:, row].tobytes() == alone.now[name][:, 0].tobytes(), "past its length a row keeps its state"
 
 
 def test_a_file_that_is_too_old_for_a_loop_takes_one_step_a_run(

@@ -81,17 +81,17 @@ def test_a_token_that_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("model", [LISTENER, TRANSLATOR])
 def test_a_wrong_bit_of_a_state_is_found(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of the transducer's encoder, or of the translator's decoder, is wrong in some runs."""
-    right = exported._Failing.run
+    right = exported.FailingGraph.run
     name = {LISTENER: "encoder.next_heard", TRANSLATOR: "next_hidden"}[model]
 
-    def wrong(self: exported._Failing, outputs: Any, inputs: Any) -> list[Any]:
+    def wrong(self: exported.FailingGraph, outputs: Any, inputs: Any) -> list[Any]:
         found = right(self, outputs, inputs)
         if name in outputs:
             state = found[list(outputs).index(name)]
             state += state % 5 == 1
         return found
 
-    monkeypatch.setattr(exported._Failing, "run", wrong)
+    monkeypatch.setattr(exported.FailingGraph, "run", wrong)
     assert found_by_seeds(WRONG)
 
 

@@ -180,7 +180,7 @@ def test_a_resumption_is_not_refused_because_of_an_opening_of_its_id() -> None:
 
 def test_an_opening_of_an_id_whose_record_is_corrupt_is_answered() -> None:
     async def act(world: World) -> None:
-        store = cast(Any, world.replicas[0])._service.storage._store
+        store: Any = cast(Any, world.replicas[0]).store
         reserve = store.reserve
 
         def reserved(session_id: str, ttl_s: float) -> int | None:

@@ -146,14 +146,14 @@ def test_an_answer_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_strict_answer_that_is_not_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded positions of the store are removed, as if the server treated a strict session like any other."""
-    right = ClientStream._written
+    right = ClientStream.written
 
     def forget(self: ClientStream, response: pb.StreamResponse) -> None:
         right(self, response)
         stamp = self._stamps[id(response)]
         self._stamps[id(response)] = dict.fromkeys(stamp)
 
-    monkeypatch.setattr(ClientStream, "_written", forget)
+    monkeypatch.setattr(ClientStream, "written", forget)
     assert found_by_seeds("and nothing is stored")
 
 

@@ -32,7 +32,8 @@ from service.wire.envoy.link import VARIABLE, Link
 
 log = structlog.get_logger()
 
-_APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
+APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
+"""The ASGI application that Envoy loads."""
 _PREFIX = "carousel-envoy-"
 _PR_SET_PDEATHSIG = 1
 _ASK_S = 0.02
@@ -75,7 +76,7 @@ def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -
             settings,
             folder,
             module=library.module_path(),
-            application=_APPLICATION,
+            application=APPLICATION,
             where=addresses(settings.host, settings.port),
         )
         return asyncio.run(_Launcher(folder, made, arguments, reservation).run())

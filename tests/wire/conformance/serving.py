@@ -62,7 +62,7 @@ def main() -> int:
     assert settings is not None
     logging.configure(settings.log_format, settings.log_level)
     if settings.wire == "envoy":
-        launcher._APPLICATION = "tests.wire.conformance.serving:app"
+        launcher.APPLICATION = "tests.wire.conformance.serving:app"
         return launcher.serve(settings, sys.argv[1:])
     process.run(_Server(settings, GrpcioWire(settings)).run())
     return 0
