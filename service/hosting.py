@@ -291,13 +291,9 @@ class Hosting:
 
 def _report(task: asyncio.Task[Any]) -> None:
     """Passes the error of work whose caller was cancelled to the event loop, which logs it."""
-    if not task.cancelled() and task.exception() is not None:
-        context = {
-            "message": "a load or unload failed after its call was cancelled",
-            "exception": task.exception(),
-            "task": task,
-        }
-        task.get_loop().call_exception_handler(context)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        message = "a load or unload failed after its call was cancelled"
+        task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
 
 
 def _start_all(engines: Sequence[Engine]) -> None:

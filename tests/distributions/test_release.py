@@ -190,4 +190,4 @@ def test_a_tag_that_is_there_is_not_moved(project: Project) -> None:
     project.git("tag", "v0.2.0")
     done = project.release("0.2.0")
     assert (done.returncode, project.calls) == (1, [])
-    assert "the tag v0.2.0 is there" in done.stderr
+    assert "the tag v0.2.0 exists already" in done.stderr

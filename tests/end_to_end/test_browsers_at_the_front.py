@@ -77,7 +77,7 @@ def test_a_method_that_streams_wants_a_content_type_that_streams(front: str, con
     headers = {"content-type": content_type, "connect-protocol-version": "1"}
     answer = ask(front, "Inference/Generate", body, headers)
     assert (answer.status, json.loads(answer.body)["code"]) == (404, "unimplemented")
-    assert "it takes application/connect+json" in json.loads(answer.body)["message"]
+    assert "use the content type application/connect+json" in json.loads(answer.body)["message"]
 
 
 @pytest.mark.parametrize("spelled", ["Models/%E9", "%FF"])

@@ -152,7 +152,8 @@ def test_without_its_library_it_says_what_to_install(tiny_repository: Path, tmp_
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 1
     assert (
-        f"otlp_endpoint needs opentelemetry.exporter: ./scripts/setup tracing (in {ROOT})" in done.stderr + done.stdout
+        f"otlp_endpoint needs opentelemetry.exporter, which is not installed: ./scripts/setup tracing (in {ROOT})"
+        in done.stderr + done.stdout
     )
 
 

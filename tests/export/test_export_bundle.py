@@ -178,7 +178,7 @@ def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bund
 
 def test_a_vocabulary_of_another_size_is_refused(model: Seq2Seq, tmp_path: Path) -> None:
     """A vocabulary must have as many tokens as the model."""
-    with pytest.raises(ExportError, match="the source vocabulary has 3 tokens and the model 9"):
+    with pytest.raises(ExportError, match="the source vocabulary has 3 tokens, but the model has 9"):
         write_seq2seq(
             Seq2Seq(Seq2SeqConfig(9, 7, hidden_size=16)),
             to=tmp_path,

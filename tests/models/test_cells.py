@@ -129,8 +129,8 @@ def test_without_a_forget_gate_the_carousel_keeps_what_it_has_for_ever() -> None
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("lstm", {"projection_size": 4}, "goes with lstm-projected"),
-        ("lstm-projected", {}, "goes with lstm-projected"),
+        ("lstm", {"projection_size": 4}, "projection_size is .: it must be above 0 for lstm-projected"),
+        ("lstm-projected", {}, "projection_size is .: it must be above 0 for lstm-projected"),
     ],
 )
 def test_sizes_that_do_not_go_with_a_cell_are_refused(kind: CellKind, options: dict[str, int], message: str) -> None:
