@@ -78,8 +78,8 @@ class AsyncGenerateCalls(Unpicklable):
         def start() -> AsyncResponses[pb.GenerateResponse]:
             return AsyncResponses(self._inference.Generate(request, timeout=deadline.remaining()))
 
-        responses = start()
         state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), AsyncTurn("generation")
+        responses = start()  # after `CallBackoff` has checked its argument
 
         async def pull() -> None:
             with turn:

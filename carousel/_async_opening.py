@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from types import TracebackType
 
@@ -16,7 +17,7 @@ from carousel.v1 import inference_pb2_grpc
 class SessionOpening(Unpicklable):
     """What `AsyncClient.session` returns: `await` it to get an open session, or enter it with `async with`.
 
-    It opens one session. Awaiting or entering it again returns the same session.
+    It opens one session. Awaiting or entering it again, also from other tasks, returns the same session.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class SessionOpening(Unpicklable):
     ) -> None:
         self._arguments = (stub, request, protocol, timeout, sessions)
         self._session: AsyncSession | None = None
+        self._lock = asyncio.Lock()
 
     def __await__(self) -> Generator[object, None, AsyncSession]:
         return self._open().__await__()
@@ -43,6 +45,7 @@ class SessionOpening(Unpicklable):
             await self._session.close()
 
     async def _open(self) -> AsyncSession:
-        if self._session is None:
-            self._session = await AsyncSession._opened(*self._arguments)
-        return self._session
+        async with self._lock:  # a second task waits, and does not open a second session
+            if self._session is None:
+                self._session = await AsyncSession._opened(*self._arguments)
+            return self._session

@@ -39,8 +39,8 @@ class AsyncReconnection(Generic[P]):
         self._stub = stub
         self._protocol = protocol
         self._name = name
-        self._stream = AsyncStream(stub, protocol)
         self._backoff = Backoff(0.0 if protocol.recovery is None else protocol.recovery.timeout_s)
+        self._stream = AsyncStream(stub, protocol)  # after `Backoff` has checked its argument
         self._lost_by: CarouselError | None = None
         self._repeat: RepeatError | None = None
         self._num_resumes = 0

@@ -76,8 +76,8 @@ class GenerateCalls(Unpicklable):
         def start() -> Responses[pb.GenerateResponse]:
             return Responses(self._inference.Generate(request, timeout=deadline.remaining()))
 
-        responses = start()
         state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), Turn("generation")
+        responses = start()  # after `CallBackoff` has checked its argument
 
         def pull() -> None:
             with turn:

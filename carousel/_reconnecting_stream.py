@@ -30,7 +30,7 @@ class ReconnectingStream(Reconnection[P]):
         when the deadline passes, after which the exchange is dropped; UnavailableError or a similar error when the
         session was not resumed in the recovery's time; and the error that ended the session for good.
         """
-        with self._turn:
+        with self._turn.within(deadline):
             return self._run(exchange, deadline, is_closing)
 
     def cancel(self: ReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
@@ -40,7 +40,7 @@ class ReconnectingStream(Reconnection[P]):
         Raises what `run` raises.
         """
         with self._turn.awaiting():
-            self._stream.wake()  # a thread that reconnects checks `is_awaited` without this
+            self._stream.wake()  # a thread that resumes the session checks `is_awaited` afterwards
             with self._turn.after_others(deadline):
                 self._run(self._protocol.synchronize(), deadline)
                 return self._protocol.position
@@ -53,7 +53,7 @@ class ReconnectingStream(Reconnection[P]):
         Raises what `rewind` raises, unless the connection was lost meanwhile. In that case the session is resumed, its
         marks are set again, and `rewind` is called again.
         """
-        with self._turn:
+        with self._turn.within(deadline):
             self._rewind(position, rewind, deadline)
 
     def end(self, deadline: Deadline) -> None:

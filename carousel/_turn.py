@@ -26,13 +26,7 @@ class Turn:
         self._waiting: deque[None] = deque()  # one for each thread in `awaiting`
 
     def __enter__(self) -> None:
-        self._home.check()
-        if not self._lock.acquire(blocking=self.is_awaited):  # a cancelling thread holds the lock only briefly
-            raise ConcurrentUseError(
-                f"another call of this {self._name} has not returned yet: one thread at a time may use it. Use a"
-                f" {self._name} per thread, or AsyncClient",
-                reason="CONCURRENT_USE",
-            )
+        self._take(Deadline(None))
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -49,7 +43,8 @@ class Turn:
 
     @contextmanager
     def awaiting(self) -> Iterator[None]:
-        """Sets `is_awaited`: the call in progress then ends soon, and a next call waits and does not fail."""
+        """Sets `is_awaited`: the call in progress then ends when its request is cancelled, or, while it resumes a lost
+        session, after the resume. A next call waits for its turn and does not fail."""
         self._home.check()
         self._waiting.append(None)
         try:
@@ -58,12 +53,37 @@ class Turn:
             self._waiting.pop()
 
     @contextmanager
-    def after_others(self, deadline: Deadline) -> Iterator[None]:
-        """Waits until the call in progress has returned, then holds the turn. Raises DeadlineExceededError."""
-        remaining = deadline.remaining()
-        if not self._lock.acquire(timeout=-1 if remaining is None else remaining):
-            raise deadline.exceeded()
+    def within(self, deadline: Deadline) -> Iterator[None]:
+        """Holds the turn, as `with turn` does. Raises DeadlineExceededError when it waited for a cancelling thread."""
+        self._take(deadline)
         try:
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def after_others(self, deadline: Deadline) -> Iterator[None]:
+        """Waits until the call in progress has returned, then holds the turn. Raises DeadlineExceededError."""
+        self._wait(deadline)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _take(self, deadline: Deadline) -> None:
+        self._home.check()
+        is_awaited = self.is_awaited  # read before the attempt: the cancelling thread may be done after it
+        if self._lock.acquire(blocking=False):
+            return
+        if not is_awaited:
+            raise ConcurrentUseError(
+                f"another call of this {self._name} has not returned yet: one thread at a time may use it. Use a"
+                f" {self._name} per thread, or AsyncClient",
+                reason="CONCURRENT_USE",
+            )
+        self._wait(deadline)
+
+    def _wait(self, deadline: Deadline) -> None:
+        remaining = deadline.remaining()
+        if not self._lock.acquire(timeout=-1 if remaining is None else remaining):
+            raise deadline.exceeded()

@@ -124,13 +124,14 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         """
         with self._turn:
             self._check_none_in_flight()
+            deadline = Deadline(self._or_default(timeout))  # refuses a wrong timeout before anything is sent
             self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs, end=end)
-            return await self._receive(timeout)
+            return await self._stream.run(self._protocol.stepped(), deadline)
 
     async def receive(self, timeout: float | None = None) -> StepBatchResult:
         """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError when there is none."""
         with self._turn:
-            return await self._receive(timeout)
+            return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     async def close_session(self, place: int, *, timeout: float | None = None) -> None:
         """Closes one session. The others stay open, and its place stays empty. Does nothing when it is already closed.
@@ -172,9 +173,6 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         with self._turn:
             numbers = self._send_openings(openings)
             return [await self._stream.run(self._protocol.opened(number), deadline) for number in numbers]
-
-    async def _receive(self, timeout: float | None) -> StepBatchResult:
-        return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

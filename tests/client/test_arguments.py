@@ -139,6 +139,24 @@ async def test_what_a_call_of_its_own_cannot_be_given_is_named() -> None:
         blocking.score("toy", ["A"], with_end=1)  # type: ignore[arg-type]
 
 
+def test_wrong_times_are_refused_before_anything_is_sent(server: FakeServer) -> None:
+    with Client(server.target) as client:
+        with pytest.raises(TypeError, match="resume_timeout must be a number of seconds, not '1'"):
+            client.batch("toy", resume_timeout="1")  # type: ignore[arg-type]
+        client.models()  # connects
+        with pytest.raises(TypeError, match="resume_timeout must be a number of seconds, not '1'") as refused:
+            client.generate("toy", "stall", resume_timeout="1")  # type: ignore[arg-type]
+        with client.generate("toy", "ab") as generation:
+            assert next(generation).text == "A"
+        assert len(server.decodings) == 1, refused  # the traceback keeps a call that was sent from being dropped
+        assert server.num_streams == 0
+        with client.batch("toy") as batch:
+            with pytest.raises(TypeError, match="timeout must be a number of seconds, not '1'"):
+                batch.step([], timeout="1")  # type: ignore[arg-type]
+            with pytest.raises(LookupError):
+                batch.receive(timeout=5)
+
+
 async def test_numpys_booleans_and_numbers_are_taken(shell: Shell, server: FakeServer) -> None:
     await shell.step("mine", np.array([2, 3]), position=np.int64(4), mark=np.True_, timeout=np.float32(9.0))
     (request,) = server.steps

@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 import pytest
 
-from carousel import AsyncClient, Client, ConcurrentUseError, FailedPreconditionError, Step
+from carousel import (
+    AsyncClient,
+    AsyncSession,
+    Client,
+    ConcurrentUseError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    RequestCancelledError,
+    Step,
+)
 from tests.waiting import wait_until
 
 from .fake_server import FakeServer
@@ -56,6 +65,24 @@ def test_a_second_thread_in_a_session_gets_an_error(server: FakeServer, on_disco
     assert issubclass(ConcurrentUseError, FailedPreconditionError)
 
 
+def test_a_call_that_waits_for_a_cancelling_thread_ends_at_its_timeout(server: FakeServer) -> None:
+    with Client(server.target) as client, client.session("toy", "ab") as session:
+        server.mute()
+        first, fed = in_a_thread(lambda: session.feed("A"))
+        wait_for(server, "feed")
+        second, _ = in_a_thread(session.cancel)
+        wait_for(server, "cancel")
+        third, refused = in_a_thread(lambda: session.feed("B", timeout=0.1))
+        third.join(5)
+        has_ended = not third.is_alive()
+        server.unmute()
+        for thread in (first, second, third):
+            thread.join(10)
+        assert has_ended
+        assert isinstance(refused[0], DeadlineExceededError)
+        assert isinstance(fed[0], Step | RequestCancelledError)
+
+
 def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> None:
     with Client(server.target) as client:
         generation = client.generate("toy", "stall")
@@ -99,3 +126,16 @@ async def test_a_session_of_another_event_loop_is_refused(server: FakeServer) ->
         with pytest.raises(ConcurrentUseError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, session.close())
         assert (await session.feed("A")).position == 1
+
+
+async def test_two_tasks_that_await_one_opening_get_the_same_session(server: FakeServer) -> None:
+    async with AsyncClient(server.target) as client:
+        opening = client.session("toy", "ab")
+
+        async def opened() -> AsyncSession:
+            return await opening
+
+        first, second = await asyncio.gather(opened(), opened())
+        assert first is second
+        assert server.num_streams == 1
+        await first.close()
