@@ -178,14 +178,6 @@ class ManyGenerations:
         self.refused_by = None
         return self.proceed(len(self._waiting))
 
-    def lost(self, error: CarouselError) -> CarouselError:
-        """See `StreamOwner`."""
-        return error
-
-    def interrupt(self) -> pb.StreamRequest | None:
-        """See `StreamOwner`."""
-        return None
-
     @property
     def _has_suspect(self) -> bool:
         """Whether a source is in flight that must be the only one, because it may be too large."""

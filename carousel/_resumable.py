@@ -12,17 +12,13 @@ from carousel.v1 import inference_pb2 as pb
 
 
 class StreamOwner(Protocol):
-    """The part of a session or batch that its stream calls. id: the session's; empty for a batch. route: see
-    `session_metadata`."""
+    """The part of a session or batch that its stream reads.
+
+    id: the session's; empty for a batch. route: see `session_metadata`.
+    """
 
     id: str
     route: int
-
-    def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the stream has ended for good. Returns the error to raise."""
-
-    def interrupt(self) -> pb.StreamRequest | None:
-        """Makes the request that cancels what the running exchange waits for; None if nothing can be cancelled."""
 
 
 class StreamRecovery(Protocol):
@@ -50,7 +46,13 @@ class Resumable(StreamOwner, Protocol):
 
     @property
     def recovery(self) -> StreamRecovery | None:
-        """None if the owner ends with its stream."""
+        """None for a session that ends with its stream. If a batch ends with its stream, `is_open` is always False."""
+
+    def lost(self, error: CarouselError) -> CarouselError:
+        """Records that the stream has ended for good. Returns the error to raise."""
+
+    def interrupt(self) -> pb.StreamRequest | None:
+        """Makes the request that cancels what the running exchange waits for; None if nothing can be cancelled."""
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
         """Resumes on a new stream. Returns the requests to send again there. post: sends a request on it."""
