@@ -206,7 +206,7 @@ def test_a_stream_that_ends_for_another_reason_blames_no_source(error: CarouselE
 def test_a_leaving_server_and_a_closed_session_are_noticed() -> None:
     many = protocol()
     _, generate = many.add("a")
-    with pytest.raises(UnavailableError, match="shutting down"):
+    with pytest.raises(UnavailableError, match="the server is shutting down"):
         many.receive(pb.StreamResponse(go_away=pb.GoAway()))
     many.receive(
         pb.StreamResponse(session_id=generate.session_id, closed=pb.Closed(reason=pb.CLOSE_REASON_IDLE), position=1)
