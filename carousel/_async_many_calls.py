@@ -48,7 +48,8 @@ class AsyncManyCalls(Unpicklable):
         concurrency: the most sessions at a time, 1 or more.
         resume_timeout: how many seconds to retry after a lost connection, or while the server is full, until another
             sequence is complete.
-        timeout: the most seconds to wait for the next sequence.
+        timeout: the most seconds until another sequence is complete, in any order; default the client's. It does not
+            limit the wait for a source, or for a server that is too full for any of them.
 
         If a source is refused, `GeneratedSequence.error` has the error, and the others continue. The iterator raises
         UnavailableError or a similar error when the server cannot be reached, DeadlineExceededError, and the errors

@@ -9,7 +9,10 @@ from carousel.errors import ConcurrentUseError
 
 
 class AsyncTurn:
-    """A context manager that raises FailedPreconditionError in a forked process. It has no lock, unlike `Turn`."""
+    """A context manager that raises FailedPreconditionError in a forked process.
+
+    It has the place of `Turn` in the code that both clients share, and no lock: it lets concurrent tasks through.
+    """
 
     def __init__(self, name: str) -> None:
         """name: the object's, for errors."""

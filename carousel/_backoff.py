@@ -82,7 +82,10 @@ class Attempts:
         self._refusals: set[grpc.StatusCode] = set()
 
     def can_help(self, error: CarouselError) -> bool:
-        """Whether a resume may succeed after `error`. A refusal that repeats on a fresh connection is final."""
+        """Whether a resume may succeed after `error`. A code of refusal that two attempts get is final.
+
+        The error that lost the session, before the first attempt, does not count as a refusal.
+        """
         if is_retried(error):
             return True
         if not is_refusal(error) or error.code in self._refusals:

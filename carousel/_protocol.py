@@ -8,12 +8,12 @@ the verb's result. A caller that stops waiting drops the generator. The rules:
 2. The position changes only when the caller learns of it, from the answer to an exchange that still runs. So a feed
    whose answer did not come in time is sent again with the same position. The server answers it again and does not
    apply it twice.
-3. Any other request first cancels an unanswered feed. If that feed had moved the session, the request fails once with
-   POSITION_MISMATCH, and nothing is sent.
+3. Any other request except a close first cancels an unanswered feed. If that feed had moved the session, a feed, score
+   or generation then fails once with POSITION_MISMATCH, and nothing is sent; a cancel or rewind does not fail.
 4. A refused request changes nothing, with two exceptions: a cancelled request and a mismatch report the position.
 5. The late answer to a dropped exchange is discarded.
-6. Before anything else is sent, an unfinished generation is cancelled, and the cancellation is answered: only then is
-   the position known. If the caller stops waiting for that answer, the next verb waits for it.
+6. Before anything else except a close is sent, an unfinished generation is cancelled, and the cancellation is
+   answered: only then is the position known. If the caller stops waiting for that answer, the next verb waits for it.
 7. After the session was closed, or its stream was lost for good, nothing is sent, and each verb raises the cause.
 """
 
@@ -105,8 +105,8 @@ class SessionProtocol:
             raise LostError(UnavailableError(str(error), reason=error.reason)) from error
 
     def reroute(self, error: CarouselError) -> bool:
-        """Whether another server may be able to resume the session, although this one cannot. If so, the next stream
-        asks the proxy for another server."""
+        """Chooses another route to a server if this server cannot resume the session, but another may. The next stream
+        has that route. Returns False if another route cannot help."""
         if error.reason not in _UNUSABLE_HERE or self.route >= _MAX_ROUTES:
             return False
         self.route += 1

@@ -35,7 +35,7 @@ class ReconnectingStream(Reconnection[P]):
 
     def cancel(self: ReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
         """Cancels what is in flight, including another thread's call, which then raises RequestCancelledError. Returns
-        the session's position.
+        the session's position. While another thread resumes a lost session, it waits until that has ended.
 
         Raises what `run` raises.
         """

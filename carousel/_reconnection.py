@@ -52,9 +52,13 @@ class Reconnection(Generic[P]):
             self._stream.post(request)
 
     def _interrupt(self) -> None:
-        """Does what another caller asked for. Called before each wait, and after `Stream.wake`."""
+        """Does what another caller asked for. Called before each wait, and after `Stream.wake`.
+
+        Only the blocking client overrides it, because its `cancel` comes from another thread.
+        """
 
     def _run(self, exchange: Exchange[T], deadline: Deadline, is_closing: bool = False) -> T:
+        """Runs an exchange. deadline: without a limit in asyncio, whose caller has an `asyncio.timeout` around it."""
         try:
             request = next(exchange)
             while True:

@@ -2,16 +2,16 @@
 
 Rules:
 
-1. A request without its last answer is pending. It is sent again unchanged on the next stream; the server applies it
-   once.
+1. A request without its last answer is pending. It is sent again on the next stream; the server applies it once. A
+   generation then also says up to which position the client has its tokens.
 2. The client keeps the tokens that the session consumed since its last checkpoint, and the marks. When the server
    restores the session at an earlier position, the client replays them. When the session was never stored, the client
    opens it again with the same version and variant, and replays everything.
 3. Tokens that arrive a second time are dropped by their position: see `GenerationState`.
 4. Nothing is replayed to a session that another caller moved: this client's history is not the session's. The pending
    requests fail with POSITION_MISMATCH instead.
-5. When two fresh connections in a row end with the same refusal, and no request made progress, the oldest pending
-   request is at fault. It fails with that refusal, and the session continues without it.
+5. A request that the server's gRPC refuses for its size fails at once. When two connections in a row end with the same
+   refusal, and no request made progress, the oldest pending request fails. The session continues without it.
 6. A generation that is cancelled while the connection is lost first catches up with the tokens that the client has
    received. So the session's position is never behind tokens that the program has seen.
 """
@@ -54,7 +54,7 @@ class Recovery:
         self._is_leaving = False
         self._checkpoint: int | None = None
         self._rewinding: int | None = None
-        self._moved_to: int | None = None  # the position to which another caller moved it; None after a checkpoint
+        self._moved_to: int | None = None  # its position after a move that no feed explains; None once it is stored
         self._refusals = Refusals()
 
     @property

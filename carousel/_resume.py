@@ -44,6 +44,7 @@ def find(number: Number, opening: pb.Open | None) -> Exchange[pb.StreamResponse]
     if not response.HasField("error"):
         return response
     _check_transient(response.error)
+    # without a reason the server has no record of the session: its server was killed before it stored the session
     is_lost = (
         response.error.code == grpc.StatusCode.NOT_FOUND.value[0]
         and response.error.metadata.get("close_reason", "lost") in _LOST_WITH_SERVER

@@ -60,8 +60,8 @@ class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
     async def aclose(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not read.
 
-        After this call, the session's position is known. Raises nothing: if the session failed, its next call raises
-        the error.
+        After this call, the session's position is known if the server answered. Raises nothing: if the session failed,
+        its next call raises the error.
         """
         await self._leave()
 
@@ -79,8 +79,8 @@ class AsyncSession(SessionProperties):
     """A sequence whose state the server keeps between calls. Made by `AsyncClient.session`; close it, or use
     `async with`.
 
-    Tasks of one event loop may share it: their calls take turns. Another event loop gets ConcurrentUseError.
-    A session cannot be pickled or used in a forked process: see `AsyncClient`.
+    Tasks of one event loop may share it: their calls take turns, but one task at a time may use a generation. Another
+    event loop gets ConcurrentUseError. A session cannot be pickled or used in a forked process: see `AsyncClient`.
     """
 
     def __init__(
@@ -139,9 +139,10 @@ class AsyncSession(SessionProperties):
         Raises InvalidArgumentError for a token outside the vocabulary, no tokens, or numbers that do not fill the last
         step; the session is unchanged. ResourceExhaustedError when the feed is too large for the server.
         DeadlineExceededError when no answer came in time: send the same feed again, the server applies it once. Any
-        other call cancels that feed, and raises PositionMismatchError once if the feed had moved the session; then
-        `position` is right. UnavailableError when the session was not resumed within `resume_timeout`; a later call
-        tries again. SessionClosedError and NotFoundError when the session no longer exists.
+        other call except `close` cancels that feed. If that feed had moved the session, the next feed, score or
+        generation raises PositionMismatchError once; then `position` is right. UnavailableError when the session was
+        not resumed within `resume_timeout`; a later call tries again. SessionClosedError and NotFoundError when the
+        session no longer exists.
 
         If the task is cancelled, also by `asyncio.wait_for`, the feed is cancelled at the server: `position` then says
         how much was consumed, and the rest may be fed from there. If the server does not answer within a second, the
@@ -222,7 +223,8 @@ class AsyncSession(SessionProperties):
 
     async def cancel(self, *, timeout: float | None = None) -> int:
         """Cancels what is in flight: another task's call, which raises RequestCancelledError, or what an earlier call
-        left behind: a generation, or a feed that ran out of time. Such a feed may be consumed in part.
+        left behind: a generation, or a feed that ran out of time. Such a feed may be consumed in part. While the
+        connection is lost, it first waits for the resume.
 
         timeout: seconds; default the session's. Calls that wait for their turn continue. Returns the session's
         position; the session can be used from there.

@@ -86,7 +86,8 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         """Opens a session for each source and returns their places. A source is None for a model without an encoder.
         constants: for all of them.
 
-        Raises the errors of `Client.session` for the first one that is refused; the sessions before it are open.
+        Raises the errors of `Client.session` for the first one that is refused. The sessions before it are open.
+        Sessions after it may be open too, but have no place: they end with the batch.
         """
         return self._open_all([(source, "") for source in sources], constants, timeout)
 

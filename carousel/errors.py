@@ -36,8 +36,8 @@ class CarouselError(Exception):
 
     code: the gRPC status code. reason: a stable UPPER_SNAKE_CASE name of the cause; empty if the server gave none.
     message: text for people. field: the request field that is wrong, such as `feed.token_ids[3]`, or empty. metadata:
-    details by name. retry_delay: how long to wait before a retry; None when a retry does not help. request_id: the
-    call's id in the server's access log and traces; empty when no server answered.
+    details by name. retry_delay: how long to wait before a retry; None if the server sent none. request_id: the call's
+    id in the server's access log and traces; empty when no server answered.
     """
 
     code = StatusCode.UNKNOWN
@@ -149,7 +149,10 @@ class RequestCancelledError(CarouselError):
 
 
 class DeadlineExceededError(CarouselError):
-    """No answer came in time. The server may still have run the request. Sending the same feed again is safe."""
+    """No answer came in time. The server may still have run the request.
+
+    It is safe to send the same feed of a session again, and the same `Client.step` if it has a `position`.
+    """
 
     code = StatusCode.DEADLINE_EXCEEDED
 

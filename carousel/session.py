@@ -56,8 +56,8 @@ class Generation(GenerationProperties, Iteration[Token]):
     def close(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not read.
 
-        After this call, the session's position is known. Raises nothing: if the session failed, its next call raises
-        the error.
+        After this call, the session's position is known if the server answered. Raises nothing: if the session failed,
+        its next call raises the error. Does nothing while another thread is in a call of the session.
         """
         self._leave()
 
@@ -135,9 +135,10 @@ class Session(SessionProperties):
         Raises InvalidArgumentError for a token outside the vocabulary, no tokens, or numbers that do not fill the last
         step; the session is unchanged. ResourceExhaustedError when the feed is too large for the server.
         DeadlineExceededError when no answer came in time: send the same feed again, the server applies it once. Any
-        other call cancels that feed, and raises PositionMismatchError once if the feed had moved the session; then
-        `position` is right. UnavailableError when the session was not resumed within `resume_timeout`; a later call
-        tries again. SessionClosedError and NotFoundError when the session no longer exists.
+        other call except `close` cancels that feed. If that feed had moved the session, the next feed, score or
+        generation raises PositionMismatchError once; then `position` is right. UnavailableError when the session was
+        not resumed within `resume_timeout`; a later call tries again. SessionClosedError and NotFoundError when the
+        session no longer exists.
         """
 
         def exchange() -> Exchange[Step]:  # builds the message inside the turn, so `cancel` waits for a large one
@@ -213,7 +214,8 @@ class Session(SessionProperties):
 
     def cancel(self, *, timeout: float | None = None) -> int:
         """Cancels what is in flight: another thread's call, which raises RequestCancelledError, or what an earlier call
-        left behind: a generation, or a feed that ran out of time. Such a feed may be consumed in part.
+        left behind: a generation, or a feed that ran out of time. Such a feed may be consumed in part. While the
+        connection is lost, it first waits for the resume.
 
         timeout: seconds; default the session's. Any thread may call it. Returns the session's
         position; the session can be used from there.

@@ -46,9 +46,8 @@ class StepOptions(TypedDict, total=False):
     """What `Client.step` does with the session.
 
     model: open the session if no session has that id. source, version, variant, constants, first, on_disconnect,
-    hold_s,
-    durability: for that opening, as in `Client.session`. With `on_disconnect="free"` the session is closed at the end
-    of each call.
+    hold_s, durability: for that opening, as in `Client.session`. With `on_disconnect="free"` the session is closed at
+    the end of each call.
 
     features: feed these vectors in place of tokens; not as named parts. position: the position that the session must
     have before the feed; it makes the call safe to send again. top_k, logits, trace: for the feed, or for `first` if

@@ -91,18 +91,23 @@ TEXTS: dict[str, dict[str, str]] = {
         """close it, or use
     `async with`.
 
-    Tasks of one event loop may share it: their calls take turns. Another event loop gets ConcurrentUseError.
-""": """close it, or use `with`.
+    Tasks of one event loop may share it: their calls take turns, but one task at a time may use a generation. Another
+    event loop gets ConcurrentUseError. A session""": """close it, or use `with`.
 
     Calls block. One thread at a time may use a session: a second thread gets ConcurrentUseError at once, and the first
     thread's call continues. Only `cancel` may be called from any thread. Use one session per thread, or `AsyncClient`.
-""",
+    A session""",
         """
         If the task is cancelled, also by `asyncio.wait_for`, the feed is cancelled at the server: `position` then says
         how much was consumed, and the rest may be fed from there. If the server does not answer within a second, the
         next call learns the position, and raises PositionMismatchError once if the feed had moved the session. A feed
         that reached its own `timeout` stays in flight: sending it again is safe.
 """: "",
+        """Raises nothing: if the session failed,
+        its next call raises the error.
+""": """Raises nothing: if the session failed,
+        its next call raises the error. Does nothing while another thread is in a call of the session.
+""",
         "Calls that wait for their turn continue.": "Any thread may call it.",
         """
         in another event loop, and nothing else. If the server does not answer, it handles the end of the stream as
