@@ -171,7 +171,7 @@ class BatchRecovery:
             for place, feed in () if step.is_done else step.feeds():
                 feeds[self.members[place].id].append(feed)
         for name, member in self._by_id.items():
-            member.recovery.waits_for(feeds[name])
+            member.recovery.set_pending_feeds(feeds[name])
         openings = {member.id: number for number, member in self._openings.items() if number not in self.answers}
         exchanges: dict[str, Exchange[object]] = {
             member.id: member.recovery.resume(partial(self.number, session_id=member.id), member.recovery.end)
@@ -239,7 +239,7 @@ class BatchRecovery:
             for row in list(step.rows):
                 if self.members[step.places[row]] is member:
                     step.fail(row, _answers.error(failed.error), failed.position)
-        member.recovery.waits_for([])
+        member.recovery.set_pending_feeds([])
 
     def _stepped(self, step: BatchStep, response: pb.StreamResponse) -> None:
         if response.HasField("error"):
@@ -309,7 +309,7 @@ class BatchRecovery:
 
     def _is_left(self, member: Member, error: error_pb2.Error) -> bool:
         """Whether a refusal means only that the session must be resumed."""
-        is_elsewhere = error.reason != "STORE_UNAVAILABLE" and member.recovery.is_elsewhere(error)
+        is_elsewhere = error.reason != "STORE_UNAVAILABLE" and member.recovery.may_succeed_later(error)
         return self.can_resume and (member.is_away or is_elsewhere)
 
     def _end(self, member: Member, error: CarouselError) -> None:

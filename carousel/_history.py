@@ -62,11 +62,11 @@ class _Piece:
 
 
 class History:
-    """What a session consumed from `start` to `end`. is_kept: if False, only the positions are kept."""
+    """What a session consumed from `start` to `end`. keeps_tokens: if False, it keeps only the positions."""
 
-    def __init__(self, start: int = 0, *, is_kept: bool = True) -> None:
+    def __init__(self, start: int = 0, *, keeps_tokens: bool = True) -> None:
         self.start = self.end = start
-        self.is_kept = is_kept
+        self.keeps_tokens = keeps_tokens
         self._pieces: list[_Piece] = []
 
     def write(self, position: int, tokens: Consumed, *, mark: bool = False) -> None:
@@ -135,7 +135,7 @@ class History:
     def _append(self, tokens: Consumed, *, is_marked: bool, may_merge: bool) -> None:
         if not tokens:
             return
-        if not self.is_kept:
+        if not self.keeps_tokens:
             self.restart(self.end + len(tokens))
             return
         last = self._pieces[-1] if self._pieces else None

@@ -49,9 +49,9 @@ class Recovery:
         self._pending: dict[int, pb.StreamRequest] = {}
         self._session_id = ""
         self._is_open = False
-        self._is_stored = False
-        self._is_kept = opening is not None and opening.on_disconnect.action == pb.DISCONNECT_ACTION_KEEP
-        self._is_leaving = False
+        self._has_durability = False
+        self._is_kept_in_store = opening is not None and opening.on_disconnect.action == pb.DISCONNECT_ACTION_KEEP
+        self._had_go_away = False
         self._checkpoint: int | None = None
         self._rewinding: int | None = None
         self._moved_to: int | None = None  # its position after a move that no feed explains; None once it is stored
@@ -86,7 +86,7 @@ class Recovery:
         """Records a request as pending."""
         self._pending[request.request_id] = request
 
-    def waits_for(self, feeds: list[pb.StreamRequest]) -> None:
+    def set_pending_feeds(self, feeds: list[pb.StreamRequest]) -> None:
         """Replaces the pending requests by the feeds of step batches in flight that follow each other without a gap."""
         self._pending, end = {}, self._history.end
         for request in feeds:
@@ -112,13 +112,13 @@ class Recovery:
         kind = response.WhichOneof("response")
         request = self._pending.get(response.request_id)
         if kind == "go_away":
-            self._is_leaving = True
+            self._had_go_away = True
             if self.outlives_server:
                 raise LostError(UnavailableError("the server is shutting down", reason="GO_AWAY"))
             return False  # the session ends with its server, so the client uses it as long as it lasts
-        if kind == "error" and request is not None and self._is_open and self.is_elsewhere(response.error):
+        if kind == "error" and request is not None and self._is_open and self.may_succeed_later(response.error):
             raise LostError(_answers.error(response.error))
-        if kind == "closed" and self._is_movable(response):
+        if kind == "closed" and self._is_resumable_after_close(response):
             raise LostError(UnavailableError("the session is in the store, or another server has it"))
         has_progress = request is not None
         if request is not None and kind == "generated":
@@ -144,8 +144,8 @@ class Recovery:
         position: the session's position, as the program knows it. Raises the error with which the server refuses the
         resume, and CarouselError with code DATA_LOSS when the client does not have the tokens to replay.
         """
-        self._is_leaving = False
-        has_all = self._is_stored and self._checkpoint is None and not self._history.start
+        self._had_go_away = False
+        has_all = self._has_durability and self._checkpoint is None and not self._history.start
         response = yield from find(number, self._opening if has_all else None)
         self._learn(response)
         restored = response.position
@@ -177,8 +177,8 @@ class Recovery:
         opened = response.opened
         self._is_open = True
         self._session_id = response.session_id
-        self._is_stored = opened.durability in (pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT)
-        self._history = History(response.position, is_kept=self._is_stored)
+        self._has_durability = opened.durability in (pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT)
+        self._history = History(response.position, keeps_tokens=self._has_durability)
         if self._opening is not None:
             opening = pb.Open()
             opening.CopyFrom(self._opening)
@@ -196,30 +196,30 @@ class Recovery:
         """Records that this client rewound the session, and that the server has stored the rewound state."""
         self._history.truncate(position)
         self._moved_to = self._rewinding = None
-        if self._is_stored:
+        if self._has_durability:
             self._checkpoint = position
 
     @property
     def outlives_server(self) -> bool:
         """Whether the session can be resumed after its server has ended."""
-        return self._is_open and (self._is_stored or self._is_kept)
+        return self._is_open and (self._has_durability or self._is_kept_in_store)
 
-    def is_elsewhere(self, error: error_pb2.Error) -> bool:
-        """Whether the session must be looked for on another stream, or the request sent again later."""
+    def may_succeed_later(self, error: error_pb2.Error) -> bool:
+        """Whether the request may succeed later: on another stream that finds the session, or in another attempt."""
         if is_transient(error):
             return self.outlives_server or error.reason != "SHUTTING_DOWN"
         return (
             self.outlives_server
-            and self._is_leaving  # servers of version 0.1 answer with CANCELLED when they shut down
+            and self._had_go_away  # servers of version 0.1 answer with CANCELLED when they shut down
             and error.code == grpc.StatusCode.CANCELLED.value[0]
             and not any(request.HasField("cancel") for request in self._pending.values())
         )
 
-    def _is_movable(self, response: pb.StreamResponse) -> bool:
+    def _is_resumable_after_close(self, response: pb.StreamResponse) -> bool:
         reason = response.closed.reason
         return (
             reason == pb.CLOSE_REASON_MOVED
-            or (self._is_kept and reason == pb.CLOSE_REASON_IDLE)
+            or (self._is_kept_in_store and reason == pb.CLOSE_REASON_IDLE)
             or (self.outlives_server and not response.request_id and reason == pb.CLOSE_REASON_SHUTDOWN)
         )
 
