@@ -178,7 +178,7 @@ class AsyncReconnection(Generic[P]):
 
     async def _attempt(self, deadline: Deadline) -> None:
         self._stream = AsyncStream(self._stub, self._protocol)
-        limit = deadline.sooner(max(LEAST_ATTEMPT_S, self._backoff.left_s(time.monotonic())))
+        limit = deadline.sooner(max(LEAST_ATTEMPT_S, self._backoff.remaining_s(time.monotonic())))
         try:
             requests = await self._resume(limit)
         except LostError as lost:

@@ -22,8 +22,8 @@ _REFUSALS = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
-_LEAVING_REASONS = ("SHUTTING_DOWN", "SESSION_MOVED", "GO_AWAY")
-_LEAVING_CLOSE_REASONS = ("shutdown", "moved")
+_SHUTDOWN_REASONS = ("SHUTTING_DOWN", "SESSION_MOVED", "GO_AWAY")
+_SHUTDOWN_CLOSE_REASONS = ("shutdown", "moved")
 CONNECTION_LOST = "CONNECTION_LOST"
 """The reason of errors about a connection that broke during a call."""
 CLIENT_CLOSED = "CLIENT_CLOSED"
@@ -57,14 +57,14 @@ class Backoff:
         """Records that a request made progress: the recovery has ended."""
         self._spent_s, self._since_s, self._delay_s = 0.0, None, 0.0
 
-    def left_s(self, now_s: float) -> float:
+    def remaining_s(self, now_s: float) -> float:
         """Seconds that the recovery has left, 0 or more."""
         return max(0.0, self.timeout_s - self._elapsed_s(now_s))
 
     def next(self, error: CarouselError, now_s: float) -> float:
         """Returns the seconds to wait before the next attempt. Raises `error` when the recovery has no time left."""
         delay_s = self._delay_s * random.uniform(0.5, 1.0)
-        if self.left_s(now_s) < delay_s:
+        if self.remaining_s(now_s) < delay_s:
             raise error
         self._delay_s = min(_LONGEST_DELAY_S, max(_FIRST_DELAY_S, 2 * self._delay_s))
         return delay_s
@@ -102,20 +102,20 @@ class CallBackoff:
         """timeout_s: the most time that one recovery may take."""
         self._backoff = Backoff(timeout_s)
         self._is_retrying = False
-        self._position = 0
+        self._progress = 0
 
-    def next(self, error: CarouselError, position: int, now_s: float, remaining_s: float | None) -> float:
+    def next(self, error: CarouselError, progress: int, now_s: float, remaining_s: float | None) -> float:
         """Returns the seconds to wait before the call is repeated.
 
-        position: after the tokens that have arrived. remaining_s: what is left of the call's own timeout. Raises
+        progress: grows with each arriving token or sequence; 0 before. remaining_s: of the call's own timeout. Raises
         `error` when a retry cannot help. A server that was never reached is not retried: the address may be wrong.
         """
-        if position > self._position:
+        if progress > self._progress:
             self._backoff.reset()
-            self._position = position
-        may_retry = is_leaving(error) or (
+            self._progress = progress
+        may_retry = is_shutdown_or_move(error) or (
             error.code is grpc.StatusCode.UNAVAILABLE
-            and (position > 0 or self._is_retrying or error.reason == CONNECTION_LOST)
+            and (progress > 0 or self._is_retrying or error.reason == CONNECTION_LOST)
         )
         if not may_retry:
             raise error
@@ -127,12 +127,12 @@ class CallBackoff:
         return delay_s
 
 
-def is_leaving(error: CarouselError) -> bool:
+def is_shutdown_or_move(error: CarouselError) -> bool:
     """Whether an error means that the server shuts down, or that another server has the session.
 
     Servers of version 0.1 answer calls with CANCELLED when they shut down; the metadata has the reason.
     """
-    return error.reason in _LEAVING_REASONS or error.metadata.get("close_reason") in _LEAVING_CLOSE_REASONS
+    return error.reason in _SHUTDOWN_REASONS or error.metadata.get("close_reason") in _SHUTDOWN_CLOSE_REASONS
 
 
 def is_retried(error: CarouselError) -> bool:

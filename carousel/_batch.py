@@ -126,7 +126,7 @@ class BatchProtocol:
         """Closes the sessions, unless they end with the stream. post: sends a request."""
         if self._ended_by is None:
             for request in list(self.recovery.close()):
-                if self.recovery.may_send(request):
+                if self.recovery.register(request):
                     post(request)
             while self.recovery.closing:
                 yield None
@@ -142,7 +142,7 @@ class BatchProtocol:
         member.is_closed = True
         if member.ended_by is None and member not in recovery.closing.values():
             request = recovery.close_one(member)
-            if recovery.may_send(request):
+            if recovery.register(request):
                 post(request)
         while member.ended_by is None:
             yield None
@@ -261,7 +261,7 @@ class BatchProperties(Unpicklable, Generic[P]):
         return [request.request_id for request in requests]
 
     def _post(self, request: pb.StreamRequest) -> None:
-        if self._protocol.recovery.may_send(request):
+        if self._protocol.recovery.register(request):
             self._stream.post(request)
 
 

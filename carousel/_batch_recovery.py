@@ -4,8 +4,8 @@ Each session has a `Recovery`, like a session with its own stream, and its rules
 
 1. A step batch is in flight until each of its rows has its last answer. After a lost connection, the rows without an
    answer are sent again, in order, with the handles that their sessions have on the new stream.
-2. The server keeps the answer of a step batch only for the stream that sent it. So the client leaves a stream only when
-   all its requests are answered. A step batch that the store could not save is sent again on the same stream.
+2. The server keeps the answer of a step batch only for the stream that sent it. So the client changes to another stream
+   when all requests of this one are answered. A step batch that the store could not save is sent again on this one.
 3. A row that was applied, and whose answer was lost with its stream, is found by its position. It counts as consumed.
 4. A session that has ended fails alone. It gets a handle that no server assigns, so the server refuses its rows.
 5. Answers to steps do not report checkpoints. From time to time, all consumed tokens are written to the histories
@@ -41,7 +41,7 @@ class BatchRecovery:
     """What one batch needs to be resumed. can_resume: False when the batch ends with its stream.
 
     backlog: responses that come before any from the stream. members: by place. steps: in flight, by request. answers:
-    answers to openings, by request. is_leaving: nothing more is sent on the current stream.
+    answers to openings, by request. is_changing_stream: nothing more is sent on the current stream.
     """
 
     def __init__(self, timeout_s: float, *, can_resume: bool) -> None:
@@ -52,7 +52,7 @@ class BatchRecovery:
         self.steps: OrderedDict[int, BatchStep] = OrderedDict()
         self.answers: dict[int, pb.StreamResponse] = {}
         self.closing: dict[int, Member] = {}
-        self.is_leaving = False
+        self.is_changing_stream = False
         self._openings: dict[int, Member] = {}
         self._by_id: dict[str, Member] = {}
         self._outstanding: dict[int, pb.StreamRequest] = {}
@@ -72,11 +72,11 @@ class BatchRecovery:
         request.request_id, request.session_id = self._last_number, session_id
         return request
 
-    def may_send(self, request: pb.StreamRequest) -> bool:
-        """Whether a new request is to be sent now. If not, it is sent on the next stream."""
-        if not self.is_leaving:
+    def register(self, request: pb.StreamRequest) -> bool:
+        """Records a new request as sent on this stream. Returns False if it must be sent on the next stream."""
+        if not self.is_changing_stream:
             self._outstanding[request.request_id] = request
-        return not self.is_leaving
+        return not self.is_changing_stream
 
     def open(self, member: Member) -> pb.StreamRequest:
         """Makes the request that opens a session."""
@@ -112,7 +112,7 @@ class BatchRecovery:
             return
         self._journal.write()
         for member in self._by_id.values():
-            if member.recovery.num_kept >= _MAX_KEPT and member.ended_by is None and not self.is_leaving:
+            if member.recovery.num_kept >= _MAX_KEPT and member.ended_by is None and not self.is_changing_stream:
                 yield self.number(pb.StreamRequest(open=pb.Open(resume=pb.Resume())), member.id)
 
     def received(self, response: pb.StreamResponse) -> bool:
@@ -130,12 +130,12 @@ class BatchRecovery:
         elif number in self.closing:
             self._closed(number, response)
         elif kind == "go_away":
-            self.is_leaving = self.can_resume and any(m.recovery.outlives_server for m in self._by_id.values())
+            self.is_changing_stream = self.can_resume and any(m.recovery.outlives_server for m in self._by_id.values())
         elif response.session_id in self._by_id:
             self._noticed(self._by_id[response.session_id], response)
         if request is not None:
             self._refusals.reset()
-        if self.is_leaving and not self._outstanding and self.is_open:
+        if self.is_changing_stream and not self._outstanding and self.is_open:
             self.backlog.append(response)
             error = UnavailableError("the server is shutting down, or has handed sessions over", reason="GO_AWAY")
             raise LostError(error)
@@ -164,7 +164,7 @@ class BatchRecovery:
         Ends a session whose resume is refused for good. Raises the error of a session that may be resumed later.
         """
         self._outstanding.clear()
-        self.is_leaving = False
+        self.is_changing_stream = False
         self._journal.write()
         feeds: dict[str, list[pb.StreamRequest]] = {name: [] for name in self._by_id}
         for step in self.steps.values():
@@ -192,7 +192,7 @@ class BatchRecovery:
                 later = result
             elif isinstance(result, CarouselError) and name in openings:
                 self.answers[openings[name]] = pb.StreamResponse(error=_answers.error_message(result))
-        if later is not None or self.is_leaving:
+        if later is not None or self.is_changing_stream:
             raise later or UnavailableError("a session was handed over while others were resumed", reason="GO_AWAY")
         self.backlog.append(pb.StreamResponse())  # wakes waiting exchanges, which may have an answer by now
         return self._requests_again()
@@ -251,14 +251,14 @@ class BatchRecovery:
                 self._outstanding[response.request_id] = step.request
                 raise RepeatError(step.request, _answers.error(refused.error))
         step.receive(message)
-        step.rows, left = (), []
+        step.rows, to_resume = (), []
         for refused in message.errors:
             row = rows[refused.index]
             member, error = self.members[step.places[row]], _answers.error(refused.error)
             if member.ended_by is not None:
                 step.fail(row, copy.copy(member.ended_by), step.message.positions[row])
-            elif self._is_left(member, refused.error):
-                left.append(row)
+            elif self._must_be_resumed(member, refused.error):
+                to_resume.append(row)
             elif (
                 step.is_resent
                 and isinstance(error, PositionMismatchError)
@@ -267,9 +267,9 @@ class BatchRecovery:
                 step.lose_outputs(row)
             else:
                 step.fail(row, error, message.positions[refused.index])
-        if left:
-            step.rows, self.is_leaving = left, True
-            rows = [row for row in rows if row not in left]
+        if to_resume:
+            step.rows, self.is_changing_stream = to_resume, True
+            rows = [row for row in rows if row not in to_resume]
         if self.can_resume:
             self._journal.add(step, rows)
 
@@ -289,8 +289,8 @@ class BatchRecovery:
 
     def _closed(self, number: int, response: pb.StreamResponse) -> None:
         member = self.closing[number]
-        if response.HasField("error") and self._is_left(member, response.error):
-            self.is_leaving = True
+        if response.HasField("error") and self._must_be_resumed(member, response.error):
+            self.is_changing_stream = True
             return
         del self.closing[number]
         self._end(member, session_closed(member.id, CloseReason.CLIENT, response.position))
@@ -301,14 +301,14 @@ class BatchRecovery:
             member.recovery.received(response)
         except LostError:
             if self.can_resume:
-                self.is_leaving = member.is_away = True
+                self.is_changing_stream = member.is_away = True
                 return
         if response.HasField("closed") and member.ended_by is None:
             reason = _answers.close_reason(response.closed.reason)
             self._end(member, session_closed(member.id, reason, response.position))
 
-    def _is_left(self, member: Member, error: error_pb2.Error) -> bool:
-        """Whether a refusal means only that the session must be resumed."""
+    def _must_be_resumed(self, member: Member, error: error_pb2.Error) -> bool:
+        """Whether the session only has to be resumed after this refusal, on another stream."""
         is_elsewhere = error.reason != "STORE_UNAVAILABLE" and member.recovery.may_succeed_later(error)
         return self.can_resume and (member.is_away or is_elsewhere)
 

@@ -176,7 +176,7 @@ class Reconnection(Generic[P]):
 
     def _attempt(self, deadline: Deadline) -> None:
         self._stream = Stream(self._stub, self._protocol)
-        limit = deadline.sooner(max(LEAST_ATTEMPT_S, self._backoff.left_s(time.monotonic())))
+        limit = deadline.sooner(max(LEAST_ATTEMPT_S, self._backoff.remaining_s(time.monotonic())))
         try:
             requests = self._resume(limit)
         except LostError as lost:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 import grpc
 
 from carousel import _answers
-from carousel._backoff import is_leaving
+from carousel._backoff import is_shutdown_or_move
 from carousel._exchange import Exchange
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
@@ -97,7 +97,7 @@ def together(post: Post, exchanges: Mapping[str, Exchange[object]], heard: Heard
     while len(results) < len(exchanges):
         response = yield None
         if response.HasField("go_away"):
-            raise _left()
+            raise _go_away()
         name = response.session_id
         is_asked = name in exchanges and name not in results
         heard(response, is_asked=is_asked)
@@ -122,7 +122,7 @@ def _checked(request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
 def _check_transient(error: error_pb2.Error) -> None:
     """Raises UnavailableError for an error that may not occur in another attempt."""
     is_gone = error.code == grpc.StatusCode.NOT_FOUND.value[0]  # its close reason says how the session ended
-    if is_transient(error) or (is_leaving(_answers.error(error)) and not is_gone):
+    if is_transient(error) or (is_shutdown_or_move(_answers.error(error)) and not is_gone):
         raise UnavailableError(error.message, reason=error.reason)
 
 
@@ -131,10 +131,10 @@ def _ask(request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
     while response.request_id != request.request_id:
         kind = response.WhichOneof("response")
         if kind == "go_away" or (kind == "closed" and response.closed.reason == pb.CLOSE_REASON_MOVED):
-            raise _left()
+            raise _go_away()
         response = yield None
     return response
 
 
-def _left() -> UnavailableError:
+def _go_away() -> UnavailableError:
     return UnavailableError("the server is shutting down, or another server has the session", reason="GO_AWAY")

@@ -192,7 +192,7 @@ def two(durability: pb.Durability.ValueType = pb.DURABILITY_CHECKPOINT) -> Batch
 
 def sent(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: int) -> pb.StreamRequest:
     request = send(protocol, tokens, *places)
-    assert protocol.recovery.may_send(request)
+    assert protocol.recovery.register(request)
     return request
 
 
@@ -270,7 +270,7 @@ def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
     request = sent(protocol, [7, 8], 0, 1)
     assert not protocol.recovery.received(pb.StreamResponse(go_away=pb.GoAway()))
     held = send(protocol, [7, 8], 0, 1)
-    assert not protocol.recovery.may_send(held)
+    assert not protocol.recovery.register(held)
     with pytest.raises(LostError):
         protocol.recovery.received(answer(request, [1, 1]))
     run(protocol, protocol.stepped())

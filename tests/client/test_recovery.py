@@ -217,16 +217,16 @@ def test_delays_grow_and_the_whole_is_limited() -> None:
     assert 0.025 <= delays[1] <= 0.05
     assert max(delays) <= 2.0
     backoff.reset()
-    assert backoff.left_s(now_s) == 10.0
+    assert backoff.remaining_s(now_s) == 10.0
 
 
 def test_time_between_calls_does_not_count() -> None:
     backoff = Backoff(10.0)
     backoff.begin(0.0)
     backoff.pause(4.0)
-    assert backoff.left_s(1000.0) == 6.0
+    assert backoff.remaining_s(1000.0) == 6.0
     backoff.begin(1000.0)
-    assert backoff.left_s(1003.0) == 3.0
+    assert backoff.remaining_s(1003.0) == 3.0
 
 
 @pytest.mark.parametrize(
