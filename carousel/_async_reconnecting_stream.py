@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from carousel._async_reconnection import AsyncReconnection, P
+from carousel._async_exchange_runner import AsyncExchangeRunner, Owner
 from carousel._async_turn import LoopCheck
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
@@ -21,10 +21,10 @@ ABANDON_S = 1.0
 """How long a cancelled task waits for the server to report the session's position."""
 
 
-class AsyncReconnectingStream(AsyncReconnection[P]):
+class AsyncReconnectingStream(AsyncExchangeRunner[Owner]):
     """Concurrent exchanges of one event loop take turns. Another event loop gets ConcurrentUseError."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceAsyncStub, protocol: P, name: str = "session") -> None:
+    def __init__(self, stub: inference_pb2_grpc.InferenceAsyncStub, protocol: Owner, name: str = "session") -> None:
         """name: what the stream carries, for errors."""
         self._loop = LoopCheck(name)
         self._turn = asyncio.Lock()

@@ -174,14 +174,14 @@ class Poster(Protocol):
         """Sends a request whose answer another exchange waits for."""
 
 
-P = TypeVar("P", bound=Poster)
+AnyPoster = TypeVar("AnyPoster", bound=Poster)
 
 
-class BatchProperties(Unpicklable, Generic[P]):
+class BatchProperties(Unpicklable, Generic[AnyPoster]):
     """The methods of blocking and asyncio batches that do not wait."""
 
     _protocol: BatchProtocol
-    _stream: P
+    _stream: AnyPoster
     _turn: AbstractContextManager[None]
 
     def __len__(self) -> int:

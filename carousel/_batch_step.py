@@ -9,7 +9,7 @@ from typing import Protocol
 
 from carousel._history import Consumed
 from carousel._ports import taken_apart
-from carousel._tensors import joined, pieces
+from carousel._tensors import pieces, tensor_of
 from carousel.errors import CarouselError, OutOfRangeError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
@@ -120,7 +120,7 @@ class BatchStep:
             else:
                 message.token_ids.extend(tokens)  # type: ignore[arg-type]  # these are ids
         if vectors:
-            message.features.CopyFrom(joined(vectors))
+            message.features.CopyFrom(tensor_of(vectors))
         if any(count != 1 for count in counts):
             message.counts.extend(counts)
         self.is_resent = True
@@ -187,7 +187,7 @@ class BatchStep:
     def _feed(self, row: int, tokens: Consumed) -> pb.Feed:
         position = self.message.positions[row]
         if self.message.HasField("features"):
-            return pb.Feed(position=position, features=joined(tokens))  # type: ignore[arg-type]  # these are vectors
+            return pb.Feed(position=position, features=tensor_of(tokens))  # type: ignore[arg-type]  # these are vectors
         return pb.Feed(position=position, token_ids=tokens)  # type: ignore[arg-type]  # these are ids
 
     def _whole(self) -> pb.BatchStepped:
@@ -203,14 +203,14 @@ def _take_ragged(whole: pb.BatchStepped, part: pb.BatchStepped, rows: Sequence[i
     place_of = {row: at for at, row in enumerate(rows)}
     for name in _RAGGED:
         column, found = list(getattr(whole, name)), list(getattr(part, name))
-        joined = [
+        rows_of_column = [
             found[after[place_of[row]] : after[place_of[row] + 1]]
             if row in place_of
             else column[before[row] : before[row + 1]]
             for row in range(num_rows)
         ]
         del getattr(whole, name)[:]
-        getattr(whole, name).extend(one for own in joined for one in own)
+        getattr(whole, name).extend(one for own in rows_of_column for one in own)
     counts = list(whole.counts or [0] * num_rows)
     for row, at in place_of.items():
         counts[row] = part.counts[at]

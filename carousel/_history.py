@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import grpc
 
-from carousel._tensors import joined, pieces
+from carousel._tensors import pieces, tensor_of
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
@@ -53,7 +53,7 @@ class _Piece:
             mark=self.is_marked and self.end <= end,
         )
         if isinstance(tokens[0], bytes):
-            message.features.CopyFrom(joined(tokens))  # type: ignore[arg-type]  # all have the type of the first
+            message.features.CopyFrom(tensor_of(tokens))  # type: ignore[arg-type]  # all have the type of the first
         elif isinstance(tokens[0], str):
             message.tokens.extend(tokens)  # type: ignore[arg-type]  # all have the type of the first
         else:

@@ -158,9 +158,9 @@ class ManyGenerations:
             self.refused_by = None
         return requests
 
-    def is_too_large(self, error: CarouselError) -> bool:
-        """Whether a request that was too large ended the stream. Then `restart` helps, without delay. If only one
-        source was in flight, this error becomes its result."""
+    def mark_suspects(self, error: CarouselError) -> bool:
+        """Marks the sources in flight as suspects if a request that was too large ended the stream. If it is only one,
+        this error becomes its result. Returns whether it was so: then `restart` helps, without delay."""
         if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.reason or error.retry_delay is not None:
             return False  # gRPC's error has no reason, the server's has one
         suspects = list(self._in_flight.values())

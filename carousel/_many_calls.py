@@ -83,7 +83,7 @@ class _Run(ManyRun[Stream]):
                     reader.release()
                     yield result
                 if self._protocol.num_entries:
-                    self._settle(was_idle=was_idle)
+                    self._send_waiting(was_idle=was_idle)
                     if reader.is_empty:
                         self._receive()
                 elif is_over:
@@ -100,7 +100,7 @@ class _Run(ManyRun[Stream]):
         if stream is not None:
             stream.wake()
 
-    def _settle(self, *, was_idle: bool) -> None:
+    def _send_waiting(self, *, was_idle: bool) -> None:
         """Sends waiting sources, once the server may have room for them. Renews the deadline after progress."""
         num_more = self._count()
         if (delay_s := self._delay_of_waiting(num_more)) is not None:
@@ -111,7 +111,7 @@ class _Run(ManyRun[Stream]):
 
     def _receive(self) -> None:
         """Waits for a response, or until the reader has another source."""
-        assert self._stream is not None  # noqa: S101  # `_settle` leaves a source in flight, so `_post` has connected
+        assert self._stream is not None  # noqa: S101  # `_send_waiting` leaves a source in flight, so `_post` has connected
         received = self._stream.receive(self._deadline)
         try:
             if isinstance(received, CarouselError):

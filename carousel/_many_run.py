@@ -10,7 +10,7 @@ from typing import Generic
 
 from carousel import _requests
 from carousel._backoff import Backoff, CallBackoff
-from carousel._batch import P
+from carousel._batch import AnyPoster
 from carousel._constants import Constants
 from carousel._deadline import Deadline
 from carousel._decoding import decoding_message
@@ -20,12 +20,12 @@ from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
 
-class ManyRun(Generic[P]):
+class ManyRun(Generic[AnyPoster]):
     """Connects the protocol and one stream after another."""
 
     def __init__(
         self,
-        connect: Callable[[ManyGenerations], P],
+        connect: Callable[[ManyGenerations], AnyPoster],
         protocol: ManyGenerations,
         resume_timeout: float,
         timeout: float | None,
@@ -34,7 +34,7 @@ class ManyRun(Generic[P]):
         self._connect = partial(connect, protocol)
         self._protocol = protocol
         self._timeout = timeout
-        self._stream: P | None = None
+        self._stream: AnyPoster | None = None
         self._lost = CallBackoff(resume_timeout)
         self._full = Backoff(resume_timeout)
         self._deadline = Deadline(None)
@@ -73,7 +73,7 @@ class ManyRun(Generic[P]):
         `error` when another stream cannot help."""
         if not self._protocol.num_entries:
             return None
-        if self._protocol.is_too_large(error):
+        if self._protocol.mark_suspects(error):
             return 0.0
         return self._lost.next(error, self._protocol.num_done, time.monotonic(), self._deadline.remaining())
 

@@ -32,7 +32,9 @@ def session_constant(message: models_pb2.SessionConstant) -> SessionConstant:
     return SessionConstant(port, tuple(message.default_value), tuple(choices))
 
 
-def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | Sequence[bool] = False) -> Features:
+def joined_parts(
+    parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | Sequence[bool] = False
+) -> Features:
     """Joins named parts to vectors [steps, features]. is_last: whether the last step is the session's last; a sequence
     has a flag for each step, if each is for another session. Raises InvalidArgumentError that names the part."""
     if not inputs:
@@ -52,8 +54,8 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
     columns = {port.name: _numbers(parts[port.name], port, field) for port in inputs if port.name in parts}
     counts = {port.name: len(columns[port.name]) // port.size for port in inputs if port.name in columns}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise invalid(f"{field} has different numbers of steps: {told}", field)
+        found = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise invalid(f"{field} has different numbers of steps: {found}", field)
     num_steps = next(iter(counts.values()), 0)
     for port in inputs:
         if port.is_end and port.name not in columns:

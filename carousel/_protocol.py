@@ -142,7 +142,7 @@ class SessionProtocol:
     def feed(self, request: pb.Feed) -> Exchange[Step]:
         """Feeds the session from its current position."""
         request.position = self.position
-        yield from self._settle(request)
+        yield from self._cancel_earlier(request)
         request.position = self.position
         message = self._number(pb.StreamRequest(feed=request))
         self._feed = message
@@ -151,7 +151,7 @@ class SessionProtocol:
 
     def score(self, request: pb.Score) -> Exchange[tuple[TargetScore, ...]]:
         """Scores targets from the session's current position, which does not change."""
-        yield from self._settle()
+        yield from self._cancel_earlier()
         request.position = self.position
         message = self._number(pb.StreamRequest(score=request))
         self._score_id = message.request_id
@@ -163,7 +163,7 @@ class SessionProtocol:
         self._check_open()
         request = None
         if not generation.request_id:
-            yield from self._settle()
+            yield from self._cancel_earlier()
             generation.position = self.position
             request = self._number(pb.StreamRequest(generate=pb.Generate(position=self.position, decoding=decoding)))
             generation.request_id = request.request_id
@@ -176,7 +176,7 @@ class SessionProtocol:
         """Ends a generation and drops its remaining tokens."""
         generation.leave()
         if generation is self._generation:
-            yield from self._settle()
+            yield from self._cancel_earlier()
 
     def close(self) -> Exchange[None]:
         """Closes the session. Does nothing when it is already closed."""
@@ -206,7 +206,7 @@ class SessionProtocol:
         self.position = response.position
         return response
 
-    def _settle(self, feed: pb.Feed | None = None) -> Exchange[None]:
+    def _cancel_earlier(self, feed: pb.Feed | None = None) -> Exchange[None]:
         """Cancels requests that an earlier exchange left in flight, so that the position is known.
 
         feed: the next request, if it is a feed. If it repeats the feed in flight, that feed is not cancelled.

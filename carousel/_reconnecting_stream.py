@@ -7,18 +7,18 @@ from typing import TypeVar
 
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
+from carousel._exchange_runner import ExchangeRunner, Owner
 from carousel._protocol import SessionProtocol
-from carousel._reconnection import P, Reconnection
 from carousel._turn import Turn
 from carousel.v1 import inference_pb2_grpc
 
 T = TypeVar("T")
 
 
-class ReconnectingStream(Reconnection[P]):
+class ReconnectingStream(ExchangeRunner[Owner]):
     """One thread at a time may use it: a second thread gets ConcurrentUseError."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceStub, protocol: P, name: str = "session") -> None:
+    def __init__(self, stub: inference_pb2_grpc.InferenceStub, protocol: Owner, name: str = "session") -> None:
         """name: what the stream carries, for errors."""
         super().__init__(stub, protocol, name)
         self._turn = Turn(name)

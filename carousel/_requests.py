@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 from carousel._arguments import flag, invalid, one_of, seconds, text
 from carousel._constants import Constants, fill_constants
-from carousel._ports import Parts, joined
+from carousel._ports import Parts, joined_parts
 from carousel._tensors import Features, is_features, steps_message, tensor_message
 from carousel._tokens import is_ordered, split, uint
 from carousel.v1 import inference_pb2 as pb
@@ -75,10 +75,10 @@ def vectors(
     *,
     is_last: bool | Sequence[bool] = False,
 ) -> Features | None:
-    """Returns the feature vectors. Joins them if they are given as named parts. is_last: see `joined`. Raises
+    """Returns the feature vectors. Joins them if they are given as named parts. is_last: see `joined_parts`. Raises
     InvalidArgumentError."""
     if isinstance(features, Mapping):
-        return joined(features, inputs, field, is_last=is_last)
+        return joined_parts(features, inputs, field, is_last=is_last)
     if is_last if isinstance(is_last, bool) else any(is_last):
         raise invalid(f"{field}: end=True needs a dict of features by name, and a model with an end flag", field)
     return features

@@ -32,8 +32,8 @@ def session_closed(session_id: str, reason: CloseReason, position: int) -> Sessi
 def moved(expected: int, position: int) -> PositionMismatchError:
     """The error for a session that was moved by a feed whose answer the program did not wait for."""
     return PositionMismatchError(
-        f"position = {expected}, but the session is at {position}: an earlier feed, whose answer was not awaited,"
-        " moved it",
+        f"expected position {expected}, but the session is at {position}: an earlier feed, whose answer was not"
+        f" awaited, moved it. Continue from {position}",
         reason="POSITION_MISMATCH",
         metadata={"position": str(position)},
     )

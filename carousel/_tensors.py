@@ -96,7 +96,7 @@ def pieces(message: pb.Tensor) -> list[bytes]:
     return [message.data[begin : begin + size] for begin in range(0, len(message.data), size)]
 
 
-def joined(parts: Sequence[bytes]) -> pb.Tensor:
+def tensor_of(parts: Sequence[bytes]) -> pb.Tensor:
     """Makes a tensor of vectors in wire format: the inverse of `pieces`."""
     return pb.Tensor(shape=[len(parts), len(parts[0]) // _FLOAT_SIZE], data=b"".join(parts))
 

@@ -171,14 +171,14 @@ def test_a_source_that_is_too_large_for_a_message_is_found_and_the_others_go_on(
     many = protocol()
     for source in ("a", "large", "b"):
         many.add(source)
-    assert many.is_too_large(TOO_LARGE)
+    assert many.mark_suspects(TOO_LARGE)
     opening, generate = many.restart()
     assert opening.open.source.text == "a"
     assert many.add("c") == []
     many.receive(generated(generate, "A"))
     opening, _ = many.proceed(2)
     assert opening.open.source.text == "large"
-    assert many.is_too_large(TOO_LARGE)
+    assert many.mark_suspects(TOO_LARGE)
     opening, generate = many.restart()
     assert opening.open.source.text == "b"
     many.receive(generated(generate, "B"))
@@ -199,7 +199,7 @@ def test_a_source_that_is_too_large_for_a_message_is_found_and_the_others_go_on(
 def test_a_stream_that_ends_for_another_reason_blames_no_source(error: CarouselError) -> None:
     many = protocol()
     many.add("a")
-    assert not many.is_too_large(error)
+    assert not many.mark_suspects(error)
     assert sources(many.restart()) == ["a"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carousel import CarouselError, DeadlineExceededError, FailedPreconditionError, PositionMismatchError, Token
-from carousel import _reconnection as module
+from carousel import _exchange_runner as module
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
@@ -148,7 +148,7 @@ def in_memory() -> object:
     """Streams run in memory, and attempts follow each other without delay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Stream", ModelStream)
-        patch.setattr("carousel._reconnection.time.sleep", lambda _: None)
+        patch.setattr("carousel._exchange_runner.time.sleep", lambda _: None)
         yield
 
 

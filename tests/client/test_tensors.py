@@ -9,7 +9,7 @@ import pytest
 
 from carousel import InvalidArgumentError
 from carousel._requests import feed_message, sequence_message, step_batch_message
-from carousel._tensors import Features, joined, pieces, steps_message, tensor_message, vectors
+from carousel._tensors import Features, pieces, steps_message, tensor_message, tensor_of, vectors
 
 ROWS = [(1.0, 2.5), (-3.0, 0.0), (4.0, 1e-3)]
 ARRAY = np.array(ROWS, np.float32)
@@ -34,7 +34,7 @@ def test_vectors_of_any_form_are_one_tensor(features: Features) -> None:
     assert list(message.shape) == [3, 2]
     assert message.data == ARRAY.astype("<f4").tobytes()
     assert vectors(message) == [tuple(row) for row in ARRAY.tolist()]
-    assert joined(pieces(message)) == message
+    assert tensor_of(pieces(message)) == message
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 
-P = TypeVar("P", bound=Resumable)
+Owner = TypeVar("Owner", bound=Resumable)
 T = TypeVar("T")
 
 LEAST_ATTEMPT_S = 1.0
@@ -31,10 +31,10 @@ MAX_REWINDS = 20
 """How often a rewind is attempted when the connection is lost during it."""
 
 
-class AsyncReconnection(Generic[P]):
+class AsyncExchangeRunner(Generic[Owner]):
     """Runs one exchange at a time."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceAsyncStub, protocol: P, name: str) -> None:
+    def __init__(self, stub: inference_pb2_grpc.InferenceAsyncStub, protocol: Owner, name: str) -> None:
         """name: what the stream carries, for errors."""
         self._stub = stub
         self._protocol = protocol
@@ -74,7 +74,7 @@ class AsyncReconnection(Generic[P]):
             self._backoff.pause(time.monotonic())
 
     async def _rewind(
-        self: AsyncReconnection[SessionProtocol],
+        self: AsyncExchangeRunner[SessionProtocol],
         position: int,
         rewind: Callable[[], Awaitable[object]],
         deadline: Deadline,
