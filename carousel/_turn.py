@@ -11,6 +11,14 @@ from carousel._deadline import Deadline
 from carousel._home import Home
 from carousel.errors import ConcurrentUseError
 
+_ADVICE = {
+    "session": "Use a session per thread, or AsyncClient",
+    "generation": "Read it in one thread, which may pass the tokens on, or start a generation per thread",
+    "batch": "Call it from one thread: its sessions step together in one call",
+    "watch": "Read it in one thread, which may pass the events on, or start a watch per thread",
+}
+"""What to do instead of using an object in two threads, by the object's name."""
+
 
 class Turn:
     """A lock that a call holds, as a context manager. A second thread gets ConcurrentUseError at once.
@@ -19,7 +27,7 @@ class Turn:
     """
 
     def __init__(self, name: str) -> None:
-        """name: the object's, for errors."""
+        """name: the object's, one of `_ADVICE`."""
         self._name = name
         self._home = Home(name)
         self._lock = threading.Lock()
@@ -77,8 +85,8 @@ class Turn:
             return
         if not is_awaited:
             raise ConcurrentUseError(
-                f"another call of this {self._name} has not returned yet: one thread at a time may use it. Use a"
-                f" {self._name} per thread, or AsyncClient",
+                f"another call of this {self._name} has not returned yet: one thread at a time may use it."
+                f" {_ADVICE[self._name]}",
                 reason="CONCURRENT_USE",
             )
         self._wait(deadline)
