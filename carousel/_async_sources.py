@@ -9,19 +9,19 @@ from carousel._requests import Source
 
 
 class AsyncSourceReader:
-    """Reads sources in its own task, and calls `tell` after each."""
+    """Reads sources in its own task, and calls `notify` after each."""
 
     def __init__(
         self,
         sources: Iterable[Source | None] | AsyncIterable[Source | None],
         num_ahead: int,
-        tell: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         """num_ahead: how many sources it reads before the first `release`; each `release` lets it read one more."""
         self._arrived: asyncio.Queue[tuple[Source | None] | BaseException | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(num_ahead)
         self._sources = sources
-        self._tell = tell
+        self._notify = notify
         self._task = asyncio.create_task(self._read(), name="carousel-sources")
 
     @property
@@ -55,9 +55,9 @@ class AsyncSourceReader:
         except (Exception, asyncio.CancelledError) as error:  # `next` returns it
             end = error
         self._arrived.put_nowait(end)
-        self._tell()
+        self._notify()
 
     async def _add(self, source: Source | None) -> None:
         self._arrived.put_nowait((source,))
-        self._tell()
+        self._notify()
         await self._room.acquire()

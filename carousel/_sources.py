@@ -10,15 +10,15 @@ from carousel._requests import Source
 
 
 class SourceReader:
-    """Reads sources in its own thread, and calls `tell` after each."""
+    """Reads sources in its own thread, and calls `notify` after each."""
 
-    def __init__(self, sources: Iterable[Source | None], num_ahead: int, tell: Callable[[], None]) -> None:
+    def __init__(self, sources: Iterable[Source | None], num_ahead: int, notify: Callable[[], None]) -> None:
         """num_ahead: how many sources it reads before the first `release`; each `release` lets it read one more."""
         self._arrived: queue.SimpleQueue[tuple[Source | None] | Exception | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(num_ahead)
         self._is_stopped = False
         self._sources = sources
-        self._tell = tell
+        self._notify = notify
         threading.Thread(target=self._read, name="carousel-sources", daemon=True).start()
 
     @property
@@ -45,11 +45,11 @@ class SourceReader:
             self._room.acquire()
             for source in self._sources:
                 self._arrived.put((source,))
-                self._tell()
+                self._notify()
                 self._room.acquire()
                 if self._is_stopped:
                     return
         except Exception as error:  # `next` returns it
             end = error
         self._arrived.put(end)
-        self._tell()
+        self._notify()

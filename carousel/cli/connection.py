@@ -92,9 +92,9 @@ class Connection:
                     f"cannot connect to {self.address}: {cause.happened}: {self._advice(cause)}", reason="NOT_REACHED"
                 )
             found = [match for pattern in _CAUSES if (match := pattern.match(error.message))]
-            told = ": ".join(found[-1].groups()) if found else error.message
+            reason = ": ".join(found[-1].groups()) if found else error.message
             return UnavailableError(
-                f"no Carousel server can be reached at {self.address}: {told} (-t HOST:PORT chooses another server)",
+                f"no Carousel server can be reached at {self.address}: {reason} (-t HOST:PORT chooses another server)",
                 reason="NOT_REACHED",
             )
         if isinstance(error, DeadlineExceededError) and not error.reason:
@@ -139,8 +139,8 @@ class Connection:
             if self.cert is not None:
                 context.load_cert_chain(self.cert, self.key, password="")
         except ssl.SSLError as error:
-            told = f"{self.cert} and {self.key} are not a certificate and its private key in PEM: {error.reason}"
-            raise InputError(told) from None
+            text = f"{self.cert} and {self.key} are not a certificate and its private key in PEM: {error.reason}"
+            raise InputError(text) from None
 
 
 def connected(command: Callable[..., Any], *, is_first: bool = False) -> Callable[..., Any]:
@@ -178,7 +178,7 @@ def _options(*, is_first: bool) -> list[inspect.Parameter]:
 
     def option(name: str, kind: Any, help_: str, *names: str, **settings: Any) -> inspect.Parameter:
         variable: str | None = settings.pop("envvar", None)
-        told = typer.Option(
+        option_info = typer.Option(
             *names,
             help=help_,
             envvar=variable if is_first else None,
@@ -186,7 +186,7 @@ def _options(*, is_first: bool) -> list[inspect.Parameter]:
             show_default=False,
             **settings,
         )
-        annotation = Annotated[kind, told]
+        annotation = Annotated[kind, option_info]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     path = Path | None

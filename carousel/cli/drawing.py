@@ -24,12 +24,12 @@ _MAX_LABEL = 2
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The data of a drawing. steps: the input of each step. told: the model's prediction after each. source: the
+    """The data of a drawing. steps: the input of each step. predictions: the model's prediction after each. source: the
     sequence that attention reads. traces: by name, each [steps, units] or [steps, source]."""
 
     model: str
     steps: Sequence[str]
-    told: Sequence[str]
+    predictions: Sequence[str]
     source: Sequence[str]
     traces: Mapping[str, NDArray[np.float32]]
 
@@ -99,7 +99,7 @@ def _draw_alignment(axis: Axes, look: Look, values: NDArray[np.float32]) -> None
     axis.set(xlabel="source", ylabel="says next")
     labels = [_label_of(token) for token in look.source]
     axis.set_xticks(range(len(labels)), labels, rotation=90 if _are_long(labels) else 0)
-    axis.set_yticks(range(len(look.told)), [_label_of(token) for token in look.told])
+    axis.set_yticks(range(len(look.predictions)), [_label_of(token) for token in look.predictions])
     if axis.figure is not None:
         axis.figure.colorbar(image, ax=axis, fraction=0.05, label="weight")
 
@@ -148,8 +148,8 @@ def _page(look: Look, figures: Sequence[Figure]) -> str:
         )
     rows = "".join(
         f"<tr><td>{place}</td><td><code>{html.escape(visible(step))}</code></td>"
-        f"<td><code>{html.escape(visible(told))}</code></td></tr>"
-        for place, (step, told) in enumerate(zip(look.steps, look.told, strict=True))
+        f"<td><code>{html.escape(visible(prediction))}</code></td></tr>"
+        for place, (step, prediction) in enumerate(zip(look.steps, look.predictions, strict=True))
     )
     title = html.escape(f"Inside {look.model}")
     source = f"<p>Source: <code>{html.escape(' '.join(look.source))}</code></p>" if look.source else ""

@@ -62,11 +62,11 @@ def passed_over(failed: LineError, *, keep_going: bool) -> int:
     code = exit_code(failed)
     if not (keep_going and code in (REFUSED, WRONG)):
         raise failed from None
-    tell(failed)
+    print_error(failed)
     return code
 
 
-def tell(error: Exception) -> None:
+def print_error(error: Exception) -> None:
     """Prints an error: a sentence, or with --json an object on one line."""
     cause = error.cause if isinstance(error, LineError) else error
     text = _text(error)
@@ -102,7 +102,7 @@ def ended(command: Callable[[], int | None]) -> int:
         leave_output()
         return CLOSED_OUTPUT
     except (CarouselError, InputError, LineError, TyperException, OSError, UnicodeEncodeError) as error:
-        tell(error)
+        print_error(error)
         return exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED

@@ -186,11 +186,11 @@ class _Asked(NamedTuple):
         is_shown = not (self.as_json or is_search)
         has_text, num_shown = self.info.tokenizer == "subword", 0
         for token in generation:
-            told = generation.text[num_shown:] if has_text else (between if tokens else "") + token.text
+            text = generation.text[num_shown:] if has_text else (between if tokens else "") + token.text
             if is_shown:
-                typer.echo(told, nl=False)
+                typer.echo(text, nl=False)
                 sys.stdout.flush()
-            num_shown += len(told)
+            num_shown += len(text)
             tokens.append(token.text)
         if is_shown:
             typer.echo(generation.text[num_shown:], nl=False)

@@ -80,7 +80,7 @@ def inspect(
         look = _look(client, info, text, read, feed, steps, constants_of(info, constant))
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
-        print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
+        print_json({"steps": look.steps, "told": look.predictions, "source": look.source, "traces": traces})
         return
     if is_text:
         _print_attention(look, info)
@@ -155,9 +155,9 @@ def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], so
 
     from carousel.cli.drawing import Look  # noqa: PLC0415  # importing matplotlib is slow
 
-    told = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
+    predictions = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
     traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
-    return Look(f"{info.model}/{info.version}", steps, told, source, traces)
+    return Look(f"{info.model}/{info.version}", steps, predictions, source, traces)
 
 
 def _print_attention(look: Look, info: ModelInfo) -> None:
@@ -166,9 +166,9 @@ def _print_attention(look: Look, info: ModelInfo) -> None:
         if not _is_attention(name):
             continue
         if info.tokenizer == "subword":
-            attention = Attention(look.source, look.told, weights.tolist()).of_words()
+            attention = Attention(look.source, look.predictions, weights.tolist()).of_words()
         else:
-            attention = Attention([*map(visible, look.source)], [*map(visible, look.told)], weights.tolist())
+            attention = Attention([*map(visible, look.source)], [*map(visible, look.predictions)], weights.tolist())
         shades = shades_in(sys.stdout.encoding)
         typer.echo("\n".join(drawn(attention, width=terminal_width() or _LONGEST_LINE, shades=shades)))
 

@@ -90,14 +90,14 @@ def _show(models: Iterable[ModelInfo], *, as_json: bool, empty: str) -> None:
 
 def _parts(ports: Sequence[Port]) -> str:
     """Returns the named inputs or outputs of a model, as `obs [4], count int64`; empty without names."""
-    told = [
+    parts = [
         " ".join(
             [one.name, *([one.dtype] if one.dtype != "float32" else []), *([str(list(one.shape))] * bool(one.shape))]
         )
         for one in ports
     ]
-    more = f" and {len(told) - _MAX_PARTS} more" if len(told) > _MAX_PARTS else ""
-    return ", ".join(told[:_MAX_PARTS]) + more
+    more = f" and {len(parts) - _MAX_PARTS} more" if len(parts) > _MAX_PARTS else ""
+    return ", ".join(parts[:_MAX_PARTS]) + more
 
 
 def _kind(size: int) -> str:

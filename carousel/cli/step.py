@@ -71,27 +71,27 @@ def step(
             }
         if text is None and (position is not None or mark):
             raise typer.BadParameter("--position and --mark need TOKENS")
-        told = client.step(session_id, **opening)
-        if info is None or (info.model, info.version) != (told.model, told.version):
-            info = client.model(told.model, told.version)
+        answer = client.step(session_id, **opening)
+        if info is None or (info.model, info.version) != (answer.model, answer.version):
+            info = client.model(answer.model, answer.version)
         if text is not None:
             try:
-                told = _feed(client, told, info, text, position, top, mark=mark, close=close)
+                answer = _feed(client, answer, info, text, position, top, mark=mark, close=close)
             except Exception:
-                if told.restored_from is RestoredFrom.UNSPECIFIED:  # a refused call must leave no new session behind
-                    _drop(client, told.session_id)
+                if answer.restored_from is RestoredFrom.UNSPECIFIED:  # a refused call must leave no new session behind
+                    _drop(client, answer.session_id)
                 raise
         elif close:
-            told = client.step(told.session_id, close=True)
+            answer = client.step(answer.session_id, close=True)
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    if info.transducer and told.outputs:
-        typer.echo(spelled(*told.outputs))
-    for output in () if info.transducer else told.outputs[-1:]:
+    if info.transducer and answer.outputs:
+        typer.echo(spelled(*answer.outputs))
+    for output in () if info.transducer else answer.outputs[-1:]:
         show(output, info)
-    state = f"closed at position {told.position}" if told.closed else f"at position {told.position}"
-    note(f"session {told.session_id} of {told.model}/{told.version}: {state}")
+    state = f"closed at position {answer.position}" if answer.closed else f"at position {answer.position}"
+    note(f"session {answer.session_id} of {answer.model}/{answer.version}: {state}")
 
 
 def _drop(client: Client, session_id: str) -> None:
@@ -104,7 +104,7 @@ def _drop(client: Client, session_id: str) -> None:
 
 def _feed(  # the values of the command's options
     client: Client,
-    told: SessionStep,
+    answer: SessionStep,
     info: ModelInfo,
     text: str,
     position: int | None,
@@ -113,9 +113,9 @@ def _feed(  # the values of the command's options
     mark: bool,
     close: bool,
 ) -> SessionStep:
-    options: StepOptions = {"position": told.position if position is None else position, "mark": mark, "close": close}
+    options: StepOptions = {"position": answer.position if position is None else position, "mark": mark, "close": close}
     if info.feature_size:
         options["features"] = vectors_of(info, text, "TOKENS")
-        return client.step(told.session_id, **options)
+        return client.step(answer.session_id, **options)
     options["top_k"] = min(top, len(info.target_vocabulary)) or None
-    return client.step(told.session_id, tokens_of(info, text), **options)
+    return client.step(answer.session_id, tokens_of(info, text), **options)

@@ -76,8 +76,8 @@ class Talk:
             except (SessionClosedError, UnavailableError):
                 raise
             except (CarouselError, ValueError, InputError) as error:
-                told = self._refused(error, number)
-                code = code or told
+                refused = self._refused(error, number)
+                code = code or refused
         if code:
             raise typer.Exit(code)
 
@@ -86,12 +86,12 @@ class Talk:
         if isinstance(error, UnicodeEncodeError):
             error = InputError("it is not UTF-8 text")
         if sys.stdin.isatty():
-            failures.tell(error)
+            failures.print_error(error)
             return 0
         failed = LineError(_NAME, number, error)
         if not self._manner.keep_going:
             raise failed from None
-        failures.tell(failed)
+        failures.print_error(failed)
         return failures.exit_code(failed)
 
     def _do(self, line: str) -> None:

@@ -40,8 +40,8 @@ def watch(
     with connection.client() as client, client.watch(session_id) as events:
         for event in events:
             if as_json:
-                told = {field.name: getattr(event, field.name) for field in fields(event)}
-                print_json({"event": _NAMES[type(event)], **told})
+                content = {field.name: getattr(event, field.name) for field in fields(event)}
+                print_json({"event": _NAMES[type(event)], **content})
             else:
                 typer.echo("\t".join([str(event.position), _NAMES[type(event)], *_words(event)]))
 
