@@ -16,8 +16,6 @@ from __future__ import annotations
 import copy
 import secrets
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Generic, Protocol, TypeVar
 
 from carousel import _answers, _requests
 from carousel._batch_member import Member
@@ -25,11 +23,8 @@ from carousel._batch_recovery import BatchRecovery
 from carousel._batch_step import BatchStep, StepBatchResult
 from carousel._constants import Constants
 from carousel._exchange import Exchange
-from carousel._home import Unpicklable
-from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
 from carousel._resume import Post
-from carousel._tensors import Features
 from carousel.errors import CarouselError, FailedPreconditionError
 from carousel.v1 import inference_pb2 as pb
 
@@ -135,7 +130,7 @@ class BatchProtocol:
         """Closes one session. post: sends a request. Raises LookupError while a step of it is in flight."""
         self.check_open()
         recovery = self.recovery
-        member = _member(recovery.members, place)
+        member = member_at(recovery.members, place)
         if any(recovery.members[step.places[row]] is member for step in recovery.steps.values() for row in step.rows):
             raise LookupError(f"a step of the session at place {place} is in flight: `receive` its answer first")
         self.num_closed += not member.is_closed
@@ -167,105 +162,7 @@ class BatchProtocol:
             raise copy.copy(self._ended_by)
 
 
-class Poster(Protocol):
-    """A stream that can send a request without waiting for its answer."""
-
-    def post(self, request: pb.StreamRequest) -> None:
-        """Sends a request whose answer another exchange waits for."""
-
-
-AnyPoster = TypeVar("AnyPoster", bound=Poster)
-
-
-class BatchProperties(Unpicklable, Generic[AnyPoster]):
-    """The methods of blocking and asyncio batches that do not wait."""
-
-    _protocol: BatchProtocol
-    _stream: AnyPoster
-    _turn: AbstractContextManager[None]
-
-    def __len__(self) -> int:
-        return len(self._protocol.recovery.members)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The position of each session, by place, after the steps in flight."""
-        return tuple(member.position for member in self._protocol.recovery.members)
-
-    @property
-    def session_ids(self) -> tuple[str, ...]:
-        """The id of each session, by place."""
-        return tuple(member.id for member in self._protocol.recovery.members)
-
-    def send(
-        self,
-        tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        *,
-        features: Features | Parts | None = None,
-        places: Sequence[int] | None = None,
-        top_k: int | None = None,
-        logits: bool = False,
-        outputs: bool = True,
-        end: bool | Sequence[bool] = False,
-    ) -> None:
-        """Sends a step and does not wait for its answer: see `step` and `receive`. Several steps may be in flight."""
-        with self._turn:
-            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs, end=end)
-
-    def _send(
-        self,
-        tokens: Sequence[int] | Sequence[Sequence[int]] | None,
-        features: Features | Parts | None,
-        places: Sequence[int] | None,
-        *,
-        top_k: int | None,
-        logits: bool,
-        outputs: bool,
-        end: bool | Sequence[bool],
-    ) -> None:
-        protocol, recovery = self._protocol, self._protocol.recovery
-        protocol.check_open()
-        if places is None:
-            places = range(len(recovery.members))
-            if protocol.num_closed:
-                places = [place for place in places if not recovery.members[place].is_closed]
-        members = [_member(recovery.members, place) for place in places]
-        if end is True:
-            end = [True] * len(members)
-        message = _requests.step_batch_message(
-            [member.handle for member in members],
-            tokens,
-            [member.position for member in members],
-            features=_requests.vectors(
-                features, members[0].inputs if members else (), "step_batch.features", is_last=end
-            ),
-            feature_size=members[0].feature_size if members else 0,
-            top_k=top_k,
-            logits=logits,
-            outputs=outputs,
-        )
-        for question in recovery.questions():
-            self._stream.post(question)
-        self._post(protocol.step_batch(message, places))
-
-    def _check_none_in_flight(self) -> None:
-        self._protocol.check_open()
-        if self._protocol.num_in_flight:
-            raise LookupError("other steps are in flight: `receive` their answers first")
-
-    def _send_openings(self, openings: Sequence[tuple[pb.Open, str]]) -> list[int]:
-        """Sends the openings. Returns the request numbers."""
-        requests = [self._protocol.open(message, session_id) for message, session_id in openings]
-        for request in requests:
-            self._post(request)
-        return [request.request_id for request in requests]
-
-    def _post(self, request: pb.StreamRequest) -> None:
-        if self._protocol.recovery.register(request):
-            self._stream.post(request)
-
-
-def _member(members: Sequence[Member], place: int) -> Member:
+def member_at(members: Sequence[Member], place: int) -> Member:
     """Returns the session at a place. Raises IndexError if there is none; negative places are not allowed."""
     if not 0 <= place < len(members):
         raise IndexError(f"place = {place} has no session: this batch has opened {len(members)}, counted from 0")

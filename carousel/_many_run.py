@@ -10,11 +10,11 @@ from typing import Generic
 
 from carousel import _requests
 from carousel._backoff import Backoff, CallBackoff
-from carousel._batch import AnyPoster
 from carousel._constants import Constants
 from carousel._deadline import Deadline
 from carousel._decoding import decoding_message
 from carousel._many import ManyGenerations
+from carousel._resumable import AnyPoster
 from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb

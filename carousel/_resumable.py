@@ -1,9 +1,9 @@
-"""What a stream needs from its owner, a session or a batch of sessions."""
+"""What a stream needs from its owner, a session or a batch of sessions, and what an owner needs from its stream."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from carousel._exchange import Exchange
 from carousel._resume import Post
@@ -56,3 +56,13 @@ class Resumable(StreamOwner, Protocol):
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
         """Resumes on a new stream. Returns the requests to send again there. post: sends a request on it."""
+
+
+class Poster(Protocol):
+    """A stream that can send a request without waiting for its answer."""
+
+    def post(self, request: pb.StreamRequest) -> None:
+        """Sends a request whose answer another exchange waits for."""
+
+
+AnyPoster = TypeVar("AnyPoster", bound=Poster)

@@ -11,7 +11,8 @@ from typing import Self
 
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._async_turn import AsyncTurn
-from carousel._batch import BatchProperties, BatchProtocol
+from carousel._batch import BatchProtocol
+from carousel._batch_properties import BatchProperties
 from carousel._batch_step import StepBatchResult
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline

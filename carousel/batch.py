@@ -8,7 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from carousel._batch import BatchProperties, BatchProtocol
+from carousel._batch import BatchProtocol
+from carousel._batch_properties import BatchProperties
 from carousel._batch_step import StepBatchResult
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
