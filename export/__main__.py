@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from export.card import invariance
 from export.errors import ExportError, refused_fields
 from export.interruption import Interrupted, interruptible
 from models.missing import told_missing
@@ -52,7 +53,8 @@ def _report(folder: Path) -> None:
     _report_parity(f"parity with {manifest.parity.reference}", manifest.parity)
     for name, variant in manifest.variants.items():
         _report_parity(f"parity of {name} with the above", variant.parity)
-    print("checked: a row's bits do not depend on batch, order, chunks, padding or neighbours")
+    for line in invariance(manifest.step):
+        print(f"checked: {line}")
 
 
 def _report_parity(title: str, parity: Parity) -> None:

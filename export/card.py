@@ -152,14 +152,14 @@ def _variants(manifest: Manifest) -> list[str]:
     ]
 
 
-def _invariance(step: StepSpec) -> list[str]:
-    """Returns the lines about batching and chunking: which of them keep a row's bits."""
+def invariance(step: StepSpec) -> list[str]:
+    """Returns sentences about batching and chunking: which of them keep a row's bits."""
     if step.max_rows is None and step.max_chunk is None:
         return [
-            "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in "
+            "a row's outputs were found bit-identical alone and in batches, in any order, step by step and in "
             "chunks, with more padding, and beside rows of NaN and infinity."
         ]
-    company = (
+    rows = (
         "Several rows in a run: a row's outputs were found bit-identical alone and in batches, in any order, and"
         " beside rows of NaN and infinity."
         if step.max_rows is None
@@ -170,11 +170,12 @@ def _invariance(step: StepSpec) -> list[str]:
         if step.max_chunk is None
         else "Several steps in a run: the bits change, or it cannot run. Each step is its own run."
     )
-    return [f"- {company}", f"- {chunks}"]
+    return [rows, chunks]
 
 
 def _proofs(manifest: Manifest) -> list[str]:
     parity = manifest.parity
+    found = invariance(manifest.step)
     versions = ", ".join(f"{package} {version}" for package, version in manifest.exported_with.items())
     errors = [[f"`{name}`", f"{error:.1e}"] for name, error in parity.max_abs_error.items()]
     return [
@@ -185,7 +186,7 @@ def _proofs(manifest: Manifest) -> list[str]:
         f" rows of random ragged batches, step by step and in chunks, with a tolerance of {parity.tolerance:g}:",
         "",
         *table(["tensor", "largest absolute error"], errors),
-        *_invariance(manifest.step),
+        *([f"And {found[0]}"] if len(found) == 1 else [f"- {line}" for line in found]),
         "",
         f"Exported with {versions}.",
         "",

@@ -131,6 +131,8 @@ def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: py
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository", "--force-state")
     told = capsys.readouterr().out
     assert "sessions run one by one, because other rows in a run change a row's output" in told
+    assert "checked: Several rows in a run: a row's bits change, or it cannot run. Sessions run one by one." in told
+    assert "alone and in batches" not in told
     assert "it has no trace graph: no LSTM, GRU or RNN operator" in told
     assert "parity with the file on" in told
     assert manifest_of(folder).step.max_rows == 1
