@@ -1,4 +1,7 @@
-"""Exports a checkpoint as a verified bundle. Needs torch. Imports the models and, of the server, only its manifest."""
+"""Exports a checkpoint as a verified bundle. Needs torch.
+
+Imports the models and, of the server, only `service.repository`: the manifest, and rules that both sides must share.
+"""
 
 import os
 

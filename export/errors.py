@@ -8,7 +8,10 @@ from pydantic import ValidationError
 
 
 class ExportError(Exception):
-    """No bundle was written. The message says why and, where possible, what to do."""
+    """The model, or one way to export it, was refused. The message says why and, where possible, what to do.
+
+    No bundle was written if it leaves the exporter. Callers inside may catch it and try another way.
+    """
 
 
 _OF_RUNTIME = (

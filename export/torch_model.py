@@ -85,8 +85,12 @@ class TorchModel:
 
 
 def write_module(model: TorchModel, *, notes: list[str] | None = None, **options: Unpack[BundleOptions]) -> Path:
-    """Writes the bundle of a user's module and returns its folder: see `export.bundle.write_seq2seq`. Compares the
-    graphs with the module itself, run row by row. notes: gets lines about the module for the user."""
+    """Writes the bundle of a user's module and returns its folder: see `export.bundle.write_seq2seq`.
+
+    Compares the graphs with the module itself, run row by row. Changes `model.module` and `model.encoder` in place:
+    moves them to the CPU, to 32-bit floats and to evaluation mode, and makes weights constant that are computed before
+    each run (`plain_layers.plain`). notes: gets lines about the module for the user.
+    """
     _check(model)
     refuse_sample_rate(options, is_of_tokens=model.vocabulary is not None)
     told: list[str] = [] if notes is None else notes

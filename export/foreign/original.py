@@ -84,9 +84,9 @@ class Original:
         return True
 
     def useless_states(self, vocabulary_size: int | None, *, may_be_all: bool) -> list[str]:
-        """Returns the states that do not change any output, as a few random steps show.
+        """Returns the states that change neither an output nor a next state, as a few random steps show.
 
-        Raises ExportError when no state changes an output, unless `may_be_all`.
+        Raises ExportError when that is every state, unless `may_be_all`.
         """
         *before, last = self.draw(_MANY, vocabulary_size)
         carried = self.zeros()

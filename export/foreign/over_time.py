@@ -28,7 +28,8 @@ _ACROSS_TIME = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "InstanceNorm
 
 
 def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original, vocabulary_size: int | None) -> str:
-    """Compares several steps at once with single steps. Returns a note for the user; empty if the file takes one step.
+    """Compares several steps at once with single steps. Returns a note for the user; empty if nothing was compared:
+    the file takes one step, or it has a start input or a window.
 
     vocabulary_size: of the tokens that the file reads. Raises ExportError that names the first output that differs, by
     how much, and the likely cause.

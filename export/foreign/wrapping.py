@@ -2,7 +2,8 @@
 
 A step reads one vector, the numbers of the file's inputs one after the other, and returns one vector of the outputs in
 the same way. A window, and whether a session has begun, are states of the graph, so a resume, rewind or fork of a
-session includes them. All added operators exist in every opset from 7 on.
+session includes them. All added operators exist in every opset from 7 on, except `Expand`, for a constant with a
+copy for each row, which exists from 8 on.
 """
 
 from __future__ import annotations

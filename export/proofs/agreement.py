@@ -10,7 +10,8 @@ from export.proofs.runners import PROVEN_K
 from export.proofs.walks import READOUT, Walk
 
 LOG_PROBABILITY_TOLERANCE = 2e-5
-"""The largest relative error of a log-probability: that of a single-precision sum of some thousand terms."""
+"""The largest error of a log-probability, absolute plus relative: that of a single-precision sum of some thousand
+terms."""
 
 
 def check_agreement(found: Walk, interface: Interface) -> None:

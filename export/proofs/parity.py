@@ -1,7 +1,8 @@
-"""Proof of parity: the graphs' outputs equal PyTorch's within a tolerance, on random ragged batches.
+"""Proof of parity: the graphs' outputs equal a reference's within a tolerance, on random ragged batches.
 
-PyTorch computes in double precision. A variant is compared with the bundle's own graphs instead. Each side keeps its
-own states from step to step, so the measured error is the one that accumulates in a session.
+The reference is PyTorch in double precision. A variant is compared with the bundle's own graphs, and another exporter's
+file with the file itself. Each side keeps its own states from step to step, so the measured error is the one that
+accumulates in a session.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def measure_parity(
     """Compares contexts and logits at real positions, initial states and last states, stepwise and chunked.
 
     relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `modules` in
-    messages. The `tolerance` of the result is the largest one that was needed. Raises ExportError that names the
-    tensor, the difference and the case when a difference is too large.
+    messages. The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each
+    row twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a
+    difference is too large.
     """
     generator = np.random.default_rng(seed)
     worst = {tensor.name: 0.0 for tensor in (*interface.encoder_outputs, *interface.step_outputs)}

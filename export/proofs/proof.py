@@ -1,4 +1,7 @@
-"""Proves graphs before their bundle is written: signature, parity, agreement, invariance."""
+"""Proves graphs made from PyTorch modules before their bundle is written: signature, parity, agreement, invariance.
+
+Graphs of other exporters' files have no signature to check, and other references: see `foreign.proving`.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from export.vocabulary import Vocabulary
 
 _NUM_FRAMES = 48
 TOLERANCE = 1e-5
-"""The largest difference of a token's log-probability. Ids and states must be equal bit by bit."""
+"""The largest absolute difference of a token's log-probability, besides NumPy's default relative one of 1e-5. Ids and
+states must be equal bit by bit."""
 
 
 class Emitting(NamedTuple):

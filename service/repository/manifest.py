@@ -1,7 +1,7 @@
 """The contract of a bundle: the content of `manifest.json`. The exporter writes it; the server relies on nothing else.
 
 A bundle is the folder of one version, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this
-manifest. Its parts are in `specs`.
+manifest. Its parts are in `specs` and `steps`.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Manifest(Part):
     exported_with: dict[str, str]
     """Versions of the packages that made the bundle, by package."""
     parity: Parity
-    """How closely the graphs reproduce PyTorch."""
+    """How closely the graphs reproduce the model that they were made from."""
     evaluation: dict[str, object]
     """The recipe's evaluation, unchanged."""
 
