@@ -136,6 +136,20 @@ def test_files_of_one_row_and_raw_ids_are_exported_row_by_row(tmp_path: Path) ->
     assert ort.InferenceSession(str(folder / "encoder.onnx")).get_inputs()[0].name == "carousel/source"
 
 
+@pytest.mark.parametrize(
+    ("head", "logits"),
+    [("logits", ""), ("softmax", ", except for logits, which may be off by 1e-05: they are logarithms")],
+)
+def test_the_note_on_bits_leaves_out_logarithms(
+    head: str, logits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logits that are logarithms of probabilities are compared within a tolerance, all other outputs bit by bit."""
+    one, other = files(translators.encoder(), translators.plain(head=head), tmp_path)
+    assert main(["onnx", str(other), "--encoder", str(one), "--name", "note", "--to", str(tmp_path / "to")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"note           a session gets the same bits as a bare loop over the two files{logits}" in lines
+
+
 ONE_LENGTH = {name: axes for name, axes in ATTENDING.axes.items() if name != "annotations"}
 TWO_GIVEN = Side(
     translators.TwoMemories(),
