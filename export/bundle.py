@@ -274,7 +274,7 @@ def write_graphs(  # one argument for each part of a bundle
     files = {**options.get("extra_files", {}), **files}
     total, limit = sum(len(content) for content in files.values()), options.get("max_bytes", MAX_BUNDLE_BYTES)
     if total > limit:
-        raise ExportError(f"the bundle would have {total} bytes, more than the {limit} allowed (max_bytes)")
+        raise ExportError(f"the bundle would have {total} bytes, more than the {limit} allowed by --max-bytes")
     write_folder(folder, files, replace=options.get("replace", False))
     return folder
 

@@ -14,6 +14,10 @@ class ExportError(Exception):
     """
 
 
+class SignatureError(ExportError):
+    """A graph has other inputs or outputs than the interface describes."""
+
+
 _OF_RUNTIME = (
     (re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "), ""),
     (re.compile(r"^Fatal error: "), ""),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from export.bundle import BundleOptions, Contents, Vocabularies, refuse_sample_rate, write_bundle
-from export.errors import ExportError, first_line
+from export.errors import ExportError, SignatureError, first_line
 from export.exportable import OneStep, RowByRow, StepByStep, WithLengths
 from export.fitting import Fitted, fit
 from export.fitting_encoder import FittedEncoder, advised, fit_encoder
@@ -115,7 +115,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
         try:
             return write_bundle(_contents(model, fitted, encoder, is_one_step=False), **options)
         except ExportError as error:
-            why = _LOOP if "the manifest says" in str(error) else str(error)
+            why = _LOOP if isinstance(error, SignatureError) else str(error)
             try:
                 folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as second:

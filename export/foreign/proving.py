@@ -44,8 +44,10 @@ def prove(
             check_invariance(runner, interface)
             return graph, interface, parity
         except ExportError as error:
-            why = cause or error
-            notes.append(f"sessions run one by one, because other rows in a run change a row's output: {why}")
+            why = f"other rows in a run change a row's output: {cause}"
+            if not cause:
+                why = f"the proof with several rows in a run failed: {error}"
+            notes.append(f"sessions run one by one, because {why}")
         except Exception as error:  # ONNX Runtime raises its own error classes
             why = cause or first_line(error)
             notes.append(f"sessions run one by one, because several rows cannot be run: {why}")

@@ -109,5 +109,5 @@ def _hold_equal(row: Row, expected: Walk, found: Walk, case: str) -> None:
             raise ExportError(
                 f"{name} of a row changes when it runs {case}: {differing} of {reference.size} values differ from the"
                 f" row alone, by up to {max_abs_error(found[name], reference):.3g} ({len(row.source)} source and"
-                f" {len(row.tokens)} target tokens)"
+                f" {len(row.tokens)} step inputs)"
             )

@@ -69,8 +69,8 @@ def measure_parity(
                         if not _is_within(found_row[name], expected_row[name], error, allowed):
                             raise ExportError(
                                 f"{name} is off by {error:.3g} from {reference}, more than {tolerance:g}, for a row of "
-                                f"{len(row.source)} source and {len(row.tokens)} target tokens, run {case} "
-                                f"in a batch of {size}"
+                                f"{len(row.source)} source and {len(row.tokens)} step inputs, run {case} in a batch of "
+                                f"{size}"
                             )
                     worst[name] = max(so_far, error)
             num_rows += size

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from export.errors import ExportError, first_line
+from export.errors import ExportError, SignatureError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -40,7 +40,7 @@ def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Mod
 def check_signature(runner: OnnxRunner, interface: Interface) -> None:
     """Compares the graphs' inputs and outputs (order, names, dtypes, symbolic shapes) with the interface.
 
-    Raises ExportError that names the graph and both signatures.
+    Raises SignatureError that names the graph and both signatures.
     """
     sides: list[tuple[str, Sequence[Any], Sequence[TensorSpec]]] = [
         ("step inputs", runner.step_session.get_inputs(), interface.step_inputs),
@@ -67,7 +67,7 @@ def check_signature(runner: OnnxRunner, interface: Interface) -> None:
         promised = [_with_one_token(tensor, shapes.get(tensor.name, ())) for tensor in expected]
         must = [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in promised]
         if has != must:
-            raise ExportError(f"the {side} are {', '.join(has)}; the manifest says {', '.join(must)}")
+            raise SignatureError(f"the {side} are {', '.join(has)}; the interface says {', '.join(must)}")
 
 
 def _with_one_token(tensor: TensorSpec, shape: Sequence[int | str | None]) -> TensorSpec:

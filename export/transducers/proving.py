@@ -73,9 +73,10 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
         ids = output[0, 2 : 2 + count].astype(int).tolist()
         found = output[0, 2 + capacity : 2 + capacity + count]
         if ids != tokens or not np.allclose(found, scores, atol=TOLERANCE):
+            shown = [*zip(ids, found.tolist(), strict=True)][:8]
             raise ExportError(
-                f"the graph emits {ids[:8]} at frame {number}, but a loop over the files emits {tokens[:8]}: the files"
-                " return different values for equal inputs"
+                f"the graph emits (token, log-probability) {shown} at frame {number}, but a loop over the files emits"
+                f" {[*zip(tokens, scores, strict=True)][:8]}"
             )
     for one, expected in zip(decoder.carried, bare.carried, strict=True):
         if states[one.name].tobytes() != expected.tobytes():
