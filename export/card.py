@@ -41,30 +41,30 @@ def _text(manifest: Manifest) -> list[str]:
     ):
         if vocabulary is not None:
             rows.append([side, f"`{vocabulary.file}`", str(vocabulary.size), _tokenizer(vocabulary)])
-    told = []
+    sentences = []
     if manifest.step_vocabulary is not None:
         special = ", ".join(f"{name} {token_id}" for name, token_id in manifest.special_tokens if token_id is not None)
-        told.append(f"Special tokens: {special}.")
+        sentences.append(f"Special tokens: {special}.")
     if manifest.encoder is not None:
         unit = _unit(manifest.encoder.feature_size)
-        told.append(f"Sources of up to {manifest.encoder.max_source_length} {unit}.")
+        sentences.append(f"Sources of up to {manifest.encoder.max_source_length} {unit}.")
     if manifest.step.features is not None:
         vector = _unit(manifest.step.feature_size).replace("vectors", "a vector")
-        told.append(f"A step reads {vector}{_parts(manifest.step.inputs)}.")
+        sentences.append(f"A step reads {vector}{_parts(manifest.step.inputs)}.")
     if manifest.step.values is not None:
-        told.append(f"It returns {_number(manifest.step.value_size)}{_parts(manifest.step.outputs)}.")
+        sentences.append(f"It returns {_number(manifest.step.value_size)}{_parts(manifest.step.outputs)}.")
     if manifest.can_generate:
-        told.append(f"At most {manifest.max_tokens} steps are generated unless a request sets its own limit.")
+        sentences.append(f"At most {manifest.max_tokens} steps are generated unless a request sets its own limit.")
     title, vocabularies = "Vocabularies", table(["side", "file", "tokens", "text is split into"], rows)
     if not rows:
         title, vocabularies = "Numbers", []
-    return [f"## {title}", "", *vocabularies, " ".join(told), ""]
+    return [f"## {title}", "", *vocabularies, " ".join(sentences), ""]
 
 
 def _parts(ports: Sequence[PortSpec]) -> str:
     """Returns the named parts of a vector, in order."""
-    told = ", ".join(f"`{port.name}` {port.dtype} {list(port.shape)}" for port in ports)
-    return f": {told}" if told else ""
+    listed = ", ".join(f"`{port.name}` {port.dtype} {list(port.shape)}" for port in ports)
+    return f": {listed}" if listed else ""
 
 
 def _unit(feature_size: int) -> str:

@@ -41,10 +41,10 @@ def first_line(error: Exception) -> str:
 
 def refused_fields(error: ValidationError) -> str:
     """Returns a message with at most three fields that the manifest refuses, and why."""
-    told = []
+    problems = []
     for one in error.errors(include_url=False):
         field, given = ".".join(map(str, one["loc"])), one["input"]
         value = f"{field} = {given!r}: " if field and isinstance(given, str | int | float) else ""
-        told.append(f"{value[:200]}{one['msg'].removeprefix('Value error, ')}")
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-    return f"the manifest is invalid: {'; '.join(told[:3])}{more}"
+        problems.append(f"{value[:200]}{one['msg'].removeprefix('Value error, ')}")
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return f"the manifest is invalid: {'; '.join(problems[:3])}{more}"

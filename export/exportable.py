@@ -29,12 +29,12 @@ class TakesLengths(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = Lengths()
+        self.shared_lengths = Lengths()
 
     def lengths_of(self, inputs: Tensor) -> Tensor:
         """Returns the lengths [B] of inputs [B, T, ...]: those of the current call, or all T if there are none."""
-        if self.told.now is not None:
-            return self.told.now
+        if self.shared_lengths.now is not None:
+            return self.shared_lengths.now
         return torch.full((inputs.shape[0],), inputs.shape[1], dtype=torch.int64)
 
 
@@ -47,7 +47,7 @@ class WithLengths(nn.Module):
         self.module = _replaced(copy.deepcopy(module), self._lengths)
         for one in self.module.modules():
             if isinstance(one, TakesLengths):
-                one.told = self._lengths
+                one.shared_lengths = self._lengths
 
     def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
         """Returns the module's results as a tuple. inputs: [B, T] or [B, T, F]; lengths: [B]."""

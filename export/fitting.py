@@ -84,11 +84,11 @@ class Fitted(TakesLengths):
             arranged = inputs.squeeze(1)
         elif call.layout in ("steps first", "one step, steps first"):
             arranged = inputs.transpose(0, 1)
-        told = dict(others)
+        keywords = dict(others)
         if call.lengths is not None:
-            told[call.lengths] = self.lengths_of(inputs)
+            keywords[call.lengths] = self.lengths_of(inputs)
         states = list(carried[: self._num_states])
-        return self.module(arranged, *_nested(states, call.nesting), *carried[self._num_states :], **told)
+        return self.module(arranged, *_nested(states, call.nesting), *carried[self._num_states :], **keywords)
 
 
 def _nested(states: list[Tensor], nesting: Nesting) -> list[Any]:
@@ -238,21 +238,21 @@ def _run(
 
 
 def _not_called(module: nn.Module, expected: Expected, error: Exception) -> str:
-    name, told = type(module).__name__, first_line(error)
+    name, message = type(module).__name__, first_line(error)
     states = ", ".join(expected.states)
     takes = str(inspect.signature(module.forward))
-    if "float64" in told or "Double" in told:
+    if "float64" in message or "Double" in message:
         return (
             f"{name} computes in float64, but float32 is served: remove .double() from its forward. Its weights are"
             " converted"
         )
-    if isinstance(error, TypeError) and "argument" in told:
+    if isinstance(error, TypeError) and "argument" in message:
         return (
             f"forward{takes} of {name} cannot be called with inputs and the states {states}: make forward take them"
             " after its inputs and return their next values after its outputs"
         )
     shapes = ", ".join(f"{one} {list(sized(shape))}" for one, shape in expected.states.items())
-    return f"{name} cannot be called with {ROWS} rows, and states {shapes}: {type(error).__name__}: {told}"
+    return f"{name} cannot be called with {ROWS} rows, and states {shapes}: {type(error).__name__}: {message}"
 
 
 def draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:

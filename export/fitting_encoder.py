@@ -48,8 +48,8 @@ class FittedEncoder(TakesLengths):
         """Takes and returns what the class describes."""
         call = self.call
         lengths = self.lengths_of(source)
-        told = {} if call.lengths is None else {call.lengths: lengths}
-        found = tensors_of(self.module(source.transpose(0, 1) if call.steps_first else source, **told))
+        keywords = {} if call.lengths is None else {call.lengths: lengths}
+        found = tensors_of(self.module(source.transpose(0, 1) if call.steps_first else source, **keywords))
         mask = torch.arange(source.shape[1]) < lengths.unsqueeze(1)  # [B, S]
         given: list[Tensor] = []
         for name, place in call.places.items():
@@ -74,8 +74,8 @@ def fit_encoder(
         blank = EncoderCall(steps_first, lengths, {}, frozenset())
         try:
             with torch.no_grad():
-                told = {} if lengths is None else {lengths: FittedEncoder(module, blank).lengths_of(source)}
-                found = tensors_of(module(source.transpose(0, 1) if steps_first else source, **told))
+                keywords = {} if lengths is None else {lengths: FittedEncoder(module, blank).lengths_of(source)}
+                found = tensors_of(module(source.transpose(0, 1) if steps_first else source, **keywords))
         except Exception as error:  # a user's module may raise anything
             problem = problem or (
                 f"the encoder {type(module).__name__} cannot be called with a source {list(source.shape)}:"
@@ -122,10 +122,10 @@ def _match(
             places[context] = _MADE
             continue
         if not fits:
-            told = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
+            shapes = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
             return (
                 f"the encoder {name} must return the context {context}, {list(wanted)} for a source of {ROWS} rows and"
-                f" {SOURCE} steps, but it returned {told}"
+                f" {SOURCE} steps, but it returned {shapes}"
             )
         places[context] = fits[0]
         left.remove(fits[0])
@@ -137,9 +137,9 @@ def _match(
             places[state] = place
             left.remove(place)
     if left:
-        told = ", ".join(str(list(found[one].shape)) for one in left)
+        shapes = ", ".join(str(list(found[one].shape)) for one in left)
         return (
-            f"the encoder {name} returned {len(found)} tensors; {told} fits no context and no state: add its shape to"
+            f"the encoder {name} returned {len(found)} tensors; {shapes} fits no context and no state: add its shape to"
             f" contexts or states, for a source of {ROWS} rows and {SOURCE} steps"
         )
     return places, frozenset(swapped)

@@ -81,7 +81,7 @@ def export_module(
             layer.prepare_for_export()
     sizes = {**_EXAMPLE_SIZES, "time": 1} if is_one_step else _EXAMPLE_SIZES
     axes = {name: torch.export.Dim(name) for name, size in sizes.items() if size > 1}
-    with _quiet(), torch.no_grad(), _told(module):
+    with _quiet(), torch.no_grad(), _torch_errors(module):
         program = torch.onnx.export(
             module,
             tuple(_example(tensor, sizes) for tensor in inputs),
@@ -115,7 +115,7 @@ def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _told(module: nn.Module) -> Iterator[None]:
+def _torch_errors(module: nn.Module) -> Iterator[None]:
     """Turns any error of PyTorch's exporter into an ExportError that names the module."""
     try:
         yield

@@ -78,7 +78,7 @@ def _add_top_k(graph: onnx.GraphProto, logits: str, top_k: TopKSpec) -> None:
         ],
         "asked",
         [],
-        [_untold("top_k/asked", outputs[0]), _untold("top_k/asked_ids", outputs[1])],
+        [_without_shape("top_k/asked", outputs[0]), _without_shape("top_k/asked_ids", outputs[1])],
     )
     nothing = helper.make_graph(
         [
@@ -87,7 +87,7 @@ def _add_top_k(graph: onnx.GraphProto, logits: str, top_k: TopKSpec) -> None:
         ],
         "not_asked",
         [],
-        [_untold("top_k/none", outputs[0]), _untold("top_k/no_ids", outputs[1])],
+        [_without_shape("top_k/none", outputs[0]), _without_shape("top_k/no_ids", outputs[1])],
     )
     graph.input.append(_value(top_k.k))
     graph.initializer.extend([_int64(top_k.k.name, [0]), _int64("top_k/zero", [0])])
@@ -105,6 +105,6 @@ def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), list(tensor.shape))
 
 
-def _untold(name: str, tensor: TensorSpec) -> onnx.ValueInfoProto:
+def _without_shape(name: str, tensor: TensorSpec) -> onnx.ValueInfoProto:
     """Returns a branch's output without a shape: the two branches have different shapes."""
     return helper.make_tensor_value_info(name, element_type(tensor.dtype), None)

@@ -40,9 +40,9 @@ def with_history(interface: Interface, step: nn.Module) -> tuple[Interface, nn.M
     """Returns the interface and the step with a state of the last tokens, which begins with zeros."""
     tensor = TensorSpec(name="history", dtype="int64", shape=("batch", HISTORY))
     state = StateSpec(name="history", input=tensor, output="next_history")
-    told = dataclasses.replace(
+    extended = dataclasses.replace(
         interface,
         step=interface.step.model_copy(update={"history": state.name}),
         states=(*interface.states, state),
     )
-    return told, WithHistory(step, len(interface.states)).eval()
+    return extended, WithHistory(step, len(interface.states)).eval()

@@ -58,7 +58,7 @@ def match(found: list[Tensor], expected: Expected, steps: int) -> tuple[int, tup
                     left.remove(place)
             if len(states) == len(shapes) and not [one for one in left if one < max(states, default=output)]:
                 return output, tuple(states), kind == "last"
-    told = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
+    given_shapes = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
     wants = [f"outputs [{ROWS}, {steps}, {size}]"]
     wants += [f"{name} {list(shape)}" for name, shape in zip(expected.states, shapes, strict=True)]
     what = "tensor" if len(found) == 1 else "tensors"
@@ -70,7 +70,7 @@ def match(found: list[Tensor], expected: Expected, steps: int) -> tuple[int, tup
         )
     return (
         f"returned {len(found)} {what}, but {len(wants)} were expected: {' and '.join(wants)}, of {ROWS} rows and"
-        f" {steps} step{'' if steps == 1 else 's'}. It returned {told}: {advice}"
+        f" {steps} step{'' if steps == 1 else 's'}. It returned {given_shapes}: {advice}"
     )
 
 

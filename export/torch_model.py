@@ -93,19 +93,19 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
     """
     _check(model)
     refuse_sample_rate(options, is_of_tokens=model.vocabulary is not None)
-    told: list[str] = [] if notes is None else notes
+    lines: list[str] = [] if notes is None else notes
     if isinstance(model.module, torch.jit.ScriptModule):
         raise ExportError("a TorchModel needs the module itself: a scripted one cannot be exported")
     try:
         module = model.module.cpu()
     except NotImplementedError as error:  # its weights are on the meta device, without values
         raise ExportError(f"the module cannot be copied to the CPU: {first_line(error)}") from error
-    module = plain(module, told)
+    module = plain(module, lines)
     with unpacked():
         call, found = fit(module, _expected(model), one_step=model.one_step)
         check_states(module, call, _expected(model))
-        told += found
-        encoder = None if model.encoder is None else _fitted_encoder(model, model.encoder, told)
+        lines += found
+        encoder = None if model.encoder is None else _fitted_encoder(model, model.encoder, lines)
         fitted = Fitted(module, call, _expected(model)).eval()
         if call.is_one_step:
             try:
@@ -120,12 +120,12 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
                 folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as second:
                 raise advised(_shapes(model.contexts), second if why == _LOOP else error) from None
-            told.append(f"it is run one step at a time, because several steps in one run are not possible: {why}")
+            lines.append(f"it is run one step at a time, because several steps in one run are not possible: {why}")
             return folder
 
 
-def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> FittedEncoder:
-    module = plain(encoder.cpu(), told)
+def _fitted_encoder(model: TorchModel, encoder: nn.Module, lines: list[str]) -> FittedEncoder:
+    module = plain(encoder.cpu(), lines)
     vocabulary = model.source_vocabulary
     call = fit_encoder(
         module,
@@ -134,7 +134,7 @@ def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> F
         vocabulary_size=None if vocabulary is None else len(vocabulary.tokens),
         feature_size=model.source_feature_size,
     )
-    told += [
+    lines += [
         f"state {name} begins at zero: the encoder does not return it"
         for name in model.states
         if name not in call.places

@@ -59,7 +59,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     for node in list(model.graph.node):
         writer.take(node)
     writer.add_attention()
-    if not writer.told:
+    if not writer.output_sizes:
         return None
     del model.graph.node[:], model.graph.output[:], model.graph.value_info[:]
     model.graph.node.extend(writer.written)
@@ -67,7 +67,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
         TraceOutputSpec(
             name=name, tensor=TensorSpec(name=f"trace/{name}", dtype="float32", shape=("batch", "time", size))
         )
-        for name, size in writer.told.items()
+        for name, size in writer.output_sizes.items()
     ]
     for output in outputs:
         rows = "batch" if interface.step.max_rows is None else 1
@@ -122,8 +122,8 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
     given = dict(zip([*names, *(tensor.name for tensor in interface.carried_inputs)], values, strict=True))
     given |= {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
     feeds = {node.name: given[node.name] for node in session.get_inputs()}
-    told = dict(zip([output.name for output in spec.outputs], session.run(None, feeds), strict=True))
-    found = [told[name][:, 0] for name in told if name.endswith((".hidden", ".cell"))]
+    traced = dict(zip([output.name for output in spec.outputs], session.run(None, feeds), strict=True))
+    found = [traced[name][:, 0] for name in traced if name.endswith((".hidden", ".cell"))]
     axes = [state.input.shape.index("batch") for state in interface.states]
     rows_first = [np.moveaxis(state, axis, 0) for state, axis in zip(states, axes, strict=True)]
     known = np.concatenate([state.reshape(len(rows), -1) for state in rows_first], axis=1)

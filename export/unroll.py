@@ -29,14 +29,14 @@ class _Layer:
 
 
 class Unroller(Writer):
-    """Rewrites the nodes of a step graph for one step. told: the trace's outputs and their sizes."""
+    """Rewrites the nodes of a step graph for one step. output_sizes: the size of each of the trace's outputs."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph, "trace/")
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self._num_layers = 0
         self.written: list[onnx.NodeProto] = []
-        self.told: dict[str, int | str] = {}
+        self.output_sizes: dict[str, int | str] = {}
         self.constant("zero", np.array([0], np.int64))
         self.constant("one", np.array([1], np.int64))
 
@@ -78,23 +78,23 @@ class Unroller(Writer):
             weights = {product.input[1] for product in products if product is not None}
             source = producers.get(next(iter(weights)))
             if len(weights) == 1 and source is not None and source.op_type == "Exp":
-                name = f"attention{sum(one.startswith('attention') for one in self.told) or ''}"
+                name = f"attention{sum(one.startswith('attention') for one in self.output_sizes) or ''}"
                 self.node("Div", [source.output[0], node.input[1]], f"trace/{name}/weights")  # [B, 1, S, 1]
                 last = self.constant(f"{name}/last", np.array([3], np.int64))
                 self.node("Squeeze", [f"trace/{name}/weights", last], f"trace/{name}")
-                self.told[name] = "source"
+                self.output_sizes[name] = "source"
 
     def _own(self, name: str) -> str:
         return f"trace/layer{self._num_layers}/{name}"
 
-    def _tell(self, name: str, value: str, size: int) -> None:
+    def _add_output(self, name: str, value: str, size: int) -> None:
         """Adds `value` [B, H] to the trace's outputs as [B, 1, H].
 
         name: as in `models.cells.Cell.gates`. `carousel inspect` draws names that end in `_gate` from 0 to 1.
         """
-        told = f"layer{self._num_layers}.{name}"
-        self.node("Unsqueeze", [value, "trace/one"], f"trace/{told}")
-        self.told[told] = size
+        output = f"layer{self._num_layers}.{name}"
+        self.node("Unsqueeze", [value, "trace/one"], f"trace/{output}")
+        self.output_sizes[output] = size
 
     def _state(self, layer: _Layer, index: int, name: str) -> str:
         """Returns the operator's initial state, [B, H]. Raises ExportError when the node has no such input."""
@@ -182,7 +182,7 @@ class Unroller(Writer):
         self.node("Tanh", [self._own("cell")], self._own("squashed"))
         self.node("Mul", [show, self._own("squashed")], self._own("hidden"))
         for name in ("input_gate", "forget_gate", "output_gate", "candidate", "cell", "hidden"):
-            self._tell(name, self._own(name), layer.size)
+            self._add_output(name, self._own(name), layer.size)
         self._end(layer, self._own("hidden"), self._own("cell"))
 
     def _gru(self, layer: _Layer) -> None:
@@ -201,7 +201,7 @@ class Unroller(Writer):
         self.node("Mul", [self._own("update_gate"), self._own("change")], self._own("kept"))
         self.node("Add", [self._own("candidate"), self._own("kept")], self._own("hidden"))
         for name in ("reset_gate", "update_gate", "candidate", "hidden"):
-            self._tell(name, self._own(name), layer.size)
+            self._add_output(name, self._own(name), layer.size)
         self._end(layer, self._own("hidden"))
 
     def _rnn(self, layer: _Layer) -> None:
@@ -215,7 +215,7 @@ class Unroller(Writer):
         of_x, of_h = self._products(layer, hidden, 1)
         squash = "Tanh" if activations == [b"Tanh"] else "Relu"
         self.node(squash, [self._sum("sum", of_x[0], of_h[0])], self._own("hidden"))
-        self._tell("hidden", self._own("hidden"), layer.size)
+        self._add_output("hidden", self._own("hidden"), layer.size)
         self._end(layer, self._own("hidden"))
 
     def _scan(self, node: onnx.NodeProto) -> None:
@@ -246,9 +246,9 @@ class Unroller(Writer):
         sizes = [output.type.tensor_type.shape.dim[-1].dim_value for output in body.output[:num_states]]
         for split in splits:
             for gate, name in zip(_GATES_OF_SCAN, split.output, strict=True):
-                self._tell(gate, renamed[users[name].output[0]], sizes[1])
-            self._tell("cell", states[1], sizes[1])
-        self._tell("hidden", states[0], sizes[0])
+                self._add_output(gate, renamed[users[name].output[0]], sizes[1])
+            self._add_output("cell", states[1], sizes[1])
+        self._add_output("hidden", states[0], sizes[0])
         for output, state in zip(node.output[:num_states], states, strict=True):
             self.node("Identity", [state], output)
         self.node("Unsqueeze", [renamed[body.output[num_states].name], "trace/zero"], node.output[num_states])

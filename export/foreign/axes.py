@@ -143,8 +143,10 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
     """
     if source.name in hints.batch_axes:
         return source.shape[batch_axis(source, hints, lambda: 0)]
-    told = {others[name].shape[place] for name, place in hints.batch_axes.items() if place < len(others[name].shape)}
-    common = [axis for axis in source.shape if axis in told]
+    axes_by_flag = {
+        others[name].shape[place] for name, place in hints.batch_axes.items() if place < len(others[name].shape)
+    }
+    common = [axis for axis in source.shape if axis in axes_by_flag]
     if len(common) == 1:
         return common[0]
     named = [axis for axis in source.shape if isinstance(axis, str)]

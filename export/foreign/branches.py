@@ -43,12 +43,12 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
 
     Raises ExportError for a constant of a type that is not served, or with a value that its type cannot represent.
     """
-    told = _constants(model, hints)
+    fixed = _constants(model, hints)
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
     graph = pruned.graph
     known = {one.name: one for one in graph.initializer}
-    values: dict[str, Any] = dict(told)
+    values: dict[str, Any] = dict(fixed)
     num_left_out, nodes = 0, list(graph.node)
     del graph.node[:]
     while nodes:
@@ -65,7 +65,7 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
     if not num_left_out:
         return model, hints, {}, []
     used = _drop_the_unread(graph)
-    unread = {name: value for name, value in told.items() if name not in used}
+    unread = {name: value for name, value in fixed.items() if name not in used}
     inputs = [one for one in graph.input if one.name not in unread]
     del graph.input[:], graph.value_info[:]
     graph.input.extend(inputs)

@@ -17,7 +17,7 @@ _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatM
 _WITHOUT = "without dynamic quantization (in 32-bit floats, or quantized statically)"
 
 
-def of_company(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -> str:
+def of_other_rows(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -> str:
     """Returns why a row may differ in a batch, and what helps; empty if no cause is known.
 
     sizes: how many numbers each output has for one row.

@@ -154,9 +154,9 @@ def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor
 def _token(found: DecoderFile, left: Mapping[str, Tensor]) -> Tensor | None:
     """Returns the input that is a step's token; None if a step reads numbers."""
     whole = [one for one in left.values() if one.dtype in WHOLE]
-    told = [one for one in whole if one.name in found.hints.inputs]
+    from_flags = [one for one in whole if one.name in found.hints.inputs]
     named = [one for one in whole if TOKENS.search(one.name)]
-    choices = told or (named if len(whole) > 1 else whole)
+    choices = from_flags or (named if len(whole) > 1 else whole)
     sizes = [axis for one in choices for axis in one.shape if isinstance(axis, int) and axis > 1]
     if sizes:
         raise ExportError(

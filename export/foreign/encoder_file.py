@@ -61,8 +61,8 @@ class EncoderFile:
         left = [one for name, one in self.inputs.items() if name not in self.constants]
         self.lengths = next((one for one in left if are_lengths(one, left, joints)), None)
         left = [one for one in left if one is not self.lengths]
-        told = [one for one in left if one.name in hints.inputs]
-        sources = told or [one for one in left if not is_mask(one, left, joints)]
+        named = [one for one in left if one.name in hints.inputs]
+        sources = named or [one for one in left if not is_mask(one, left, joints)]
         if len(sources) != 1:
             shown = "; ".join(map(str, self.inputs.values()))
             raise ExportError(
@@ -155,8 +155,8 @@ class EncoderFile:
         name = named if named is not None else batch_name(tensor, {}, hints)
         return min(1, batch_axis(tensor, hints, partial(axis_named, tensor, name)))
 
-    def _vocabulary_size(self, told: int | None) -> int:
-        """Returns the number of tokens that the file accepts, or `told`. Raises ExportError if `told` is too many."""
+    def _vocabulary_size(self, given: int | None) -> int:
+        """Returns the number of tokens that the file accepts, or `given`. Raises ExportError if `given` is too many."""
 
         def reads(token: int) -> bool:
             try:
@@ -165,8 +165,8 @@ class EncoderFile:
                 return False
             return True
 
-        if told is not None and reads(told - 1):
-            return told
+        if given is not None and reads(given - 1):
+            return given
         try:
             self._session.run(self._feeds(np.zeros(_SHORT, np.int64), _SHORT))
         except Exception as error:  # ONNX Runtime raises its own error classes
@@ -185,8 +185,8 @@ class EncoderFile:
         while most - least > 1:
             middle = (least + most) // 2
             least, most = (middle, most) if reads(middle) else (least, middle)
-        if told is not None:
-            raise ExportError(f"--source-vocabulary has {told} tokens, but {self.file.name} reads {most}")
+        if given is not None:
+            raise ExportError(f"--source-vocabulary has {given} tokens, but {self.file.name} reads {most}")
         return most
 
     def _outputs_with_masks(self, hints: Hints) -> dict[str, Placed]:

@@ -35,7 +35,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
     outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
     wiring = Wiring(model, inputs, outputs)
-    slots = nodes_over_time(wiring, _told(wiring))
+    slots = nodes_over_time(wiring, _declared_states(wiring))
     if not slots:
         raise ExportError("--expose-state: the file has no LSTM, GRU or RNN node that reads its time axis")
     refuse_backward(wiring, slots, hints)
@@ -70,7 +70,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     return exposed, [*notes, whole.note]
 
 
-def _told(wiring: Wiring) -> list[str]:
+def _declared_states(wiring: Wiring) -> list[str]:
     """Returns the inputs that are the first value of a slot whose last value is an output."""
     ended = frozenset[Slot]().union(*(wiring.ends(name) for name in wiring.outputs if wiring.is_last(name)))
     return [name for name in wiring.inputs if wiring.starts(name) & ended]

@@ -71,9 +71,10 @@ def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ExportError(f"{flag} names {twice[0]} twice")
-    if flag == "--state" and len(set(told := dict(given).values())) < len(told):
+    if flag == "--state" and len(set(pairs := dict(given).values())) < len(pairs):
         raise ExportError(
-            f"--state gives several inputs one output ({', '.join(sorted(set(told)))}): each state needs its own output"
+            f"--state gives several inputs one output ({', '.join(sorted(set(pairs)))}): each state needs its own"
+            " output"
         )
     return dict(given)
 

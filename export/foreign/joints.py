@@ -74,9 +74,9 @@ def advice(error: Exception, otherwise: str) -> str:
 
     otherwise: how to export the file, if the cause is not the type of its numbers.
     """
-    told = first_line(error)
-    is_of_type = "support" in told or "implementation" in told
-    return f"{told}. Export it {'in 32-bit floats' if is_of_type else otherwise}"
+    reason = first_line(error)
+    is_of_type = "support" in reason or "implementation" in reason
+    return f"{reason}. Export it {'in 32-bit floats' if is_of_type else otherwise}"
 
 
 class Session:

@@ -121,19 +121,19 @@ def _check_weights(file: Path, model: onnx.ModelProto) -> None:
     for tensor in _tensors(model.graph):
         if not uses_external_data(tensor):
             continue
-        told = ExternalDataInfo(tensor)
-        place = file.parent / told.location
-        if Path(told.location).is_absolute() or ".." in Path(told.location).parts:
+        data = ExternalDataInfo(tensor)
+        place = file.parent / data.location
+        if Path(data.location).is_absolute() or ".." in Path(data.location).parts:
             raise ExportError(
-                f"{file} keeps its weights in {told.location!r}, outside its folder. Save it again with its weights"
+                f"{file} keeps its weights in {data.location!r}, outside its folder. Save it again with its weights"
                 " beside it, or in it: onnx.save(onnx.load(FILE), NEW_FILE)"
             )
         if not place.is_file():
             raise ExportError(
-                f"{file} keeps its weights in {told.location}, which does not exist. Copy that file into {file.parent},"
+                f"{file} keeps its weights in {data.location}, which does not exist. Copy that file into {file.parent},"
                 " under that name"
             )
-        needed = (told.offset or 0) + (told.length or 0)
+        needed = (data.offset or 0) + (data.length or 0)
         if place.stat().st_size < needed:
             raise ExportError(
                 f"{place} has {place.stat().st_size:,} bytes, but {file.name} needs {needed:,} of it: it is truncated,"

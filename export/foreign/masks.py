@@ -52,16 +52,16 @@ Try = Callable[[Mask, int, int], Mapping[str, Array]]
 """Runs a padded row with a mask, the seed of its tokens and that of its padding. Returns outputs without padding."""
 
 
-def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
-    """Returns the mask with the meaning of its values. told: the flag's value. Raises ExportError if runs do not show
+def find_form(placed: Placed, wanted: str | None, run: Try) -> Mask:
+    """Returns the mask with the meaning of its values. wanted: the flag's value. Raises ExportError if runs do not show
     it."""
     name, dtype = placed.tensor.name, placed.tensor.dtype
     forms: Sequence[Form] = ("real", "additive", "padding") if dtype.startswith("float") else ("real", "padding")
-    if told is not None:
+    if wanted is not None:
         for form in forms:
-            if form == told:
+            if form == wanted:
                 return Mask(placed, form)
-        raise ExportError(f"--mask {name}={told}: {placed.tensor} may be {' or '.join(forms)}")
+        raise ExportError(f"--mask {name}={wanted}: {placed.tensor} may be {' or '.join(forms)}")
     scores = {form: _score(Mask(placed, form), run) for form in forms}
     best = [form for form in forms if scores[form] == max(scores.values())]
     if not scores[best[0]] or (len(best) > 1 and "real" in best):  # a tie of the others is fine: both are 0 at tokens

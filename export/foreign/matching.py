@@ -40,7 +40,7 @@ def match(
     flag: str,
     wanted: Sequence[Wanted],
     offers: Mapping[str, Placed],
-    told: Mapping[str, str],
+    chosen: Mapping[str, str],
     fits: Callable[[Tensor, Placed], bool],
 ) -> dict[str, str]:
     """Returns outputs by input, without inputs that no output fits. flag: the one that lets the user choose.
@@ -50,7 +50,7 @@ def match(
     """
     found: dict[str, str] = {}
     for one in wanted:
-        name = told.get(one.tensor.name)
+        name = chosen.get(one.tensor.name)
         if name is None:
             continue
         if name not in offers:

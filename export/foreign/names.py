@@ -51,7 +51,7 @@ def split_pairs(texts: Sequence[str], file: Path) -> list[tuple[str, str]]:
         pairs = [(text[:place], text[place + 1 :]) for place in places]
         known = [(name, output) for name, output in pairs if name in inputs and output in outputs]
         if len(known) > 1:
-            told = " or ".join(f"{name!r} and {output!r}" for name, output in known)
-            raise ExportError(f"--state {text} is ambiguous, it may be {told}: rename a tensor of the file")
+            choices = " or ".join(f"{name!r} and {output!r}" for name, output in known)
+            raise ExportError(f"--state {text} is ambiguous, it may be {choices}: rename a tensor of the file")
         found.append(known[0] if known else pairs[0])
     return found

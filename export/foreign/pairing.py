@@ -44,7 +44,7 @@ def pair_states(
         return dict(hints.states)
     wiring = Wiring(model, inputs, outputs)
     for name, output in hints.states.items():
-        _check_told(wiring, inputs[name], outputs[output], hints, notes)
+        _check_given(wiring, inputs[name], outputs[output], hints, notes)
     pairs = dict(hints.states)
     left = {
         name: tensor for name, tensor in inputs.items() if name not in (*pairs, *hints.lone, *hints.inputs, hints.end)
@@ -68,15 +68,15 @@ def pair_states(
             for other in outputs.values()
             if may_be(one, other) and len(one.shape) > 1
         ]
-        told = f"; these have one shape: {' '.join(alike)}" if alike else ""
+        same_shape = f"; these have one shape: {' '.join(alike)}" if alike else ""
         raise ExportError(
             f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs)}."
-            f" Outputs: {_listed(outputs)}{told}"
+            f" Outputs: {_listed(outputs)}{same_shape}"
         )
     return pairs
 
 
-def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes: list[str]) -> None:
+def _check_given(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes: list[str]) -> None:
     """Refuses a pair from flags that a recurrent node contradicts. A later run finds pairs of different shapes."""
     starts = wiring.starts(one.name)
     ends = wiring.ends(other.name)

@@ -70,12 +70,12 @@ def random_inputs(vocabulary_size: int | None) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:  # ONNX Runtime raises its own error classes
-        told = (
+        advice = (
             ""
             if vocabulary_size is None
             else f". The file may accept fewer tokens than the vocabulary's {vocabulary_size}"
         )
-        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
+        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{advice}") from error
 
 
 def prove_chunks(
@@ -95,8 +95,8 @@ def prove_chunks(
     except Exception as error:  # ONNX Runtime raises its own error classes
         is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
         why = "the loop returns other values" if isinstance(error, ExportError) else "the loop cannot be run"
-        told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
-        notes.append(f"several steps do not run at once, because {told}")
+        why_not = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
+        notes.append(f"several steps do not run at once, because {why_not}")
         return graphs, interface, parity
     notes.append("several steps of a session run at once, with the same bits as one by one")
     light = onnx.load_from_string(looped)

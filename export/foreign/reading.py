@@ -236,8 +236,8 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
     if not left:
         raise ExportError("every input is a state or a constant: name the step's input with --input")
     if len(left) > 1 and not hints.inputs:
-        told = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
-        raise ExportError(f"which inputs does a step read? {_listed(left)}. {told}{_of_more_files(left)}")
+        roles = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
+        raise ExportError(f"which inputs does a step read? {_listed(left)}. {roles}{_of_more_files(left)}")
     return [inputs[name] for name in hints.inputs] or left
 
 
@@ -247,13 +247,13 @@ def _of_more_files(left: Sequence[Tensor]) -> str:
     given = [one for one in left if one.dtype.startswith("float") and len(one.shape) > 1]
     if not tokens or not given:
         return ""
-    told = ". If this is the decoder of a translator, give its encoder with --encoder FILE"
+    advice = ". If this is the decoder of a translator, give its encoder with --encoder FILE"
     if len(left) == 2:
-        told += (
+        advice += (
             "; if it is the prediction network and the joiner of a transducer, use `python -m export transducer"
             " ENCODER FILE`"
         )
-    return told
+    return advice
 
 
 def _roles(tensor: Tensor) -> str:

@@ -58,9 +58,9 @@ def _constant(tensor: Tensor, tried: Sequence[Sequence[float]], batch: str | int
         check_numbers(flag, tensor, values)
     full = list(dict.fromkeys(tuple(values) * (size // len(values)) for values in tried))
     if is_whole and len(full) < 2:
-        told = f"{tensor.name}={full[0][0]:g}" if full else tensor.name
+        shown = f"{tensor.name}={full[0][0]:g}" if full else tensor.name
         raise ExportError(
-            f"{flag} {told}: give all allowed values of {tensor}, each with its own flag, the default first: {flag}"
+            f"{flag} {shown}: give all allowed values of {tensor}, each with its own flag, the default first: {flag}"
             f" {tensor.name}=0 {flag} {tensor.name}=1. For a value that never changes use --constant"
         )
     choices = tuple(full) if is_whole else ()

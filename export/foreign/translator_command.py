@@ -58,7 +58,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
     joints = Joints(once(flags.context, "--context"), given, masks, flags.lengths)
     source = vocabulary_of("--source-vocabulary", flags.source_vocabulary, flags.source_tokenizer)
     target = vocabulary_of("--vocabulary", flags.vocabulary, flags.tokenizer)
-    told = Translated(
+    described = Translated(
         source=source,
         target=target,
         source_bos=token_of("--source-bos", flags.source_bos, source, is_of_file=source is not None),
@@ -77,7 +77,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
             flags.file,
             hints,
             joints,
-            told,
+            described,
             **flags.options(description=f"Made from {encoder.name} and {flags.file.name}"),
         )
     except ExportError as error:

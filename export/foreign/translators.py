@@ -74,26 +74,26 @@ def write_translator(  # both files, and what the user says of them
     decoder_file: Path,
     hints: Hints,
     joints: Joints,
-    told: Translated,
+    described: Translated,
     **options: Unpack[BundleOptions],
 ) -> Written:
     """Writes the bundle of two ONNX files and returns its folder and what was found: see `writing.write_onnx`."""
-    source_size = None if told.source is None else len(told.source.tokens)
-    target_size = None if told.target is None else len(told.target.tokens)
+    source_size = None if described.source is None else len(described.source.tokens)
+    target_size = None if described.target is None else len(described.target.tokens)
     encoder = EncoderFile(encoder_file, hints, joints, source_size)
     decoder = read_decoder(decoder_file, encoder, hints, joints, target_size)
     _check_names(encoder, decoder, hints, joints)
     notes = [*encoder.notes, *decoder.notes]
     reading = with_rows_as_run(decoder.bound, read(decoder.bound, decoder.hints), decoder.hints)
     notes += [note.removesuffix(": name it with --output, too") for note in reading.notes]
-    size, takes_logarithms = _checked(decoder, reading, told.target, notes)
-    _check_ids(told, size, encoder.vocabulary_size)
-    target = told.target or _ids(size, "target", "--vocabulary", notes)
-    source = told.source
+    size, takes_logarithms = _checked(decoder, reading, described.target, notes)
+    _check_ids(described, size, encoder.vocabulary_size)
+    target = described.target or _ids(size, "target", "--vocabulary", notes)
+    source = described.source
     if source is None and encoder.vocabulary_size is not None:
         source = _ids(encoder.vocabulary_size, "source", "--source-vocabulary", notes)
     pair = Pair(encoder, decoder, reading, takes_logarithms)
-    interface = _interface(pair, told, size)
+    interface = _interface(pair, described, size)
     encoder_graph = _encoder_graph(pair, interface, notes)
     notes += renamed("state", state_names(reading))
     graphs, interface, parity = _prove(pair, interface, encoder_graph, notes)
@@ -103,7 +103,7 @@ def write_translator(  # both files, and what the user says of them
     options["trace"] = can_be_looked_into(graphs.step, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     vocabularies = Vocabularies(source=source, target=target)
-    special = told.special_tokens
+    special = described.special_tokens
     if special.bos_id is None:
         notes.append("without --bos, the first token of each session must be fed")
     if special.eos_id is None:
@@ -153,14 +153,14 @@ def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, 
     return size, gives_probabilities
 
 
-def _check_ids(told: Translated, target_size: int, source_size: int | None) -> None:
+def _check_ids(described: Translated, target_size: int, source_size: int | None) -> None:
     """Raises ExportError for a special token that its vocabulary does not have."""
-    special = told.special_tokens
+    special = described.special_tokens
     for flag, token_id, size in (
         ("--bos", special.bos_id, target_size),
         ("--eos", special.eos_id, target_size),
-        ("--source-bos", told.source_bos, source_size or 0),
-        ("--source-eos", told.source_eos, source_size or 0),
+        ("--source-bos", described.source_bos, source_size or 0),
+        ("--source-eos", described.source_eos, source_size or 0),
     ):
         if token_id is not None and token_id >= size:
             raise ExportError(f"{flag} {token_id} is outside the vocabulary of {size} tokens (0 to {size - 1})")
@@ -172,7 +172,7 @@ def _ids(size: int, side: str, flag: str, notes: list[str]) -> Vocabulary:
     return Vocabulary(tuple(map(str, range(size))), "whitespace")
 
 
-def _interface(pair: Pair, told: Translated, size: int) -> Interface:
+def _interface(pair: Pair, described: Translated, size: int) -> Interface:
     """Returns the bundle's interface, whose steps may take rows with sources of any length."""
     encoder, decoder, reading = pair.encoder, pair.decoder, pair.reading
     features = (encoder.feature_size,) if encoder.feature_size else ()
@@ -186,9 +186,9 @@ def _interface(pair: Pair, told: Translated, size: int) -> Interface:
                 name=SOURCE, dtype="float32" if features else "int64", shape=("batch", "source", *features)
             ),
             lengths=TensorSpec(name=LENGTHS, dtype="int64", shape=("batch",)),
-            max_source_length=told.max_source_length,
-            bos_id=told.source_bos,
-            eos_id=told.source_eos,
+            max_source_length=described.max_source_length,
+            bos_id=described.source_bos,
+            eos_id=described.source_eos,
         ),
         step=StepSpec(
             file="step.onnx",

@@ -23,7 +23,9 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
     """Raises ExportError that names the nodes over time that run backward, or whose state is in no pair."""
     slots = nodes_over_time(wiring, pairs)
     refuse_backward(wiring, slots, hints)
-    unkept = [slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_told(wiring, slot, hints)]
+    unkept = [
+        slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_given_by_flag(wiring, slot, hints)
+    ]
     if pairs and any(slot.graph for slot in unkept):  # such as a branch for the first step or another sampling rate
         inside = [slot for slot in unkept if slot.graph]
         notes.append(
@@ -44,9 +46,9 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
             f"lose{'s' if is_one else ''} the state after every step, because no output is"
             f" {'its' if is_one else 'their'} last state"
         )
-    told = f"{named(begins or unkept)} {why}"
+    message = f"{named(begins or unkept)} {why}"
     if hints.force_state and pairs:
-        notes.append(f"{told}: {FORCED}")
+        notes.append(f"{message}: {FORCED}")
         return
     found = "no state was found: " if not pairs else ""
     if hints.expose_state:
@@ -54,7 +56,7 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
     else:
         advice = "--expose-state makes such states inputs and outputs"
     otherwise = ". If this is intended, use --force-state" if pairs else ""
-    raise ExportError(f"{found}{told}. {advice}{otherwise}")
+    raise ExportError(f"{found}{message}. {advice}{otherwise}")
 
 
 def refuse_backward(wiring: Wiring, slots: Iterable[Slot], hints: Hints) -> None:
@@ -98,11 +100,12 @@ def _is_kept(wiring: Wiring, slot: Slot, pairs: Mapping[str, str]) -> bool:
     return any(name in pairs and slot in wiring.ends(pairs[name]) for name in _begins(wiring, slot))
 
 
-def _is_told(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
+def _is_given_by_flag(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
     """Whether flags give a slot's pair that is not checked here: it is forced, or a run will report its shapes."""
-    told = _begins(wiring, slot) & set(hints.states)
+    named_inputs = _begins(wiring, slot) & set(hints.states)
     return any(
-        hints.force_state or not may_be(wiring.inputs[name], wiring.outputs[hints.states[name]]) for name in told
+        hints.force_state or not may_be(wiring.inputs[name], wiring.outputs[hints.states[name]])
+        for name in named_inputs
     )
 
 

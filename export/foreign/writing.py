@@ -23,7 +23,7 @@ from export.bundle import BundleOptions, Vocabularies, refuse_sample_rate, write
 from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
-from export.foreign.causes import of_company
+from export.foreign.causes import of_other_rows
 from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
 from export.foreign.loading import load
@@ -140,7 +140,7 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
     wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
-    graph, interface, parity = prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
+    graph, interface, parity = prove(wrapped, interface, original, notes, of_other_rows(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = prove_chunks(Graphs(step=graph), interface, original, notes, parity)
     return Proven(reading, notes, graphs, interface, parity, graph, one_step)

@@ -18,8 +18,8 @@ from export.proofs.walks import Row, Walk, chunked, draw_rows, interleaved, padd
 from service.repository.manifest import SOURCE_MULTIPLE
 
 _SUBJECTS = 6
-_COMPANY_SIZES = (0, 1, 9, 58, 250)
-_FEW_COMPANY_SIZES = (0, 1, 9)
+_NEIGHBOUR_COUNTS = (0, 1, 9, 58, 250)
+_FEW_NEIGHBOUR_COUNTS = (0, 1, 9)
 """For a graph of one row: its rows run one by one, so a larger batch only repeats the runs."""
 _MAX_TOKENS = 24
 _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
@@ -33,23 +33,23 @@ def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> 
     readout do not agree with the logits.
     """
     generator = np.random.default_rng(seed)
-    for company_size in _COMPANY_SIZES if interface.step.max_rows is None else _FEW_COMPANY_SIZES:
+    for num_neighbours in _NEIGHBOUR_COUNTS if interface.step.max_rows is None else _FEW_NEIGHBOUR_COUNTS:
         subjects = draw_rows(interface, generator, num_rows=_SUBJECTS, max_tokens=_MAX_TOKENS)
-        company = draw_rows(interface, generator, num_rows=company_size, max_tokens=_MAX_TOKENS)
+        neighbours = draw_rows(interface, generator, num_rows=num_neighbours, max_tokens=_MAX_TOKENS)
         alone = [walk(graphs, interface, [row], [stepwise(row)])[0] for row in subjects]
         for found in alone:
             check_agreement(found, interface)
-        _check_padding(graphs, interface, [*subjects, *company])
-        for case, walks in _cases(graphs, interface, subjects, company, generator):
+        _check_padding(graphs, interface, [*subjects, *neighbours])
+        for case, walks in _cases(graphs, interface, subjects, neighbours, generator):
             for row, expected, found in zip(subjects, alone, walks, strict=True):
                 _hold_equal(row, expected, found, case)
 
 
 def _cases(
-    graphs: Runner, interface: Interface, subjects: list[Row], company: list[Row], generator: np.random.Generator
+    graphs: Runner, interface: Interface, subjects: list[Row], neighbours: list[Row], generator: np.random.Generator
 ) -> Iterator[tuple[str, list[Walk]]]:
     """Yields each case: its description, and the subjects' walks in it."""
-    rows, count = [*subjects, *company], len(subjects)
+    rows, count = [*subjects, *neighbours], len(subjects)
     batch = f"in a batch of {len(rows)}"
 
     yield (

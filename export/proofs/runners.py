@@ -115,7 +115,7 @@ class OnnxRunner:
         interface = self._interface
         axes = {state.input.name: state.input.shape.index("batch") for state in interface.states}
         along = {state.output: axes[state.input.name] for state in interface.states}
-        told = [
+        results = [
             session.run(
                 outputs, {name: array.take(rows, axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
             )
@@ -124,7 +124,7 @@ class OnnxRunner:
         order = np.argsort([row for rows in groups for row in rows])
         joined = [
             np.concatenate(column, along.get(name, 0))
-            for name, column in zip(outputs, zip(*told, strict=True), strict=True)
+            for name, column in zip(outputs, zip(*results, strict=True), strict=True)
         ]
         return [one.take(order, axis=along.get(name, 0)) for name, one in zip(outputs, joined, strict=True)]
 

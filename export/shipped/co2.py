@@ -21,8 +21,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.co2")
-    told = _story(model, evaluation)
-    describe(options, checkpoint, evaluation, lambda _: told)
+    text = _story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: text)
     options.setdefault("max_tokens", MAX_TOKENS)
     return write_forecaster(model, max_source_length=MAX_SOURCE_LENGTH, **options)
 

@@ -41,8 +41,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, MorseEvaluation, "models.recipes.morse")
-    told = story(model, evaluation)
-    describe(options, checkpoint, evaluation, lambda _: told)
+    text = story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: text)
     options.setdefault("sample_rate", data.RATE)
     rules = Rules()
     with tempfile.TemporaryDirectory() as name:

