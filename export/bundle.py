@@ -222,7 +222,7 @@ def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
     return write_graphs(graphs, interface, contents.vocabularies, contents.special_tokens, parity, **options)
 
 
-def write_graphs(  # one argument for each part of a bundle
+def write_graphs(
     graphs: Graphs,
     interface: Interface,
     vocabularies: Vocabularies,
@@ -244,7 +244,7 @@ def write_graphs(  # one argument for each part of a bundle
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.specs
     sample_rate = options.get("sample_rate")
-    is_new = interface.is_new or sample_rate is not None or any(one.is_new for one in vocabularies.specs if one)
+    is_new = interface.needs_format_2 or sample_rate is not None or any(one.is_new for one in vocabularies.specs if one)
     manifest = Manifest(
         format_version=2 if is_new else 1,
         model=options["name"],

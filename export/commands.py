@@ -33,7 +33,7 @@ _SHIPPED = {
 _WITH_VARIANTS = ("g2p", "translate")
 
 
-class Variant(StrEnum):
+class VariantFlag(StrEnum):
     """Other arithmetic."""
 
     INT8 = "int8"
@@ -57,7 +57,7 @@ class ShippedFlags(PlaceFlags):
 class ShippedFlagsWithVariants(ShippedFlags):
     """The flags of a shipped model that has variants."""
 
-    variants: list[Variant] = _VARIANTS
+    variants: list[VariantFlag] = _VARIANTS
 
 
 @dataclass(kw_only=True)
@@ -84,7 +84,7 @@ class RandomFlags:
     bos: int | None = Option(None, metavar="ID", help="The start token.")
     eos: int | None = Option(None, metavar="ID", help="The end token.")
     seed: int = Option(0, metavar="N", help="The seed of the weights.")
-    variants: list[Variant] = _VARIANTS
+    variants: list[VariantFlag] = _VARIANTS
     replace: bool = REPLACE
 
 

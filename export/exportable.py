@@ -76,7 +76,7 @@ class OneStep(nn.Module):
 class StepByStep(nn.Module):
     """Runs a one-step module over several steps, each row alone. The exported graph is compared with it.
 
-    carried_axes: the batch axis of each argument after the first; the first `num_states` of these arguments are states.
+    carried_axes: the batch axis of each carried tensor; the first `num_states` of them are states.
     """
 
     def __init__(self, module: nn.Module, *, carried_axes: Sequence[int], num_states: int) -> None:
@@ -103,7 +103,7 @@ class StepByStep(nn.Module):
 class RowByRow(nn.Module):
     """Runs a module on each row alone, without padding. The exported graph is compared with it.
 
-    carried_axes, result_axes: the batch axis of each argument after the first, and of each result. time_axes: the time
+    carried_axes, result_axes: the batch axis of each carried tensor, and of each result. time_axes: the time
     axis of each result, which is as long as the second axis of the first argument; None: the result has none.
     """
 

@@ -47,7 +47,7 @@ class Interface:
     first_values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
-    def is_new(self) -> bool:
+    def needs_format_2(self) -> bool:
         """Whether its manifest needs format version 2."""
         encoder = () if self.encoder is None else (self.encoder,)
         return any(one.is_new for one in (self.step, *self.states, *encoder))

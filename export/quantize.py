@@ -31,7 +31,7 @@ NUM_WEIGHT_STEPS = 63
 ZERO_POINT = 128
 MIN_SCALE = 1e-30
 """Added to every scale, so that a row of zeros does not divide by zero."""
-MIN_WEIGHTS = 65_536
+MIN_QUANTIZED = 65_536
 """Fewest weights of a quantised product: a smaller one is as fast, or faster, in floats."""
 
 
@@ -91,7 +91,7 @@ class _Rewriter(Writer):
     def is_big(self, name: str) -> bool:
         """Whether `name` is a constant matrix that is worth quantising."""
         weights = self._weights.get(name)
-        return weights is not None and weights.ndim == 2 and weights.size >= MIN_WEIGHTS
+        return weights is not None and weights.ndim == 2 and weights.size >= MIN_QUANTIZED
 
     def add(self, node: onnx.NodeProto) -> None:
         """Writes a node unchanged, except for renamed inputs. Omits a node that only renames its input."""

@@ -49,9 +49,9 @@ class Hints:
     inputs, outputs: those of the step, in order. windows: lengths by input. start, end: the inputs that are true at a
     session's first and last step. session_constants: values to try, the default first, of inputs that each session gets
     once, by input. session_id: the input that is the session's number. initial: first values of states, without the
-    batch axis, by input. force_state: accept pairs that contradict the graph. are_sure: whether `states` are known to
-    be complete, so that the graph is not searched for states. expose_state: make the states of recurrent nodes inputs
-    and outputs.
+    batch axis, by input. force_state: accept pairs that contradict the graph. states_are_complete: whether `states` are
+    known to be complete, so that the graph is not searched for states. expose_state: make the states of recurrent nodes
+    inputs and outputs.
     """
 
     states: Mapping[str, str] = field(default_factory=dict)
@@ -67,11 +67,11 @@ class Hints:
     session_id: str | None = None
     initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     force_state: bool = False
-    are_sure: bool = False
+    states_are_complete: bool = False
     expose_state: bool = False
 
     @property
-    def lone(self) -> tuple[str, ...]:
+    def other_roles(self) -> tuple[str, ...]:
         """The inputs that are neither a step's numbers nor states: constants, session constants, start, session id."""
         single = (self.start, self.session_id)
         return (*self.constants, *self.session_constants, *(name for name in single if name is not None))

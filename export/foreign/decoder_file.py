@@ -50,7 +50,7 @@ def read_decoder(
     for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
         if unknown := [name for name in names if name not in inputs]:
             raise ExportError(f"{flag} names {unknown[0]}, which {file.name} does not have. It has: {_listed(inputs)}")
-    left = {name: one for name, one in inputs.items() if name not in (*own.lone, *own.states)}
+    left = {name: one for name, one in inputs.items() if name not in (*own.other_roles, *own.states)}
     found.lengths = _lengths(left, joints, own)
     if found.lengths is not None:
         del left[found.lengths.name]
@@ -182,7 +182,7 @@ def _find_states(
     inputs = {
         name: one
         for name, one in found.inputs.items()
-        if name in left or name in (*found.hints.lone, *found.hints.states)
+        if name in left or name in (*found.hints.other_roles, *found.hints.states)
     }
     inner = replace(found.hints, constants={n: v for n, v in found.hints.constants.items() if n in inputs})
     pairs = pair_states(found.model, inputs, outputs, inner, [])

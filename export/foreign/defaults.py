@@ -33,7 +33,7 @@ def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str
     given = {name: tensor for name, one in listed.items() if name not in values and (tensor := _served(one, hints))}
     outputs = {one.name: tensor for one in model.graph.output if (tensor := _served(one, hints))}
     wiring = Wiring(model, given | defaults, outputs)
-    others = {*hints.lone, *hints.inputs, *hints.windows, hints.end}
+    others = {*hints.other_roles, *hints.inputs, *hints.windows, hints.end}
     flags = {*hints.states, *others}
     states = {name for name, tensor in defaults.items() if name in hints.states or _is_state(wiring, tensor)}
     notes = []

@@ -109,7 +109,9 @@ def _expose(model: onnx.ModelProto, wiring: Wiring, slot: Slot, hints: Hints, *,
 def _rows(wiring: Wiring, slot: Slot, hints: Hints) -> str | int:
     """Returns a state's batch axis: its name in the step's input, or 1 if the number of rows is fixed."""
     for name, tensor in wiring.inputs.items():
-        is_other = name in hints.lone or bool(wiring.starts(name)) or (bool(hints.inputs) and name not in hints.inputs)
+        is_other = (
+            name in hints.other_roles or bool(wiring.starts(name)) or (bool(hints.inputs) and name not in hints.inputs)
+        )
         if not is_other and slot.source in wiring.flow.reach([(0, name)], ["moves", "computes", "recurs"]):
             return batch_name(tensor, {**wiring.inputs, **wiring.outputs}, hints)
     return 1

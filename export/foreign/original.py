@@ -48,7 +48,7 @@ class Original:
         """
         reading = self._reading
         try:
-            first, second = (self.run(self._draw_zeros(), self.zeros()) for _ in range(2))
+            first, second = (self.run(self._zero_input(), self.zeros()) for _ in range(2))
         except Exception as error:  # ONNX Runtime raises its own error classes
             shown = ", ".join(f"{part.tensor} as {list(part.shape)}" for part in reading.inputs)
             raise ExportError(
@@ -204,5 +204,5 @@ class Original:
         found: list[Array] = self._session.run([*names, *(state.output for state in reading.states)], feeds)
         return found[: len(names)], [*found[len(names) :], *after, *constants]
 
-    def _draw_zeros(self) -> Array:
+    def _zero_input(self) -> Array:
         return np.zeros(sum(part.size for part in self._reading.inputs), np.float32)

@@ -40,14 +40,16 @@ def pair_states(
     Adds to `notes` why each pair was found. Raises ExportError for a file without states, for states that are lost
     between steps, and for a pair from flags that the graph contradicts.
     """
-    if hints.are_sure:
+    if hints.states_are_complete:
         return dict(hints.states)
     wiring = Wiring(model, inputs, outputs)
     for name, output in hints.states.items():
         _check_given(wiring, inputs[name], outputs[output], hints, notes)
     pairs = dict(hints.states)
     left = {
-        name: tensor for name, tensor in inputs.items() if name not in (*pairs, *hints.lone, *hints.inputs, hints.end)
+        name: tensor
+        for name, tensor in inputs.items()
+        if name not in (*pairs, *hints.other_roles, *hints.inputs, hints.end)
     }
     free = {name: one for name, one in outputs.items() if name not in pairs.values() and name not in hints.outputs}
     found = _by_nodes(wiring, left, free, hints)

@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 """The largest absolute difference from the file itself: the same operators on the same numbers, with other rows."""
 
 
-def prove(
+def prove_file(
     wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
 ) -> tuple[bytes, Interface, Parity]:
     """Returns the graph and the interface that can be served, and their parity with the file.
@@ -104,7 +104,7 @@ def prove_chunks(
     return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, found
 
 
-def can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:
+def has_trace(graph: bytes, interface: Interface, notes: list[str]) -> bool:
     """Whether a trace graph can be made from the file's layers. Adds a note if not."""
     try:
         if make_trace(graph, interface) is not None:

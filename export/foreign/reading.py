@@ -141,7 +141,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     notes: list[str] = []
     pairs = pair_states(model, inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
-    sources = _step_inputs(inputs, {*pairs, *constants, *hints.lone, *([hints.end] if hints.end else [])}, hints)
+    sources = _step_inputs(inputs, {*pairs, *constants, *hints.other_roles, *([hints.end] if hints.end else [])}, hints)
     if hints.end is not None:
         sources = [*(one for one in sources if one.name != hints.end), inputs[hints.end]]
     given = _step_outputs(outputs, pairs, hints)
@@ -217,7 +217,9 @@ def _constants(
             raise ExportError(f"--constant {name} has {len(values)} values, but {tensor} needs {count}")
         check_constant(tensor, values)
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
-    scalars = [one for name, one in inputs.items() if name not in (*pairs, *hints.lone, hints.end) and not one.shape]
+    scalars = [
+        one for name, one in inputs.items() if name not in (*pairs, *hints.other_roles, hints.end) and not one.shape
+    ]
     if scalars:
         raise ExportError(
             f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE;"

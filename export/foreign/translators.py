@@ -26,11 +26,11 @@ from export.foreign.encoder_graph import LENGTHS, SOURCE, Use, apart, together
 from export.foreign.joints import Joints
 from export.foreign.names import renamed
 from export.foreign.original import Original
-from export.foreign.proving import TOLERANCE, can_be_looked_into, prove_chunks, random_inputs
+from export.foreign.proving import TOLERANCE, has_trace, prove_chunks, random_inputs
 from export.foreign.reading import Reading, read
 from export.foreign.rows import with_rows_as_run
 from export.foreign.step_graph import SOURCE_LENGTH, contexts_of, needs_length, states_of_source, step_over_source
-from export.foreign.two_files import Pair, TwoFiles
+from export.foreign.two_files import Pair, TranslatorReference
 from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.foreign.writing import Written
 from export.graphs import Graphs
@@ -69,7 +69,7 @@ class _Way:
     max_rows: int | None
 
 
-def write_translator(  # both files, and what the user says of them
+def write_translator(
     encoder_file: Path,
     decoder_file: Path,
     hints: Hints,
@@ -97,10 +97,10 @@ def write_translator(  # both files, and what the user says of them
     encoder_graph = _encoder_graph(pair, interface, notes)
     notes += renamed("state", state_names(reading))
     graphs, interface, parity = _prove(pair, interface, encoder_graph, notes)
-    original = TwoFiles(pair, interface)
+    original = TranslatorReference(pair, interface)
     one_step = interface
     graphs, interface, parity = prove_chunks(graphs, interface, original, notes, parity)
-    options["trace"] = can_be_looked_into(graphs.step, one_step, notes)
+    options["trace"] = has_trace(graphs.step, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     vocabularies = Vocabularies(source=source, target=target)
     special = described.special_tokens
@@ -228,7 +228,7 @@ def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
     """Returns a graph that encodes all sources in one run, if that keeps each source's bits; else one by one."""
     encoder, uses = pair.encoder, _uses(interface, pair.decoder)
     length_name = f"{SOURCE_LENGTH}/first" if needs_length(pair.decoder) else None
-    original = TwoFiles(pair, interface)
+    original = TranslatorReference(pair, interface)
     try:
         graph = together(encoder, uses, length_name)
         if _encodes_alike(graph, original, interface, encoder):
@@ -241,7 +241,7 @@ def _encoder_graph(pair: Pair, interface: Interface, notes: list[str]) -> bytes:
     return apart(encoder, uses, length_name)
 
 
-def _encodes_alike(graph: bytes, original: TwoFiles, interface: Interface, encoder: EncoderFile) -> bool:
+def _encodes_alike(graph: bytes, original: TranslatorReference, interface: Interface, encoder: EncoderFile) -> bool:
     """Whether padded rows of random lengths are encoded with the bits of each row alone."""
     runner = OnnxRunner(Graphs(step=graph, encoder=graph), interface)
     generator = np.random.default_rng(0)
@@ -281,7 +281,7 @@ def _prove(
                 for state in interface.states
             ),
         )
-        original = TwoFiles(pair, own)
+        original = TranslatorReference(pair, own)
         is_last = way is ways[-1]
         try:
             model = step_over_source(decoder, encoder, by_length=way.by_length)

@@ -30,7 +30,7 @@ class Pair:
     takes_logarithms: bool
 
 
-class TwoFiles:
+class TranslatorReference:
     """Implements `export.proofs.runners.Runner` for both files."""
 
     float_dtype: type[np.floating] = np.float32

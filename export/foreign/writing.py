@@ -30,7 +30,7 @@ from export.foreign.loading import load
 from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
-from export.foreign.proving import can_be_looked_into, prove, prove_chunks, random_inputs
+from export.foreign.proving import has_trace, prove_chunks, prove_file, random_inputs
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.rows import free_rows, with_rows_as_run
 from export.foreign.unkept import FORCED, forced
@@ -99,7 +99,7 @@ def write_model(
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
     elif proven.interface.step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = can_be_looked_into(proven.graph, proven.one_step, proven.notes)
+    options["trace"] = has_trace(proven.graph, proven.one_step, proven.notes)
     options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
         proven.graphs, proven.interface, vocabularies, described.special_tokens, proven.parity, **options
@@ -140,7 +140,7 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
     wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
-    graph, interface, parity = prove(wrapped, interface, original, notes, of_other_rows(model, reading, sizes))
+    graph, interface, parity = prove_file(wrapped, interface, original, notes, of_other_rows(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = prove_chunks(Graphs(step=graph), interface, original, notes, parity)
     return Proven(reading, notes, graphs, interface, parity, graph, one_step)

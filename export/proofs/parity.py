@@ -35,8 +35,8 @@ _MAX_TOKENS = 24
 
 
 def measure_parity(
-    graphs: Runner,
-    modules: Runner,
+    runner: Runner,
+    reference_runner: Runner,
     interface: Interface,
     *,
     tolerance: float = TOLERANCE,
@@ -46,7 +46,7 @@ def measure_parity(
 ) -> Parity:
     """Compares contexts and logits at real positions, initial states and last states, stepwise and chunked.
 
-    relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `modules` in
+    relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `reference_runner` in
     messages. The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each
     row twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a
     difference is too large.
@@ -58,8 +58,8 @@ def measure_parity(
         rows = draw_rows(interface, generator, num_rows=size, max_tokens=_MAX_TOKENS)
         for case, plan in (("step by step", stepwise), ("in one chunk", chunked)):
             plans = [plan(row) for row in rows]
-            expected = walk(modules, interface, rows, plans)
-            found = walk(graphs, interface, rows, plans)
+            expected = walk(reference_runner, interface, rows, plans)
+            found = walk(runner, interface, rows, plans)
             for row, expected_row, found_row in zip(rows, expected, found, strict=True):
                 for name, so_far in worst.items():
                     error = max_abs_error(found_row[name], expected_row[name])

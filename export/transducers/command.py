@@ -17,7 +17,7 @@ from export.foreign.writing import Written, write_model
 from export.transducers.arguments import TransducerFlags
 from export.transducers.bare_loop import Rules, encoded_size
 from export.transducers.composing import compose
-from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles
+from export.transducers.decoders import Decoder, JoinedDecoder, ThreeFiles
 from export.transducers.network import Network
 from export.transducers.parts import read_encoder, read_joiner, read_predictor
 from export.transducers.proving import described_as, hints_of, prove_emitting, prove_loop
@@ -84,7 +84,7 @@ def read_files(
         if not is_joined:
             raise ExportError(f"{files[1]} does not read an encoded frame: give the joiner as the third file")
         _check_tokens(rules, predictor.gives.size)
-        decoder: Decoder = TwoFiles(predictor, rules.start_id)
+        decoder: Decoder = JoinedDecoder(predictor, rules.start_id)
     else:
         if is_joined:
             raise ExportError(f"{files[1]} reads an encoded frame, as a joiner does: omit {files[2]}")

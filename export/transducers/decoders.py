@@ -98,7 +98,7 @@ class ThreeFiles:
         return [*left, predicted, *([context] if size > 1 else [])]
 
 
-class TwoFiles:
+class JoinedDecoder:
     """The `Decoder` of a transducer in two files. network: prediction network and joiner. start: see `ThreeFiles`."""
 
     def __init__(self, network: Network, start: int) -> None:

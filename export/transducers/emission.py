@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from export.surgery import Writer
 from export.transducers.bare_loop import Rules, are_columns, encoded_size, num_frames
 from export.transducers.crossing import entered, left, left_state, nodes_of
-from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles, context_of
+from export.transducers.decoders import Decoder, JoinedDecoder, ThreeFiles, context_of
 from export.transducers.network import Network
 
 OUTPUT, EMITTED, NUM_EMITTED = "carousel/emitted", "emitted", "num_emitted"
@@ -196,7 +196,7 @@ class Emission:
         entered(self._outer, body, network.reads["encoded"], "turn/encoded")
         body.graph.node.extend(nodes_of(network))
         body.graph.initializer.extend(network.model.graph.initializer)
-        if isinstance(decoder, TwoFiles):
+        if isinstance(decoder, JoinedDecoder):
             joined = [left_state(self._outer, body, kept.input, kept.output) for kept in network.states]
         logits = left(self._outer, body, network.gives, network.gives.name, "turn/all_logits")
         if network.gives.dtype != "float32":
@@ -242,14 +242,14 @@ class Emission:
         decoder, node = self._parts.decoder, branch.node
         size = context_of(self._parts.others[0])
         context = "emit/token_column"
-        if size > 1 or isinstance(decoder, TwoFiles):
+        if size > 1 or isinstance(decoder, JoinedDecoder):
             node("Gather", [f"turn/{self._names[-1]}", "turn/emitting"], "emit/context_before", axis=0)
             both = "emit/context_and_token"
             node("Concat", ["emit/context_before", "emit/token_column"], both, axis=1)
             places = self._outer.constant("context_places", np.arange(1, size + 1, dtype=np.int64))
             node("Gather", [both, places], "emit/context", axis=1)
             context = "emit/context"
-        if isinstance(decoder, TwoFiles):
+        if isinstance(decoder, JoinedDecoder):
             for place, name in enumerate(joined):
                 node("Gather", [name, "turn/emitting"], f"emit/joined/{place}", axis=0)
             return [*(f"emit/joined/{place}" for place in range(len(joined))), context]

@@ -43,7 +43,7 @@ def hints_of(composed: Composed) -> Hints:
         batch_axes=composed.batch_axes,
         inputs=[composed.frames.name],
         initial=composed.initial,
-        are_sure=True,
+        states_are_complete=True,
     )
 
 

@@ -36,7 +36,7 @@ INTERFACE = language_model_interface(CONFIG)
 
 @pytest.fixture(autouse=True)
 def every_product_is_big(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(quantize, "MIN_QUANTIZED", 1)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_more_than_one_token_at_once_is_an_error_and_not_a_wrong_answer(session:
 
 def test_small_products_stay_as_they_are(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the readout is the base's own file, and the step's projection computes in floats."""
-    monkeypatch.setattr(quantize, "MIN_WEIGHTS", CONFIG.hidden_size * CONFIG.vocabulary_size + 1)
+    monkeypatch.setattr(quantize, "MIN_QUANTIZED", CONFIG.hidden_size * CONFIG.vocabulary_size + 1)
     made = make_int8(graphs, INTERFACE)
     assert set(made.files) == {"step.int8.onnx"}
     assert made.spec.readout == INTERFACE.readout
