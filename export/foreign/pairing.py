@@ -172,6 +172,7 @@ def _by_paths(
         found[name] = output, why
         del left[name], free[output]
 
+    # first, the one output whose shape fits and whose name differs only in words for before and after
     for name, tensor in list(left.items()):
         alike = [one for one in free if may_be(tensor, free[one])]
         reached = wiring.reached(name)
@@ -180,23 +181,24 @@ def _by_paths(
         if len(kindred) == 1:
             take(name, kindred[0], "same shape and related names")
     by_moves = by_moves or bool(found)
-    alone = list(left)
-    while alone:
+    # then, repeatedly, inputs with one possible output, if that is the one possible output of no other input
+    unique = list(left)
+    while unique:
         choices = {name: _choices(wiring, one, free, by_moves=by_moves) for name, one in left.items()}
-        wanted = [output for names in choices.values() if len(names) == 1 for output in names]
+        sole_choices = [output for names in choices.values() if len(names) == 1 for output in names]
         unreached = [one for one in left.values() if not _choices(wiring, one, free, by_moves=False)]
-        alone = [
+        unique = [
             name
             for name, names in choices.items()
             if len(names) == 1
-            and wanted.count(next(iter(names))) == 1
+            and sole_choices.count(next(iter(names))) == 1
             and not any(may_be(one, free[next(iter(names))]) for one in unreached)  # a step may replace such a state
         ]
         num_inputs = len(left) - (not hints.inputs)  # one input must remain for the step
         num_outputs = len(free) - (not hints.outputs)
-        if min(num_inputs, num_outputs) < len(alone):
+        if min(num_inputs, num_outputs) < len(unique):
             break  # it is unknown which of them is no state
-        for name in alone:
+        for name in unique:
             take(name, next(iter(choices[name])), "the only output of its shape that depends on it")
     return found
 
