@@ -25,7 +25,7 @@ _MAX_TOKENS = 24
 _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
 
 
-def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> None:
+def check_invariance(runner: Runner, interface: Interface, *, seed: int = 0) -> None:
     """Compares rows in a batch, in every case below, with the same rows run alone.
 
     Raises ExportError that names the tensor, the difference and the case: when a bit differs; when a context is not
@@ -36,17 +36,17 @@ def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> 
     for num_neighbours in _NEIGHBOUR_COUNTS if interface.step.max_rows is None else _FEW_NEIGHBOUR_COUNTS:
         subjects = draw_rows(interface, generator, num_rows=_SUBJECTS, max_tokens=_MAX_TOKENS)
         neighbours = draw_rows(interface, generator, num_rows=num_neighbours, max_tokens=_MAX_TOKENS)
-        alone = [walk(graphs, interface, [row], [stepwise(row)])[0] for row in subjects]
+        alone = [walk(runner, interface, [row], [stepwise(row)])[0] for row in subjects]
         for found in alone:
             check_agreement(found, interface)
-        _check_padding(graphs, interface, [*subjects, *neighbours])
-        for case, walks in _cases(graphs, interface, subjects, neighbours, generator):
+        _check_padding(runner, interface, [*subjects, *neighbours])
+        for case, walks in _cases(runner, interface, subjects, neighbours, generator):
             for row, expected, found in zip(subjects, alone, walks, strict=True):
                 _hold_equal(row, expected, found, case)
 
 
 def _cases(
-    graphs: Runner, interface: Interface, subjects: list[Row], neighbours: list[Row], generator: np.random.Generator
+    runner: Runner, interface: Interface, subjects: list[Row], neighbours: list[Row], generator: np.random.Generator
 ) -> Iterator[tuple[str, list[Walk]]]:
     """Yields each case: its description, and the subjects' walks in it."""
     rows, count = [*subjects, *neighbours], len(subjects)
@@ -54,32 +54,32 @@ def _cases(
 
     yield (
         "alone, in one chunk instead of step by step",
-        [walk(graphs, interface, [row], [chunked(row)])[0] for row in subjects],
+        [walk(runner, interface, [row], [chunked(row)])[0] for row in subjects],
     )
     yield (
         f"{batch}, in one chunk",
-        walk(graphs, interface, rows, [chunked(row) for row in rows])[:count],
+        walk(runner, interface, rows, [chunked(row) for row in rows])[:count],
     )
     yield (
         f"{batch}, step by step",
-        walk(graphs, interface, rows, [stepwise(row) for row in rows])[:count],
+        walk(runner, interface, rows, [stepwise(row) for row in rows])[:count],
     )
     order = generator.permutation(len(rows))
     shuffled = [rows[index] for index in order]
-    walks = walk(graphs, interface, shuffled, [interleaved(row, generator) for row in shuffled])
+    walks = walk(runner, interface, shuffled, [interleaved(row, generator) for row in shuffled])
     yield f"{batch}, in another order, in chunks of other sizes", [walks[place] for place in np.argsort(order)[:count]]
     if interface.encoder is not None:
         for width in {SOURCE_MULTIPLE * int(extra) for extra in generator.integers(1, 9, 3)}:
             wider = padded_width(rows) + width
             yield (
                 f"{batch}, its source padded to {wider}",
-                walk(graphs, interface, rows, [chunked(row) for row in rows], source_width=wider)[:count],
+                walk(runner, interface, rows, [chunked(row) for row in rows], source_width=wider)[:count],
             )
     spoilers = draw_rows(interface, generator, num_rows=len(_SPOILS), max_tokens=_MAX_TOKENS)
     spoiled = [*rows, *spoilers]
     for case, plan in (("in one chunk", chunked), ("step by step", stepwise)):
         walks = walk(
-            graphs,
+            runner,
             interface,
             spoiled,
             [plan(row) for row in spoiled],
@@ -88,14 +88,14 @@ def _cases(
         yield f"in a batch of {len(spoiled)} beside rows of NaN, infinity and 1e30, {case}", walks[:count]
 
 
-def _check_padding(graphs: Runner, interface: Interface, rows: Sequence[Row]) -> None:
+def _check_padding(runner: Runner, interface: Interface, rows: Sequence[Row]) -> None:
     if interface.encoder is None:
         return
     first = rows[0].source
     source = np.zeros((len(rows), padded_width(rows), *first.shape[1:]), first.dtype)
     for place, row in enumerate(rows):
         source[place, : len(row.source)] = row.source
-    outputs = graphs.encode(source, np.array([len(row.source) for row in rows], np.int64))
+    outputs = runner.encode(source, np.array([len(row.source) for row in rows], np.int64))
     for context, array in zip(interface.contexts, outputs, strict=False):
         for place, row in enumerate(rows):
             if array[place, len(row.source) :].any():
