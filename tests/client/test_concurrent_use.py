@@ -4,6 +4,7 @@ continues."""
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 
@@ -87,10 +88,11 @@ def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> No
     with Client(server.target) as client:
         generation = client.generate("toy", "stall")
         assert [next(generation).text for _ in range(3)] == ["A", "B", "C"]
-        first, results = in_a_thread(lambda: next(generation))
-        time.sleep(0.2)  # until the first thread waits
-        with pytest.raises(ConcurrentUseError, match=r"this generation.*Read it in one thread"):
-            next(generation)
+        (one, of_one), (other, of_other) = [in_a_thread(lambda: next(generation)) for _ in range(2)]
+        (refused,) = wait_until(lambda: of_one or of_other)
+        assert isinstance(refused, ConcurrentUseError)
+        assert re.search(r"this generation.*Read it in one thread", str(refused))
+        assert not (of_one and of_other), "the other thread still waits for its token"
         generation.close()
         one.join(10)
         other.join(10)
