@@ -19,7 +19,7 @@ async def background() -> AsyncIterator[Background]:
     await made.stop()
 
 
-async def test_a_periodic_task_goes_on_after_errors_and_each_is_logged(background: Background) -> None:
+async def test_a_periodic_task_continues_after_errors_and_each_error_is_logged(background: Background) -> None:
     count = 0
 
     async def work() -> None:

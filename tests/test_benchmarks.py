@@ -139,7 +139,7 @@ def test_each_stream_replays_its_own_messages_in_order_and_all_answers_are_count
 
 
 @needs_native
-def test_as_many_requests_are_in_flight_as_are_asked_for() -> None:
+def test_the_requested_number_of_requests_is_in_flight() -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         pending = []
         for request in stream:
@@ -155,7 +155,7 @@ def test_as_many_requests_are_in_flight_as_are_asked_for() -> None:
 
 
 @needs_native
-def test_a_request_ends_with_the_answer_that_has_the_end_field_and_tokens_are_counted() -> None:
+def test_a_request_ends_with_the_response_that_has_the_end_field() -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         for _request in stream:
             for num_tokens in (2, 3):
@@ -175,7 +175,7 @@ def test_a_request_ends_with_the_answer_that_has_the_end_field_and_tokens_are_co
 
 
 @needs_native
-def test_the_window_lasts_until_an_answer_came() -> None:
+def test_the_window_lasts_until_the_first_response() -> None:
     """On a busy machine no benchmark may divide by zero."""
 
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
@@ -191,7 +191,7 @@ def test_the_window_lasts_until_an_answer_came() -> None:
 
 @needs_native
 @pytest.mark.parametrize("after", [0, 5], ids=["first message", "step"])
-def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> None:
+def test_a_refusal_by_the_server_fails_the_replay_with_its_message(after: int) -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         for number, request in enumerate(stream):
             yield (
@@ -205,7 +205,7 @@ def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> No
 
 
 @needs_native
-def test_another_method_is_called_where_the_traffic_names_it_and_its_errors_are_shown_as_text() -> None:
+def test_the_traffic_can_name_another_method() -> None:
     chat: Any = grpc.stream_stream_rpc_method_handler(lambda stream, _: (b"\x0a\x04full" for _ in stream))
     handlers = {"Chat": chat}
     one = grpc.server(ThreadPoolExecutor(1))
@@ -223,7 +223,7 @@ def test_another_method_is_called_where_the_traffic_names_it_and_its_errors_are_
 
 
 @needs_native
-def test_the_cpu_time_of_the_processes_that_a_server_has_started_counts_as_its_own() -> None:
+def test_a_servers_cpu_time_includes_its_child_processes() -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         return map(answer, stream)
 
@@ -247,7 +247,7 @@ def test_a_stream_that_the_server_ends_fails_the_replay() -> None:
 
 
 @needs_native
-def test_streams_that_work_in_turn_never_work_together() -> None:
+def test_streams_in_turns_never_send_at_the_same_time() -> None:
     lock = threading.Lock()
     counts: dict[int, int] = {}
     overlaps = 0
@@ -272,7 +272,7 @@ def test_streams_that_work_in_turn_never_work_together() -> None:
 
 
 @needs_native
-def test_an_open_loop_sends_at_its_rate_and_counts_from_when_a_request_was_due() -> None:
+def test_an_open_loop_measures_from_the_time_a_request_was_due() -> None:
     released = threading.Event()
 
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
@@ -383,7 +383,7 @@ def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
         native_load.generator.cache_clear()
 
 
-async def test_a_token_s_path_is_measured_for_every_event(tiny_repository: Path) -> None:
+async def test_calls_and_files_are_counted_for_every_event(tiny_repository: Path) -> None:
     events = await path.measure(tiny_repository, "tiny-endless", 3)
     assert list(events) == [
         "one fed token",
@@ -406,7 +406,7 @@ async def test_a_token_s_path_is_measured_for_every_event(tiny_repository: Path)
     assert threading.getprofile() is None
 
 
-async def test_the_recorder_counts_calls_and_resumptions_of_the_folder_alone(tmp_path: Path) -> None:
+async def test_the_recorder_counts_only_the_folders_calls_and_resumptions(tmp_path: Path) -> None:
     (tmp_path / "ours").mkdir()
     one = load_module(tmp_path / "ours" / "one.py", "def leaf():\n    pass\n")
     text = "import asyncio\nasync def root(leaf):\n    leaf()\n    await asyncio.sleep(0)\n    leaf()\n    leaf()\n"
@@ -443,7 +443,7 @@ def load_module(file: Path, text: str) -> ModuleType:
     return module
 
 
-def test_a_report_tells_ratios_and_cpu_time_by_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_has_ratios_and_cpu_time_by_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [(Sample(value, 60.0 + value), Sample(10.0, 30.0)) for value in (2.0, 5.0, 4.0)]
     rows = [row_of("16 streams", pairs, unit="steps/s", bound=0.5), row_of("bare", pairs, unit="steps/s", bound=None)]
     one, many = Report("echo", "?", rows[:1]), Report("echo", "?", rows)
@@ -475,7 +475,7 @@ def test_simulate_writes_what_the_simulation_found(
     assert read(file) == {"seeds": 7, "events": 2.5, "violations": violations}
 
 
-def test_the_service_that_keeps_no_metric_serves(tiny_repository: Path) -> None:
+def test_the_service_works_without_metrics(tiny_repository: Path) -> None:
     with server("grpcio", "silent", str(tiny_repository)) as silent, Client(silent.target) as client:
         with client.session("tiny-endless") as session:
             session.feed([2, 3])
@@ -483,7 +483,7 @@ def test_the_service_that_keeps_no_metric_serves(tiny_repository: Path) -> None:
         assert len(list(client.generate("tiny-endless", max_tokens=5))) == 5
 
 
-def test_the_service_starts_with_many_sessions_and_tells_its_memory(subjects: tuple[Subject, Subject]) -> None:
+def test_the_populated_service_reports_its_memory(subjects: tuple[Subject, Subject]) -> None:
     small, _ = subjects
     with populated(small.repository, small.name, 500, "--feed") as (at, memory), Client(at.target) as client:
         assert memory["after"] > memory["before"] > 0

@@ -26,7 +26,7 @@ def test_dates_are_those_of_the_certificate(expires_in: timedelta) -> None:
     assert validity_of(pem) == (expected.not_valid_before_utc, expected.not_valid_after_utc)
 
 
-def test_of_several_certificates_the_first_end_counts() -> None:
+def test_the_earliest_end_of_several_certificates_counts() -> None:
     authority = Authority(5 * DAY)
     both = Authority(50 * DAY).issue_server().certificate + authority.certificate
     assert validity_of(both) == validity_of(authority.certificate)
@@ -42,13 +42,13 @@ def test_of_several_certificates_the_first_end_counts() -> None:
         (101 * DAY, "tls.certificate_expired"),
     ],
 )
-def test_what_is_over_or_soon_will_be_is_warned_of(now_in: timedelta, event: str | None) -> None:
+def test_expired_and_soon_expiring_certificates_give_a_warning(now_in: timedelta, event: str | None) -> None:
     warned = warning_of(Authority(100 * DAY).issue_server().certificate, datetime.now(UTC) + now_in)
     assert (None if warned is None else warned.event) == event
 
 
 @pytest.mark.parametrize("pem", [b"", b"nonsense", Authority().certificate.replace(b"MII", b"MIA", 1)])
-def test_what_cannot_be_read_is_left_to_who_reads_certificates(pem: bytes) -> None:
+def test_unreadable_certificates_give_no_warning(pem: bytes) -> None:
     assert warning_of(pem, datetime.now(UTC)) is None
 
 

@@ -44,7 +44,7 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def test_files_are_read_at_once_when_it_is_asked_for(files: Files) -> None:
+def test_reload_reads_the_files_at_once(files: Files) -> None:
     certificates = files.certificates()
     assert certificates.changed() is None, "nothing has changed"
     files.write_cert(files.write_key())
@@ -72,7 +72,7 @@ def cut(path: Path) -> None:
         (lambda files: cut(files.authority), "ca.pem has no certificate of a certificate authority"),
     ],
 )
-def test_files_that_do_not_work_are_reported_and_the_ones_before_stay(
+def test_invalid_files_are_reported_and_the_old_certificate_stays(
     files: Files, spoil: Callable[[Files], object], told: str
 ) -> None:
     certificates = files.certificates()
@@ -86,7 +86,7 @@ def test_files_that_do_not_work_are_reported_and_the_ones_before_stay(
         files.certificates()
 
 
-def test_a_certificate_that_comes_before_its_key_is_used_once_the_key_is_there(files: Files) -> None:
+def test_a_new_certificate_is_used_once_its_key_is_there(files: Files) -> None:
     certificates = files.certificates()
     issued = files.issuer.issue_cert("localhost")
     files.write_cert(issued)
@@ -96,7 +96,7 @@ def test_a_certificate_that_comes_before_its_key_is_used_once_the_key_is_there(f
     assert [error is None for error in files.heard] == [False, True]
 
 
-def test_the_end_of_each_file_is_that_of_the_certificates_that_new_connections_get(files: Files) -> None:
+def test_the_reported_end_is_that_of_the_certificates_in_use(files: Files) -> None:
     certificates = files.certificates()
     assert certificates.end_of(SERVER) == end_of(files.cert)
     assert certificates.end_of(CLIENT_CA) == end_of(files.authority)
@@ -110,7 +110,7 @@ def test_the_end_of_each_file_is_that_of_the_certificates_that_new_connections_g
     assert [error is None for error in files.heard] == [False, True]
 
 
-def test_without_authorities_of_clients_they_have_no_end(files: Files) -> None:
+def test_without_a_client_ca_there_is_no_end(files: Files) -> None:
     assert Certificates(files.cert, files.key, None, files.heard.append).end_of(CLIENT_CA) is None
 
 

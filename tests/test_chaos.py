@@ -12,7 +12,7 @@ from benchmarks.subjects import SMALL
 from benchmarks.translators import Translator
 
 
-def test_every_model_is_made_that_a_session_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_model_that_a_session_opens_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transducer and a translator of two files are among them."""
     made: list[str] = []
     monkeypatch.setattr(chaos, "export", lambda subject: made.append(subject.name))
@@ -23,7 +23,7 @@ def test_every_model_is_made_that_a_session_opens(tmp_path: Path, monkeypatch: p
     assert opened == {path.name for path in folder.iterdir()} == {"g2p-en", "morse", SMALL.name, TRANSLATOR.name}
 
 
-def test_a_session_does_the_same_each_time() -> None:
+def test_a_session_is_reproducible() -> None:
     """The number and the seed determine what a session translates and the frames that it sends."""
     number = next(number for number in range(60) if Script(number, 1).model == TRANSLATOR.name)
     source = Script(number, 1).source

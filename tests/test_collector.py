@@ -41,7 +41,7 @@ async def test_a_quiet_process_is_collected_when_it_is_worth_it() -> None:
     assert await process.after(1.0) == 1
 
 
-async def test_what_is_wanted_is_collected_once_at_the_next_quiet_moment() -> None:
+async def test_a_requested_collection_runs_once_at_the_next_quiet_moment() -> None:
     process = Process()
     process.num_due = 1
     process.collector.want()
@@ -51,7 +51,7 @@ async def test_what_is_wanted_is_collected_once_at_the_next_quiet_moment() -> No
     assert [await process.after(1.0) for _ in range(2)] == [1, 1]
 
 
-async def test_a_busy_process_is_collected_when_it_has_waited_long_enough() -> None:
+async def test_a_busy_process_is_collected_after_the_longest_wait() -> None:
     process = Process()
     process.is_busy = True
     assert await process.after(30.0) == 0

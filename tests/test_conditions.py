@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
 
 
 @pytest.mark.parametrize(("given", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_check_finds_what_ends_a_start(
+def test_check_finds_what_makes_a_start_fail(
     models: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -147,9 +147,7 @@ def test_a_check_finds_what_ends_a_start(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_check_of_what_starts_passes_and_makes_nothing(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_passes_and_creates_nothing(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = set(tmp_path.rglob("*"))
     demand(settings(tmp_path))
     assert check(settings(tmp_path)) == 0
@@ -168,7 +166,7 @@ def test_a_check_warns_of_storage_keys_that_others_may_read(
     assert told[1].startswith(f"WARNING {keys} has mode 0644: other users of this machine may decrypt stored sessions")
 
 
-def test_a_check_beside_the_server_that_runs_tells_what_is_in_use_and_passes(
+def test_check_beside_a_running_server_reports_what_is_in_use_and_passes(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server((ADDRESS, 0)) as taken, closing(LmdbStore(tmp_path / "data" / "sessions")):
@@ -202,7 +200,7 @@ def test_a_start_that_fails_says_why_once_and_makes_no_folder(
 
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
-def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: Path, wire: str) -> None:
+def test_of_two_servers_that_start_on_one_port_one_serves(models: Path, tmp_path: Path, wire: str) -> None:
     """Either may serve. The other one reports that the port is in use."""
     port = free_port()
     command = [sys.executable, "-m", "service", f"--wire={wire}", f"--models={models}", f"--port={port}"]

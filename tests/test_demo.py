@@ -45,7 +45,7 @@ def test_the_histogram_is_of_one_model_and_adds_its_series() -> None:
     assert histogram(text, "c") == []
 
 
-def test_the_demo_prints_what_its_words_made_the_server_do() -> None:
+def test_the_demo_prints_its_results_and_latencies() -> None:
     command = [sys.executable, "-m", "examples.demo"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

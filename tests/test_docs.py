@@ -57,7 +57,7 @@ def test_the_readme_names_scripts_that_exist() -> None:
 
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(OF_USERS)])
-def test_a_page_says_what_each_of_its_commands_is_from_the_wheels(document: str) -> None:
+def test_each_page_gives_its_commands_for_the_wheels(document: str) -> None:
     """One table gives them. On every page but the README, the table stands above the first command."""
     text = (ROOT / document).read_text()
     head, _, rest = text.partition("| in a checkout | from the wheels |\n")

@@ -30,14 +30,14 @@ def test_what_is_long_is_cut_and_says_so() -> None:
 
 
 @given(st.one_of(st.text(), st.binary(), st.integers()), st.integers(1, 2000))
-def test_nothing_is_quoted_at_length(value: str | bytes | int, times: int) -> None:
+def test_quoted_values_are_short(value: str | bytes | int, times: int) -> None:
     """An escape can turn one character into ten."""
     assert len(quoted(value if isinstance(value, int) else value * times)) <= MESSAGE_LENGTH
     assert len(quoted([value] * times)) <= 9 * MESSAGE_LENGTH
 
 
 @pytest.mark.parametrize("folder", ["api", "repository"])
-def test_the_edges_quote_by_that_alone(folder: str) -> None:
+def test_api_and_repository_quote_values_with_quoted_only(folder: str) -> None:
     """`!r` shows a value of a request whole, whatever its size."""
     found = []
     for source in sorted((Path(service.__file__).parent / folder).glob("*.py")):

@@ -16,7 +16,7 @@ from tests.bundles import write_language_model
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_a_server_without_a_model_does_not_serve_and_its_process_is_well(tmp_path: Path) -> None:
+async def test_a_server_without_a_model_is_not_serving_but_healthy(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     repository.problems["broken", 1] = Problem("broken", 1, "it is no good")
     servicer = HealthServicer()

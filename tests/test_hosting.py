@@ -166,7 +166,7 @@ async def test_a_version_that_is_served_again_is_not_dropped_with_its_first_engi
     assert scene.observer.count("model_dropped") == 0
 
 
-async def test_an_engine_that_cannot_start_is_a_problem_and_stops_those_before_it(tmp_path: Path) -> None:
+async def test_an_engine_that_cannot_start_is_a_problem_and_stops_the_engines_before_it(tmp_path: Path) -> None:
     write_language_model(tmp_path, model="heads", bos_id=1, has_heads=True, variants={"other": 3})
     write_language_model(tmp_path, model="lm")
     scene = Scene(tmp_path)
@@ -188,7 +188,7 @@ async def test_an_engine_that_cannot_start_is_a_problem_and_stops_those_before_i
     assert scene.stops() == [1, 0, 1, 1, 1]
 
 
-async def test_a_load_whose_caller_leaves_goes_on_and_no_engine_is_without_an_owner(scene: Scene) -> None:
+async def test_a_load_continues_when_its_caller_leaves(scene: Scene) -> None:
     gate = threading.Event()
     scene.prepare = lambda engine: setattr(engine, "gate", gate)
     load = asyncio.create_task(scene.hosting.load("lm", 1))
@@ -235,7 +235,7 @@ async def test_loads_unloads_and_reaps_at_once_stop_each_engine_once(scene: Scen
     assert {engine.num_starts for engine in scene.engines} == {1}
 
 
-async def test_watching_does_not_undo_an_unload_until_the_bundle_is_another(scene: Scene) -> None:
+async def test_an_unloaded_version_stays_unloaded_until_its_bundle_changes(scene: Scene) -> None:
     await scene.hosting.start()
     await scene.hosting.unload("lm", 1)
     await scene.hosting.look()
@@ -256,7 +256,7 @@ async def test_watching_does_not_undo_an_unload_until_the_bundle_is_another(scen
     assert scene.engine() is scene.engines[2], "who asks for it gets it"
 
 
-async def test_what_is_new_while_the_server_runs_is_tried_once(scene: Scene) -> None:
+async def test_a_version_added_at_run_time_is_tried_once(scene: Scene) -> None:
     await scene.hosting.start()
     assert scene.tried == [], "what it starts with was checked before"
     await scene.hosting.unload("lm", 1)
@@ -270,7 +270,7 @@ async def test_what_is_new_while_the_server_runs_is_tried_once(scene: Scene) -> 
     assert scene.tried == [("lm", 2), ("lm", 3)]
 
 
-async def test_a_version_that_takes_too_much_is_refused_and_not_tried_at_each_look(scene: Scene) -> None:
+async def test_a_version_over_its_limits_is_refused_and_tried_once(scene: Scene) -> None:
     await scene.hosting.start()
     folder = write_language_model(scene.folder, model="lm", version=2, seed=2)
     scene.problem = TakesTooMuch("lm", 2, "its graphs take too much")
@@ -287,9 +287,7 @@ async def test_a_version_that_takes_too_much_is_refused_and_not_tried_at_each_lo
     assert scene.engine("lm", 2) is scene.engines[1]
 
 
-async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_empty_folder_is_reported_with_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scene = Scene(Path())
     await scene.hosting.start()
@@ -302,14 +300,14 @@ async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_star
     assert scene.observer.count("nothing_served") == 0
 
 
-async def test_a_folder_of_which_nothing_can_be_served_is_told_of(tmp_path: Path) -> None:
+async def test_a_folder_without_a_servable_version_is_reported(tmp_path: Path) -> None:
     (tmp_path / "lm" / "1").mkdir(parents=True)
     scene = Scene(tmp_path)
     await scene.hosting.start()
     assert scene.observer.heard[-1] == ("nothing_served", str(tmp_path), 1)
 
 
-async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: Scene) -> None:
+async def test_a_missing_folder_is_reported_once_and_served_models_stay(scene: Scene) -> None:
     await scene.hosting.start()
     away = scene.folder.with_name("away")
     os.rename(scene.folder, away)
@@ -327,14 +325,14 @@ async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: S
 
 
 @pytest.mark.parametrize("name", ["9" * 200, "01", "\N{ARABIC-INDIC DIGIT ONE}", "1.5"])
-async def test_a_folder_that_is_no_version_is_passed_over(scene: Scene, name: str) -> None:
+async def test_folders_that_are_not_versions_are_ignored(scene: Scene, name: str) -> None:
     (scene.folder / "lm" / name).mkdir()
     await scene.hosting.start()
     assert list(scene.hosting.repository.bundles) == [("lm", 1)]
     assert not scene.hosting.repository.problems
 
 
-async def test_a_folder_that_is_none_and_a_model_that_is_not_there_end_the_start(tmp_path: Path) -> None:
+async def test_a_missing_folder_or_model_fails_the_start(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="none is not a folder"):
         await Scene(tmp_path / "none").hosting.start()
     runtimes = Runtimes(by_model={"gone": RuntimeOptions()})
@@ -342,7 +340,7 @@ async def test_a_folder_that_is_none_and_a_model_that_is_not_there_end_the_start
         await Scene(tmp_path, runtimes).hosting.start()
 
 
-async def test_messages_about_a_model_are_short_whatever_it_is_called(scene: Scene) -> None:
+async def test_messages_about_a_model_are_short_for_any_name(scene: Scene) -> None:
     await scene.hosting.start()
     for asked in (("m" * 4_000_000, 0, ""), ("lm", 1, "v" * 4_000_000)):
         with pytest.raises(ModelNotFoundError) as refusal:
@@ -363,7 +361,7 @@ async def test_nothing_of_a_dropped_version_stays_in_memory(scene: Scene) -> Non
     assert bundle() is None
 
 
-async def test_an_error_of_work_whose_caller_left_reaches_the_event_loop(scene: Scene) -> None:
+async def test_an_error_after_the_caller_left_reaches_the_event_loop(scene: Scene) -> None:
     await scene.hosting.start()
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))

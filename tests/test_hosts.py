@@ -8,7 +8,7 @@ from service.hosts import in_url, is_loopback, is_redis_url
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "::1", "[::1]", "[0:0::1]"])
-def test_this_machine_has_many_spellings(host: str) -> None:
+def test_every_spelling_of_this_machine_is_recognised(host: str) -> None:
     assert is_loopback(host)
 
 
@@ -48,6 +48,6 @@ def test_a_url_of_redis_is_known(url: str) -> None:
         "redis://:p/s@c",
     ],
 )
-def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
+def test_an_invalid_redis_url_is_refused(url: str) -> None:
     """A password with `#` or `/` would end the host too early."""
     assert not is_redis_url(url)

@@ -114,7 +114,7 @@ def test_a_circle_is_found_however_it_is_imported() -> None:
     assert circles(graph) == [["a.b", "a.c", "a.d"]]
 
 
-def test_there_are_modules_to_look_at() -> None:
+def test_modules_of_every_package_are_checked() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == {
         "service",
         "carousel",

@@ -32,7 +32,7 @@ def read(registry: Registry) -> Samples:
 
 
 @given(st.lists(st.one_of(st.sampled_from(BOUNDS), st.floats(0, 100)), max_size=50))
-def test_a_histogram_reads_as_the_library_s_own_does(values: list[float]) -> None:
+def test_a_histogram_gives_the_output_of_prometheus_client(values: list[float]) -> None:
     ours, theirs = Registry(), Registry()
     child = Histogram("h", "text", ("l",), ours, BOUNDS).labels("x")
     own = prometheus_client.Histogram("h", "text", ("l",), buckets=BOUNDS, registry=theirs).labels("x")
@@ -44,7 +44,7 @@ def test_a_histogram_reads_as_the_library_s_own_does(values: list[float]) -> Non
     assert read(ours) == pytest.approx(expected)  # reading changes nothing
 
 
-def test_a_counter_and_a_gauge_read_as_the_library_s_own_do() -> None:
+def test_a_counter_and_a_gauge_give_the_output_of_prometheus_client() -> None:
     ours, theirs = Registry(), Registry()
     for counter, gauge in (
         (Counter("c_total", "text", ("l",), ours), Gauge("g", "text", ("l",), ours)),
@@ -61,7 +61,7 @@ def test_a_counter_and_a_gauge_read_as_the_library_s_own_do() -> None:
     assert read(ours) == read(theirs)
 
 
-def test_nothing_observed_is_lost_while_others_read() -> None:
+def test_no_observation_is_lost_during_concurrent_reads() -> None:
     registry = Registry()
     child = Histogram("h", "text", (), registry, BOUNDS).labels()
     done = threading.Event()
@@ -126,7 +126,7 @@ def test_the_engines_of_one_version_are_summed_for_as_long_as_each_runs() -> Non
     assert found["carousel_session_state_bytes", labels] == 100.0
 
 
-def test_tokens_are_counted_beside_answers_and_delay_none() -> None:
+def test_counting_tokens_delays_no_response() -> None:
     metrics = Metrics()
     sessions = SessionTelemetry(metrics)
     sessions.tokens_moved("g2p", 1, "generate", 7)
@@ -137,7 +137,7 @@ def test_tokens_are_counted_beside_answers_and_delay_none() -> None:
     assert found["carousel_request_latency_seconds_count", labels] == 1.0
 
 
-def test_a_backlog_is_folded_when_anything_is_read_and_forgotten_with_its_owner() -> None:
+def test_a_backlog_is_counted_on_any_read_and_dropped_with_its_owner() -> None:
     registry = Registry()
     counter = Counter("folded", "text", (), registry)
     child = counter.labels()

@@ -14,7 +14,7 @@ from tests.certificates import Authority
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
-def test_one_that_does_not_log_its_start_has_started(tiny_repository: Path, level: str) -> None:
+def test_a_start_without_a_log_line_is_detected(tiny_repository: Path, level: str) -> None:
     with local_service(tiny_repository, {"log-level": level}) as service:
         assert not [line for line in service.log if line["event"] == "server.started"]
         with Client(service.target) as client:
@@ -23,7 +23,7 @@ def test_one_that_does_not_log_its_start_has_started(tiny_repository: Path, leve
             assert b"carousel_build_info" in answer.read()
 
 
-def test_so_has_one_with_tls(tiny_repository: Path, tmp_path: Path) -> None:
+def test_a_start_with_tls_is_detected(tiny_repository: Path, tmp_path: Path) -> None:
     authority = Authority()
     issued = authority.issue_server()
     (tmp_path / "cert").write_bytes(issued.certificate)
@@ -34,12 +34,12 @@ def test_so_has_one_with_tls(tiny_repository: Path, tmp_path: Path) -> None:
         assert client.models()
 
 
-def test_one_that_serves_nothing_has_started_too(tmp_path: Path) -> None:
+def test_a_start_without_models_is_detected(tmp_path: Path) -> None:
     with local_service(tmp_path, {"log-level": "warning"}) as service, Client(service.target) as client:
         assert client.models() == ()
 
 
-def test_one_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_failed_start_raises_with_the_log(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match=r"ended with code 1:\n.*none"),
         local_service(tmp_path / "none", {"log-level": "warning"}),

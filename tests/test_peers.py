@@ -56,7 +56,7 @@ def test_each_stream_is_a_sequence_of_its_own_that_its_first_request_starts() ->
         assert sequence.steps[62:] == [messages.request("lm", index + 1, token) for token in (63, 1)]
 
 
-def test_tokens_are_asked_for_one_by_one_on_one_stream() -> None:
+def test_tokens_are_requested_one_by_one_on_one_stream() -> None:
     seen: list[bytes] = []
 
     def handler(stream: Iterator[bytes], _: Any) -> Iterator[bytes]:
@@ -87,7 +87,7 @@ def fake_server() -> Iterator[Started]:
             process.kill()
 
 
-def test_a_crash_is_counted_and_the_run_made_again() -> None:
+def test_a_crash_is_counted_and_the_run_is_repeated() -> None:
     started: list[Started] = []
 
     @contextmanager
@@ -197,7 +197,7 @@ def test_all_peers_are_measured_in_turn_and_the_first_round_does_not_count() -> 
     assert (report.rows[0].cpu_us, report.rows[0].their_cpu_us) == (4_000.0, 10_000.0)
 
 
-def test_a_server_is_offered_more_until_it_does_not_keep_up(
+def test_the_load_grows_until_the_server_cannot_keep_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.peers.SHARES", (0.1, 0.5, 0.9))

@@ -11,7 +11,7 @@ from service.ports import Reservation, why_not
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
-def test_a_port_that_somebody_listens_on_is_in_use(host: str) -> None:
+def test_a_port_with_a_listener_is_in_use(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         if host != "localhost":  # localhost may resolve to another address, on which the port is free
@@ -28,7 +28,7 @@ def test_a_port_whose_connections_were_just_closed_is_free() -> None:
     assert why_not("127.0.0.1", port) is None
 
 
-def test_a_port_is_kept_without_accepting_anybody_until_it_is_let_go() -> None:
+def test_a_reserved_port_refuses_connections_until_it_is_released() -> None:
     kept = Reservation("127.0.0.1", 0)
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", kept.port))
@@ -40,7 +40,7 @@ def test_a_port_is_kept_without_accepting_anybody_until_it_is_let_go() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems let nobody listen at it meanwhile")
-def test_a_server_may_listen_at_a_port_that_is_kept() -> None:
+def test_a_server_can_listen_on_a_reserved_port() -> None:
     kept = Reservation("127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", kept.port)), socket.create_connection(("127.0.0.1", kept.port)):
         kept.release()
@@ -50,7 +50,7 @@ def test_a_server_may_listen_at_a_port_that_is_kept() -> None:
     ("host", "reason"),
     [("192.0.2.1", "cannot assign requested address"), ("no.such.host.invalid", "")],
 )
-def test_an_address_that_is_not_this_machines_is_told_of(host: str, reason: str) -> None:
+def test_an_address_of_another_machine_is_reported(host: str, reason: str) -> None:
     told = why_not(host, 0)
     assert told
     assert reason in told

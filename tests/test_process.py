@@ -18,7 +18,7 @@ async def module_of_the_loop() -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop has no Windows")
-def test_it_is_uvloop_s() -> None:
+def test_the_event_loop_is_uvloops() -> None:
     assert process.run(module_of_the_loop()).partition(".")[0] == "uvloop"
 
 

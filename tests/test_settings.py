@@ -116,7 +116,7 @@ def test_names_of_the_page_are_given_as_json(monkeypatch: pytest.MonkeyPatch) ->
         *(("allowed_origins", value) for value in ("https://app.example:443", "http://app.example:80", "https://a b")),
     ],
 )
-def test_what_no_browser_sends_is_refused_in_one_sentence(
+def test_invalid_origins_and_hosts_are_refused_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, value: str
 ) -> None:
     assert run(monkeypatch, "--check", FLAGS[setting], json.dumps([value])) == 2
@@ -124,7 +124,7 @@ def test_what_no_browser_sends_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("value", ["http://localhost:8080", "http://app.example:443", "https://[::1]:8443", "null"])
-def test_what_browsers_send_is_taken(value: str) -> None:
+def test_valid_origins_are_accepted(value: str) -> None:
     assert Settings.model_validate({"allowed_origins": [value]}).allowed_origins == (value,)
 
 
@@ -162,7 +162,7 @@ def test_the_server_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == f"Carousel {carousel.__version__}\n"
 
 
-def test_help_lists_every_command_and_each_tells_of_itself(
+def test_help_lists_every_command_and_each_command_has_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--help") == 0
@@ -209,7 +209,7 @@ def test_help_lists_every_setting_with_its_text(
         assert re.sub(r"\s+", " ", field.description) in shown
 
 
-def test_a_check_tells_of_certificates_and_principals_too(
+def test_check_reports_certificates_and_principals(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_language_model(tmp_path / "models")
@@ -241,7 +241,7 @@ def test_a_flag_that_does_not_exist_is_refused(
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_a_variable_that_is_no_setting_is_passed_over(
+def test_a_variable_that_is_not_a_setting_is_ignored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
     """Kubernetes sets such variables for a service named `carousel`."""
@@ -250,7 +250,7 @@ def test_a_variable_that_is_no_setting_is_passed_over(
     assert capsys.readouterr().out == f"WARNING {empty}: no version would be served\n"
 
 
-def test_a_check_tells_of_a_variable_that_is_no_setting(
+def test_check_reports_a_variable_that_is_not_a_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
     monkeypatch.setenv("CAROUSEL_MAX_SESSION", "5")
@@ -259,7 +259,7 @@ def test_a_check_tells_of_a_variable_that_is_no_setting(
     assert capsys.readouterr().out.startswith(told)
 
 
-def test_a_variable_that_looks_like_a_setting_and_is_none_is_told_of() -> None:
+def test_a_misspelled_variable_is_reported() -> None:
     environ = {
         "CAROUSEL_MAX_SESSION": "5",
         "CAROUSEL_MAX_SESSIONS": "5",
@@ -272,7 +272,7 @@ def test_a_variable_that_looks_like_a_setting_and_is_none_is_told_of() -> None:
     assert unknown_variables(environ) == [("CAROUSEL_MAX_SESSION", "CAROUSEL_MAX_SESSIONS"), ("CAROUSEL_ZZZZZZ", None)]
 
 
-def test_one_models_runtime_differs_in_what_is_given_of_it() -> None:
+def test_a_models_runtime_overrides_only_the_given_options() -> None:
     given = json.dumps({"g2p-en": {"allow_spinning": True}, "lm": {"num_threads": 4}})
     settings = CliApp.run(Settings, cli_args=["--num-threads", "2", "--model-runtimes", given])
     assert settings.runtimes.of("other") == RuntimeOptions(num_threads=2)
@@ -299,7 +299,7 @@ def test_one_models_runtime_differs_in_what_is_given_of_it() -> None:
         ),
     ],
 )
-def test_a_runtime_that_cannot_be_is_refused(
+def test_an_invalid_runtime_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -307,7 +307,7 @@ def test_a_runtime_that_cannot_be_is_refused(
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_runtime_of_a_model_that_is_not_there_is_refused(
+def test_a_runtime_for_an_unknown_model_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_language_model(tmp_path)
@@ -412,7 +412,7 @@ def test_every_number_has_a_range_that_is_tested() -> None:
     }
 
 
-def test_a_part_of_the_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fraction_of_the_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAROUSEL_TRACE_RATIO", "0.25")
     assert CliApp.run(Settings, cli_args=[]).trace_ratio == 0.25
     assert CliApp.run(Settings, cli_args=["--trace-ratio", "0"]).trace_ratio == 0
@@ -442,14 +442,14 @@ def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
         (["--tls-client-ca-file=a"], "tls_client_ca_file needs tls_cert_file and tls_key_file"),
     ],
 )
-def test_half_of_what_tls_needs_ends_the_start(
+def test_incomplete_tls_settings_fail_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     assert run(monkeypatch, "--check", *arguments) == 2
     assert told in capsys.readouterr().err
 
 
-def test_settings_that_do_not_go_together_are_told_in_one_sentence(
+def test_conflicting_settings_are_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
     secret = "--redis-url=redis://user:hush@cache:6379/1"
@@ -466,7 +466,7 @@ def test_limits_of_the_engine_are_not_exceeded() -> None:
     assert settings.engine_limits.max_batch_tokens == settings.engine_limits.max_chunk_tokens == 8
 
 
-def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secret_values_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
     settings = CliApp.run(Settings, cli_args=["--snapshot-key-file", str(tmp_path / "key")])
     assert settings.snapshot_key_file == tmp_path / "key"
@@ -489,7 +489,7 @@ def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ['--allowed-origins=["http://user:hush@app.example"]'],
     ],
 )
-def test_no_refusal_has_a_password(
+def test_refusals_contain_no_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
@@ -570,7 +570,7 @@ def test_checking_fails_when_one_bundle_of_many_cannot_be_served(
     assert capsys.readouterr().out == f"ok      tiny-lm/1\nFAILED  tiny-lm/2: {reason}\n"
 
 
-def test_the_limits_of_engines_and_sessions_are_what_was_set() -> None:
+def test_settings_set_the_limits_of_engines_and_sessions() -> None:
     settings = CliApp.run(
         Settings,
         cli_args=["--max-sessions=3", "--max-batch-rows=5", "--max-chunk-tokens=7", "--max-message-bytes=2048"],

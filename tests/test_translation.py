@@ -49,7 +49,7 @@ def test_words_are_printed_as_they_come_and_their_attention_is_drawn(
     assert "".join(names) == generation.text.replace(" ", "")
 
 
-def test_the_act_is_left_out_where_the_model_is_not_there(
+def test_the_translation_is_left_out_without_its_model(
     tiny_repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with local_service(tiny_repository) as service, Client(service.target) as client:

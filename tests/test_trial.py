@@ -59,7 +59,7 @@ def test_a_version_that_cannot_be_loaded_is_a_problem_in_the_servers_words(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
-def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_path: Path) -> None:
+def test_a_graph_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
     add_an_allocation(write_language_model(tmp_path / "little"), 1000)
     add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
     assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
@@ -76,7 +76,7 @@ def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_pat
         ("max", "512 MiB of memory (check_memory_mib)"),
     ],
 )
-def test_a_container_that_has_less_memory_left_is_the_limit(
+def test_the_memory_left_in_the_container_is_the_limit(
     limit: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
@@ -105,16 +105,14 @@ def test_a_process_that_cannot_be_started_is_a_problem(tmp_path: Path, monkeypat
     assert attempt(tmp_path) == Problem(*KEY, told)
 
 
-def test_a_trial_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> None:
+def test_an_unwanted_trial_is_stopped(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     answers = iter([True, True, False, False])
     problem = try_version(tmp_path, KEY, RuntimeOptions(), FEW, ENOUGH, is_wanted=lambda: next(answers))
     assert problem == Problem(*KEY, "the trial run of its graphs was stopped: the server is shutting down")
 
 
-def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_trial_counts_as_taking_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
@@ -123,6 +121,6 @@ def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
     assert attempt(tmp_path) == TakesTooMuch(*KEY, told)
 
 
-def test_a_process_that_ends_without_a_word_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_ends_without_a_report_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert attempt(tmp_path) == Problem(*KEY, "the trial run of its graphs ended with exit code 1")

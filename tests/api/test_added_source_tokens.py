@@ -33,18 +33,18 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["text", "tokens", "ids"])
-def test_a_source_in_any_form_is_read_between_the_tokens_of_its_model(form: pb.Sequence) -> None:
+def test_start_and_end_tokens_are_added_to_a_source_of_any_form(form: pb.Sequence) -> None:
     given = list(consumed.source_items(form, domain.bundle(has_encoder=True)))
     assert list(consumed.source_items(form, bundle(eos_id=EOS))) == [*given, EOS]
     assert list(consumed.source_items(form, bundle(bos_id=BOS))) == [BOS, *given]
     assert list(consumed.source_items(form, bundle(bos_id=BOS, eos_id=EOS))) == [BOS, *given, EOS]
 
 
-def test_token_0_is_added_like_any() -> None:
+def test_token_0_can_be_added() -> None:
     assert list(consumed.source_items(pb.Sequence(text="a"), bundle(eos_id=0)))[1:] == [0]
 
 
-def test_what_a_client_may_give_leaves_room_for_what_is_added() -> None:
+def test_the_source_limit_leaves_room_for_the_added_tokens() -> None:
     longest = domain.MAX_SOURCE_LENGTH
     made = bundle(bos_id=BOS, eos_id=EOS)
     assert model_info(made).max_source_length == longest - 2
@@ -54,6 +54,6 @@ def test_what_a_client_may_give_leaves_room_for_what_is_added() -> None:
         consumed.source_items(pb.Sequence(text="a" * (longest - 1)), made)
 
 
-def test_a_manifest_without_them_is_one_that_servers_before_can_read() -> None:
+def test_older_servers_can_read_a_manifest_without_added_tokens() -> None:
     written = domain.manifest(has_encoder=True).model_dump(mode="json")
     assert not {"bos_id", "eos_id"} & set(written["encoder"])

@@ -70,7 +70,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-async def test_a_fed_is_the_same_and_takes_many_turns(kind: str) -> None:
+async def test_a_large_fed_is_made_in_slices_and_equal(kind: str) -> None:
     one, result = request(), Fed(9000, OUTPUTS[kind])
     response, num_turns = await made(answers.large_fed(one, result))
     assert response == answers.fed(one, result)
@@ -88,7 +88,7 @@ OTHERS = {
 }
 
 
-def test_a_token_answer_is_the_same_however_often_it_was_filled_in() -> None:
+def test_a_reused_token_response_is_equal_to_a_new_one() -> None:
     made = TokenAnswer()
     for position in (300, 0, 2):
         one, result = request(), Fed(position, [StepOutput(position, [position % 50])])
@@ -99,11 +99,11 @@ def test_a_token_answer_is_the_same_however_often_it_was_filled_in() -> None:
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_token_answer_is_of_one_token_alone(kind: str) -> None:
+def test_a_token_response_has_exactly_one_token(kind: str) -> None:
     assert TokenAnswer().of(request(), Fed(9, OTHERS[kind])) is None
 
 
-def test_a_token_answer_is_no_retrys_nor_of_a_session_that_is_stored_nor_of_numbers() -> None:
+def test_replays_stored_sessions_and_values_get_no_token_response() -> None:
     retry, stored, of_numbers = request(), request(), request()
     retry.replayed = True
     stored.session.own_persistence()
@@ -112,7 +112,7 @@ def test_a_token_answer_is_no_retrys_nor_of_a_session_that_is_stored_nor_of_numb
         assert TokenAnswer().of(one, Fed(9, ONE_TOKEN)) is None
 
 
-async def test_an_opened_is_the_same() -> None:
+async def test_a_large_opened_is_made_in_slices_and_equal() -> None:
     one, result = request(), Fed(0, OUTPUTS["one output of many tokens"])
     response, num_turns = await made(answers.large_opened(one, result, None))
     assert response == answers.opened(one, result, None)
@@ -153,7 +153,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("kind", BATCHES)
 @pytest.mark.parametrize("numbers", ["logits", "values"])
-async def test_an_answer_to_a_step_batch_is_the_same(kind: str, numbers: convert.Numbers) -> None:
+async def test_a_large_step_batch_response_is_made_in_slices_and_equal(kind: str, numbers: convert.Numbers) -> None:
     one = request()
     one.replayed = True
     response, num_turns = await made(answers.large_batch_stepped(one, BATCHES[kind], numbers=numbers))
@@ -168,7 +168,7 @@ async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [512, 3000, 2**22])
-def test_the_texts_of_a_refusal_are_as_short_as_an_answer_must_be(max_bytes: int) -> None:
+def test_the_texts_of_a_refusal_fit_into_one_response(max_bytes: int) -> None:
     error = InvalidFieldError("語" * 5000, field="語" * 5000, first="語" * 5000, second="語" * 5000)
     response = refused(1, "s", None, error, max_bytes, call_id="c" * 128)
     assert response.error.ByteSize() <= max_bytes

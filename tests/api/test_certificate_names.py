@@ -48,7 +48,7 @@ def test_a_certificate_may_have_none() -> None:
     assert names_of({}) == names_of({"x509_common_name": [b"app"]}) == ()
 
 
-def test_of_several_common_names_none_counts() -> None:
+def test_a_certificate_with_several_common_names_has_no_name() -> None:
     """Libraries differ in which common name they use."""
     assert names_in(AUTHORITY.issue(common=["app", "admin"]).certificate) == ()
 
@@ -62,7 +62,7 @@ def test_of_several_common_names_none_counts() -> None:
         ([], [], ["app\r\nx: y"]),
     ],
 )
-def test_a_name_never_reads_as_one_of_another_kind(uris: list[str], dns: list[str], common: list[str]) -> None:
+def test_a_name_cannot_imitate_a_name_of_another_kind(uris: list[str], dns: list[str], common: list[str]) -> None:
     assert names_in(AUTHORITY.issue(uris=uris, dns=dns, common=common).certificate) == ()
 
 
@@ -81,7 +81,7 @@ def test_whatever_is_in_a_certificate_each_name_is_one_of_its_kind(
 
 
 @given(st.data())
-def test_what_is_no_certificate_is_refused_and_nothing_else_happens(data: st.DataObject) -> None:
+def test_an_invalid_certificate_is_refused(data: st.DataObject) -> None:
     der = bytearray(ssl.PEM_cert_to_DER_cert(AUTHORITY.certificate.decode()))
     if data.draw(st.booleans()):
         del der[data.draw(st.integers(0, len(der) - 1)) :]
@@ -96,7 +96,7 @@ def test_what_is_no_certificate_is_refused_and_nothing_else_happens(data: st.Dat
 
 
 @pytest.mark.parametrize("pem", [b"", b"x", b"\xff", b"-----BEGIN CERTIFICATE-----\nAAA\n-----END CERTIFICATE-----\n"])
-def test_what_is_no_pem_is_refused(pem: bytes) -> None:
+def test_a_certificate_that_is_not_pem_is_refused(pem: bytes) -> None:
     with pytest.raises(CertificateFormatError):
         names_in(pem)
 

@@ -43,13 +43,13 @@ def enum_names(descriptor: EnumDescriptor, prefix: str) -> set[str]:
 
 
 @pytest.mark.parametrize("number", pb.OutputKind.values())
-def test_every_output_kind_of_the_wire_is_one_of_ours(number: Any) -> None:
+def test_every_wire_output_kind_has_a_domain_value(number: Any) -> None:
     kind = convert.output_spec(pb.OutputSpec(kind=number), domain.bundle(), field="outputs").kind
     name = pb.OutputKind.Name(number).removeprefix("OUTPUT_KIND_")
     assert kind.name == ("NEXT_TOKEN" if name == "UNSPECIFIED" else name)
 
 
-def test_every_output_kind_of_ours_is_on_the_wire() -> None:
+def test_every_output_kind_has_a_wire_value() -> None:
     names = enum_names(pb.OutputKind.DESCRIPTOR, "OUTPUT_KIND_")
     assert names - {"UNSPECIFIED"} == {kind.name for kind in OutputKind}
 
@@ -65,7 +65,7 @@ def test_an_output_kind_that_does_not_exist_is_refused(number: Any) -> None:
     assert refusal.value.field == "feed.outputs.kind"
 
 
-def test_outputs_that_say_nothing_are_the_next_token_after_the_last() -> None:
+def test_the_default_output_is_the_next_token_at_the_last_position() -> None:
     assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == OutputSpec(
         OutputKind.NEXT_TOKEN, 0, False
     )
@@ -74,7 +74,7 @@ def test_outputs_that_say_nothing_are_the_next_token_after_the_last() -> None:
     )
 
 
-def test_outputs_keep_what_they_say() -> None:
+def test_output_options_are_kept() -> None:
     message = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3, every_position=True)
     assert convert.output_spec(message, domain.bundle(), field="outputs") == OutputSpec(OutputKind.TOP_K, 3, True)
 
@@ -105,7 +105,7 @@ def test_every_state_has_its_own_on_the_wire(state: State) -> None:
     assert enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_") == told
 
 
-def test_a_model_is_served_or_it_has_failed() -> None:
+def test_a_model_has_the_status_serving_or_failed() -> None:
     names = enum_names(models_pb2.ModelStatus.DESCRIPTOR, "MODEL_STATUS_")
     assert names == {"UNSPECIFIED", "SERVING", "FAILED"}
 
@@ -145,7 +145,7 @@ def test_an_empty_sequence_is_refused_in_every_form(sequence: pb.Sequence, field
     assert refusal.value.field == field
 
 
-def test_what_is_unknown_in_a_sequence_is_named_as_the_client_spells_it() -> None:
+def test_an_unknown_token_of_a_sequence_is_named_with_the_clients_field() -> None:
     with pytest.raises(UnknownTokenError, match=r"^prompt\.text\[1\] = 'Q' is not in the vocabulary of made$"):
         consumed.sequence_ids(pb.Sequence(text="K Q"), domain.vocabulary(), field="prompt")
     with pytest.raises(UnknownTokenError, match=r"^prompt\.tokens\.names\[0\] = 'Q' is not in the vocabulary of made$"):
@@ -165,7 +165,7 @@ def test_a_source_for_a_model_without_an_encoder_is_refused() -> None:
     assert refusal.value.field == "source"
 
 
-def test_a_feed_brings_ids_or_names() -> None:
+def test_a_feed_has_ids_or_names() -> None:
     assert consumed.feed_ids(pb.Feed(token_ids=[1, 5]), domain.vocabulary()) == [1, 5]
     assert consumed.feed_ids(pb.Feed(tokens=["K", "AA"]), domain.vocabulary()) == [5, 3]
     assert consumed.feed_ids(pb.Feed(), domain.vocabulary()) == [], "the domain refuses that it is empty"
@@ -178,30 +178,30 @@ def test_a_feed_that_brings_both_ids_and_names_is_refused() -> None:
     assert refusal.value.field == "feed.tokens"
 
 
-def test_what_is_unknown_in_a_feed_is_named_as_the_client_spells_it() -> None:
+def test_an_unknown_token_of_a_feed_is_named_with_the_clients_field() -> None:
     with pytest.raises(TokenOutOfVocabularyError, match=r"^feed\.token_ids\[2\] = 4294967295 is outside .*\(0 to 5\)$"):
         consumed.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), domain.vocabulary())
     with pytest.raises(UnknownTokenError, match=r"^feed\.tokens\[0\] = '' is not in the vocabulary of made$"):
         consumed.feed_ids(pb.Feed(tokens=[""]), domain.vocabulary())
 
 
-def test_a_decoding_that_says_nothing_is_greedy_to_the_models_limit() -> None:
+def test_the_default_decoding_is_greedy_to_the_models_limit() -> None:
     assert convert.decoding(pb.Decoding(), domain.vocabulary(), 40, field="d") == Decoding(40, None, False)
 
 
-def test_sampling_that_says_nothing_has_the_documented_defaults() -> None:
+def test_sampling_has_the_documented_defaults() -> None:
     assert convert.decoding(
         pb.Decoding(sampling=pb.Sampling()), domain.vocabulary(), 40, field="d"
     ).sampling == Sampling(1.0, None, 1.0, 0)
 
 
-def test_zeros_that_are_given_are_not_defaults() -> None:
+def test_explicit_zeros_are_not_replaced_by_defaults() -> None:
     """Conversion keeps them, and the domain refuses them as out of range."""
     message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
     assert convert.decoding(message, domain.vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
 
 
-def test_a_decoding_keeps_what_it_says() -> None:
+def test_decoding_options_are_kept() -> None:
     sampling = pb.Sampling(temperature=0.5, top_k=3, top_p=0.25, seed=2**64 - 1)
     message = pb.Decoding(
         max_tokens=7,
@@ -225,7 +225,7 @@ def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
             convert.decoding(message, domain.vocabulary(), 40, field="d")
 
 
-def test_a_source_is_told_as_it_was_read() -> None:
+def test_the_tokens_of_a_source_are_returned() -> None:
     source = domain.bundle(has_encoder=True).source_vocabulary
     assert source is not None
     assert convert.source_tokens([2, 3], source) == [pb.Token(id=2, text="c"), pb.Token(id=3, text="'")]
@@ -300,7 +300,7 @@ def bounded(take: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_looked_up() -> None:
+def test_a_too_long_sequence_is_refused_before_its_tokens_are_looked_up() -> None:
     many = 1_000_000
     characters, words = domain.bundle(has_encoder=True), domain.vocabulary()
     text, spaced = pb.Sequence(text="a" * 4 * many), pb.Sequence(text="K " * 2 * many)
@@ -323,7 +323,7 @@ def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_lo
     assert consumed.sequence_ids(pb.Sequence(text="K " * 9), words, field="prompt", limit=9) == [5] * 9
 
 
-def test_a_source_over_the_limit_is_named_as_ever() -> None:
+def test_a_source_over_the_limit_is_named_with_its_field() -> None:
     with pytest.raises(
         SequenceTooLongError, match=r"^source has 21 tokens, the limit is 20 \(max_source_length\)$"
     ) as refusal:
@@ -349,7 +349,7 @@ def test_any_other_page_token_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("kind", [OutputKind.NEXT_TOKEN, OutputKind.TOP_K, OutputKind.LOGITS])
 @pytest.mark.parametrize("position", [0, 2**63])
-def test_an_answer_is_never_larger_than_what_is_checked(kind: OutputKind, position: int) -> None:
+def test_a_response_is_never_larger_than_its_estimate(kind: OutputKind, position: int) -> None:
     names = [f"{'é' * (token % 90)}{token}" for token in range(300)]
     vocabulary = Vocabulary(names, owner="v", tokenizer="whitespace", lowercase=False)
     count, top_k = 50, 7 if kind is OutputKind.TOP_K else 0
@@ -381,7 +381,7 @@ def test_an_answer_is_never_larger_than_what_is_checked(kind: OutputKind, positi
 
 
 @pytest.mark.parametrize("length", [0, 1, 110, 120, 130, 16_400])
-def test_the_most_that_a_token_takes_is_no_less_than_it_takes(length: int) -> None:
+def test_the_estimated_size_of_a_token_is_an_upper_bound(length: int) -> None:
     vocabulary = Vocabulary(["b", "a" * length], owner="v", tokenizer="whitespace", lowercase=False)
     for token_id, name in enumerate(vocabulary.names):
         message = pb.StepOutput(tokens=[pb.Token(id=token_id, text=name, log_probability=-1.5)])
@@ -400,7 +400,7 @@ def test_a_tokens_message_is_made_when_it_is_first_asked_for() -> None:
         messages[len(vocabulary)]
 
 
-def test_tables_of_a_vocabulary_go_with_it() -> None:
+def test_a_vocabularys_tables_are_freed_with_it() -> None:
     """Models are unloaded, and what was computed from their vocabularies must not stay in memory."""
     vocabulary = domain.vocabulary()
     assert convert.token_messages(vocabulary) is convert.token_messages(vocabulary), "they are made once"

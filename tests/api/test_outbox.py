@@ -14,14 +14,14 @@ from service.api.outbox import Outbox
 from tests.waiting import turns
 
 
-async def test_responses_come_out_in_the_order_in_which_they_were_put() -> None:
+async def test_responses_keep_their_order() -> None:
     outbox: Outbox[int] = Outbox(10)
     for number in range(5):
         outbox.put(number)
     assert [await outbox.next() for _ in range(5)] == [(number, None) for number in range(5)]
 
 
-async def test_a_response_comes_with_what_to_call_when_it_is_written() -> None:
+async def test_a_response_has_its_callback_for_when_it_is_written() -> None:
     outbox: Outbox[str] = Outbox(10)
     called: list[str] = []
     outbox.put_later(lambda: "a", lambda: called.append("a"))
@@ -34,7 +34,7 @@ async def test_a_response_comes_with_what_to_call_when_it_is_written() -> None:
     assert called == ["a"]
 
 
-async def test_who_waits_for_a_response_is_woken_by_one() -> None:
+async def test_a_response_wakes_the_waiting_writer() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -45,7 +45,7 @@ async def test_who_waits_for_a_response_is_woken_by_one() -> None:
     assert await outbox.next() == (2, None)
 
 
-async def test_a_closed_outbox_gives_what_is_left_and_then_none() -> None:
+async def test_a_closed_outbox_returns_the_rest_and_then_none() -> None:
     outbox: Outbox[int] = Outbox(10)
     outbox.put(1)
     outbox.close()
@@ -54,7 +54,7 @@ async def test_a_closed_outbox_gives_what_is_left_and_then_none() -> None:
     assert await outbox.next() is None
 
 
-async def test_closing_wakes_who_waits_for_a_response() -> None:
+async def test_closing_wakes_the_waiting_writer() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -72,7 +72,7 @@ async def test_a_response_put_after_closing_is_still_given() -> None:
     assert await outbox.next() is None
 
 
-async def test_it_takes_in_more_than_its_limit_and_tells_that_it_is_full() -> None:
+async def test_a_full_outbox_accepts_responses_and_reports_that_it_is_full() -> None:
     outbox: Outbox[int] = Outbox(2)
     fullness = []
     for number in range(4):
@@ -84,12 +84,12 @@ async def test_it_takes_in_more_than_its_limit_and_tells_that_it_is_full() -> No
     assert not outbox.is_full
 
 
-async def test_room_is_there_at_once_when_it_is_not_full() -> None:
+async def test_room_returns_at_once_if_the_outbox_is_not_full() -> None:
     outbox: Outbox[int] = Outbox(1)
     await outbox.room()
 
 
-async def test_room_comes_when_it_is_full_no_longer_and_not_before() -> None:
+async def test_room_waits_until_the_outbox_is_no_longer_full() -> None:
     outbox: Outbox[int] = Outbox(2)
     for number in range(4):
         outbox.put(number)
@@ -102,7 +102,7 @@ async def test_room_comes_when_it_is_full_no_longer_and_not_before() -> None:
     await waiting
 
 
-async def test_room_that_is_taken_before_its_seeker_wakes_is_waited_for_again() -> None:
+async def test_room_waits_again_if_the_outbox_filled_before_it_woke() -> None:
     outbox: Outbox[int] = Outbox(1)
     outbox.put(1)
     waiting = asyncio.create_task(outbox.room())
@@ -115,7 +115,7 @@ async def test_room_that_is_taken_before_its_seeker_wakes_is_waited_for_again() 
     await waiting
 
 
-async def test_a_response_may_be_made_when_its_turn_comes() -> None:
+async def test_a_response_can_be_made_lazily() -> None:
     outbox: Outbox[str] = Outbox(10)
     parts = ["a"]
     outbox.put("first")
@@ -131,7 +131,7 @@ async def test_a_response_may_be_made_when_its_turn_comes() -> None:
     assert parts == []
 
 
-async def test_who_holds_takes_what_is_put_and_the_sleeper_sleeps_on() -> None:
+async def test_a_holder_takes_responses_without_waking_the_writer() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -145,7 +145,7 @@ async def test_who_holds_takes_what_is_put_and_the_sleeper_sleeps_on() -> None:
     assert await waiting == (2, None)
 
 
-async def test_nobody_can_hold_while_there_is_something_to_write_or_nobody_waits() -> None:
+async def test_hold_needs_an_empty_outbox_and_a_waiting_writer() -> None:
     outbox: Outbox[int] = Outbox(10)
     assert not outbox.hold(), "nobody waits"
     waiting = asyncio.create_task(outbox.next())
@@ -161,7 +161,7 @@ async def test_nobody_can_hold_while_there_is_something_to_write_or_nobody_waits
     assert await waiting is None
 
 
-async def test_letting_go_with_nothing_left_leaves_the_sleeper_asleep_until_something_comes() -> None:
+async def test_release_of_an_empty_outbox_does_not_wake_the_writer() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -174,7 +174,7 @@ async def test_letting_go_with_nothing_left_leaves_the_sleeper_asleep_until_some
     assert await waiting == (1, None)
 
 
-async def test_closing_while_somebody_holds_ends_the_sleeper_when_they_let_go() -> None:
+async def test_closing_during_a_hold_ends_the_writer_at_the_release() -> None:
     outbox: Outbox[int] = Outbox(10)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -186,7 +186,7 @@ async def test_closing_while_somebody_holds_ends_the_sleeper_when_they_let_go() 
     assert await waiting is None
 
 
-async def test_what_is_put_while_the_writer_waits_is_written_at_once_until_nobody_takes_it() -> None:
+async def test_a_response_is_written_at_once_while_the_writer_waits() -> None:
     written: list[int] = []
 
     def write(response: int) -> bool:
@@ -209,7 +209,7 @@ async def test_what_is_put_while_the_writer_waits_is_written_at_once_until_nobod
 
 
 @pytest.mark.parametrize("wait", [Outbox.next, Outbox.room])
-async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[int]], Awaitable[Any]]) -> None:
+async def test_a_cancelled_wait_leaves_the_outbox_intact(wait: Callable[[Outbox[int]], Awaitable[Any]]) -> None:
     outbox: Outbox[int] = Outbox(1)
     if wait is Outbox.room:
         outbox.put(0)

@@ -38,7 +38,7 @@ def test_tokens_without_log_probabilities_are_those_of_messages_made_one_by_one(
     assert part.take() == pb.Generated(tokens=expected)
 
 
-def test_it_is_where_its_last_token_is_and_ends_as_its_generation_does() -> None:
+def test_a_part_has_the_position_of_its_last_token_and_the_finish_reason() -> None:
     part = Part(BUNDLE, ROOM)
     assert not part.is_taken
     for position in (5, 6, 7):
@@ -55,7 +55,7 @@ def test_an_end_without_a_token_adds_none() -> None:
     assert part.take() == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
 
 
-def test_a_part_has_room_for_what_its_message_may_take() -> None:
+def test_a_part_is_bounded_by_the_message_size() -> None:
     part = Part(BUNDLE, max_bytes=10 * BUNDLE.max_token_bytes)
     assert part.room == 10
     part.add(Generated(8, [3] * 10, [-1.5] * 10, None))
@@ -65,7 +65,7 @@ def test_a_part_has_room_for_what_its_message_may_take() -> None:
     assert Part(BUNDLE, max_bytes=2**31).room == Part(BUNDLE, ROOM).room, "a part is no longer than a writer takes well"
 
 
-def test_forms_of_a_vocabulary_go_with_it() -> None:
+def test_a_vocabularys_parts_are_freed_with_it() -> None:
     vocabulary = Vocabulary(NAMES, owner="v", tokenizer="whitespace", lowercase=False)
     part = Part(replace(BUNDLE, target_vocabulary=vocabulary), ROOM)
     part.add(Generated(2, [3], None, None))

@@ -84,7 +84,9 @@ def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
         ("Bearer é", "the token is unknown"),
     ],
 )
-def test_anybody_else_is_refused_without_being_quoted(path: Path, authorization: str | None, told: str) -> None:
+def test_unknown_callers_are_refused_without_quoting_their_token(
+    path: Path, authorization: str | None, told: str
+) -> None:
     with pytest.raises(UnauthenticatedError, match=told) as refusal:
         Principals(path, no_error).find(authorization, no_certificate)
     assert "alice" not in refusal.value.message
@@ -120,7 +122,7 @@ def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: write(path, "[")], ids=["gone", "no TOML"])
-def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
+def test_an_invalid_new_file_is_reported_and_the_old_one_stays_in_use(
     path: Path, spoil: Callable[[Path], None]
 ) -> None:
     clock, errors = Clock(), list[TokenFileError]()
@@ -161,7 +163,7 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
         ("\udcff", "is not valid TOML"),
     ],
 )
-def test_a_file_that_is_no_good_names_the_field_and_shows_no_hash(tmp_path: Path, text: str, told: str) -> None:
+def test_the_error_of_an_invalid_file_names_the_field_and_shows_no_hash(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "tokens.toml"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(TokenFileError, match=told) as refusal:
@@ -170,7 +172,7 @@ def test_a_file_that_is_no_good_names_the_field_and_shows_no_hash(tmp_path: Path
     assert digest("y") not in str(refusal.value)
 
 
-def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+def test_a_missing_token_file_fails_the_start(tmp_path: Path) -> None:
     with pytest.raises(TokenFileError, match="cannot be read: No such file"):
         Principals(tmp_path / "none", no_error)
 
@@ -183,7 +185,7 @@ def test_a_new_token_is_long_and_never_the_same() -> None:
     assert of_it == digest(token)
 
 
-def test_without_tokens_all_are_nobody_and_may_do_everything() -> None:
+def test_without_a_token_file_every_caller_may_do_everything() -> None:
     assert Everybody().find(None, no_certificate) is NOBODY
     NOBODY.check_admin("load")
     NOBODY.admit()
@@ -191,7 +193,7 @@ def test_without_tokens_all_are_nobody_and_may_do_everything() -> None:
     assert NOBODY.new_key("") == ""
 
 
-def test_requests_are_let_through_at_their_rate_with_bursts_of_a_second() -> None:
+def test_the_rate_limit_allows_bursts_of_one_second() -> None:
     clock = Clock()
     caller = Caller(Principal("bob", max_requests_per_s=4.0), clock)
 
@@ -215,7 +217,7 @@ def test_less_than_one_request_a_second_is_a_rate_too() -> None:
     caller.admit()
 
 
-def test_sessions_of_principals_never_meet() -> None:
+def test_principals_have_separate_session_ids() -> None:
     alice, bob = Caller(Principal("alice", is_admin=True)), Caller(Principal("bob"))
     assert alice.key("s") != bob.key("s")
     assert bob.new_key("") != bob.new_key("")
@@ -226,7 +228,7 @@ def test_sessions_of_principals_never_meet() -> None:
 
 
 @pytest.mark.parametrize("session_id", ["alice/s", "/s", "bob/"])
-def test_nobody_but_an_admin_reaches_others_by_a_slash(session_id: str) -> None:
+def test_only_an_admin_reaches_sessions_of_others_by_a_slash(session_id: str) -> None:
     bob, nobody = Caller(Principal("bob")), NOBODY
     for caller in (bob, nobody):
         for key in (caller.key, caller.any_key, caller.new_key):
@@ -234,7 +236,7 @@ def test_nobody_but_an_admin_reaches_others_by_a_slash(session_id: str) -> None:
                 key(session_id)
 
 
-def test_only_admins_may_do_what_concerns_all() -> None:
+def test_only_admins_may_call_admin_methods() -> None:
     Caller(Principal("alice", is_admin=True)).check_admin("load")
     with pytest.raises(ForbiddenError, match="load needs an admin: principal 'bob' is not one"):
         Caller(Principal("bob")).check_admin("load")
@@ -304,7 +306,7 @@ def test_without_a_token_the_first_known_name_of_the_certificate_decides(
     assert principals.find(None, client(**names)).principal.name == expected
 
 
-def test_a_token_that_comes_with_a_certificate_decides_and_must_be_right(by_name: Path) -> None:
+def test_a_token_takes_precedence_over_a_certificate(by_name: Path) -> None:
     principals = Principals(by_name, no_error, has_client_certificates=True)
     alice = client(uris=["spiffe://corp/alice"])
     assert principals.find(f"Bearer {BOB}", alice) is principals.find(None, client(common=["bob"])), (
@@ -331,7 +333,7 @@ def test_a_token_that_comes_with_a_certificate_decides_and_must_be_right(by_name
         (no_certificate, "has no URI, no DNS name and no single common name"),
     ],
 )
-def test_a_certificate_of_nobody_is_refused_with_its_names_and_what_is_expected(
+def test_an_unknown_certificate_is_refused_with_its_names(
     by_name: Path, context: Callable[[], dict[str, list[bytes]]], told: str
 ) -> None:
     principals = Principals(by_name, no_error, has_client_certificates=True)
@@ -353,7 +355,7 @@ def test_names_are_read_again_when_the_file_changes(by_name: Path) -> None:
         principals.find(None, client(dns=["carol.example.com"]))
 
 
-def test_names_where_no_client_is_asked_for_a_certificate_are_refused(by_name: Path) -> None:
+def test_certificate_names_need_verified_client_certificates(by_name: Path) -> None:
     told = (
         "principals.alice.certificate_names: this server does not request client certificates: set tls_client_ca_file"
     )

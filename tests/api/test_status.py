@@ -86,7 +86,7 @@ def test_every_row_is_of_an_error_that_the_server_makes() -> None:
     assert {kind.__name__ for kind in TABLE} <= made
 
 
-def test_reasons_are_stable_names_of_their_own() -> None:
+def test_reasons_are_unique_stable_names() -> None:
     reasons = [row.reason for row in TABLE.values()]
     assert len(set(reasons)) == len(reasons)
     assert all(reason.isupper() and reason.replace("_", "").isalnum() for reason in reasons)
@@ -117,7 +117,9 @@ def test_reasons_are_stable_names_of_their_own() -> None:
         (errors.RequestCancelledError, {grpc.StatusCode.CANCELLED}),
     ],
 )
-def test_the_code_tells_whose_fault_it_is(root: type[errors.CarouselError], codes: set[grpc.StatusCode]) -> None:
+def test_the_status_code_matches_whose_fault_the_error_is(
+    root: type[errors.CarouselError], codes: set[grpc.StatusCode]
+) -> None:
     assert {row.code for kind, row in TABLE.items() if issubclass(kind, root)} == codes
 
 
@@ -166,7 +168,7 @@ async def test_a_failed_call_carries_the_standard_details() -> None:
     assert context.metadata["x-request-id"] == "the-call"
 
 
-async def test_a_failed_call_carries_no_detail_that_says_nothing() -> None:
+async def test_a_failed_call_carries_no_empty_detail() -> None:
     context = await aborted(errors.ModelNotFoundError("no such model"))
     assert list(details(context)) == ["ErrorInfo", "RequestInfo"]
 

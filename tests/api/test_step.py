@@ -27,7 +27,7 @@ async def step(it: Sessions, session_id: str = "", caller: Caller = NOBODY, **fi
     return await Step(cast(Any, domain), caller).answer(pb.StepRequest(session_id=session_id, **fields))
 
 
-async def test_what_there_is_no_room_for_is_left_out_of_the_answer(tiny_repository: Path) -> None:
+async def test_outputs_that_do_not_fit_are_left_out_of_the_response(tiny_repository: Path) -> None:
     feed = pb.Feed(token_ids=[5], position=0, outputs=LOGITS)
     opening = pb.Open(model="tiny-endless", outputs=LOGITS)
     async with opened(tiny_repository) as it:
@@ -48,7 +48,7 @@ async def test_a_feed_that_returns_nothing_is_answered_as_one(tiny_repository: P
         assert (answer.position, list(answer.fed.outputs)) == (1, [])
 
 
-async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(tiny_repository: Path) -> None:
+async def test_a_call_cancelled_while_opening_leaves_the_session_detached(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         calling = asyncio.create_task(step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0)))
         while it.service.directory.get("s") is None:
@@ -61,7 +61,7 @@ async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(ti
         assert it.service.answer_budget.num_bytes == it.service.deferral.num_bytes == 0
 
 
-async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny_repository: Path) -> None:
+async def test_a_session_that_a_stream_resumes_first_is_not_fed(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         await step(it, "s", open=OPEN)
         session = it.service.directory.get("s")

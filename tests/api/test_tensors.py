@@ -30,7 +30,7 @@ def test_an_array_of_rows_goes_in_row_by_row() -> None:
     assert list(message.logits) == array[::2].ravel().tolist()
 
 
-def test_a_large_array_takes_no_object_a_number() -> None:
+def test_a_large_array_makes_no_object_for_each_number() -> None:
     array = np.zeros(1_000_000, np.float32)
     took = []
     for extend in (

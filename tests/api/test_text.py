@@ -51,7 +51,7 @@ def test_the_text_of_all_is_what_sentencepiece_decodes(tokens: list[int]) -> Non
 
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(TOKENS, LONG.flatmap(lambda run: TOKENS.map(lambda few: [*few, *run, *few]))), st.data())
-def test_it_goes_on_from_anywhere(tokens: list[int], data: st.DataObject) -> None:
+def test_the_text_continues_from_any_position(tokens: list[int], data: st.DataObject) -> None:
     """The tokens are cut anywhere, and each part begins from what a session keeps there. The joined parts equal the
     whole."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=6)))
@@ -68,14 +68,14 @@ def test_it_goes_on_from_anywhere(tokens: list[int], data: st.DataObject) -> Non
 
 @settings(deadline=None)
 @given(TOKENS, TOKENS)
-def test_what_is_given_out_is_never_taken_back(tokens: list[int], more: list[int]) -> None:
+def test_returned_text_is_never_changed(tokens: list[int], more: list[int]) -> None:
     text = Text(SUBWORDS, before(tokens))
     unfinished = text.unfinished
     if any(SUBWORDS.begins_word[token] for token in more):
         assert text.add(more).startswith(unfinished)
 
 
-def test_a_word_is_given_out_when_the_next_begins() -> None:
+def test_a_word_is_returned_when_the_next_word_begins() -> None:
     pieces = SUBWORDS.pieces
     ids = [pieces.index(one) for one in ("▁m", "ouse", "▁house", "s")]
     text = Text(SUBWORDS, Before(0, []))
@@ -92,7 +92,7 @@ def test_a_character_waits_for_its_last_byte() -> None:
     assert text.unfinished == "€"
 
 
-def test_a_word_without_end_is_given_out_as_it_comes() -> None:
+def test_a_very_long_word_is_returned_in_parts() -> None:
     letter = OTHERS[-1]
     text = Text(SUBWORDS, Before(0, []))
     assert text.add([letter] * HISTORY) == ""

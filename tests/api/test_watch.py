@@ -108,7 +108,7 @@ async def test_no_message_is_larger_than_an_answer_may_be(tiny_repository: Path)
 
 
 @pytest.mark.parametrize("reads_at_last", [False, True])
-async def test_a_dropped_watch_ends_whether_or_not_its_reader_takes_the_message_that_is_being_written(
+async def test_a_dropped_watch_ends_also_if_its_reader_stalls(
     tiny_repository: Path, monkeypatch: pytest.MonkeyPatch, *, reads_at_last: bool
 ) -> None:
     monkeypatch.setattr(watch_module, "_LAST_WRITE_S", 20.0 if reads_at_last else 0.0)
@@ -139,9 +139,7 @@ async def test_a_dropped_watch_ends_whether_or_not_its_reader_takes_the_message_
         assert sys.getrefcount(message) == 2, "nothing keeps the message, not even the error"
 
 
-async def test_a_watch_whose_reader_stalls_keeps_no_server_from_leaving(
-    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stalled_watch_does_not_delay_a_drain(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "_LAST_WRITE_S", 0.0)
     async with opened(tiny_repository) as it:
         await it.open("s")

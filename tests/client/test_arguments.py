@@ -71,7 +71,7 @@ OPEN = {"model": "toy"}
     ],
     ids=str,
 )
-async def test_what_a_step_cannot_be_given_is_named(
+async def test_invalid_arguments_of_step_are_named(
     shell: Shell, server: FakeServer, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((TypeError, InvalidArgumentError)) as refused:
@@ -89,7 +89,7 @@ async def test_what_a_step_cannot_be_given_is_named(
     ],
     ids=str,
 )
-async def test_what_a_watch_cannot_be_given_is_named(
+async def test_invalid_arguments_of_watch_are_named(
     shell: Shell, server: FakeServer, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises((TypeError, InvalidArgumentError)) as refused:
@@ -106,7 +106,7 @@ async def resume(shell: Shell, session_id: Any, **options: Any) -> None:
         await shell.client.resume(session_id, **options)
 
 
-async def test_what_a_session_cannot_be_given_is_named(shell: Shell, server: FakeServer) -> None:
+async def test_invalid_arguments_of_sessions_are_named(shell: Shell, server: FakeServer) -> None:
     for name, value, words in (
         ("model", 5, "open.model must be a string, not 5"),
         ("session_id", 5, "session_id must be a string, not 5"),
@@ -127,7 +127,7 @@ async def test_what_a_session_cannot_be_given_is_named(shell: Shell, server: Fak
     assert not server.num_streams
 
 
-async def test_what_a_call_of_its_own_cannot_be_given_is_named() -> None:
+async def test_invalid_arguments_of_one_call_methods_are_named() -> None:
     for client in (Client("localhost:1"), AsyncClient("localhost:1")):
         with pytest.raises(TypeError, match=r"^model must be a string, not 5$"):
             client.generate(5)  # type: ignore[arg-type]

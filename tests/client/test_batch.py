@@ -64,7 +64,7 @@ def answer(request: pb.StreamRequest, positions: list[int], **errors: int) -> pb
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=stepped)
 
 
-def test_a_frame_says_where_its_sessions_are_with_those_in_flight_counted() -> None:
+def test_a_step_batch_has_positions_that_include_requests_in_flight() -> None:
     protocol = opened(7, 5, 6)
     first = send(protocol, [1, 1, 1], 0, 1, 2)
     second = send(protocol, [[2, 2], [2]], 2, 0)
@@ -76,7 +76,7 @@ def test_a_frame_says_where_its_sessions_are_with_those_in_flight_counted() -> N
     assert protocol.num_in_flight == 3
 
 
-def test_answers_are_taken_in_the_order_of_the_frames_however_they_come() -> None:
+def test_responses_are_returned_in_the_order_of_the_step_batches() -> None:
     protocol = opened(1, 2)
     first, second = send(protocol, [4], 0), send(protocol, [4], 1)
     step = run(protocol, protocol.stepped(), answer(second, [1]), answer(first, [1]))
@@ -89,7 +89,7 @@ def test_answers_are_taken_in_the_order_of_the_frames_however_they_come() -> Non
         run(protocol, protocol.stepped())
 
 
-def test_a_row_that_is_refused_is_told_of_by_its_place_and_goes_on_from_where_it_is() -> None:
+def test_a_refused_row_has_its_error_and_continues_from_its_position() -> None:
     protocol = opened(1, 2, 3)
     first, second = send(protocol, [4, 99], 2, 1), send(protocol, [4, 4], 2, 1)
     step = run(protocol, protocol.stepped(), answer(first, [1, 0], _1=3))
@@ -105,7 +105,7 @@ def test_a_row_that_is_refused_is_told_of_by_its_place_and_goes_on_from_where_it
     assert list(send(protocol, [4, 4], 2, 1).step_batch.positions) == [2, 0]
 
 
-def test_a_frame_that_is_refused_as_a_whole_moves_nobody() -> None:
+def test_a_refused_step_batch_changes_no_position() -> None:
     protocol = opened(1, 2)
     request = send(protocol, [[4, 4], [5]], 0, 1)
     refused = pb.StreamResponse(request_id=request.request_id, error=error_pb2.Error(code=3, message="bad"))
@@ -115,7 +115,7 @@ def test_a_frame_that_is_refused_as_a_whole_moves_nobody() -> None:
     assert not protocol.num_in_flight
 
 
-def test_an_answer_that_was_waited_for_in_vain_can_be_waited_for_again() -> None:
+def test_a_response_can_be_awaited_again_after_a_timeout() -> None:
     protocol = opened(1)
     request = send(protocol, [4], 0)
     given_up = protocol.stepped()
@@ -210,7 +210,7 @@ def test_rows_without_an_answer_are_sent_again_with_the_new_handles_after_a_repl
     assert (step.positions, step.errors) == ((3, 2), {})
 
 
-def test_a_session_that_was_stored_within_its_row_gets_the_rest() -> None:
+def test_a_session_stored_within_its_row_gets_the_remaining_tokens() -> None:
     protocol = two()
     sent(protocol, [[1, 2, 3], [4]], 0, 1)
     (again,) = resumed(protocol, a=2, b=0)
@@ -220,7 +220,7 @@ def test_a_session_that_was_stored_within_its_row_gets_the_rest() -> None:
     assert (step.positions, positions(protocol)) == ((3, 1), [3, 1])
 
 
-def test_a_row_whose_answer_was_lost_counts_and_says_so() -> None:
+def test_a_row_whose_response_was_lost_is_counted_and_marked() -> None:
     protocol = two()
     sent(protocol, [7, 8], 0, 1)
     (again,) = resumed(protocol, a=1, b=0)
@@ -252,7 +252,7 @@ def test_a_session_that_cannot_be_resumed_fails_alone_and_its_old_handle_is_not_
     assert isinstance(step.errors[0], NotFoundError)
 
 
-def test_a_step_that_the_store_did_not_take_is_sent_again_as_it_was() -> None:
+def test_a_step_batch_that_was_not_stored_is_repeated_unchanged() -> None:
     protocol = two(pb.DURABILITY_STRICT)
     request = sent(protocol, [7, 8], 0, 1)
     refused = answer(request, [0, 1], _0=14)
@@ -265,7 +265,7 @@ def test_a_step_that_the_store_did_not_take_is_sent_again_as_it_was() -> None:
     assert (step.positions, step.errors) == ((1, 1), {})
 
 
-def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
+def test_after_go_away_the_client_leaves_when_all_requests_are_answered() -> None:
     protocol = two()
     request = sent(protocol, [7, 8], 0, 1)
     assert not protocol.recovery.received(pb.StreamResponse(go_away=pb.GoAway()))
@@ -279,7 +279,7 @@ def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
 
 
 @pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT, pb.DURABILITY_NONE])
-def test_what_is_kept_to_be_replayed_is_bounded(durability: pb.Durability.ValueType) -> None:
+def test_the_replay_history_is_bounded(durability: pb.Durability.ValueType) -> None:
     """Responses do not report checkpoints, so the client asks for them, once in about 900 tokens."""
     protocol = two(durability)
     num_asked = most = 0

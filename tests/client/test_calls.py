@@ -25,7 +25,7 @@ async def test_models_are_listed_and_found(shell: Shell) -> None:
     assert await shell.model("toy") == toy
 
 
-async def test_a_failed_call_raises_what_the_server_sent_or_else_grpcs_words(shell: Shell) -> None:
+async def test_a_failed_call_raises_the_servers_error_or_grpcs(shell: Shell) -> None:
     with pytest.raises(ResourceExhaustedError) as full:
         await shell.model("full")
     assert (full.value.reason, full.value.retry_delay) == ("TOO_MANY_SESSIONS", timedelta(seconds=2))

@@ -39,7 +39,7 @@ def test_models_are_listed(shell: Shell) -> None:
     ]
 
 
-def test_generate_prints_tokens_and_tells_programs_why_it_ended(shell: Shell) -> None:
+def test_generate_prints_tokens_and_the_finish_reason_as_json(shell: Shell) -> None:
     assert shell.out("generate", "g2p-en", "gate") == "G EY T\n"
     told = {"source": "gate", "tokens": ["G", "EY", "T"], "finish_reason": "eos"}
     assert shell.json("generate", "g2p-en", "gate") == told
@@ -259,16 +259,14 @@ def test_bench_counts(shell: Shell) -> None:
         (("--cert", "x", "models"), 2, "--cert and --key must be given together"),
     ],
 )
-def test_what_is_wrong_is_told_and_has_its_exit_code(
-    shell: Shell, words: tuple[str, ...], code: int, told: str
-) -> None:
+def test_errors_are_printed_with_their_exit_code(shell: Shell, words: tuple[str, ...], code: int, told: str) -> None:
     done = shell.run(*words, code=code)
     assert told in done.stderr.decode()
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
 
 
-def test_files_of_certificates_that_are_no_good_are_named(shell: Shell, tmp_path: Path) -> None:
+def test_invalid_certificate_files_are_named(shell: Shell, tmp_path: Path) -> None:
     """The command checks the files before it connects."""
     authority = Authority()
     one, other = authority.issue(common=["one"]), authority.issue(common=["other"])
@@ -297,7 +295,7 @@ def test_a_server_that_is_not_there_has_its_exit_code() -> None:
     assert json.loads(done.stderr)["error"]["code"] == "UNAVAILABLE"
 
 
-def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
+def test_help_describes_every_command_and_option(shell: Shell) -> None:
     overview = shell.out("--help")
     assert all(name in overview for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
     assert "Exit codes" in overview
@@ -329,12 +327,12 @@ def test_shells_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["carousel", "carousel.cli.app"])
-def test_it_tells_its_version(place: str) -> None:
+def test_version_is_printed(place: str) -> None:
     done = subprocess.run([sys.executable, "-m", place, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"carousel {carousel.__version__}\n"
 
 
-def test_its_version_needs_none_of_its_libraries() -> None:
+def test_version_works_without_the_clis_libraries() -> None:
     code = "import sys; sys.modules['typer'] = None; from carousel.cli.entry import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"carousel {carousel.__version__}\n"
@@ -438,7 +436,7 @@ class Refusing:
         return SessionStep(0, session_id=session_id, model="numbers", version=1)
 
 
-def test_a_refused_feed_is_told_also_when_its_session_cannot_be_closed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_feed_is_reported_also_if_its_session_cannot_be_closed(capsys: pytest.CaptureFixture[str]) -> None:
     """The model is described only once."""
     client = Refusing()
     context = cast(Any, SimpleNamespace(obj=SimpleNamespace(client=lambda: client)))

@@ -28,7 +28,7 @@ def test_weights_are_rounded_to_the_nearest_shade(weight: float, shade: str) -> 
     assert drawn(Attention(["a"], ["b"], [[weight]]), width=40, shades=ASCII)[1] == f"b {shade}".rstrip()
 
 
-def test_a_weight_that_is_no_number_is_empty() -> None:
+def test_a_nan_weight_is_drawn_empty() -> None:
     assert drawn(Attention(["a"], ["b"], [[math.nan]]), width=40)[1] == "b"
 
 
@@ -44,7 +44,7 @@ def test_a_source_that_is_wider_than_the_lines_is_drawn_in_parts() -> None:
     assert sum(part.count("█") for part in parts) == 10 * len("word0")
 
 
-def test_labels_change_nothing_in_a_terminal_and_are_cut() -> None:
+def test_labels_are_escaped_and_cut() -> None:
     lines = drawn(Attention(["a\n\x1b"], ["b" * 30], [[1.0]]), width=40)
     assert lines[0].split() == ["a??"]
     assert lines[1] == f"{'b' * 23}… ███"

@@ -18,7 +18,7 @@ INPUTS = (
 )
 
 
-def test_random_steps_have_what_each_input_may_have() -> None:
+def test_random_steps_fit_each_inputs_type() -> None:
     """Integer inputs get integers, and no step sets the input that ends the session."""
     info = replace(INFO, feature_size=8, inputs=INPUTS)
     steps = [random_step(random.Random(seed), info) for seed in range(50)]

@@ -54,7 +54,7 @@ def test_models_are_loaded_and_unloaded(own_shell: Shell, repository: Path) -> N
     own_shell.run("load", "nope", code=4)
 
 
-def test_sessions_are_forked_and_set_back(shell: Shell) -> None:
+def test_sessions_are_forked_and_rewound(shell: Shell) -> None:
     for tokens in ("G", "EY"):
         shell.run("step", "original", tokens, "--model", "g2p-en", "--source", "gate", "--mark")
     assert shell.json("fork", "original", "copy")["marks"] == [1, 2]
@@ -71,7 +71,7 @@ def test_sessions_are_forked_and_set_back(shell: Shell) -> None:
     ]
 
 
-def test_a_snapshot_is_told_as_json(shell: Shell, tmp_path: Path) -> None:
+def test_a_snapshot_is_described_as_json(shell: Shell, tmp_path: Path) -> None:
     shell.run("step", "seen", "-m", "g2p-en", "--source", "gate")
     file = tmp_path / "seen"
     told = shell.json("sessions", "snapshot", "seen", "--to", str(file))
@@ -141,11 +141,11 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
         (("inspect", "co2-forecast", "a b"), "TEXT: co2-forecast reads numbers, steps between spaces"),
     ],
 )
-def test_what_does_not_fit_the_model_is_told(shell: Shell, words: tuple[str, ...], told: str) -> None:
+def test_arguments_that_do_not_fit_the_model_are_refused(shell: Shell, words: tuple[str, ...], told: str) -> None:
     assert told in shell.run(*words, code=2).stderr.decode()
 
 
-def test_a_model_without_an_encoder_goes_on_with_what_it_is_given(shell: Shell) -> None:
+def test_a_model_without_an_encoder_forecasts_from_the_fed_steps(shell: Shell) -> None:
     prompted = shell.out("generate", "pychar-en", "--prompt", "for i in ra", "--max-tokens", "4")
     assert shell.out("generate", "pychar-en", "for i in ra", "--max-tokens", "4") == prompted
     words = ("generate", "pychar-en", "-i", "-", "--max-tokens", "3")

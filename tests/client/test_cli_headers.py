@@ -42,7 +42,7 @@ def read_to_the_end(path: Path, kind: Format | None = None) -> tuple[list[float]
     return found, ""
 
 
-def test_a_wav_file_that_was_cut_off_is_read_and_what_is_missing_is_told(tmp_path: Path, piped: Any) -> None:
+def test_a_truncated_wav_file_is_read_and_the_missing_bytes_are_reported(tmp_path: Path, piped: Any) -> None:
     whole = written(RAMP * 1000, 16)
     path = tmp_path / "a.wav"
     path.write_bytes(whole[:-8])
@@ -85,7 +85,7 @@ def test_sizes_of_64_bits_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64"])
-def test_integers_of_an_array_are_told_to_be_fed_as_they_are(
+def test_a_note_says_that_integer_arrays_are_not_scaled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
 ) -> None:
     path = tmp_path / "a.npy"
@@ -139,13 +139,13 @@ def test_one_named_input_may_have_a_header(piped: Any, info: ModelInfo, text: st
         ),
     ],
 )
-def test_a_wrong_header_is_told_by_the_name_that_is_wrong(piped: Any, info: ModelInfo, text: str, message: str) -> None:
+def test_a_wrong_header_is_refused_with_the_wrong_name(piped: Any, info: ModelInfo, text: str, message: str) -> None:
     with pytest.raises(InputError) as refusal:
         read(piped(text.encode()), info, Format.CSV)
     assert str(refusal.value).startswith(f"standard input, line 1: {message}")
 
 
-def test_an_array_of_whole_vectors_is_told_what_the_command_fills_in(tmp_path: Path) -> None:
+def test_an_array_of_whole_vectors_is_refused_with_the_inputs_that_the_command_fills_in(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 3)))
     with pytest.raises(InputError, match=r"\[numbers\] or \[steps, 2\]: the command fills in is_last"):
         read(tmp_path / "a.npy", ENDED)

@@ -37,7 +37,7 @@ def run(target: str, *words: str, typed: str = "") -> list[Any]:
 @pytest.mark.parametrize(
     ("number", "word"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (float("-inf"), "-Infinity")]
 )
-def test_numbers_that_json_has_not_are_words(number: float, word: str) -> None:
+def test_numbers_without_a_json_form_are_strings(number: float, word: str) -> None:
     nested = {"numbers": [1.5, (number, {"at": number})], "score": TargetScore(number, (number,))}
     assert strict(json_line(nested)) == {
         "numbers": [1.5, [word, {"at": word}]],
@@ -45,7 +45,7 @@ def test_numbers_that_json_has_not_are_words(number: float, word: str) -> None:
     }
 
 
-def test_every_command_says_in_json_what_is_no_number(shipped_service: LocalService, tmp_path: Path) -> None:
+def test_every_command_prints_nan_as_a_json_string(shipped_service: LocalService, tmp_path: Path) -> None:
     target, model = shipped_service.target, "co2-forecast"
     (step,) = run(target, "step", "no-number", "nan", "--model", model, "--source", SOURCE, "--close")
     assert step["outputs"][0]["values"] == ["NaN"]
@@ -59,7 +59,7 @@ def test_every_command_says_in_json_what_is_no_number(shipped_service: LocalServ
     assert "NaN" in json.dumps(inside["traces"])
 
 
-def test_a_watch_says_in_json_what_is_no_number(shipped_service: LocalService) -> None:
+def test_watch_prints_nan_as_a_json_string(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client:
         client.step("no-number", model="co2-forecast", source=[[370.0], [371.0], [372.0], [373.0]])
         command = [sys.executable, "-m", "carousel", "--target", shipped_service.target, "watch", "no-number"]

@@ -45,11 +45,11 @@ def test_a_table_whose_words_are_too_wide_is_a_list() -> None:
     ]
 
 
-def test_a_list_leaves_out_what_has_neither_name_nor_text() -> None:
+def test_a_list_omits_values_without_name_and_text() -> None:
     assert lines_of(("NEXT", ""), [("a" * 20, "##"), ("b", "")], 10) == ["NEXT  " + "a" * 20, "      ##", "", "NEXT  b"]
 
 
-def test_what_a_terminal_would_obey_is_escaped() -> None:
+def test_control_characters_are_escaped() -> None:
     assert lines_of(("NAME",), [("\x1b[31mred\nline",)], None)[1] == "\\x1b[31mred\\nline"
 
 

@@ -73,7 +73,7 @@ def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
     assert re.search(rb"session \S+, position 1\n", done.stdout)
 
 
-def test_a_line_of_a_pipe_that_is_no_text_is_told(shell: Shell) -> None:
+def test_a_piped_line_that_is_not_text_is_refused(shell: Shell) -> None:
     refused = shell.run("stream", "g2p-en", "gate", typed=b"\xff\n", code=2).stderr.decode()
     assert "is not UTF-8 text" in refused
 
@@ -94,7 +94,7 @@ def test_a_terminal_is_asked_again_after_a_line_that_is_refused(shell: Shell) ->
     assert re.search(r"session \S+, position 1\n", out)
 
 
-def test_every_line_can_be_taken_back(shell: Shell) -> None:
+def test_back_undoes_every_line(shell: Shell) -> None:
     """`:back` also undoes the first line and a generation, and prints the earlier output again."""
     typed = "G\n:back\n:where\nG\nEY\n:generate 1\n:back\n:back\n:back\n:where\n\n:where\n"
     done = shell.run("stream", "g2p-en", "gate", "--id", "back", "--json", typed=typed)
@@ -141,7 +141,7 @@ def test_a_source_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: P
         ("generate", "-t", "TARGET", "g2p-en", "gate", "--token", "none", "--timeout", "5"),
     ],
 )
-def test_the_connection_is_said_before_or_after_a_command(shell: Shell, words: tuple[str, ...]) -> None:
+def test_connection_options_stand_before_or_after_a_command(shell: Shell, words: tuple[str, ...]) -> None:
     """The last option counts, also over the environment."""
     command = [*COMMAND, *(word.replace("TARGET", shell.target) for word in words)]
     environment = {**os.environ, "CAROUSEL_TARGET": "localhost:2"}
@@ -156,7 +156,7 @@ def test_the_connection_is_said_before_or_after_a_command(shell: Shell, words: t
         ("nowhere", "'nowhere' must be HOST:PORT"),
     ],
 )
-def test_a_server_that_is_not_there_is_told_in_one_sentence(target: str, told: str) -> None:
+def test_a_missing_server_is_reported_in_one_sentence(target: str, told: str) -> None:
     code = 3 if ":" in target else 2
     for words in (("models",), ("stream", "g2p-en", "gate"), ("bench", "g2p-en"), ("watch", "x"), ("step", "x")):
         done = Shell(target).run(*words, code=code)
@@ -193,7 +193,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(("do", "code"), [(read_a_line_and_leave, 141), (interrupt, 130)])
-def test_a_command_that_is_left_says_nothing(
+def test_an_abandoned_command_prints_no_error(
     shell: Shell, do: Callable[[subprocess.Popen[str]], None], code: int
 ) -> None:
     """The reader of its output has left, as `head` does, or the user interrupts the command."""
@@ -211,21 +211,21 @@ def test_a_command_that_is_left_says_nothing(
         process.stdin.close()
 
 
-def test_a_full_disk_is_told(shell: Shell) -> None:
+def test_a_full_disk_is_reported(shell: Shell) -> None:
     command = [*COMMAND, "-t", shell.target, "models"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
 
 
-def test_a_word_that_is_no_text_is_told(shell: Shell) -> None:
+def test_an_argument_that_is_not_text_is_refused(shell: Shell) -> None:
     command: list[str | bytes] = [*COMMAND, "-t", shell.target, "generate", "g2p-en", b"\xff"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=30)
     assert done.returncode == 2
     assert b"is not UTF-8 text" in done.stderr
 
 
-def test_output_needs_no_encoding_that_has_every_letter(shell: Shell) -> None:
+def test_output_works_in_a_limited_encoding(shell: Shell) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [*COMMAND, "-t", shell.target, "step", "ascii", "G", "-m", "g2p-en", "--source", "gate", "--close"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=30)

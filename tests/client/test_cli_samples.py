@@ -161,7 +161,7 @@ BAD_WAVS = {
 
 
 @pytest.mark.parametrize(("data", "message"), BAD_WAVS.values(), ids=BAD_WAVS.keys())
-def test_what_is_no_wav_file_of_pcm_is_refused_at_once(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_file_that_is_not_pcm_wav_is_refused_at_once(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(data)
     with pytest.raises(InputError) as refusal, samples.numbers(path, INFO, None, None):
@@ -185,7 +185,7 @@ def test_raw_samples_may_be_cut_anywhere(piped: Any) -> None:
     assert read(piped(RAMP.astype("<f4").tobytes()), kind=Format.F32) == RAMP.tolist()
 
 
-def test_what_is_left_of_a_raw_sample_is_told(piped: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_raw_sample_is_reported(piped: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert read(piped(b"\x00\x40\x01"), kind=Format.S16) == [0.5]
     assert capsys.readouterr().err == "standard input ends within a sample: 1 of its 2 bytes are left out\n"
 
@@ -269,14 +269,14 @@ def test_an_array_of_numpys_has_samples_or_steps(tmp_path: Path) -> None:
         read(path)
 
 
-def test_without_numpy_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_numpy_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", RAMP)
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(InputError, match="but NumPy is not installed: pip install numpy"):
         read(tmp_path / "a.npy")
 
 
-def test_what_a_file_has_is_told_by_its_name_or_asked_for(tmp_path: Path) -> None:
+def test_the_format_follows_from_the_file_name_or_must_be_given(tmp_path: Path) -> None:
     for path in (tmp_path / "a.raw", Path("-")):
         (tmp_path / path).touch()
         with pytest.raises(
@@ -312,7 +312,7 @@ def test_a_text_is_its_tokens_and_their_lines_however_it_comes(
         assert [token for block in blocks for token in block] == tokens
 
 
-def test_a_text_that_is_none_is_refused(piped: Any) -> None:
+def test_input_that_is_not_text_is_refused(piped: Any) -> None:
     with (
         samples.tokens(piped(b"ab\xff"), replace(INFO, tokenizer="characters")) as blocks,
         pytest.raises(InputError, match="standard input is not UTF-8 text: invalid start byte"),
@@ -320,7 +320,7 @@ def test_a_text_that_is_none_is_refused(piped: Any) -> None:
         list(blocks)
 
 
-def test_a_pipe_is_not_waited_for_longer_than_for_its_next_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_a_pipe_are_used_as_soon_as_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block has the numbers of one read."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(RAMP.astype("<i2").tobytes(), 8)))
     with samples.numbers(Path("-"), INFO, Format.S16, None) as blocks:

@@ -36,7 +36,7 @@ def test_as_json_a_line_is_an_object(shell: Shell) -> None:
     ]
 
 
-def test_a_refused_line_is_named_and_ends_the_command_unless_it_is_to_go_on(shell: Shell) -> None:
+def test_a_refused_line_ends_the_command_unless_keep_going(shell: Shell) -> None:
     done = shell.run("translate", "g2p-en", typed="gate\n\n9\nstate\n", code=1)
     assert done.stdout == b"G EY T\n\n"
     assert b"standard input, line 3: open.source.text[0] = '9' is not in the source vocabulary" in done.stderr
@@ -47,7 +47,7 @@ def test_a_refused_line_is_named_and_ends_the_command_unless_it_is_to_go_on(shel
     assert b"standard input is not UTF-8 text" in done.stderr
 
 
-def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_path: Path) -> None:
+def test_an_untranslatable_input_is_refused_in_one_sentence(shell: Shell, tmp_path: Path) -> None:
     for model in ("pychar-en", "co2-forecast", "morse"):
         refused = shell.run("translate", model, typed="a\n", code=2).stderr.decode()
         assert f"{model} cannot translate: expected a model that reads text and outputs tokens" in refused
@@ -60,7 +60,7 @@ def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_pa
     ("redirection", "told"),
     [("<&-", "standard input is closed"), (">/dev/full", "[Errno 28] No space left on device")],
 )
-def test_what_cannot_be_read_or_written_is_named(shell: Shell, redirection: str, told: str) -> None:
+def test_unreadable_and_unwritable_files_are_named(shell: Shell, redirection: str, told: str) -> None:
     command = [*COMMAND, "--target", shell.target, "translate", "g2p-en"]
     script = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
     done = subprocess.run(script, input=b"\n", capture_output=True, timeout=60, check=False)

@@ -87,7 +87,7 @@ def numbers_then_none() -> Iterator[Any]:
         (np.zeros((5, 2)), ValueError, "samples must have 1 axis, not 2: choose a channel, or average them"),
     ],
 )
-def test_what_are_no_samples_is_refused_and_changes_nothing(samples: Any, kind: type[Exception], message: str) -> None:
+def test_invalid_samples_are_refused_and_change_nothing(samples: Any, kind: type[Exception], message: str) -> None:
     frames = Frames(2)
     frames.add([1])
     with pytest.raises(kind, match=message):

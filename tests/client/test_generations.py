@@ -47,7 +47,7 @@ async def test_decoding_options_reach_the_server(shell: Shell, server: FakeServe
     await session.close()
 
 
-async def test_sampling_without_a_seed_is_seeded_by_the_client_which_tells_it(shell: Shell, server: FakeServer) -> None:
+async def test_the_client_chooses_a_seed_and_reports_it(shell: Shell, server: FakeServer) -> None:
     session = await shell.open()
     server.requests.get()
     seeds = []

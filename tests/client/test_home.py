@@ -33,7 +33,7 @@ def run(program: str, target: str) -> str:
     return done.stdout
 
 
-def test_what_holds_a_connection_is_neither_pickled_nor_copied(server: FakeServer) -> None:
+def test_objects_with_a_connection_cannot_be_pickled_or_copied(server: FakeServer) -> None:
     with Client(server.target) as client, client.session("toy", "ab") as session, client.batch("toy") as batch:
         for one in (client, client.sessions, session, batch, session.generate()):
             for copied in (pickle.dumps, copy.copy, copy.deepcopy):
@@ -41,7 +41,7 @@ def test_what_holds_a_connection_is_neither_pickled_nor_copied(server: FakeServe
                     copied(one)
 
 
-async def test_what_holds_a_connection_of_asyncio_is_not_pickled(server: FakeServer) -> None:
+async def test_asyncio_objects_with_a_connection_cannot_be_pickled(server: FakeServer) -> None:
     async with AsyncClient(server.target) as client, client.session("toy", "ab") as session:
         for one in (client, client.sessions, session, client.batch("toy"), session.generate(), client.session("toy")):
             with pytest.raises(TypeError, match=f"{type(one).__name__} cannot be pickled or copied"):
@@ -226,5 +226,5 @@ def test_a_forked_process_is_refused_and_does_not_disturb_its_parent(
 
 
 @pytest.mark.parametrize("program", [BATCH_FORKS, ASYNC_FORKS, PROCESSES], ids=["batch", "asyncio", "multiprocessing"])
-def test_other_ways_into_another_process_are_refused_too(server_process: tuple[object, str], program: str) -> None:
+def test_objects_are_refused_in_any_other_process(server_process: tuple[object, str], program: str) -> None:
     assert run(program, server_process[1]) == "undisturbed\n"

@@ -18,7 +18,7 @@ from carousel import (
 from .fake_server import FakeServer
 
 
-def test_a_loop_that_is_broken_off_has_ended_its_generation(server: FakeServer) -> None:
+def test_leaving_a_loop_cancels_its_generation(server: FakeServer) -> None:
     with Client(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         generation = session.generate()
         for token in generation:
@@ -30,7 +30,7 @@ def test_a_loop_that_is_broken_off_has_ended_its_generation(server: FakeServer) 
         assert session.feed("A").position == 4
 
 
-async def test_a_loop_that_is_broken_off_has_ended_before_the_next_call(server: FakeServer) -> None:
+async def test_leaving_an_async_loop_cancels_its_generation_before_the_next_call(server: FakeServer) -> None:
     async with AsyncClient(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         async for token in session.generate():
             assert token.text == "A"
@@ -95,9 +95,7 @@ async def test_an_opening_that_fails_leaves_no_task(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("on_disconnect", ["free", "hold"])
-async def test_a_cancelled_feed_that_the_server_tells_nothing_of_is_told_of_later(
-    server: FakeServer, on_disconnect: str
-) -> None:
+async def test_an_unanswered_cancelled_feed_is_reported_later(server: FakeServer, on_disconnect: str) -> None:
     async with AsyncClient(server.target) as client, client.session("toy", on_disconnect=on_disconnect) as session:
         server.requests.get()
         server.mute()

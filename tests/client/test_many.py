@@ -59,7 +59,7 @@ def test_a_source_is_opened_and_generated_at_once_and_closed_when_it_is_complete
     assert (many.num_entries, many.num_in_flight, many.num_done) == (0, 0, 1)
 
 
-def test_results_leave_in_the_order_of_the_sources() -> None:
+def test_results_are_returned_in_the_order_of_the_sources() -> None:
     many = protocol()
     (_, first), (_, second) = many.add("a"), many.add("b")
     assert first.session_id != second.session_id
@@ -91,7 +91,7 @@ def test_a_source_that_cannot_be_sent_has_its_error_in_its_place() -> None:
     assert [type(result.error) for result in many.take()] == [type(None), TypeError]
 
 
-def test_what_a_full_server_refuses_is_sent_again_when_asked_for() -> None:
+def test_sources_that_a_full_server_refused_are_sent_again() -> None:
     many = protocol()
     (opening, generate), (_, other) = many.add("a"), many.add("b")
     many.receive(failed(opening, FULL))
@@ -107,7 +107,7 @@ def test_what_a_full_server_refuses_is_sent_again_when_asked_for() -> None:
     assert [result.source for result in many.take()] == ["a", "b"]
 
 
-def test_what_a_lost_stream_took_is_sent_again_from_its_beginning() -> None:
+def test_sources_of_a_lost_stream_are_sent_again_from_the_start() -> None:
     many = protocol()
     (_, first), (_, second) = many.add("a"), many.add("b")
     many.receive(generated(first, "A", is_last=False))
@@ -129,7 +129,7 @@ def test_a_session_whose_generation_is_refused_is_closed() -> None:
     assert [type(result.error) for result in many.take()] == [InvalidArgumentError] * 2
 
 
-def test_what_is_sent_again_is_for_the_version_that_began_it() -> None:
+def test_a_repeated_source_uses_the_version_that_began_it() -> None:
     many = protocol(version=0)
     (opening, _), _ = many.add("a"), many.add("b")
     many.receive(
@@ -149,7 +149,7 @@ def test_each_source_has_a_decoding_of_its_own() -> None:
     assert [one.generate.decoding.sampling.seed for one in many.restart() if one.HasField("generate")] == [0, 1]
 
 
-def test_behind_a_source_that_waits_for_a_full_server_others_wait() -> None:
+def test_sources_wait_behind_one_that_a_full_server_refused() -> None:
     """They are sent in order, one more each time another source is complete."""
     many = protocol()
     (_, first), (second, _), (third, _) = many.add("a"), many.add("b"), many.add("c")

@@ -9,7 +9,7 @@ from carousel import InvalidArgumentError, NotFoundError
 from .shells import Shell
 
 
-async def test_models_are_loaded_and_those_that_cannot_be_say_why(shell: Shell) -> None:
+async def test_models_are_loaded_and_failures_give_their_reason(shell: Shell) -> None:
     (everything,) = await shell.load_models()
     assert (everything.model, everything.version) == ("all", 9)
     (one,) = await shell.load_models("toy", 2)

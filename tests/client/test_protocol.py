@@ -92,7 +92,7 @@ def test_a_refused_feed_leaves_the_position() -> None:
     assert wire.run(protocol.feed(feed(2))).position == 1
 
 
-def test_a_feed_given_up_and_sent_again_is_applied_once() -> None:
+def test_a_feed_repeated_after_a_timeout_is_applied_once() -> None:
     wire, protocol = opened()
     with pytest.raises(TimeoutError):
         wire.run(protocol.feed(feed(2, 3)), patience=0)
@@ -133,7 +133,7 @@ def test_answers_in_any_order_find_their_requests() -> None:
     ),
     st.randoms(use_true_random=False),
 )
-def test_whatever_is_given_up_and_sent_again_every_token_is_consumed_once(
+def test_every_token_is_consumed_once_after_any_timeouts_and_retries(
     feeds: list[tuple[list[int], list[int]]], random: Random
 ) -> None:
     wire, protocol = opened()
@@ -209,13 +209,13 @@ def test_the_answer_to_a_cancellation_tells_the_position_whatever_came_before_it
     assert protocol.position == state.position == 3
 
 
-def test_a_generation_that_was_not_begun_is_left_without_a_word() -> None:
+def test_leaving_an_unstarted_generation_sends_nothing() -> None:
     wire, protocol = opened()
     wire.run(protocol.leave(GenerationState(pb.Decoding())))
     assert len(wire.sent) == 1
 
 
-def test_a_feed_ends_a_generation_that_goes_on_and_the_generation_says_so() -> None:
+def test_a_feed_ends_a_running_generation_and_its_next_read_reports_it() -> None:
     wire, protocol = opened("stall")
     state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
@@ -226,7 +226,7 @@ def test_a_feed_ends_a_generation_that_goes_on_and_the_generation_says_so() -> N
     assert state.take() is None
 
 
-def test_a_wait_for_cancellation_that_was_given_up_is_taken_up_by_the_next_verb() -> None:
+def test_the_next_call_resumes_an_abandoned_wait_for_a_cancellation() -> None:
     wire, protocol = opened("stall")
     state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
@@ -267,7 +267,7 @@ def test_notices_that_this_client_does_not_know_are_ignored() -> None:
     assert wire.run(protocol.feed(feed(2))).position == 1
 
 
-def test_a_lost_stream_is_told_again_and_again_and_the_first_cause_stands() -> None:
+def test_a_lost_stream_is_raised_by_each_call_with_its_first_cause() -> None:
     wire, protocol = opened()
     protocol.lost(UnavailableError("gone"))
     protocol.lost(UnavailableError("another"))
@@ -277,7 +277,7 @@ def test_a_lost_stream_is_told_again_and_again_and_the_first_cause_stands() -> N
     assert len(wire.sent) == 1
 
 
-def test_what_is_closed_by_the_client_says_so() -> None:
+def test_calls_after_close_say_that_the_client_closed_the_session() -> None:
     wire, protocol = opened()
     wire.run(protocol.close())
     with pytest.raises(SessionClosedError, match=r"closed \(client\)"):

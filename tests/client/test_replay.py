@@ -219,7 +219,7 @@ def test_the_history_survives_a_call_that_ran_out_of_time_in_an_outage() -> None
     program.check()
 
 
-def test_time_is_not_waited_for() -> None:
+def test_the_tests_do_not_wait_between_attempts() -> None:
     began_s = time.monotonic()
     program = Program(ModelServer(Random(3), 8))
     for _ in range(20):

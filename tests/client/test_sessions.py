@@ -108,7 +108,7 @@ async def test_something_else_after_a_feed_that_ran_out_of_time_is_refused(shell
 
 
 @pytest.mark.parametrize("kind", [BlockingShell, AsyncioShell])
-async def test_the_clients_timeout_holds_where_none_is_given(kind: type[Shell], server: FakeServer) -> None:
+async def test_the_clients_timeout_is_the_default(kind: type[Shell], server: FakeServer) -> None:
     shell = kind(server.target, timeout=10 * SHORT)
     server.mute()
     with pytest.raises(DeadlineExceededError):
@@ -154,7 +154,7 @@ async def test_a_closed_session_refuses_and_may_be_closed_again(shell: Shell, se
         ("A", {"top_k": 1, "logits": True}, TypeError, "only one"),
     ],
 )
-async def test_what_no_message_can_hold_is_refused_before_it_is_sent(
+async def test_values_that_do_not_fit_a_message_are_refused_before_sending(
     shell: Shell, tokens: object, options: dict[str, object], error: type[Exception], words: str
 ) -> None:
     session = await shell.open()

@@ -73,7 +73,7 @@ async def test_an_opening_gets_an_id_and_may_ask_what_comes_first(shell: Shell, 
 
 @pytest.mark.parametrize("failure", [LEAVING, MOVED])
 @pytest.mark.parametrize("options", [{"tokens": "A", "position": 3}, {"close": True}, {}])
-async def test_a_call_that_counts_once_is_sent_again(
+async def test_an_idempotent_call_is_retried(
     shell: Shell, server: FakeServer, failure: error_pb2.Error, options: dict[str, Any]
 ) -> None:
     server.failures = [(0, failure)] * 2
@@ -95,7 +95,7 @@ async def test_a_refusal_is_raised_at_once(shell: Shell, server: FakeServer) -> 
     assert wrong.value.metadata["position"] == "4"
 
 
-async def test_what_does_not_go_together_is_refused_before_it_is_sent(shell: Shell, server: FakeServer) -> None:
+async def test_conflicting_arguments_are_refused_before_sending(shell: Shell, server: FakeServer) -> None:
     with pytest.raises(TypeError, match="source, version: also give `model`, which opens the session"):
         await shell.step("mine", source="ab", version=3)
     with pytest.raises(TypeError, match="give tokens or features, not both"):

@@ -49,7 +49,7 @@ def test_vectors_of_any_form_are_one_tensor(features: Features) -> None:
         (np.zeros((1, 2, 3)), "1 axis or 2, not 3"),
     ],
 )
-def test_what_is_no_table_of_numbers_is_refused(features: Features, message: str) -> None:
+def test_features_that_are_not_a_table_of_numbers_are_refused(features: Features, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"feed.features must be vectors, one a step.*{message}") as refusal:
         tensor_message(features, "feed.features")
     assert refusal.value.field == "feed.features"
@@ -93,12 +93,12 @@ def test_numbers_that_do_not_fill_a_step_are_refused(size: int, told: str) -> No
         steps_message(FLAT, size, "feed.features")
 
 
-def test_no_numbers_are_no_step() -> None:
+def test_an_empty_list_of_numbers_has_no_steps() -> None:
     assert list(steps_message(np.zeros(0, np.float32), 4, "feed.features").shape) == [0, 4]
     assert list(steps_message(np.zeros(0), 0, "feed.features").shape) == [0, 0]
 
 
-def test_a_source_is_what_it_looks_like() -> None:
+def test_the_type_of_a_source_decides_its_form() -> None:
     assert sequence_message("ab", "source").text == "ab"
     assert list(sequence_message(["a", "b"], "source").tokens.names) == ["a", "b"]
     assert list(sequence_message([1, 2], "source").ids.ids) == [1, 2]

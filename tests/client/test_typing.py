@@ -70,7 +70,7 @@ def mypy(folder: Path, program: str) -> list[str]:
     return [line.removeprefix("program.py:") for line in done.stdout.splitlines()]
 
 
-def test_what_mypy_reveals_of_a_program_is_so_when_it_runs(tmp_path: Path, shipped_service: LocalService) -> None:
+def test_types_that_mypy_reveals_hold_at_run_time(tmp_path: Path, shipped_service: LocalService) -> None:
     said = mypy(tmp_path, PROGRAM)
     revealed = [line.split('"')[1] for line in said if "Revealed type" in line]
     assert len(revealed) == len(said) - 1, said
@@ -99,7 +99,7 @@ def test_what_mypy_reveals_of_a_program_is_so_when_it_runs(tmp_path: Path, shipp
     assert "True 1\n" in ran.stdout
 
 
-def test_mypy_refuses_what_a_token_may_not_have(tmp_path: Path) -> None:
+def test_mypy_refuses_wrong_uses_of_tokens(tmp_path: Path) -> None:
     wrong = ["token.value", "token[0]", "(value,) = token"]
     lines = "\n    ".join(wrong)
     said = mypy(tmp_path, f"from carousel import Token\n\n\ndef use(token: Token) -> None:\n    {lines}\n")

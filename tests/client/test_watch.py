@@ -54,7 +54,7 @@ VALUES = pb.Tensor(shape=[1, 1], data=bytes(4))
 CLOSED = told(9, closed=pb.Closed(reason=pb.CLOSE_REASON_MOVED))
 
 
-async def test_every_kind_of_event_is_told(shell: Shell, server: FakeServer) -> None:
+async def test_every_kind_of_event_is_returned(shell: Shell, server: FakeServer) -> None:
     output = pb.StepOutput(position=1, values=[1.0, 2.0, 3.0], trace=[pb.Trace(name="gate", values=[0.5])])
     found = pb.Hypothesis(tokens=TOKENS, score=-1.0, log_probability=-2.0, finish_reason=pb.FINISH_REASON_EOS)
     server.events = [
@@ -95,7 +95,7 @@ async def test_leaving_cancels_the_call(shell: Shell, server: FakeServer) -> Non
     assert await asyncio.to_thread(server.cancelled.wait, 20.0)
 
 
-async def test_what_ends_it_is_raised_after_the_events(shell: Shell, server: FakeServer) -> None:
+async def test_an_error_of_a_watch_is_raised_after_its_events(shell: Shell, server: FakeServer) -> None:
     server.events = [BEGUN]
     server.failures = [(0, error_pb2.Error(code=8, message="too slow", reason="WATCHER_DROPPED"))]
     with pytest.raises(ResourceExhaustedError, match="too slow") as dropped:
@@ -106,7 +106,7 @@ async def test_what_ends_it_is_raised_after_the_events(shell: Shell, server: Fak
         await shell.watch("mine")
 
 
-async def test_a_watch_has_the_time_that_it_is_given_and_not_the_clients(server: FakeServer) -> None:
+async def test_a_watch_uses_its_own_timeout_and_not_the_clients(server: FakeServer) -> None:
     server.events = [BEGUN]
     with Client(server.target, timeout=0.2) as client, client.watch("mine") as watch:
         next(watch)

@@ -48,7 +48,7 @@ def test_each_alert_has_its_runbook(alert: str) -> None:
             assert rule["labels"]["severity"] in ("page", "ticket")
 
 
-def test_rules_ask_for_metrics_that_there_are() -> None:
+def test_rules_use_existing_metrics() -> None:
     known = {sample for family in Metrics().registry.collect() for sample in _samples(family.name, family.type)}
     asked = set(re.findall(r"\bcarousel_\w+", " ".join(rule["expr"] for rule in RULES)))
     assert asked

@@ -69,7 +69,7 @@ def shown(prometheus: tuple[str, float], target: dict[str, Any]) -> list[Series]
 
 
 @pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
-def test_every_query_of_a_panel_has_what_the_panel_shows(
+def test_every_query_of_a_panel_returns_its_data(
     prometheus: tuple[str, float], name: str, panel: dict[str, Any]
 ) -> None:
     """Each query succeeds and has data where it must, and each legend's labels exist."""
@@ -85,7 +85,7 @@ def test_every_query_of_a_panel_has_what_the_panel_shows(
         assert max(values) <= 1
 
 
-def test_what_panels_show_is_of_all_that_the_service_tells(prometheus: tuple[str, float]) -> None:
+def test_every_metric_is_in_a_panel_or_a_rule(prometheus: tuple[str, float]) -> None:
     """Every metric is in a panel or a rule, except those named here, and each metric that they name exists."""
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
     asked = " ".join(target["expr"] for _, panel in PANELS for target in panel["targets"]) + rules
@@ -154,14 +154,14 @@ def test_a_title_says_by_a_standard_word_what_is_measured(name: str, panel: dict
     ("title", "words"),
     [("Servers up", ["down"]), ("Servers by version", ["not served"]), ("Store state", ["down", "up"])],
 )
-def test_a_state_is_told_in_a_word(title: str, words: list[str]) -> None:
+def test_a_state_is_shown_as_a_word(title: str, words: list[str]) -> None:
     (panel,) = [panel for _, panel in PANELS if panel["title"] == title]
     (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
     assert [mapping["options"][str(value)]["text"] for value in range(len(words))] == words
     assert mapping["options"]["0"]["color"] == "red"
 
 
-def test_runbooks_name_panels_that_there_are() -> None:
+def test_runbooks_name_existing_panels() -> None:
     runbooks = (ROOT / "docs" / "operations.md").read_text().partition("## When it alerts")[2].partition("\n## ")[0]
     named = {" ".join(one.rpartition("/")[2].split()) for one in re.findall(r"(?<!\*)\*([^*`]+)\*(?!\*)", runbooks)}
     known = {panel["title"].removesuffix(" (p95)") for _, panel in PANELS} | {"Service", "Models", "Sessions"}

@@ -79,7 +79,7 @@ def test_compose_starts_by_health_and_the_profile_adds_what_scales() -> None:
     assert named == set(COMPOSE["volumes"])
 
 
-def test_nothing_has_a_password_that_somebody_could_know() -> None:
+def test_no_file_contains_a_default_password() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert not re.search(r"(?i)password\s*[:=]|secret\s*[:=]", text)
     grafana = COMPOSE["services"]["grafana"]["environment"]
@@ -89,7 +89,7 @@ def test_nothing_has_a_password_that_somebody_could_know() -> None:
     assert COMPOSE["services"]["redis"]["networks"] == ["store"], "without a password only replicas reach it"
 
 
-def test_only_settings_that_there_are_are_set() -> None:
+def test_only_existing_settings_are_set() -> None:
     named = set(re.findall(r"CAROUSEL_[A-Z_]+", (DEPLOY / "Dockerfile").read_text()))
     for service in COMPOSE["services"].values():
         named |= {name for name in service.get("environment", {}) if name.startswith("CAROUSEL_")}
@@ -138,7 +138,7 @@ def test_envoy_takes_its_configuration() -> None:
     run(*command, "-c", "deploy/envoy/envoy.yaml")
 
 
-def test_no_web_page_may_call_and_those_that_may_may_do_what_servers_of_their_own_let_them() -> None:
+def test_the_front_proxy_has_the_cors_rules_of_the_wire_envoy() -> None:
     """One expression gives the origins. What their pages may send and read is the same as on the wire `envoy`."""
     settings = Settings.model_validate({"allowed_origins": ["https://app.example"]})
     wire = cors_of(configuration(settings, Path(), module="", application="", where=[("", 0)]))

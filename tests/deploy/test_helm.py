@@ -108,7 +108,7 @@ NAMES = {"replica": "carousel-replica", "envoy": "carousel-envoy"}
         ("NetworkPolicy", "envoy"),
     ],
 )
-def test_it_gives_what_kustomize_gives(kind: str, name: str) -> None:
+def test_the_chart_gives_what_kustomize_gives(kind: str, name: str) -> None:
     theirs = deepcopy(find(kustomized(), kind, name)["spec"])
     rendered = manifests({"autoscaling": {"enabled": True}})
     ours = find(rendered, kind, NAMES.get(name, name))["spec"]
@@ -213,7 +213,7 @@ def test_what_is_optional_is_left_out() -> None:
     assert "NetworkPolicy" not in {one["kind"] for one in manifests({"networkPolicy": {"enabled": False}})}
 
 
-def test_what_is_installed_says_what_is_open() -> None:
+def test_the_charts_notes_say_what_is_not_secured() -> None:
     assert "Calls need no token" in texts({})["NOTES.txt"]
     assert "Whoever reaches it may call" not in texts(ALL)["NOTES.txt"]
 
@@ -228,6 +228,6 @@ def test_what_is_installed_says_what_is_open() -> None:
         ({"alerts": {"runbooks": "docs/operations.md"}}, "runbooks"),
     ],
 )
-def test_values_that_cannot_be_are_refused(values: dict[str, Any], named: str) -> None:
+def test_invalid_values_are_refused(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         texts(values)

@@ -38,7 +38,7 @@ def test_every_package_has_hashes(name: str) -> None:
     assert "".join(LOCKS[name].values()) == "".join(text.splitlines(keepends=True)[1:]), "all lines are of a package"
 
 
-def test_an_extras_lock_has_what_the_server_has_not() -> None:
+def test_an_extras_lock_has_only_what_the_server_lacks() -> None:
     assert entries(TWO + ONE) == {"a": ONE, "b": TWO}
     assert entries(beyond(ONE + TWO, ONE)) == {"b": TWO}
     assert not any(LOCKS[name].keys() & LOCKS["server"] for name in ("cli", "encryption", "tracing"))

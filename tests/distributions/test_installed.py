@@ -120,7 +120,7 @@ def test_the_client_is_alone_with_grpcio_and_protobuf(client: Environment) -> No
         assert client.run(*command, "--version") == f"carousel {carousel.__version__}\n"
 
 
-def test_the_oldest_grpcio_and_protobuf_that_it_allows_will_do(
+def test_the_oldest_allowed_grpcio_and_protobuf_work(
     wheels: dict[str, Path], example: LocalService, client: Environment, tmp_path: Path
 ) -> None:
     environment = Environment.make(tmp_path)
@@ -136,7 +136,7 @@ def test_pip_makes_the_same_wheels_of_the_sdists(built: list[Path], client: Envi
     assert made == {path.name: path.read_bytes() for path in built if path.suffix == ".whl"}
 
 
-def test_the_oldest_version_of_everything_is_one_that_there_is(client: Environment) -> None:
+def test_the_oldest_allowed_versions_exist(client: Environment) -> None:
     project = Checkout.at(ROOT).project["project"]
     needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
     oldest = [re.split(r"[;,]", need)[0].replace(">=", "==") for need in needs if not need.startswith(project["name"])]

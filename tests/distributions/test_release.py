@@ -19,7 +19,7 @@ DAY = date(2027, 1, 2)
 CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- All of it.\n\n## [0.1.0] - 2026-12-01\n\n- Less.\n"
 
 
-def test_what_is_unreleased_gets_a_heading_of_its_own() -> None:
+def test_a_release_moves_unreleased_changes_below_a_new_heading() -> None:
     expected = CHANGELOG.replace("## [Unreleased]\n", "## [Unreleased]\n\n## [0.2.0] - 2027-01-02\n")
     assert next_changelog(CHANGELOG, "0.2.0", DAY) == expected
 
@@ -46,7 +46,7 @@ def test_the_code_gets_the_version(version: str) -> None:
     ("version", "message"),
     [("1.2", "'1.2' is not a version"), ("v1.2.3", "is not a version"), ("0.9.9", "is earlier than")],
 )
-def test_what_is_no_later_version_is_refused(version: str, message: str) -> None:
+def test_a_version_that_is_not_later_is_refused(version: str, message: str) -> None:
     with pytest.raises(ReleaseError, match=message):
         next_version('__version__ = "0.9.10"\n', "0.9.10", version)
 
@@ -162,7 +162,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was(project: Project, failing
     )
 
 
-def test_what_somebody_changes_meanwhile_stays_theirs(project: Project) -> None:
+def test_a_failed_release_keeps_concurrent_changes(project: Project) -> None:
     (project.root / "scripts" / "test").write_text("#!/bin/sh\necho mine > pyproject.toml\nexit 1\n")
     project.git("commit", "--quiet", "--all", "--message", "It changes a file, and fails")
     assert project.release("0.2.0").returncode == 1
@@ -171,7 +171,7 @@ def test_what_somebody_changes_meanwhile_stays_theirs(project: Project) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.0.9", "latest"])
-def test_a_version_that_cannot_be_is_refused_before_anything_runs(project: Project, version: str) -> None:
+def test_an_invalid_version_is_refused_before_anything_runs(project: Project, version: str) -> None:
     done = project.release(version)
     assert done.returncode == 1
     assert done.stderr.endswith(f"{version} is not released\n")
@@ -186,7 +186,7 @@ def test_changes_that_are_not_committed_are_not_touched(project: Project) -> Non
     assert (project.root / "CHANGELOG.md").read_text() == "mine"
 
 
-def test_a_tag_that_is_there_is_not_moved(project: Project) -> None:
+def test_an_existing_tag_is_not_moved(project: Project) -> None:
     project.git("tag", "v0.2.0")
     done = project.release("0.2.0")
     assert (done.returncode, project.calls) == (1, [])

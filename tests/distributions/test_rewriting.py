@@ -49,7 +49,7 @@ def test_absolute_imports_get_the_new_package_in_front(code: str, expected: str)
         "x = ['-m', 'app.started']",
     ],
 )
-def test_all_else_stays(code: str) -> None:
+def test_other_text_stays_unchanged(code: str) -> None:
     assert REWRITER.python(code) == code
 
 

@@ -107,7 +107,7 @@ def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> 
     assert {path.relative_to(package).parts[0] for path in package.rglob("*.py")} >= MOVED
 
 
-def test_a_description_gives_pip_files_and_no_names_that_an_index_lacks(staged: dict[str, Path]) -> None:
+def test_a_description_installs_files_and_not_unpublished_names(staged: dict[str, Path]) -> None:
     """The exception is an extra of a distribution that is installed by then."""
     for name, folder in staged.items():
         commands = re.findall(r"^pip install ([^#\n]*?) *(?:#.*)?$", (folder / "README.md").read_text(), re.MULTILINE)
@@ -126,7 +126,7 @@ def test_documents_install_the_torch_that_the_exporter_needs(staged: dict[str, P
         assert found == [needed], path
 
 
-def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, Path]) -> None:
+def test_messages_name_only_existing_files(staged: dict[str, Path]) -> None:
     """This holds for messages, help texts and docstrings of commands. Docstrings of modules are for readers of the
     code."""
     for folder in staged.values():
@@ -163,7 +163,7 @@ def test_the_licence_of_everything_inside_is_told(staged: dict[str, Path]) -> No
         assert all((folder / name).is_file() for name in project(folder)["license-files"])
 
 
-def test_a_models_card_gives_commands_that_there_are(staged: dict[str, Path]) -> None:
+def test_a_models_card_gives_existing_commands(staged: dict[str, Path]) -> None:
     place = Path("model_repository", "co2-forecast", "1", "README.md")
     card, before = (staged["server"] / "carousel_server" / place).read_text(), (ROOT / place).read_text()
     commands = [line for text in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) for line in text.splitlines()]
@@ -191,7 +191,7 @@ def test_every_module_is_there_and_nothing_but_names_is_changed(staged: dict[str
             assert moved == path.read_text(), path
 
 
-def test_commands_lead_to_functions_that_are_there(staged: dict[str, Path]) -> None:
+def test_commands_refer_to_existing_functions(staged: dict[str, Path]) -> None:
     for folder in staged.values():
         for place in project(folder)["scripts"].values():
             module, function = place.split(":")

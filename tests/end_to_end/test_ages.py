@@ -35,7 +35,7 @@ def feed_for_ever(session: Session) -> None:
         session.feed([5])
 
 
-def test_a_blocking_client_in_the_midst_of_its_work_is_told_why_its_session_ends(tiny_repository: Path) -> None:
+def test_a_busy_blocking_client_gets_the_reason_why_its_session_ends(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-age-s": 1.0}) as service, Client(service.target) as client:
         session = client.session(MODEL, session_id="aged")
         with pytest.raises((SessionClosedError, RequestCancelledError)) as told:  # the second if a feed is in flight
@@ -52,7 +52,7 @@ def test_a_blocking_client_in_the_midst_of_its_work_is_told_why_its_session_ends
         assert f'carousel_sessions_closed_total{{model="{MODEL}",reason="max_age",version="1"}} 1.0' in metrics
 
 
-async def test_an_asyncio_client_and_a_watcher_are_told_why_a_session_ends(tiny_repository: Path) -> None:
+async def test_an_asyncio_client_and_a_watcher_get_the_reason_why_a_session_ends(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-age-s": 1.0}) as service:
         async with AsyncClient(service.target) as client:
             session = await client.session(MODEL, session_id="aged")
@@ -62,7 +62,7 @@ async def test_an_asyncio_client_and_a_watcher_are_told_why_a_session_ends(tiny_
                 await session.feed([5])
 
 
-def test_a_limit_holds_for_sessions_from_before_it(tiny_repository: Path, tmp_path: Path) -> None:
+def test_an_age_limit_applies_to_sessions_stored_before_it_was_set(tiny_repository: Path, tmp_path: Path) -> None:
     flags: dict[str, object] = {"store": "lmdb", "data-folder": tmp_path / "data"}
     with local_service(tiny_repository, flags) as service, Client(service.target) as client:
         client.session(MODEL, session_id="old", durability="strict", on_disconnect="keep").feed([5])

@@ -263,7 +263,7 @@ async def test_the_server_starts_without_a_bad_bundle_says_why_and_shows_it_in_h
             assert (await stream.ask(open=lm())).opened.version == 1
 
 
-def test_check_tells_of_every_bundle_and_fails_when_one_is_bad(tmp_path: Path) -> None:
+def test_check_reports_every_bundle_and_fails_if_one_is_bad(tmp_path: Path) -> None:
     def check() -> tuple[int, str]:
         free = ("--port", "0", "--metrics-port", "0", "--data-folder", str(tmp_path / "data"))
         command = [sys.executable, "-m", "service", "--check", "--models", str(tmp_path), *free]

@@ -455,7 +455,7 @@ async def test_an_unknown_value_of_an_enum_is_refused_with_the_names_that_it_may
     assert (refused.error.reason, refused.error.field) == ("INVALID_FIELD", path)
 
 
-def test_every_enum_that_a_request_may_bring_is_known_here() -> None:
+def test_every_enum_field_of_a_request_has_its_names_in_this_file() -> None:
     assert enum_fields(pb.StreamRequest.DESCRIPTOR) == set(STREAM_ENUMS)
     for module in (models_pb2, sessions_pb2):
         for name, descriptor in module.DESCRIPTOR.message_types_by_name.items():
@@ -463,7 +463,7 @@ def test_every_enum_that_a_request_may_bring_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "G2P", "-x", "x y", "x\n"])
-async def test_what_no_model_can_be_called_is_refused_with_what_it_may(
+async def test_an_invalid_model_name_is_refused_with_the_rule_for_names(
     shipped_service: LocalService, name: str
 ) -> None:
     """Load and List accept the empty name: it means all models."""
@@ -506,7 +506,7 @@ async def test_too_many_sessions_are_refused_with_a_retry_delay(tiny_repository:
             assert (await stream.ask("c", open=lm())).HasField("opened")
 
 
-async def test_looking_for_what_is_not_there_says_so(shipped_service: LocalService) -> None:
+async def test_an_unknown_model_or_session_is_reported_as_not_found(shipped_service: LocalService) -> None:
     async with grpc.aio.insecure_channel(shipped_service.target) as channel:
         sessions, models = sessions_pb2_grpc.SessionsStub(channel), models_pb2_grpc.ModelsStub(channel)
         cases: list[tuple[Any, grpc.StatusCode, str]] = [

@@ -36,7 +36,7 @@ def expected_logits(repository: Path) -> list[list[tuple[float, ...]]]:
 
 
 @pytest.mark.parametrize(("durability", "number"), [("checkpoint", signal.SIGTERM), ("strict", signal.SIGKILL)])
-def test_a_blocking_program_does_not_notice(
+def test_a_blocking_program_continues_when_its_server_is_restarted(
     tiny_repository: Path, tmp_path: Path, number: int, durability: str
 ) -> None:
     """A strict step may be stored while its answer is lost with the server. An error says so, and the step's tokens
@@ -61,7 +61,9 @@ def test_a_blocking_program_does_not_notice(
             threading.Event().wait(0.005)
 
 
-async def test_an_asyncio_program_with_steps_in_flight_does_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_an_asyncio_program_with_steps_in_flight_continues_when_its_server_is_restarted(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
     expected = expected_logits(tiny_repository)
     with killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], signal.SIGTERM) as target:
         async with AsyncClient(target) as client, client.batch("tiny-endless", timeout=60) as batch:
@@ -120,7 +122,7 @@ def test_sessions_that_end_with_their_server_are_reported(tiny_repository: Path,
             batch.close()
 
 
-def test_a_batch_that_is_over_raises_what_ended_it(tiny_repository: Path, tmp_path: Path) -> None:
+def test_a_batch_that_has_ended_raises_the_error_that_ended_it(tiny_repository: Path, tmp_path: Path) -> None:
     with local_service(tiny_repository, {"data-folder": tmp_path}) as service, Client(service.target) as client:
         batch = client.batch("tiny-endless", on_disconnect="free")
         batch.open_many([None] * 2)

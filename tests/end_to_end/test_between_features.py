@@ -62,7 +62,7 @@ async def test_a_step_batch_that_waits_for_a_spilled_session_is_not_overtaken(ti
             assert (second.request_id, second.position) == (feed, 3)
 
 
-async def test_a_step_batch_that_waits_leaves_out_a_session_that_is_opened_behind_it(
+async def test_a_waiting_step_batch_does_not_include_a_session_that_is_opened_after_it(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     with local_service(tiny_repository, {"max-slots": 2, "store": "lmdb", "data-folder": tmp_path}) as service:
@@ -99,7 +99,7 @@ async def test_the_same_step_batch_after_a_rewind_is_applied(tiny_service: Local
         await stream.ask("rewound", close=pb.Close())
 
 
-async def test_an_id_of_a_stored_session_is_nobody_elses(tiny_repository: Path) -> None:
+async def test_the_id_of_a_stored_session_cannot_be_opened_again(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-slots": 1, "idle-timeout-s": 1}) as service:
         async with wire(service.target) as stream:
             await stream.ask("kept", open=lm(on_disconnect=KEEP))
@@ -138,7 +138,7 @@ BATCH = {"step_batch": pb.StepBatch(handles=[1], token_ids=[5])}
     [[], [FEED], [BATCH], [{"cancel": pb.Cancel()}], [FEED, BATCH, FEED]],
     ids=["nothing", "feed", "batch", "cancel", "all"],
 )
-async def test_a_half_closed_stream_answers_everything_behind_a_strict_opening(
+async def test_a_half_closed_stream_answers_all_requests_after_a_strict_opening(
     tiny_service: LocalService, between: list[dict[str, Any]]
 ) -> None:
     async def one() -> list[int]:
@@ -249,7 +249,7 @@ async def test_a_strict_copy_is_stored_before_it_is_answered(tiny_repository: Pa
             assert forked.session.checkpoint_position == 2
 
 
-async def test_a_generation_that_is_made_again_is_told_from_the_position_that_was_received(
+async def test_a_repeated_generation_continues_from_the_received_position(
     tiny_service: LocalService,
 ) -> None:
     decoding = pb.Decoding(max_tokens=12, min_tokens=12, sampling=pb.Sampling(seed=5, temperature=1.0))
@@ -299,7 +299,7 @@ async def test_a_stored_session_can_be_closed_on_a_server_that_is_full(tiny_repo
 
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(1, -5), (-1, 5), (1, 10**9), (0, -(10**9))])
-async def test_a_duration_that_is_none_is_refused(tiny_service: LocalService, seconds: int, nanos: int) -> None:
+async def test_an_invalid_duration_is_refused(tiny_service: LocalService, seconds: int, nanos: int) -> None:
     policy = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
     policy.duration.seconds, policy.duration.nanos = seconds, nanos
     async with wire(tiny_service.target) as stream:

@@ -68,12 +68,12 @@ def test_json_is_answered_with_json(front: str) -> None:
 
 
 @pytest.mark.parametrize("headers", [PROTO, {**PROTO, "connect-protocol-version": "1"}])
-def test_protocol_buffers_are_answered_with_such(front: str, headers: dict[str, str]) -> None:
+def test_protocol_buffers_are_answered_with_protocol_buffers(front: str, headers: dict[str, str]) -> None:
     check_list_in_proto(ask(front, "Models/List", b"", headers))
 
 
 @pytest.mark.parametrize(("content_type", "body"), [("application/json", b"{}"), ("application/proto", b"")])
-def test_a_method_that_streams_wants_a_content_type_that_streams(front: str, content_type: str, body: bytes) -> None:
+def test_a_streaming_method_requires_a_streaming_content_type(front: str, content_type: str, body: bytes) -> None:
     headers = {"content-type": content_type, "connect-protocol-version": "1"}
     answer = ask(front, "Inference/Generate", body, headers)
     assert (answer.status, json.loads(answer.body)["code"]) == (404, "unimplemented")
@@ -81,7 +81,7 @@ def test_a_method_that_streams_wants_a_content_type_that_streams(front: str, con
 
 
 @pytest.mark.parametrize("spelled", ["Models/%E9", "%FF"])
-def test_a_path_that_is_no_text_is_no_method(front: str, spelled: str) -> None:
+def test_a_path_that_is_not_valid_text_is_not_found(front: str, spelled: str) -> None:
     assert ask(front, spelled, b"{}", JSON).status == 404
 
 
@@ -92,7 +92,7 @@ def test_a_path_that_is_no_text_is_no_method(front: str, spelled: str) -> None:
         ("Models/Got", b"{}", "unimplemented", 404, ""),
     ],
 )
-def test_what_is_wrong_with_json_is_said_in_json(  # noqa: PLR0917
+def test_errors_of_json_requests_are_json(  # noqa: PLR0917
     front: str, path: str, body: bytes, code: str, status: int, words: str
 ) -> None:
     answer = ask(front, path, body, JSON)
@@ -117,11 +117,11 @@ def test_streams_of_json_are_answered_message_by_message(front: str) -> None:
     assert refusal["error"]["code"] == "invalid_argument"
 
 
-def test_grpc_web_is_spoken(front: str) -> None:
+def test_grpc_web_is_accepted(front: str) -> None:
     check_list_in_grpc_web(ask(front, "Models/List", b"\0" * 5, WEB))
 
 
-def test_all_calls_of_a_session_go_to_one_replica_whatever_they_speak(front: str) -> None:
+def test_all_calls_of_a_session_go_to_one_replica_with_any_protocol(front: str) -> None:
     """Each replica has its sessions only in memory."""
     names = [f"one-{number}" for number in range(12)]
     with Client(front) as client:
@@ -144,7 +144,7 @@ def test_pages_of_allowed_origins_may_call(front: str) -> None:
             assert b"tiny-lm" in answer.body
 
 
-def test_other_pages_may_not(front: str) -> None:
+def test_pages_of_other_origins_are_refused(front: str) -> None:
     """This includes a page whose host name resolves to this machine (DNS rebinding): its browser sends no preflight."""
     for origin in ("http://evil.example", f"{PAGE}.evil.example", "null", f"http://{front}"):
         headers = {"origin": origin, "access-control-request-method": "POST"}
@@ -156,7 +156,7 @@ def test_other_pages_may_not(front: str) -> None:
         assert ask(front, "Models/List", b"\0" * 5, {**WEB, "origin": origin}).headers["grpc-status"] == "7"
 
 
-def test_what_any_page_may_send_is_no_call(front: str) -> None:
+def test_requests_that_any_page_may_send_are_refused(front: str) -> None:
     """Any page may send a form, or a GET without an origin."""
     message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
     path = f"Models/Unload?connect=v1&encoding=json&message={message}"

@@ -158,7 +158,7 @@ async def test_a_feed_whose_task_is_cancelled_leaves_a_session_that_knows_its_po
             assert len(await session.score([["a", "b"]])) == 1
 
 
-def test_a_mismatch_is_told_where_a_feed_ran_out_of_time(shipped_service: LocalService) -> None:
+def test_another_feed_after_a_timed_out_feed_gets_a_position_mismatch(shipped_service: LocalService) -> None:
     """The timeout of a feed does not cancel it: the feed may be sent again, and another feed in its place is
     refused."""
     with Client(shipped_service.target) as client, client.session("pychar-en", on_disconnect="free") as session:

@@ -32,7 +32,7 @@ def end_of(pem: bytes) -> float:
 
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
-def test_the_metric_has_the_end_of_each_file_and_follows_it(tmp_path: Path, wire: str) -> None:
+def test_the_metric_has_the_expiry_of_each_file_and_is_updated(tmp_path: Path, wire: str) -> None:
     cert, key, clients = tmp_path / "cert", tmp_path / "key", tmp_path / "clients"
     models = tmp_path / "models"
     models.mkdir()
@@ -57,5 +57,5 @@ def test_the_metric_has_the_end_of_each_file_and_follows_it(tmp_path: Path, wire
         wait_until(lambda: ends(service)["tls_cert_file"] == end_of(second))
 
 
-def test_without_tls_there_is_no_such_series(tiny_service: LocalService) -> None:
+def test_without_tls_the_metric_has_no_series(tiny_service: LocalService) -> None:
     assert ends(tiny_service) == {}

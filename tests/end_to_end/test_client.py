@@ -75,7 +75,7 @@ async def test_scores_are_those_of_a_loop_and_both_clients_agree(target: str, ti
         assert told.log_probability == fsum(expected)
 
 
-def test_a_variant_is_asked_for_and_told(target: str) -> None:
+def test_a_variant_can_be_requested_and_is_reported(target: str) -> None:
     with Client(target) as client:
         assert client.model("tiny-heads").variants == ("fp32", "other")
         with client.session("tiny-heads", variant="other") as session, client.session("tiny-heads") as usual:
@@ -149,7 +149,7 @@ async def test_the_asyncio_batch_is_the_same(target: str) -> None:
             await batch.open("abc")
 
 
-def test_what_the_server_cannot_take_now_carries_a_retry_delay(tiny_repository: Path) -> None:
+def test_a_request_that_is_refused_for_now_has_a_retry_delay(tiny_repository: Path) -> None:
     with (
         local_service(tiny_repository, {"max-forks": 2, "num-forks": 2}) as service,
         Client(service.target) as client,

@@ -155,13 +155,15 @@ def test_a_clients_certificate_names_its_principal(
     ],
     ids=",".join,
 )
-def test_a_name_that_only_looks_like_a_principals_is_nobodys(guarded: Guarded, names: dict[str, list[str]]) -> None:
+def test_a_name_that_only_resembles_a_principals_name_matches_no_principal(
+    guarded: Guarded, names: dict[str, list[str]]
+) -> None:
     """A name of another kind, or a name with more in it, matches no principal, whatever the authority signs."""
     with guarded.channel(guarded.authority.issue(**names)) as channel:
         assert who(channel).startswith(REFUSED)
 
 
-def test_a_certificate_of_nobody_is_let_in_nowhere_and_told_its_names(guarded: Guarded) -> None:
+def test_a_certificate_of_no_principal_is_refused_with_its_names(guarded: Guarded) -> None:
     own = guarded.authority.issue(uris=["spiffe://corp/dave"], common=["dave"])
     with guarded.channel(own) as channel:
         calls = all_calls(channel)
@@ -262,7 +264,7 @@ def test_what_a_client_claims_by_http_1_is_ignored(tiny_repository: Path, tmp_pa
                 connection.close()
 
 
-def test_a_certificate_is_no_metadata_of_the_client_however_large(guarded: Guarded) -> None:
+def test_a_certificate_of_any_size_does_not_count_as_client_metadata(guarded: Guarded) -> None:
     many = [f"host-{number}.example.com" for number in range(100)]
     with guarded.channel(guarded.authority.issue(dns=[*many, "bob.example.com"])) as channel:
         assert who(channel) == no_admin("bob")
@@ -284,7 +286,7 @@ def test_names_are_read_again_while_the_server_runs(tiny_repository: Path, tmp_p
             wait_until(lambda: who(channel).startswith(REFUSED))
 
 
-def test_an_authority_that_was_replaced_vouches_for_nobody_any_more(tiny_repository: Path, tmp_path: Path) -> None:
+def test_certificates_of_a_replaced_authority_are_refused(tiny_repository: Path, tmp_path: Path) -> None:
     """Clients with its certificates are refused, also when they resume a TLS session."""
     old, new = Authority(), Authority()
     own = old.issue(dns=["bob.example.com"])
@@ -330,7 +332,7 @@ def greet(
 
 
 @pytest.mark.parametrize("command", [(), ("--check",)])
-def test_names_where_no_client_is_asked_for_a_certificate_end_the_start(
+def test_certificate_names_without_a_client_authority_stop_the_start(
     tiny_repository: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     flags = write_files(Authority(), tmp_path)

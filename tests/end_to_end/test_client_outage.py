@@ -72,7 +72,7 @@ async def started_later(redis: RedisServer) -> None:
     await asyncio.to_thread(redis.start)
 
 
-def test_a_strict_session_goes_on_after_an_outage_of_the_store(tiny_repository: Path, tmp_path: Path) -> None:
+def test_a_strict_session_continues_after_an_outage_of_the_store(tiny_repository: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(16))
     reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")

@@ -73,7 +73,9 @@ def killed_and_started_again(repository: Path, folder: Path, delays_s: list[floa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_blocking_program_does_not_notice(tiny_repository: Path, tmp_path: Path, number: int) -> None:
+def test_a_blocking_program_continues_when_its_server_is_restarted(
+    tiny_repository: Path, tmp_path: Path, number: int
+) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
     with (
         killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], number) as target,
@@ -91,7 +93,7 @@ def test_a_blocking_program_does_not_notice(tiny_repository: Path, tmp_path: Pat
         assert session.position == 20_400
 
 
-async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_asyncio_programs_continue_when_their_server_is_restarted(tiny_repository: Path, tmp_path: Path) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
     expected = ReferenceSession(folder).generate(20_000)
     with killed_and_started_again(tiny_repository, tmp_path, [1.5, 0.6], signal.SIGKILL) as target:
@@ -115,7 +117,7 @@ async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: P
             await asyncio.gather(*(program(first) for first in range(2, 8)), one_shot())
 
 
-def test_a_session_that_others_opened_is_gone_on_with(tiny_service: LocalService, tiny_repository: Path) -> None:
+def test_a_session_that_another_client_opened_can_be_resumed(tiny_service: LocalService, tiny_repository: Path) -> None:
     reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
     with Client(tiny_service.target) as client:
         with client.session("tiny-endless", session_id="handed-over") as first:
@@ -153,7 +155,7 @@ def test_snapshots_forks_marks_and_state_from_the_client(tiny_service: LocalServ
         assert (info.durability, info.attached, info.marks) == ("checkpoint", True, (2,))
 
 
-async def test_one_call_generations_do_not_notice_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_one_call_generations_continue_after_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
     """The generation takes longer than the server's grace time, so the server cuts it off."""
     expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(20_000)
     with killed_and_started_again(tiny_repository, tmp_path, [0.7], signal.SIGTERM) as target:
@@ -251,7 +253,7 @@ async def test_a_cancelled_feed_is_cancelled_by_the_next_call(tiny_service: Loca
         assert (await session.feed(4)).position == position + 1
 
 
-def test_a_generation_of_values_yields_what_its_type_says(shipped_service: LocalService) -> None:
+def test_a_generation_of_values_yields_its_declared_type(shipped_service: LocalService) -> None:
     history = [[370.0 + month] for month in range(12)]
     with Client(shipped_service.target) as client:
         tokens = list(client.generate("co2-forecast", history, max_tokens=3))

@@ -98,7 +98,7 @@ def test_the_browsers_program_runs(browsers_service: LocalService, tmp_path: Pat
     assert ran.stdout.split() == ["K", "EH", "R", "AH", "S", "EH", "L", "EY", "T"]
 
 
-def test_the_node_program_names_fields_that_there_are() -> None:
+def test_the_node_program_uses_existing_fields() -> None:
     (code,) = blocks("javascript")
     known = fields(inference_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR)
     for text in re.findall(r"(?:request = |write\()(\{.*\})", code):
@@ -123,7 +123,7 @@ def test_the_node_program_runs(shipped_service: LocalService, tmp_path: Path) ->
     assert ran.stdout.split() == ["K", "EH", "R", "AH", "S", "EH", "L", "1", "EH", "3", "AH"]
 
 
-def test_the_cpp_program_names_fields_that_there_are() -> None:
+def test_the_cpp_program_uses_existing_fields() -> None:
     (code,) = blocks("cpp")
     known = fields(inference_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR)
     assert set(re.findall(r"\b(?:set|mutable|add|has)_(\w+)\(", code)) - {"deadline"} <= known

@@ -67,7 +67,7 @@ def test_sessions_in_memory_and_in_the_store_are_closed_and_those_of_others_stay
         assert not is_gone(bob, "stored")
 
 
-def test_only_an_admin_closes_those_of_others(tiny_repository: Path, flags: dict[str, object]) -> None:
+def test_only_an_admin_closes_sessions_of_others(tiny_repository: Path, flags: dict[str, object]) -> None:
     with (
         local_service(tiny_repository, flags) as service,
         client(service.target, "alice") as alice,
@@ -100,7 +100,7 @@ async def test_without_principals_all_are_closed_and_what_was_spilled_with_them(
             assert list(one.sessions.list()) == []
 
 
-def test_the_command_tells_how_many(tiny_repository: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_number_of_closed_sessions(tiny_repository: Path, tmp_path: Path) -> None:
     with local_service(tiny_repository, {"store": "lmdb", "data-folder": tmp_path}) as service:
         with Client(service.target) as one:
             keep(one, "first")

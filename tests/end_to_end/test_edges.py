@@ -217,7 +217,7 @@ def test_a_signal_while_the_server_starts_ends_it_cleanly(tmp_path: Path, number
     assert '"level": "error"' not in text
 
 
-async def test_a_folder_that_is_away_for_a_moment_does_not_end_the_watch(tmp_path: Path) -> None:
+async def test_a_folder_that_is_missing_for_a_moment_does_not_end_the_watch(tmp_path: Path) -> None:
     models = tmp_path / "models"
     write_language_model(models, model="lm")
     with local_service(models, {"watch-models-s": 0.05}) as service:

@@ -102,7 +102,7 @@ async def test_a_record_of_a_key_that_is_missing_is_refused_by_its_id_and_not_lo
             assert (await stream.ask("kept", open=RESUME)).position == len(TOKENS)
 
 
-async def test_what_is_spilled_is_encrypted_and_comes_back(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_spilled_sessions_are_encrypted_and_restored(tiny_repository: Path, tmp_path: Path) -> None:
     flags = {**settings(tmp_path, f"2026 {NEW}"), "max-slots": 1}
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream:

@@ -41,7 +41,7 @@ def test_json_is_answered_with_json(service: LocalService, headers: dict[str, st
 
 
 @pytest.mark.parametrize("headers", [PROTO, {**PROTO, "connect-protocol-version": "1"}])
-def test_protocol_buffers_are_answered_with_such(service: LocalService, headers: dict[str, str]) -> None:
+def test_protocol_buffers_are_answered_with_protocol_buffers(service: LocalService, headers: dict[str, str]) -> None:
     check_list_in_proto(ask(service.target, "/carousel.v1.Models/List", b"", headers))
 
 
@@ -52,7 +52,7 @@ def test_protocol_buffers_are_answered_with_such(service: LocalService, headers:
         ("Models/Got", b"{}", "unimplemented", 404, "/carousel.v1.Models/Got: no such method"),
     ],
 )
-def test_what_is_wrong_with_json_is_said_in_json(  # noqa: PLR0917
+def test_errors_of_json_requests_are_json(  # noqa: PLR0917
     service: LocalService, path: str, body: bytes, code: str, status: int, words: str
 ) -> None:
     answered, told, _ = ask(service.target, f"/carousel.v1.{path}", body, JSON)
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_json_is_said_in_json(  # noqa: PLR0917
     assert words in json.loads(told)["message"]
 
 
-def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
+def test_pages_of_other_origins_are_refused_without_a_list_of_origins(service: LocalService) -> None:
     for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
         status, told, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", {**JSON, **headers})
         assert (status, json.loads(told)["code"]) == (403, "permission_denied")
@@ -69,7 +69,7 @@ def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
     assert ask(service.target, "/nothing", None, {})[0] == 404
 
 
-def test_what_any_page_may_send_is_no_call(service: LocalService) -> None:
+def test_requests_that_any_page_may_send_are_refused(service: LocalService) -> None:
     """Any page may send a form, or a GET without an origin."""
     message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
     path = f"/carousel.v1.Models/Unload?connect=v1&encoding=json&message={message}"
@@ -110,11 +110,11 @@ def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
 
 
-def test_grpc_web_is_spoken(service: LocalService) -> None:
+def test_grpc_web_is_accepted(service: LocalService) -> None:
     check_list_in_grpc_web(ask(service.target, "/carousel.v1.Models/List", b"\0" * 5, WEB))
 
 
-async def test_reflection_is_there_by_its_new_name(service: LocalService) -> None:
+async def test_reflection_is_served_under_its_new_name(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
         call: Any = channel.stream_stream(
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -161,7 +161,7 @@ async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_gener
     await asyncio.to_thread(wait_until, is_ended)
 
 
-def test_room_for_sessions_takes_no_memory_until_they_come(tmp_path: Path) -> None:
+def test_unused_slots_take_no_memory(tmp_path: Path) -> None:
     """The server has 50,000 slots of 36 KiB each. Envoy's allocator would write to all of this memory."""
     (tmp_path / "g2p-en").symlink_to(SHIPPED / "g2p-en")
     with local_service(tmp_path, {"wire": "envoy", "max-slots": 50_000}) as service:

@@ -27,9 +27,7 @@ def held(durability: pb.Durability.ValueType, model: str = "tiny-endless") -> pb
     return pb.Open(model=model, on_disconnect=policy, durability=durability)
 
 
-async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_on(
-    tiny_repository: Path, tmp_path: Path
-) -> None:
+async def test_an_outage_of_the_store_fails_only_strict_sessions(tiny_repository: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(16))
     with redis_server(tmp_path) as redis:
@@ -72,7 +70,9 @@ async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_o
             assert events == ["store.failed", "store.recovered"]
 
 
-async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_a_torn_record_is_set_aside_and_reported_and_affects_no_other_record(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.05}
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream:
@@ -95,7 +95,7 @@ async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repos
         assert told == ["torn", "broken"]
 
 
-async def test_a_server_whose_data_folder_is_replaced_acknowledges_no_more_until_it_is_back(
+async def test_a_server_whose_data_folder_is_replaced_acknowledges_nothing_until_it_is_back(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     folder, away = tmp_path / "data", tmp_path / "away"
@@ -183,7 +183,7 @@ async def test_two_servers_never_both_have_a_session(tiny_repository: Path, tmp_
                 assert in_use.error.reason == "SESSION_ID_IN_USE"
 
 
-async def test_versions_come_and_go_and_sessions_stay_with_theirs(tmp_path: Path) -> None:
+async def test_sessions_keep_their_version_while_versions_are_loaded_and_unloaded(tmp_path: Path) -> None:
     write_language_model(tmp_path, model="lm", bos_id=1, eos_id=None, seed=1)
     with local_service(tmp_path) as service:
         async with wire(service.target) as stream, grpc.aio.insecure_channel(service.target) as channel:

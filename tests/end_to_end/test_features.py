@@ -70,7 +70,7 @@ def test_a_forecast_has_the_bits_of_a_loop_over_the_graph(shipped_service: Local
             assert bits(values) == expected
 
 
-def test_what_is_observed_corrects_a_forecast(shipped_service: LocalService) -> None:
+def test_feeding_observed_values_corrects_a_forecast(shipped_service: LocalService) -> None:
     """Feeds and forecasts take turns. Each step of a feed has an output."""
     history, observed = months(36), months(60)[36:]
     reference = ReferenceSession(CO2, list(history))
@@ -82,7 +82,7 @@ def test_what_is_observed_corrects_a_forecast(shipped_service: LocalService) -> 
         assert bits(session.forecast(3)) == bits(reference.forecast(3))
 
 
-async def test_vectors_have_the_same_bits_in_company_and_in_chunks(shipped_service: LocalService) -> None:
+async def test_vectors_have_the_same_bits_in_batches_and_in_chunks(shipped_service: LocalService) -> None:
     """Runs 32 sessions at once. Their histories have different lengths, and their chunks different sizes."""
 
     async def run(client: AsyncClient, number: int) -> tuple[bytes, bytes]:
@@ -145,7 +145,7 @@ async def test_a_frame_of_vectors_steps_many_sessions(shipped_service: LocalServ
         assert batch.positions == (5,) * 9
 
 
-def test_a_snapshot_of_a_forecast_goes_on_to_the_bit(shipped_service: LocalService) -> None:
+def test_a_restored_forecast_continues_bit_for_bit(shipped_service: LocalService) -> None:
     """The snapshot contains the level, and the pending input, which is the last forecast value."""
     history = months(36)
     expected = bits(ReferenceSession(CO2, list(history)).forecast(20))
@@ -162,7 +162,7 @@ def test_a_snapshot_of_a_forecast_goes_on_to_the_bit(shipped_service: LocalServi
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL])
-def test_a_program_that_feeds_vectors_does_not_notice_that_its_server_is_killed(
+def test_a_program_that_feeds_vectors_continues_when_its_server_is_killed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     history, fed = months(36), months(3000, 5)
@@ -219,7 +219,7 @@ async def _refused(stream: Wire, **request: object) -> tuple[str, str]:
     return error.message, error.field
 
 
-async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: LocalService) -> None:
+async def test_a_model_of_values_refuses_tokens_and_their_options(shipped_service: LocalService) -> None:
     """A model of values refuses tokens, scores, and decoding options about tokens, also token ids in a step batch."""
     history = pb.Sequence(features=tensor(months(24)))
     async with wire(shipped_service.target) as stream:
@@ -252,7 +252,7 @@ async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: Local
         assert error.message == "step_batch.token_ids does not fit co2-forecast: it reads features"
 
 
-async def test_what_a_model_of_tokens_has_not_is_refused(shipped_service: LocalService) -> None:
+async def test_a_model_of_tokens_refuses_vectors(shipped_service: LocalService) -> None:
     async with wire(shipped_service.target) as stream:
         await stream.ask("s", open=pb.Open(model="pychar-en"))
         assert await _refused(stream, feed=pb.Feed(features=tensor(months(1)))) == (
@@ -267,7 +267,7 @@ async def test_what_a_model_of_tokens_has_not_is_refused(shipped_service: LocalS
         )
 
 
-def test_a_tagger_tells_a_tag_for_each_token_as_it_comes(shipped_service: LocalService) -> None:
+def test_a_tagger_returns_a_tag_for_each_fed_token(shipped_service: LocalService) -> None:
     """Input and output have separate vocabularies. A chunk has the same tags as single steps."""
     heard = "L UW IY S | AE N AH L IH T IH K AH L | | | |"
     reference = ReferenceSession(STRESS)
@@ -287,7 +287,7 @@ def test_a_tagger_tells_a_tag_for_each_token_as_it_comes(shipped_service: LocalS
         )
 
 
-def test_a_tagger_cannot_go_on_by_itself(shipped_service: LocalService) -> None:
+def test_a_tagger_cannot_generate(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client, client.session("stress-en") as session:
         session.feed(["K"])
         with pytest.raises(InvalidArgumentError, match="stress-en cannot generate: the output of a step is not"):

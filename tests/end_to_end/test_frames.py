@@ -46,7 +46,7 @@ async def test_handles_are_small_numbers_that_are_never_used_again(tiny_service:
 
 
 @pytest.mark.parametrize("model", ["tiny-lm", "tiny-bos", "tiny-heads"])
-async def test_every_logit_of_a_frame_has_the_bits_of_a_session_alone(
+async def test_every_logit_of_a_step_batch_has_the_bits_of_a_session_alone(
     tiny_service: LocalService, tiny_repository: object, model: str
 ) -> None:
     folder = tiny_repository / model / "1"  # type: ignore[operator]
@@ -90,7 +90,7 @@ async def test_a_frame_of_a_model_with_a_source_reads_each_sessions_own(shipped_
         assert np.array(stepped.logits, np.float32).tobytes() == expected.tobytes()
 
 
-async def test_a_frame_tells_the_next_token_or_the_best_as_a_feed_does(tiny_service: LocalService) -> None:
+async def test_a_step_batch_returns_the_same_top_tokens_as_a_feed(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         for model in ("tiny-lm", "tiny-heads"):
             one = (await stream.ask(f"{model}-1", open=lm(model))).opened.handle
@@ -105,7 +105,7 @@ async def test_a_frame_tells_the_next_token_or_the_best_as_a_feed_does(tiny_serv
             assert (list(stepped.positions), list(stepped.token_ids)) == ([3], [])
 
 
-async def test_a_row_that_is_refused_harms_no_other_and_says_where_it_stands(tiny_service: LocalService) -> None:
+async def test_a_refused_row_reports_its_position_and_affects_no_other_row(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         handles = await opened(stream, 4, "tiny-endless")
         await frame(stream, handles=handles, token_ids=[5, 5, 5, 5])
@@ -204,7 +204,7 @@ BAD_FRAMES = {
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
-async def test_a_frame_that_is_wrong_itself_is_refused_and_steps_nobody(
+async def test_an_invalid_step_batch_is_refused_and_steps_no_session(
     tiny_service: LocalService, fields: dict[str, object], message: str
 ) -> None:
     async with wire(tiny_service.target) as stream:
@@ -218,7 +218,9 @@ async def test_a_frame_that_is_wrong_itself_is_refused_and_steps_nobody(
         assert list(stepped.positions) == [1, 1]
 
 
-async def test_a_session_closed_under_a_frame_is_told_of_and_the_others_go_on(tiny_repository: object) -> None:
+async def test_a_session_closed_during_a_step_batch_is_reported_and_the_others_are_stepped(
+    tiny_repository: object,
+) -> None:
     with local_service(tiny_repository, {"max-batch-rows": 2}) as service:  # type: ignore[arg-type]
         async with wire(service.target) as stream:
             handles = await opened(stream, 6)

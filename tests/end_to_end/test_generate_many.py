@@ -41,7 +41,9 @@ def open_sessions(client: Client) -> set[str]:
 @pytest.mark.parametrize(
     "decoding", [{}, {"beam_size": 3, "num_best": 2}, {"temperature": 1.5, "seed": 7}], ids=["greedy", "beam", "seed"]
 )
-async def test_it_gives_what_generate_gives(shipped_service: LocalService, decoding: dict[str, Any]) -> None:
+async def test_generate_many_returns_what_generate_returns(
+    shipped_service: LocalService, decoding: dict[str, Any]
+) -> None:
     with Client(shipped_service.target) as client:
         expected = [[token.text for token in client.generate(MODEL, word, **decoding)] for word in WORDS[:8]] * 5
         found = list(client.generate_many(MODEL, WORDS, **decoding))
@@ -117,7 +119,7 @@ async def test_a_source_that_no_message_may_hold_is_refused_alone(shipped_servic
         ]
 
 
-def test_without_a_seed_each_source_is_sampled_anew(shipped_service: LocalService) -> None:
+def test_without_a_seed_each_source_has_its_own_samples(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client:
         found = {tuple(told(result)) for result in client.generate_many(MODEL, ["carousel"] * 8, temperature=3.0)}
     assert len(found) > 1
@@ -137,7 +139,7 @@ def test_a_source_is_answered_while_the_next_is_waited_for(shipped_service: Loca
             answered.set()
 
 
-async def test_what_the_sources_raise_comes_after_the_results(shipped_service: LocalService) -> None:
+async def test_an_error_of_the_sources_is_raised_after_the_results(shipped_service: LocalService) -> None:
     def sources() -> Iterator[str]:
         yield "gate"
         raise OSError("the disk is gone")
@@ -185,7 +187,7 @@ async def test_a_killed_server_is_waited_for(g2p_repository: Path) -> None:
     assert found == also == expected
 
 
-async def test_a_server_that_is_not_there_is_not_waited_for() -> None:
+async def test_an_unreachable_server_is_not_waited_for() -> None:
     target = f"127.0.0.1:{free_port()}"
     with Client(target) as client, pytest.raises(UnavailableError):
         list(client.generate_many(MODEL, ["gate"]))

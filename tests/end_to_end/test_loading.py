@@ -19,7 +19,7 @@ TOLD = "its graphs need more than 256 MiB of memory (check_memory_mib)"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
-def test_a_version_that_would_take_gigabytes_is_refused_and_the_server_serves_on(
+def test_a_version_that_needs_gigabytes_is_refused_and_the_server_continues(
     wire: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(wire)

@@ -177,7 +177,7 @@ def http_1() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_answers_in_http_1_is_told_from_one_that_is_not_there(http_1: str) -> None:
+def test_a_server_that_answers_in_http_1_gets_another_error_than_a_missing_server(http_1: str) -> None:
     for call in (blocking, asynchronous):
         with pytest.raises(UnavailableError, match=r"does not answer in HTTP/2 at this port: .* pass `credentials`"):
             call(http_1, None)
@@ -186,7 +186,7 @@ def test_a_server_that_answers_in_http_1_is_told_from_one_that_is_not_there(http
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "nowhere.invalid:50051"])
-def test_a_server_that_is_not_there_is_no_question_of_tls(target: str) -> None:
+def test_the_error_for_a_missing_server_does_not_mention_tls(target: str) -> None:
     for call in (blocking, asynchronous):
         with pytest.raises(UnavailableError) as raised:
             call(target, None)

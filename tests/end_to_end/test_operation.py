@@ -120,7 +120,7 @@ async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_pat
     assert told["carousel_store_up", ()] == 1
 
 
-async def test_sessions_that_are_closed_while_they_are_put_aside_are_put_aside_no_more(tmp_path: Path) -> None:
+async def test_sessions_that_are_closed_while_spilled_leave_the_metric_of_spilled_sessions(tmp_path: Path) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path, "max-slots": 2}
     with local_service(SHIPPED, flags) as service:
         async with wire(service.target) as stream:
@@ -164,7 +164,7 @@ async def test_reflection_describes_every_service(shipped_service: LocalService)
     assert "carousel/v1/inference.proto" in {FileDescriptorProto.FromString(file).name for file in files}
 
 
-async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_and_exits_with_0(
+async def test_sigterm_drains_the_server_and_exits_with_0(
     tiny_repository: Path,
 ) -> None:
     with local_service(tiny_repository, {"shutdown-grace-s": 20}) as service:

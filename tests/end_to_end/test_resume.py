@@ -27,7 +27,7 @@ async def go_on(stream: Wire, session_id: str) -> pb.StreamResponse:
     return await stream.ask(session_id, open=pb.Open(resume=pb.Resume()))
 
 
-async def test_a_held_session_is_gone_on_with_where_it_was(tiny_service: LocalService, tiny_repository: Path) -> None:
+async def test_a_held_session_resumes_at_its_position(tiny_service: LocalService, tiny_repository: Path) -> None:
     async with wire(tiny_service.target) as stream:
         await stream.ask("held-1", open=held())
         await stream.ask("held-1", feed=pb.Feed(token_ids=[5, 6], position=0))
@@ -46,7 +46,7 @@ async def test_a_held_session_is_gone_on_with_where_it_was(tiny_service: LocalSe
         await stream.ask("held-1", close=pb.Close())
 
 
-async def test_a_generation_is_told_again_from_where_it_was_received(
+async def test_a_resumed_generation_continues_from_the_received_position(
     tiny_service: LocalService, tiny_repository: Path
 ) -> None:
     expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(1000)
@@ -70,7 +70,7 @@ async def test_a_generation_is_told_again_from_where_it_was_received(
         await stream.ask("gen-1", close=pb.Close())
 
 
-async def test_an_unattended_generation_goes_on_without_a_stream(tiny_service: LocalService) -> None:
+async def test_an_unattended_generation_continues_without_a_stream(tiny_service: LocalService) -> None:
     decoding = pb.Decoding(max_tokens=3000)
     async with wire(tiny_service.target) as stream:
         await stream.ask("alone", open=held(unattended=True))
@@ -93,7 +93,7 @@ async def test_an_unattended_generation_goes_on_without_a_stream(tiny_service: L
         await stream.ask("alone", close=pb.Close())
 
 
-async def test_another_stream_takes_a_session_over_and_the_first_is_told(tiny_service: LocalService) -> None:
+async def test_another_stream_takes_over_a_session_and_the_first_stream_is_notified(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as first, wire(tiny_service.target) as second:
         await first.ask("taken", open=held())
         await go_on(second, "taken")
@@ -104,7 +104,7 @@ async def test_another_stream_takes_a_session_over_and_the_first_is_told(tiny_se
         await second.ask("taken", close=pb.Close())
 
 
-async def test_a_session_that_nobody_goes_on_with_expires(tiny_repository: Path) -> None:
+async def test_a_session_that_no_client_resumes_expires(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"idle-timeout-s": 0.4}) as service:
         policy = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
         policy.duration.FromMilliseconds(100)
@@ -158,7 +158,7 @@ async def test_a_stored_session_survives_the_death_of_its_server(
             assert gone.error.metadata["close_reason"] == "client"
 
 
-async def test_a_generation_goes_on_after_the_death_of_its_server_with_the_same_tokens(
+async def test_a_generation_resumes_with_the_same_tokens_after_its_server_was_killed(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.05}
@@ -208,7 +208,7 @@ async def test_sessions_spill_when_slots_run_out_and_come_back(tiny_repository: 
                     assert list(fed.fed.outputs[0].logits) == reference.step(2 + round_).tolist()
 
 
-async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_server(
+async def test_a_generation_that_was_not_resumed_survives_a_second_restart(
     tiny_service: LocalService, tiny_repository: Path, tmp_path: Path
 ) -> None:
     """The second server restores the session, and stores it again before a client asks for the generation's tokens. The
@@ -245,7 +245,7 @@ async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_serve
     assert received == expected
 
 
-async def test_a_strict_generation_that_is_cancelled_has_told_all_its_tokens_before(
+async def test_a_cancelled_strict_generation_delivers_its_tokens_before_its_end(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
     """Its tokens wait until they are stored, and its end comes after them."""

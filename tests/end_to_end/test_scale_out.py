@@ -149,7 +149,7 @@ def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:
     assert sum(counted(one, "carousel_sessions_opened_total") > 0 for one in fleet.replicas) == 3, "they share"
 
 
-def test_envoy_tells_that_no_replica_is_there(fleet: Fleet) -> None:
+def test_envoy_reports_that_there_is_no_replica(fleet: Fleet) -> None:
     for replica in list(fleet.replicas):
         fleet.kill(replica)
     with grpc.insecure_channel(fleet.envoy.target) as channel:

@@ -214,7 +214,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("request_fields", "message"), BAD.values(), ids=BAD.keys())
-async def test_a_search_or_a_score_that_is_wrong_is_refused_and_changes_nothing(
+async def test_an_invalid_search_or_score_is_refused_and_changes_nothing(
     tiny_service: LocalService, request_fields: dict[str, object], message: str
 ) -> None:
     async with wire(tiny_service.target) as stream:

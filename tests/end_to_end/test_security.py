@@ -218,7 +218,7 @@ def test_an_admin_sees_and_ends_sessions_of_others(guarded: LocalService) -> Non
     ("token", "words"),
     [(ADMIN, "an admin may use Sessions and Watch on it"), (BOB, "must be 1 to 128")],
 )
-def test_an_admin_is_told_that_it_feeds_its_own_sessions_alone(
+def test_an_admin_that_feeds_a_session_of_others_is_refused_with_the_reason(
     guarded: LocalService, how: str, token: str, words: str
 ) -> None:
     with (
@@ -252,7 +252,7 @@ def test_only_an_admin_loads_and_unloads_models(guarded: LocalService, token: st
         assert refusal.value.code() is expected
 
 
-def test_a_principal_has_no_more_sessions_than_it_may_have(guarded: LocalService) -> None:
+def test_a_principal_cannot_exceed_its_number_of_sessions(guarded: LocalService) -> None:
     with Client(guarded.target, token=ALICE) as alice, Client(guarded.target, token=BOB) as bob:
         sessions = [alice.session(MODEL) for _ in range(3)]
         for session in sessions:
@@ -269,7 +269,7 @@ def test_a_principal_has_no_more_sessions_than_it_may_have(guarded: LocalService
             session.close()
 
 
-def test_a_principal_asks_no_more_often_than_it_may(guarded: LocalService) -> None:
+def test_a_principal_cannot_exceed_its_request_rate(guarded: LocalService) -> None:
     with Client(guarded.target, token=SLOW) as slow, Client(guarded.target, token=BOB) as bob:
         with slow.session(MODEL) as session:
 
@@ -315,7 +315,7 @@ def trusting(ca: trustme.CA, own: trustme.LeafCert | None = None) -> grpc.Channe
     )
 
 
-def test_with_a_certificate_only_tls_is_spoken(tiny_repository: Path, tmp_path: Path, ca: trustme.CA) -> None:
+def test_a_server_with_a_certificate_accepts_only_tls(tiny_repository: Path, tmp_path: Path, ca: trustme.CA) -> None:
     write_tokens(tmp_path / "tokens.toml")
     flags = {**write_certificate(ca, tmp_path), "tokens-file": tmp_path / "tokens.toml"}
     with local_service(tiny_repository, flags) as service:
@@ -330,7 +330,7 @@ def test_with_a_certificate_only_tls_is_spoken(tiny_repository: Path, tmp_path: 
             client.models()
 
 
-def test_with_client_certificates_only_those_who_are_vouched_for_come_in(
+def test_with_a_client_authority_only_its_certificates_are_accepted(
     tiny_repository: Path, tmp_path: Path, ca: trustme.CA
 ) -> None:
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -375,7 +375,7 @@ def test_certificates_are_replaced_without_a_restart(tiny_repository: Path, tmp_
 
 
 @pytest.mark.parametrize("spoil", ["tls-cert-file", "tls-key-file"])
-def test_a_certificate_that_is_no_good_ends_the_start(
+def test_an_invalid_certificate_stops_the_start(
     tiny_repository: Path, tmp_path: Path, ca: trustme.CA, spoil: str
 ) -> None:
     flags = write_certificate(ca, tmp_path)
@@ -387,7 +387,7 @@ def test_a_certificate_that_is_no_good_ends_the_start(
         pass
 
 
-def test_a_token_file_that_is_no_good_ends_the_start(tiny_repository: Path, tmp_path: Path) -> None:
+def test_an_invalid_token_file_stops_the_start(tiny_repository: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_text("nonsense")
     with (
         pytest.raises(RuntimeError, match=r"(?s)code 1.*is not valid TOML"),
@@ -420,7 +420,7 @@ def test_metadata_over_its_limit_is_refused(tiny_repository: Path) -> None:
 
 
 @pytest.mark.parametrize("with_tls", [False, True])
-def test_a_probe_by_the_command_line_tells_whether_it_serves(
+def test_a_probe_by_the_command_line_reports_whether_the_server_serves(
     tiny_repository: Path, tmp_path: Path, ca: trustme.CA, with_tls: bool
 ) -> None:
     port, health_port = free_port(), free_port()
@@ -450,7 +450,7 @@ def test_a_probe_of_tls_without_a_port_for_health_says_what_is_missing(tmp_path:
     assert "health_port is not set" in done.stderr
 
 
-def test_a_token_made_by_the_command_line_is_let_in(tiny_repository: Path, tmp_path: Path) -> None:
+def test_a_token_made_by_the_command_line_is_accepted(tiny_repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service", "token", "app"]
     made = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     token = made.stderr.rpartition(": ")[2].strip()
@@ -463,7 +463,7 @@ def test_a_token_made_by_the_command_line_is_let_in(tiny_repository: Path, tmp_p
         assert client.models()
 
 
-def test_a_server_that_is_open_to_all_says_so(tiny_repository: Path, tmp_path: Path) -> None:
+def test_a_server_without_authentication_logs_a_warning(tiny_repository: Path, tmp_path: Path) -> None:
     write_tokens(tmp_path / "tokens.toml")
     for more, is_told in (({}, True), ({"tokens-file": tmp_path / "tokens.toml"}, False)):
         with local_service(tiny_repository, {"host": "0.0.0.0", **more}) as service:

@@ -104,7 +104,7 @@ async def test_a_generation_streams_its_tokens_as_they_are_made(tiny_service: Lo
     assert len(counts) > 10
 
 
-async def test_the_responses_of_a_generation_tell_where_it_is(shipped_service: LocalService) -> None:
+async def test_the_responses_of_a_generation_have_its_position(shipped_service: LocalService) -> None:
     async with grpc.aio.insecure_channel(shipped_service.target) as channel:
         request = pb.GenerateRequest(
             model="g2p-en",
@@ -127,7 +127,7 @@ async def test_the_responses_of_a_generation_tell_where_it_is(shipped_service: L
     assert responses[-1].generated.finish_reason == pb.FINISH_REASON_EOS
 
 
-async def test_open_with_outputs_tells_what_may_come_first(shipped_service: LocalService) -> None:
+async def test_an_opening_with_outputs_returns_the_first_outputs(shipped_service: LocalService) -> None:
     outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
     async with wire(shipped_service.target) as stream:
         opened = (await stream.ask(open=g2p("Gate", outputs=outputs))).opened
@@ -137,7 +137,7 @@ async def test_open_with_outputs_tells_what_may_come_first(shipped_service: Loca
     assert np.array(opened.output.logits, np.float32).tobytes() == expected.tobytes()
 
 
-async def test_generation_goes_on_from_what_was_fed_and_feeding_from_what_was_generated(
+async def test_generations_and_feeds_continue_from_each_other(
     shipped_service: LocalService,
 ) -> None:
     reference = ReferenceSession(G2P, source_ids("carousel"))
@@ -206,7 +206,7 @@ async def test_pipelined_feeds_are_applied_in_order_and_a_wrong_one_harms_no_oth
     assert np.array(logits, np.float32).tobytes() == expected.tobytes()
 
 
-async def test_cancel_ends_a_generation_at_a_token_and_the_session_goes_on(tiny_service: LocalService) -> None:
+async def test_cancel_ends_a_generation_at_a_token_and_the_session_continues(tiny_service: LocalService) -> None:
     decoding = pb.Decoding(max_tokens=60_000)
     async with wire(tiny_service.target) as stream:
         await stream.ask("c", open=lm("tiny-endless"))
@@ -227,7 +227,7 @@ async def test_cancel_ends_a_generation_at_a_token_and_the_session_goes_on(tiny_
         assert (await stream.ask("c", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
 
 
-async def test_a_stop_token_ends_a_generation_before_it_and_the_least_length_holds_the_end_off(
+async def test_stop_tokens_and_min_tokens_decide_where_a_generation_ends(
     shipped_service: LocalService,
 ) -> None:
     async with wire(shipped_service.target) as stream:
@@ -246,7 +246,7 @@ async def test_a_stop_token_ends_a_generation_before_it_and_the_least_length_hol
         assert 3 <= len(tokens) <= 5
 
 
-async def test_a_repetition_penalty_makes_what_was_given_less_likely(tiny_service: LocalService) -> None:
+async def test_a_repetition_penalty_makes_tokens_seen_less_likely(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         distinct = []
         for index, penalty in enumerate((1.0, 100.0)):
@@ -314,7 +314,7 @@ async def test_a_half_closed_stream_still_gets_every_answer(shipped_service: Loc
         assert await stream.call.code() is grpc.StatusCode.OK
 
 
-async def test_an_idle_session_is_closed_and_its_stream_and_whoever_comes_back_are_told(g2p_repository: Path) -> None:
+async def test_an_idle_session_is_closed_and_its_stream_and_later_requests_get_the_reason(g2p_repository: Path) -> None:
     with local_service(g2p_repository, {"idle-timeout-s": 0.2}) as service:
         async with wire(service.target) as stream:
             await stream.ask("idle", open=g2p())
@@ -330,7 +330,7 @@ async def test_an_idle_session_is_closed_and_its_stream_and_whoever_comes_back_a
             assert (await stream.ask("idle", open=g2p())).HasField("opened")
 
 
-async def test_closing_a_session_from_outside_tells_its_stream(tiny_service: LocalService) -> None:
+async def test_a_stream_is_notified_when_its_session_is_closed_by_a_call(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         await stream.ask("outside", open=lm())
         await stream.ask("outside", feed=pb.Feed(token_ids=[5, 6]))
@@ -376,7 +376,7 @@ async def test_a_session_may_not_have_too_many_requests_in_flight(g2p_repository
             assert (await stream.ask("flood", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
 
 
-async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_service: LocalService) -> None:
+async def test_a_stalled_reader_stops_its_generation_and_delays_no_other(tiny_service: LocalService) -> None:
     decoding = pb.Decoding(max_tokens=60_000)
     # the client buffers 64 KiB of unread data, and without the BDP probe this limit does not grow
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]

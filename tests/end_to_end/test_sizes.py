@@ -153,7 +153,7 @@ async def test_the_parts_of_a_generation_are_small_however_late_they_are_read(
         await stream.ask(name, close=pb.Close())
 
 
-async def test_answers_of_a_stored_session_that_were_allowed_to_be_larger_are_not_sent(tmp_path: Path) -> None:
+async def test_stored_answers_over_a_smaller_limit_are_not_sent(tmp_path: Path) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path}
     outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
     decoding = pb.Decoding(max_tokens=1000, min_tokens=1000, beam_search=pb.BeamSearch(beam_size=2))

@@ -76,7 +76,7 @@ async def test_a_snapshot_makes_the_same_session_again_whatever_it_was_doing(
 
 
 @pytest.mark.parametrize("policy", [{}, {"on_disconnect": {"action": pb.DISCONNECT_ACTION_HOLD}}])
-async def test_what_a_session_generates_goes_on_in_a_session_made_of_its_snapshot(
+async def test_a_generation_continues_in_a_restored_snapshot(
     tiny_service: LocalService, policy: dict[str, Any]
 ) -> None:
     """The tokens and log-probabilities are the same, also if the session keeps none of its tokens."""
@@ -151,7 +151,7 @@ async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused
             assert moved.session.version == 1
 
 
-async def test_a_fork_goes_its_own_way(tiny_service: LocalService, tiny_repository: Path) -> None:
+async def test_a_fork_is_independent_of_its_session(tiny_service: LocalService, tiny_repository: Path) -> None:
     async with both(tiny_service) as it:
         await it.stream.ask("trunk", open=pb.Open(model="tiny-endless"))
         await it.logits("trunk", 5)
@@ -170,9 +170,7 @@ async def test_a_fork_goes_its_own_way(tiny_service: LocalService, tiny_reposito
             await it.stream.ask(session_id, close=pb.Close())
 
 
-async def test_a_session_goes_back_to_its_marks_and_forgets_those_after(
-    tiny_service: LocalService, tiny_repository: Path
-) -> None:
+async def test_a_rewind_forgets_later_marks(tiny_service: LocalService, tiny_repository: Path) -> None:
     async with both(tiny_service) as it:
         await it.stream.ask("marked", open=pb.Open(model="tiny-endless"))
         for position, token in enumerate((5, 6, 7)):
@@ -250,7 +248,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
             await it.stream.ask(session_id, close=pb.Close())
 
 
-async def test_what_is_not_there_cannot_be_looked_into(tiny_service: LocalService) -> None:
+async def test_calls_about_unknown_sessions_are_refused(tiny_service: LocalService) -> None:
     async with both(tiny_service) as it:
         for call in (
             it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="nobody")),

@@ -96,7 +96,7 @@ async def test_steps_give_the_bits_of_a_stream(tiny_service: LocalService, tiny_
         )
 
 
-async def test_a_call_without_feed_and_close_opens_and_tells_the_position(tiny_service: LocalService) -> None:
+async def test_a_call_without_feed_and_close_opens_and_returns_the_position(tiny_service: LocalService) -> None:
     async with stubs(tiny_service.target) as calls:
         opened = await calls.step(open=pb.Open(model=MODEL, outputs=pb.OutputSpec()))
         name = opened.session_id
@@ -130,7 +130,7 @@ async def test_a_call_sent_again_is_answered_again_and_applied_once(
         assert list(third.fed.outputs[0].logits) == expected(tiny_repository, 5, 6, 7)
 
 
-async def test_a_session_that_a_stream_has_is_left_to_it(tiny_service: LocalService) -> None:
+async def test_a_step_call_on_a_streams_session_is_refused(tiny_service: LocalService) -> None:
     async with stubs(tiny_service.target) as calls:
         async with wire(tiny_service.target) as stream:
             held = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
@@ -155,7 +155,7 @@ async def test_a_session_that_a_stream_has_is_left_to_it(tiny_service: LocalServ
             await stream.ask("streamed", close=pb.Close())
 
 
-async def test_an_opening_is_read_before_a_stream_s_session_is_looked_at(tiny_service: LocalService) -> None:
+async def test_an_opening_is_checked_before_its_id(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         await stream.ask("known", open=pb.Open(model=MODEL))
         told = await stream.ask("known", open=pb.Open())
@@ -193,7 +193,7 @@ async def test_calls_of_one_session_at_once_are_carried_out_in_order(
         await calls.step("order", close=True)
 
 
-async def test_calls_that_may_not_wait_are_told_to_wait_for_answers(tiny_repository: Path) -> None:
+async def test_too_many_concurrent_calls_of_a_session_are_refused(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-in-flight": 1, "max-chunk-tokens": 1}) as service:
         async with stubs(service.target) as calls:
             await calls.step("full", open=pb.Open(model=MODEL))
@@ -206,7 +206,7 @@ async def test_calls_that_may_not_wait_are_told_to_wait_for_answers(tiny_reposit
             await asyncio.gather(*feeding)
 
 
-async def test_a_client_that_leaves_loses_nothing(tiny_service: LocalService, tiny_repository: Path) -> None:
+async def test_a_feed_whose_client_leaves_is_not_lost(tiny_service: LocalService, tiny_repository: Path) -> None:
     tokens = [5, 6, 7] * 4000
     request: dict[str, Any] = {"open": pb.Open(model=MODEL), "feed": fed(*tokens, position=0)}
     async with stubs(tiny_service.target) as calls:
@@ -233,7 +233,7 @@ async def failed_on(stream: Any) -> error_pb2.Error:
 
 @pytest.mark.parametrize("durability", [pb.DURABILITY_NONE, pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_close_in_the_middle_of_a_feed_tells_one_position_to_all(
+async def test_a_close_during_a_feed_returns_the_same_position_everywhere(
     tiny_repository: Path, tmp_path: Path, durability: pb.Durability.ValueType, is_streamed: bool
 ) -> None:
     """Close, the feed that it ends, and later calls return the same position. If the session is strict, so does the
@@ -537,7 +537,7 @@ def there(tiny_service: LocalService) -> None:
 
 @pytest.mark.usefixtures("there")
 @pytest.mark.parametrize("name", BAD)
-async def test_bad_input_is_refused_in_words_and_changes_nothing(tiny_service: LocalService, name: str) -> None:
+async def test_bad_input_is_refused_with_a_message_and_changes_nothing(tiny_service: LocalService, name: str) -> None:
     request, code, reason, message, field = BAD[name]
     async with stubs(tiny_service.target) as calls:
         error = await calls.refused(**request)
@@ -557,7 +557,7 @@ async def test_a_call_that_is_refused_opens_nothing(tiny_service: LocalService) 
         assert (right.position, right.opened.restored_from) == (1, pb.RESTORED_FROM_UNSPECIFIED)
 
 
-def test_json_is_all_that_it_takes(tiny_service: LocalService, request: pytest.FixtureRequest) -> None:
+def test_a_client_needs_only_json(tiny_service: LocalService, request: pytest.FixtureRequest) -> None:
     """Sends the requests that curl would send."""
     if request.config.getoption("--wire") == "grpcio":
         pytest.skip("gRPC's own wire speaks JSON behind an Envoy alone")

@@ -74,7 +74,7 @@ def test_a_text_is_cut_and_words_come_back(service: LocalService, whole: tuple[l
 
 
 @pytest.mark.parametrize("count", [1, 2, 15])
-def test_parts_of_a_generation_tell_its_text(service: LocalService, whole: tuple[list[int], str], count: int) -> None:
+def test_parts_of_a_generation_have_its_text(service: LocalService, whole: tuple[list[int], str], count: int) -> None:
     """Each part ends with the incomplete word. The next part repeats that word and continues it."""
     with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
         ids, complete, rest = parts(session, [count] * (60 // count))
@@ -82,7 +82,7 @@ def test_parts_of_a_generation_tell_its_text(service: LocalService, whole: tuple
 
 
 @pytest.mark.parametrize("cut", [5, 6, 7, 8])
-def test_a_copy_goes_on_inside_a_word(service: LocalService, whole: tuple[list[int], str], cut: int) -> None:
+def test_a_copy_continues_inside_a_word(service: LocalService, whole: tuple[list[int], str], cut: int) -> None:
     """The copies are a fork, and a session restored from a snapshot."""
     with Client(service.target) as client:
         with client.session(MODEL, SOURCE) as session:
@@ -136,7 +136,7 @@ def test_the_command_prints_texts_line_by_line(service: LocalService) -> None:
     assert [line.split(maxsplit=1)[1] for line in found.splitlines()] == [one.strip() for one in of_hypotheses]
 
 
-def test_a_session_set_back_inside_a_word_tells_it_again(service: LocalService) -> None:
+def test_a_session_that_is_rewound_inside_a_word_returns_the_word_again(service: LocalService) -> None:
     with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
         words = SentencePieceProcessor(model_proto=model()).encode("the small", out_type=int)
         session.feed(words[:-1], mark=True)
@@ -146,7 +146,7 @@ def test_a_session_set_back_inside_a_word_tells_it_again(service: LocalService) 
         assert first[1].startswith((" small", " smal"))
 
 
-def test_another_server_goes_on_inside_a_word(repository: Path, tmp_path: Path, whole: tuple[list[int], str]) -> None:
+def test_another_server_continues_inside_a_word(repository: Path, tmp_path: Path, whole: tuple[list[int], str]) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path / "data"}
     with local_service(repository, flags) as one, Client(one.target) as client:
         session = client.session(MODEL, SOURCE, session_id="kept", on_disconnect="keep")

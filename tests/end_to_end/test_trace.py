@@ -27,7 +27,7 @@ def gates_of(step: Step, layer: int) -> dict[str, FloatArray]:
 
 
 @pytest.mark.parametrize("model", ["pychar-en", "stress-en"])
-def test_gates_and_states_keep_the_equations_of_the_cell(shipped_service: LocalService, model: str) -> None:
+def test_gates_and_states_satisfy_the_equations_of_the_cell(shipped_service: LocalService, model: str) -> None:
     """c' = f c + i g and h' = o tanh c' hold for each unit, in each step and layer."""
     tokens = list("def f(x):") if model == "pychar-en" else ["K", "AE", "R", "AH", "S", "EH", "L", "|", "|"]
     with Client(shipped_service.target) as client, client.session(model) as session:
@@ -49,7 +49,7 @@ def test_gates_and_states_keep_the_equations_of_the_cell(shipped_service: LocalS
         np.testing.assert_allclose(told, state["cell"], atol=1e-5)
 
 
-def test_a_look_inside_changes_nothing(shipped_service: LocalService) -> None:
+def test_a_trace_does_not_change_the_logits(shipped_service: LocalService) -> None:
     """Logits have the same bits with and without a trace."""
     text = list("import os\nimport sys\n")
     with (
@@ -67,7 +67,7 @@ def test_a_look_inside_changes_nothing(shipped_service: LocalService) -> None:
         assert again.logits == plain.feed(list("x = 1"), logits=True).logits
 
 
-def test_attention_tells_where_it_looked(shipped_service: LocalService) -> None:
+def test_the_trace_has_the_attention_weights(shipped_service: LocalService) -> None:
     """From the start token on, each step has one weight for each letter of the session's own source. The weights sum to
     1."""
     with (

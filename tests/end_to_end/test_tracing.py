@@ -99,7 +99,7 @@ def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Co
             assert {"queue", "batch"} <= {span.name for span in collector.under(request)}, name
 
 
-def test_what_is_not_sampled_is_not_sent(collector: Collector, g2p_repository: Path) -> None:
+def test_traces_that_are_not_sampled_are_not_sent(collector: Collector, g2p_repository: Path) -> None:
     """The caller's flag decides. Without a caller's trace, the ratio decides."""
     with local_service(g2p_repository, traced(collector, trace_ratio=0)) as service:
         generate(service, "00")
@@ -110,7 +110,7 @@ def test_what_is_not_sampled_is_not_sent(collector: Collector, g2p_repository: P
     assert len(collector.named("carousel.v1.Inference/Generate")) == 1
 
 
-def test_latencies_have_the_trace_as_exemplar(collector: Collector, g2p_repository: Path) -> None:
+def test_latencies_have_traces_as_exemplars(collector: Collector, g2p_repository: Path) -> None:
     """Only scrapers that ask for OpenMetrics get exemplars."""
     with local_service(g2p_repository, traced(collector)) as service:
         generate(service, "01")
@@ -125,7 +125,7 @@ def test_latencies_have_the_trace_as_exemplar(collector: Collector, g2p_reposito
     assert 'request="generate"' in exemplars[0]
 
 
-def test_a_collector_that_is_not_there_holds_nothing_up(tiny_repository: Path) -> None:
+def test_a_missing_collector_delays_nothing(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"otlp-endpoint": "http://127.0.0.1:1"}) as service:
         with Client(service.target, timeout=5.0) as client:
             assert len(list(client.generate("tiny-endless", max_tokens=300))) == 300
@@ -134,7 +134,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up(tiny_repository: Path) -
         assert time.monotonic() - began_s < 20
 
 
-def test_without_its_library_it_says_what_to_install(tiny_repository: Path, tmp_path: Path) -> None:
+def test_without_the_tracing_library_the_start_says_what_to_install(tiny_repository: Path, tmp_path: Path) -> None:
     hidden = tmp_path / "opentelemetry"  # found before the library, in every process
     hidden.mkdir()
     (hidden / "__init__.py").touch()
@@ -157,7 +157,7 @@ def test_without_its_library_it_says_what_to_install(tiny_repository: Path, tmp_
     )
 
 
-def test_nothing_of_it_is_imported_when_there_are_no_traces() -> None:
+def test_the_tracing_library_is_imported_only_for_traces() -> None:
     code = (
         "import service.__main__, service.server, sys;"
         "print([n for n in sys.modules if n.startswith(('opentelemetry.exporter', 'service.telemetry.tracing'))])"

@@ -76,7 +76,7 @@ def told(generation: Generation) -> tuple[list[int], str]:
     return ids, generation.text
 
 
-def test_64_at_once_are_each_as_alone(
+def test_64_concurrent_translations_are_the_same_as_alone(
     service: LocalService, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
     with Client(service.target) as client, ThreadPoolExecutor(64) as threads:
@@ -85,7 +85,7 @@ def test_64_at_once_are_each_as_alone(
             assert each == (alone[text], pieces.decode(alone[text]))
 
 
-def test_a_killed_server_is_gone_on_with_inside_a_word(
+def test_a_translation_resumes_inside_a_word_after_its_server_was_killed(
     repository: Path, tmp_path: Path, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
     text = next(text for text in SENTENCES if any(map(_is_inside, *_neighbours(pieces, alone[text]))))
@@ -104,7 +104,7 @@ def test_a_killed_server_is_gone_on_with_inside_a_word(
         assert first.text.removesuffix(first.unfinished_text) + text_of_rest == pieces.decode(ids)
 
 
-def test_a_fork_and_the_session_go_on_alike(
+def test_a_fork_and_its_session_generate_the_same(
     service: LocalService, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
     text = SENTENCES[0]
@@ -120,7 +120,7 @@ def test_a_fork_and_the_session_go_on_alike(
                 assert before + text_of_rest == pieces.decode(alone[text])
 
 
-def test_a_search_finds_what_is_likelier_and_tells_it_as_text(
+def test_a_search_finds_likelier_translations_and_returns_their_texts(
     service: LocalService, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
     """The likelihood of each hypothesis is that of a plain loop, within 1e-4."""

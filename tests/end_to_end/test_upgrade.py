@@ -103,7 +103,7 @@ async def test_the_sessions_of_an_old_data_folder_continue_bit_for_bit(tmp_path:
             assert await generated(stream, "generating", received=4) == whole[3:]
 
 
-def test_all_that_an_old_client_knows_is_in_the_contract() -> None:
+def test_everything_that_an_old_client_uses_is_in_the_contract() -> None:
     old = descriptor_pb2.FileDescriptorSet.FromString((FIXTURES / "carousel_v1.binpb").read_bytes())
     new = {}
     for module in (error_pb2, inference_pb2, models_pb2, sessions_pb2):

@@ -93,7 +93,7 @@ def ids(consumed: pb.Consumed) -> list[int]:
     return [token.id for token in consumed.tokens]
 
 
-async def test_what_happens_to_a_session_is_told_in_order_whoever_feeds_it(
+async def test_a_watcher_gets_a_sessions_events_in_order_from_every_client(
     tiny_service: LocalService, tiny_repository: Path
 ) -> None:
     async with stubs(tiny_service.target) as calls:
@@ -157,7 +157,9 @@ def beams(max_tokens: int) -> pb.Decoding:
 
 
 @pytest.mark.parametrize("outputs", [TOP, LOGITS, pb.OutputSpec()])
-async def test_each_session_of_a_step_batch_is_told_its_own(tiny_service: LocalService, outputs: pb.OutputSpec) -> None:
+async def test_a_watcher_gets_only_its_sessions_part_of_a_step_batch(
+    tiny_service: LocalService, outputs: pb.OutputSpec
+) -> None:
     async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
         names = ["left", "right", "wrong"]
         handles = [(await stream.ask(name, open=pb.Open(model=MODEL))).opened.handle for name in names]
@@ -182,7 +184,9 @@ async def test_each_session_of_a_step_batch_is_told_its_own(tiny_service: LocalS
             assert (position, ids(told)) == (1, [5]), "the batch has moved it nowhere"
 
 
-async def test_a_long_feed_is_told_in_parts_and_a_cancelled_one_as_far_as_it_came(tiny_service: LocalService) -> None:
+async def test_a_watcher_gets_a_long_feed_in_parts_and_the_consumed_part_of_a_cancelled_feed(
+    tiny_service: LocalService,
+) -> None:
     tokens = [5, 6, 7] * 4000
     async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
         await stream.ask("long", open=pb.Open(model=MODEL))
@@ -232,9 +236,7 @@ def test_a_session_is_watched_by_those_who_may_see_it(tiny_repository: Path, tmp
             admin.sessions.close("alice/none")
 
 
-async def test_what_a_strict_session_has_consumed_is_told_when_it_is_stored(
-    tiny_repository: Path, tmp_path: Path
-) -> None:
+async def test_events_of_a_strict_session_are_sent_after_they_are_stored(tiny_repository: Path, tmp_path: Path) -> None:
     key = tmp_path / "snapshot.key"
     key.write_bytes(os.urandom(32))
     with redis_server(tmp_path) as redis:
@@ -268,7 +270,7 @@ async def test_what_a_strict_session_has_consumed_is_told_when_it_is_stored(
                     redis.start()
 
 
-async def test_who_does_not_read_is_dropped_and_who_feeds_does_not_notice(
+async def test_a_watcher_that_does_not_read_is_dropped_and_feeds_are_not_delayed(
     tiny_service: LocalService, tiny_repository: Path
 ) -> None:
     tokens = [5, 6, 7] * 1000
@@ -298,7 +300,7 @@ async def test_who_does_not_read_is_dropped_and_who_feeds_does_not_notice(
             assert ids((await quick.told("fed"))[1]) == [8]
 
 
-async def test_the_calls_of_those_who_never_read_end_and_make_room(tiny_repository: Path) -> None:
+async def test_calls_of_watchers_that_never_read_end(tiny_repository: Path) -> None:
     tokens = [5, 6, 7] * 1000
     every = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
     with local_service(tiny_repository) as service:
@@ -328,7 +330,7 @@ async def test_the_calls_of_those_who_never_read_end_and_make_room(tiny_reposito
         assert not [line for line in service.log if line["level"] in {"error", "warning"}]
 
 
-async def test_watching_keeps_no_session_alive_and_no_server(tiny_repository: Path) -> None:
+async def test_watchers_keep_no_session_and_no_server_alive(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"idle-timeout-s": 0.4}) as service:
         async with stubs(service.target) as calls, wire(service.target) as stream:
             await stream.ask("idle", open=pb.Open(model=MODEL))
@@ -376,7 +378,9 @@ async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) 
             assert await watch.closed() == (0, "CLIENT")
 
 
-async def test_a_session_that_another_server_takes_has_moved(tiny_repository: Path, tmp_path: Path) -> None:
+async def test_watchers_are_notified_when_another_server_takes_the_session(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
     key = tmp_path / "snapshot.key"
     key.write_bytes(os.urandom(32))
     with redis_server(tmp_path) as redis:
@@ -421,7 +425,7 @@ async def test_both_clients_watch(shipped_service: LocalService) -> None:
         assert events[-1] == WatchClosed("both", 4, CloseReason.CLIENT)
 
 
-async def test_vectors_are_told_as_such(shipped_service: LocalService) -> None:
+async def test_events_of_vectors_contain_vectors(shipped_service: LocalService) -> None:
     with (
         Client(shipped_service.target) as client,
         client.session("co2-forecast", [[370.0], [371.0]]) as session,

@@ -294,7 +294,7 @@ def test_a_stale_slot_cannot_release_its_rows_next_owner() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes, and pages come lazily, on Linux")
-def test_room_that_nobody_has_used_takes_no_memory() -> None:
+def test_unused_slots_take_no_memory_in_the_arena() -> None:
     """The arena has half a gigabyte of slots, of which three are used."""
     states = (domain.state("hidden", (1, "batch", 1024)),)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -127,7 +127,7 @@ def plain_beam(case: Case, beam_size: int) -> list[tuple[int, ...]]:
 
 @given(CASES, st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
-def test_a_beam_that_is_wide_enough_finds_what_there_is_to_find(case: Case, num_best: int) -> None:
+def test_a_wide_enough_beam_finds_the_best_sequences(case: Case, num_best: int) -> None:
     """The search returns the n best of all sequences with their scores; early stopping loses none of them."""
     assume(case.max_tokens > case.min_tokens)
     ranked = sorted(case.sequences(), key=lambda sequence: -case.rank(sequence))
@@ -147,7 +147,7 @@ def test_a_narrow_beam_finds_what_a_plain_one_does(case: Case, beam_size: int, d
 
 @given(CASES, st.integers(1, 6))
 @settings(max_examples=100, deadline=None)
-def test_results_say_what_teacher_forcing_says_of_them(case: Case, beam_size: int) -> None:
+def test_results_have_the_scores_of_teacher_forcing(case: Case, beam_size: int) -> None:
     """Log-probabilities are bit-identical; their sum, the score, the finish reason, the length and the order agree with
     them."""
     case = case._replace(size=6, max_tokens=7)
@@ -244,7 +244,7 @@ def test_it_does_not_end_before_there_are_as_many_results_as_are_wanted() -> Non
     assert [each.tokens for each in search.results()] == [[], [1]]
 
 
-def test_what_is_impossible_or_nan_is_never_gone_on_with() -> None:
+def test_impossible_and_nan_hypotheses_are_dropped() -> None:
     nan, never = float("nan"), -float("inf")
     search = BeamSearch(4, 3, EOS_ID, num_best=4)
     assert step_once(search, [[never, 1.0, 0.5, never]])[:2] == ([0, 0], [1, 2])
@@ -259,13 +259,13 @@ def test_a_model_of_nothing_but_nan_has_no_results() -> None:
     assert search.results() == []
 
 
-def test_a_stop_token_is_told_from_the_end_token() -> None:
+def test_a_stop_token_is_distinguished_from_the_end_token() -> None:
     search = BeamSearch(2, 5, EOS_ID, stop_ids=frozenset({2}), num_best=2)
     assert step_once(search, [[1.0, -9.0, 2.0]]) == ([], [], True)
     assert [(each.end_id, each.finish_reason.value) for each in search.results()] == [(2, "stop"), (0, "eos")]
 
 
-def test_a_long_search_is_spelt_out_whole() -> None:
+def test_a_long_search_returns_all_its_tokens() -> None:
     search = BeamSearch(3, 5000, None, num_best=3)
     logits: FloatArray = np.tile(np.array([0.0, 1.0, 0.5], np.float32), (3, 1))
     while not search.is_done:

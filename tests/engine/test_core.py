@@ -250,7 +250,7 @@ async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_wa
     assert reads[-1][0] > reads[0][0], "it went on meanwhile"
 
 
-def test_who_waits_for_a_command_that_raises_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callback_of_a_command_that_raises_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     hand = Hand()
     lane, other = hand.open(), hand.open()
     calls: list[Any] = []

@@ -156,7 +156,7 @@ def test_the_score_of_a_target_is_its_tokens_log_probabilities(data: st.DataObje
     assert found.tolist() == expected
 
 
-def test_choose_tells_the_log_probability_of_the_unfiltered_model() -> None:
+def test_choose_returns_the_log_probability_of_the_unfiltered_model() -> None:
     logits = np.log(row([0.4, 0.3, 0.2, 0.1]))
     assert choose(logits, Decoding(1), 0) == (0, None)
     token, log_probability = choose(logits, Decoding(1, log_probabilities=True), 0)
@@ -213,7 +213,7 @@ def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[
         ([0.0, -1.0], 9.0, [0], 0),  # the penalty does not change a logit of zero
     ],
 )
-def test_the_repetition_penalty_tells_against_tokens_seen(
+def test_the_repetition_penalty_disfavours_tokens_seen(
     logits: list[float], penalty: float, seen: list[int], token: int
 ) -> None:
     decoding = Decoding(1, repetition_penalty=penalty)

@@ -68,7 +68,7 @@ async def test_a_batch_runs_where_its_cost_puts_it(tiny_repository: Path, inline
     assert (statistics.num_threaded == 0) is (inline_s == 10.0)
 
 
-async def test_generations_in_company_give_the_tokens_that_they_give_alone(tiny_repository: Path) -> None:
+async def test_generations_in_a_batch_give_the_same_tokens_as_alone(tiny_repository: Path) -> None:
     folder = tiny_repository / "tiny-bos" / "1"
     decodings = [
         Decoding(max_tokens=15 + seed % 7, sampling=None if seed % 3 == 0 else Sampling(temperature=1.5, seed=seed))
@@ -106,7 +106,7 @@ async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repos
     assert inherited.tobytes() == expected.tobytes()
 
 
-async def test_a_long_feed_lets_others_steps_go_on_between_its_chunks(tiny_repository: Path) -> None:
+async def test_other_sessions_step_between_the_chunks_of_a_long_feed(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-lm" / "1") as caller:
         nothing = OutputSpec(OutputKind.NONE)
         long = caller.feed(caller.engine.open(), [4] * 20_000, nothing)
@@ -118,7 +118,7 @@ async def test_a_long_feed_lets_others_steps_go_on_between_its_chunks(tiny_repos
         assert steps > 20
 
 
-async def test_cancelled_work_leaves_a_session_that_goes_on_exactly_from_where_it_stopped(
+async def test_a_session_continues_exactly_after_a_cancel(
     tiny_repository: Path,
 ) -> None:
     folder = tiny_repository / "tiny-lm" / "1"
@@ -141,7 +141,7 @@ async def test_cancelled_work_leaves_a_session_that_goes_on_exactly_from_where_i
     assert rest.tobytes() == expected.astype(np.float32).tobytes()
 
 
-async def test_a_generation_waits_for_its_reader_and_delays_nobody(tiny_repository: Path) -> None:
+async def test_a_generation_waits_for_its_reader_and_delays_no_other(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-endless" / "1") as caller:
         reader = caller.engine.open()
         job, queue = caller.generate(reader, Decoding(max_tokens=10_000), window=8)

@@ -43,7 +43,7 @@ def raising(*arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("inline_s", [0.0, 10.0])
-async def test_a_callback_that_raises_costs_nobody_else_anything(tiny_repository: Path, inline_s: float) -> None:
+async def test_a_callback_that_raises_affects_no_other_callback(tiny_repository: Path, inline_s: float) -> None:
     limits = EngineLimits(num_slots=8, inline_s=inline_s)
     async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
         with reported() as errors:
@@ -95,7 +95,7 @@ async def test_a_choice_that_raises_fails_its_row_alone(tiny_repository: Path, m
         assert logits_of(await caller.feed(lanes[0], [6])).tobytes() == after(folder, [5, 6]), "it is where it was"
 
 
-async def test_a_choice_that_raises_in_the_midst_of_a_generation_keeps_what_came_before(tiny_repository: Path) -> None:
+async def test_a_choice_that_raises_keeps_the_earlier_tokens(tiny_repository: Path) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
     async with running(folder) as caller:
         good, bad = caller.engine.open(), caller.engine.open()
@@ -228,7 +228,7 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
         assert isinstance(await caller.feed(lanes[0], [1]), Fed)
 
 
-async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_repository: Path) -> None:
+async def test_commands_of_a_callback_run_after_the_results_in_delivery(tiny_repository: Path) -> None:
     """This holds also for a lone lane, which runs at once: the callback of a read runs before later results."""
     async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=8, inline_s=10.0)) as caller:
         lane = caller.engine.open()
@@ -254,7 +254,7 @@ async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_re
     assert order == ["first", "cancelled", "read", "second"]
 
 
-async def test_what_waits_when_an_engine_stops_is_answered_and_so_is_what_comes_later(tiny_repository: Path) -> None:
+async def test_waiting_and_later_jobs_fail_when_the_engine_stops(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-endless" / "1") as caller:
         parked, fed = caller.engine.open(), caller.engine.open()
         _, tokens = caller.generate(parked, Decoding(1000), window=4)

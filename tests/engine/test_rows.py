@@ -27,7 +27,7 @@ def run(tokens: Any, lengths: Any, states: Any, contexts: Any, fetch: Any, *, co
 
 
 @pytest.mark.parametrize("lengths", [[1], [4], [3, 3], [1, 5, 2], [4, 4, 4, 1, 2], [7, 1, 1, 1, 1, 1]])
-def test_each_row_is_what_it_is_alone(lengths: list[int]) -> None:
+def test_each_row_has_the_result_that_it_has_alone(lengths: list[int]) -> None:
     generator = np.random.default_rng(len(lengths))
     count, size = len(lengths), bucket(len(lengths))
     tokens = generator.standard_normal((size, max(lengths), READ)).astype(np.float32)

@@ -245,7 +245,7 @@ def test_a_row_without_a_distribution_gives_its_argmax(awkward: list[float], sam
 
 
 @pytest.mark.parametrize("sampling", [Sampling(5e-324), Sampling(5e-324, top_k=2), Sampling(5e-324, top_p=0.5)])
-def test_the_least_temperature_there_is_gives_the_argmax(sampling: Sampling) -> None:
+def test_the_smallest_temperature_gives_the_argmax(sampling: Sampling) -> None:
     assert sample(row([1e30, 3e38, -3e38, 2.0]), sampling, 4) == 1
 
 

@@ -256,7 +256,7 @@ def test_the_start_token_counts_for_no_position_and_gives_no_output_of_its_own()
     assert [output.position for output in result.outputs] == [1]
 
 
-def test_opening_with_outputs_tells_what_may_come_first() -> None:
+def test_opening_with_outputs_returns_the_first_outputs() -> None:
     world = World()
     session = world.open(outputs=LOGITS)
     world.drain()
@@ -349,7 +349,7 @@ def test_a_feed_after_max_tokens_first_runs_the_token_that_was_generated_last() 
     assert world.consumed(session) == session.history
 
 
-def test_a_feed_that_is_cancelled_stops_at_a_token_boundary_and_the_next_goes_on_from_there() -> None:
+def test_a_cancelled_feed_stops_at_a_token_and_the_next_continues_there() -> None:
     world = World(chunk=2)
     session = world.open()
     world.feed(session, [0, 1, 2, 3, 0, 1, 2, 3])
@@ -479,7 +479,7 @@ def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
     assert first.tokens == [0, 1]
 
 
-def test_a_step_batch_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
+def test_a_step_batch_whose_rows_all_mismatch_is_answered_before_later_jobs() -> None:
     """This holds also if the next job has its result immediately."""
     order: list[type[Job]] = []
 

@@ -49,7 +49,7 @@ def model(path: Path) -> onnx.ModelProto:
     ],
     ids=["empty", "text", "pointer", "checkpoint", "ORT", "zeros", "cut off"],
 )
-def test_what_is_no_model_is_said(
+def test_a_file_that_is_not_a_model_is_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
 ) -> None:
     file = tmp_path / "file.onnx"
@@ -113,7 +113,7 @@ def _node(op_type: str, domain: str) -> Change:
         (lambda model: model.graph.node.pop(0), "is not a valid ONNX model: Nodes in a graph must be topologically s"),
     ],
 )
-def test_what_is_no_step_is_said(
+def test_a_model_that_is_not_a_step_is_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, message: str
 ) -> None:
     changed = model(tmp_path / "file.onnx")

@@ -86,7 +86,7 @@ def test_each_common_flag_arrives_with_each_command(
     assert (manifest.max_tokens, manifest.sample_rate) == (17, 16000 if sound else None)
 
 
-def test_all_common_flags_are_handed_on() -> None:
+def test_all_common_flags_are_passed_on() -> None:
     flags = parse(["torch", "module:make", "--name", "said", "--to", "."])
     assert isinstance(flags, TorchFlags)
     assert set(flags.options(description="")) - {"evaluation"} == set(vars(flags)) - {"factory"}

@@ -95,7 +95,7 @@ def test_the_manifest_records_the_parity_of_every_tensor(bundle: Path) -> None:
     assert parity.num_rows > 100
 
 
-def test_the_graphs_answer_what_the_model_answers(model: Seq2Seq, bundle: Path) -> None:
+def test_the_graphs_return_what_the_model_returns(model: Seq2Seq, bundle: Path) -> None:
     """Run token by token, with only the names in the manifest, the graphs give the logits of teacher forcing."""
     manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
     assert manifest.encoder is not None
@@ -119,7 +119,7 @@ def test_the_graphs_answer_what_the_model_answers(model: Seq2Seq, bundle: Path) 
     np.testing.assert_allclose(logits, expected[0].numpy(), atol=1e-5)
 
 
-def test_the_graphs_tell_nothing_of_the_machine(bundle: Path) -> None:
+def test_the_graphs_contain_nothing_about_the_machine(bundle: Path) -> None:
     """They have no stack traces, source paths, module names or doc strings, and they contain all weights."""
     for file in ("encoder.onnx", "step.onnx"):
         content = (bundle / file).read_bytes()
@@ -147,7 +147,7 @@ def test_the_model_is_left_as_it_was(model: Seq2Seq, bundle: Path) -> None:
     assert all(torch.equal(left, right) for left, right in zip(model.parameters(), _model().parameters(), strict=True))
 
 
-def test_the_card_tells_what_the_manifest_says(bundle: Path) -> None:
+def test_the_card_agrees_with_the_manifest(bundle: Path) -> None:
     """The README has the model, its tensors and its parity from the manifest."""
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     card = (bundle / "README.md").read_text()
@@ -168,7 +168,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bundle: Path) -> None:
+def test_an_existing_version_is_refused_before_any_work(model: Seq2Seq, bundle: Path) -> None:
     """The existing bundle does not change, and the message says what to do."""
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
     with pytest.raises(ExportError, match=r"tiny/1 exists: use another version, or .* --replace"):

@@ -78,7 +78,7 @@ def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, n
     return told, np.array(logits)
 
 
-def test_the_graph_answers_what_the_equations_give(exported: tuple[LanguageModel, Path]) -> None:
+def test_the_graph_agrees_with_the_equations(exported: tuple[LanguageModel, Path]) -> None:
     """One chunk and single steps have the same bits."""
     model, folder = exported
     manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
@@ -98,7 +98,7 @@ def test_the_graph_answers_what_the_equations_give(exported: tuple[LanguageModel
         assert logits[0, 0].tobytes() == chunk[step].tobytes()
 
 
-def test_the_trace_tells_the_gates_of_the_equations(exported: tuple[LanguageModel, Path]) -> None:
+def test_the_trace_has_the_gates_of_the_equations(exported: tuple[LanguageModel, Path]) -> None:
     """The trace contains every gate and every state of every layer, at every step."""
     model, folder = exported
     bundle = load_bundle(folder)

@@ -56,14 +56,14 @@ def cell(path: Path, name: str) -> Path:
     return foreign.save(path, nodes, inputs, outputs, [foreign.weight("w", 1, 3)])
 
 
-def test_states_of_kindred_names_are_found_and_weights_stay(tmp_path: Path) -> None:
+def test_states_with_similar_names_are_found_and_weights_stay(tmp_path: Path) -> None:
     folder = export(with_defaults(cell(tmp_path / "cell.onnx", "h"), "h"), tmp_path / "repository")
     manifest = manifest_of(folder)
     assert [(one.input.name, one.output) for one in manifest.states] == [("h", "h_out")]
     assert manifest.step.feature_size == 3
 
 
-def test_an_input_with_a_default_value_can_be_told_or_is_noted(
+def test_an_input_with_a_default_value_gets_a_note_or_a_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = onnx.load(cell(tmp_path / "cell.onnx", "h"))

@@ -55,7 +55,7 @@ def test_an_interruption_leaves_other_versions_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
 
 
-def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
     """The existing folder does not change, and the message says what to do."""
     write_folder(tmp_path / "1", {"a": b"1"})
     with pytest.raises(ExportError, match="exists: use another version, or replace it with --replace"):
@@ -63,7 +63,7 @@ def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
     assert _content(tmp_path / "1") == {"a": b"1"}
 
 
-def test_of_two_at_once_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_exports_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that appears while another is being written is not overwritten."""
     rename = Path.rename
 
@@ -87,13 +87,13 @@ def test_replacing_leaves_only_the_new(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_replacing_what_is_not_there_just_writes(tmp_path: Path) -> None:
+def test_replace_without_an_old_folder_writes_the_folder(tmp_path: Path) -> None:
     """--replace permits a replacement. It does not require one."""
     write_folder(tmp_path / "1", {"a": b"1"}, replace=True)
     assert _content(tmp_path / "1") == {"a": b"1"}
 
 
-def test_a_replacement_that_fails_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_replacement_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an interruption between the two renames, the old folder is back at its place."""
     write_folder(tmp_path / "1", {"a": b"1"})
     rename = Path.rename

@@ -87,7 +87,7 @@ def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert len(printed.out.splitlines()) < 25
 
 
-def test_the_int8_variant_is_evaluated_and_told(
+def test_the_int8_variant_is_evaluated_and_reported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both graphs are evaluated on the words of the test split. The card has the error rates, and the command that made
@@ -109,7 +109,7 @@ def test_the_int8_variant_is_evaluated_and_told(
     assert "more than the 1000 allowed" in capsys.readouterr().err
 
 
-def test_a_run_without_evaluation_is_told_how_to_make_one(
+def test_a_run_without_evaluation_gets_the_command_that_makes_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The message contains the command to run, and nothing is written."""
@@ -138,7 +138,9 @@ def test_an_evaluation_of_another_checkpoint_is_refused(
     assert "was made from another checkpoint; make it with: " in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A missing file, a file of another kind, and a training checkpoint each get a message that says so."""
     for content, message in ((None, "cannot be read as a checkpoint"), (b"not tensors", "cannot be read")):
         path = tmp_path / "other.safetensors"

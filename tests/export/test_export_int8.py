@@ -73,7 +73,9 @@ def _draw(rows: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_every_bit_is_the_references(model: LanguageModel, session: onnxruntime.InferenceSession, rows: int) -> None:
+def test_every_bit_is_that_of_the_reference(
+    model: LanguageModel, session: onnxruntime.InferenceSession, rows: int
+) -> None:
     """Compares logits and states over five steps. Each step starts from the state of the previous one."""
     feeds = _draw(rows)
     feeds["hidden"][:, 0] = 0  # a row of zeros beside other rows, and very different magnitudes
@@ -87,7 +89,7 @@ def test_every_bit_is_the_references(model: LanguageModel, session: onnxruntime.
         feeds |= {"tokens": logits.argmax(axis=2), "hidden": hidden, "cell": cell}
 
 
-def test_what_is_not_finite_stays_in_its_row_and_is_not_hidden(session: onnxruntime.InferenceSession) -> None:
+def test_nan_and_infinity_stay_in_their_row_and_make_it_nan(session: onnxruntime.InferenceSession) -> None:
     """NaN or infinity at any place in a row of the hidden state makes the row's logits NaN. Other rows keep their
     bits."""
     feeds = _draw(CONFIG.hidden_size + 1)
@@ -178,7 +180,7 @@ def test_an_lstm_of_another_kind_is_refused(graphs: Graphs) -> None:
         quantize.quantize(step)
 
 
-def test_the_bundle_has_the_variant_and_its_readout_says_what_its_step_says(tmp_path: Path) -> None:
+def test_the_bundle_has_the_variant_and_its_readout_agrees_with_its_step(tmp_path: Path) -> None:
     sizes = ["--hidden", "12", "--layers", "2", "--vocabulary", "9", "--bos", "1", "--eos", "2"]
     assert main(["random-lm", "--name", "lm", "--to", str(tmp_path), *sizes, "--variants", "int8"]) == 0
     bundle = load_bundle(tmp_path / "lm" / "1")

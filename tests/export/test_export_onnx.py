@@ -82,7 +82,7 @@ def test_a_frame_of_samples_is_a_step_of_a_feature_vector(tmp_path: Path, capsys
         assert session.step(frame).tobytes() == alone.step("output", input=frame[np.newaxis]).tobytes()
 
 
-def test_a_constant_counts(tmp_path: Path) -> None:
+def test_a_constant_changes_the_results(tmp_path: Path) -> None:
     """Another sampling rate gives other results."""
     file = foreign.voice_activity(tmp_path / "vad.onnx", samples=SAMPLES)
     answers = []
@@ -126,7 +126,7 @@ def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys:
         assert session.step(frame).tobytes() == alone.step("enh", mix=frame.reshape(1, 6, 1, 2)).tobytes()
 
 
-def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_other_rows_change_are_run_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file has a batch axis, but its rows change each other."""
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository", "--force-state")
     told = capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: py
         ),
     ],
 )
-def test_what_is_missing_is_told_with_the_flag_that_gives_it(
+def test_missing_facts_are_asked_for_with_their_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
 ) -> None:
     (tmp_path / "names").write_text("a\nb\nc\n")
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "is not an ONNX model" in refusal(capsys, tmp_path / "file", tmp_path / "repository")
 
 
-def test_random_answers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_random_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A retry could not get the same results."""
     nodes = [
         helper.make_node("RandomNormalLike", ["x"], ["noise"]),
@@ -236,7 +236,7 @@ def test_states_of_other_names_are_proposed(tmp_path: Path, capsys: pytest.Captu
         ("cache.0.k", "cache.0.k_new"),
     ],
 )
-def test_names_that_others_give_to_states_are_kindred(before: str, after: str) -> None:
+def test_common_names_of_states_are_paired(before: str, after: str) -> None:
     model = _two_tensors(before, after)
     reading = read(model, Hints())
     assert [(state.input.name, state.output) for state in reading.states] == [(before, after)]
@@ -261,7 +261,7 @@ def _two_tensors(before: str, after: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16])
-def test_floats_of_other_sizes_are_brought_into_form(tmp_path: Path, kind: int) -> None:
+def test_floats_of_other_sizes_are_converted(tmp_path: Path, kind: int) -> None:
     """Inputs and outputs are served as 32-bit floats. The state keeps its own type, and a counter is beside it."""
     nodes = [
         helper.make_node("Add", ["memory", "x"], ["sum"]),

@@ -70,7 +70,7 @@ def plain(path: Path, **more: Any) -> Path:
     return save(path, [node, *ends, *identities(hn="ahn", cn="acn")], [*weights, *constants], **more)
 
 
-def test_steps_at_once_and_one_by_one_are_held_to_each_other(
+def test_several_steps_at_once_are_compared_with_single_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = plain(tmp_path / "plain.onnx")
@@ -125,7 +125,7 @@ def test_a_convolution_over_time_is_refused(
     assert "Its Conv 'look' combines neighbouring steps" in told
 
 
-def test_a_batch_that_is_declared_with_a_size_is_any_number_where_the_graph_takes_that(
+def test_a_declared_batch_size_is_ignored_if_the_graph_accepts_other_sizes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = plain(tmp_path / "three.onnx", rows=3, time="sequence")
@@ -186,7 +186,7 @@ def test_probabilities_become_logits(tmp_path: Path, capsys: pytest.CaptureFixtu
         np.testing.assert_allclose(np.exp(session.step(frame)), probabilities, rtol=1e-6)
 
 
-def test_a_time_axis_that_is_told_to_be_1_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_for_a_time_axis_of_1_gets_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(plain(tmp_path / "plain.onnx"), tmp_path / "repository", "--axis", "T=1")
     assert "axis T = 1: several steps at once were not compared with steps one by one" in capsys.readouterr().out
 
@@ -243,7 +243,7 @@ def test_what_a_file_does_not_have_is_refused(
     assert told.count("\n") <= 2
 
 
-def test_a_file_that_is_not_there_is_told_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_reported_as_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (f"{tmp_path / 'none.onnx'} does not exist") in refusal(
         capsys, tmp_path / "none.onnx", tmp_path / "repository"
     )

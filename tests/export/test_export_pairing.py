@@ -50,7 +50,9 @@ def not_exposed(file: Path, hints: Hints) -> str:
     ],
     ids=["kindred to people", "numbers", "crossed", "swapped"],
 )
-def test_an_lstm_says_which_state_is_which(tmp_path: Path, begins: tuple[str, str], ends: tuple[str, str]) -> None:
+def test_the_lstm_node_decides_which_state_is_which(
+    tmp_path: Path, begins: tuple[str, str], ends: tuple[str, str]
+) -> None:
     """The names do not matter. Nor does it matter that the output y is the hidden state itself, with the same shape."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx", begins=begins, ends=ends)
     assert pairs_of(file) == dict(zip(begins, ends, strict=True))
@@ -61,7 +63,9 @@ def test_an_lstm_says_which_state_is_which(tmp_path: Path, begins: tuple[str, st
         assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, 4)).tobytes()
 
 
-def test_a_told_pair_that_contradicts_the_graph_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_in_a_flag_that_contradicts_the_graph_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With --force-state it is accepted, and the bundle's card says so."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx")
     told = refusal(capsys, file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy")
@@ -74,7 +78,7 @@ def test_a_told_pair_that_contradicts_the_graph_is_refused(tmp_path: Path, capsy
     assert f"Made from lstm.onnx. S{note}" in (folder / "README.md").read_text()
 
 
-def test_a_told_pair_that_the_graph_agrees_to_is_taken(tmp_path: Path) -> None:
+def test_a_pair_in_a_flag_that_agrees_with_the_graph_is_accepted(tmp_path: Path) -> None:
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx")
     assert pairs_of(file, Hints(states={"cx": "cy"}, outputs=["hy"])) == {"cx": "cy", "hx": "y"}
 
@@ -100,7 +104,7 @@ def test_a_second_state_that_is_lost_is_named(tmp_path: Path, begins: bool, ends
     assert any(message in note and "forced by --force-state" in note for note in reading.notes)
 
 
-def test_two_states_that_are_outside_are_pairs(tmp_path: Path) -> None:
+def test_two_states_that_are_inputs_and_outputs_are_paired(tmp_path: Path) -> None:
     file = foreign_states.two_grus(tmp_path / "grus.onnx", begins=True, ends=True)
     assert pairs_of(file) == {"h": "hn", "ha": "ha_n"}
 
@@ -149,7 +153,7 @@ def test_states_that_are_not_zero_at_first_are_not_exposed(tmp_path: Path) -> No
     assert told == "--expose-state: the first hidden state of LSTM /r/rnn is not zero, but sessions begin at zero"
 
 
-def test_what_steps_cannot_give_is_not_exposed(tmp_path: Path) -> None:
+def test_states_are_not_exposed_if_single_steps_give_other_results(tmp_path: Path) -> None:
     """The file first centres the values over the whole sequence."""
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx", mixes="ReduceMean")
     told = not_exposed(file, Hints(expose_state=True))
@@ -157,7 +161,7 @@ def test_what_steps_cannot_give_is_not_exposed(tmp_path: Path) -> None:
     assert "(at most 1e-05) between 6 steps with the exposed states and the whole sequence" in told
 
 
-def test_states_that_are_outside_are_not_exposed(tmp_path: Path) -> None:
+def test_states_that_are_inputs_and_outputs_are_not_exposed_again(tmp_path: Path) -> None:
     told = not_exposed(foreign_states.lstm_step(tmp_path / "lstm.onnx"), Hints(expose_state=True))
     assert "the states of LSTM rnn (hidden size 8) are inputs and outputs already: omit the flag" in told
     told = not_exposed(foreign_states.plain_cell(tmp_path / "cell.onnx"), Hints(expose_state=True))
@@ -166,7 +170,7 @@ def test_states_that_are_outside_are_not_exposed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", ["bidirectional", "reverse"])
 @pytest.mark.parametrize("expose", [False, True])
-def test_what_reads_backwards_is_refused(
+def test_a_file_that_reads_backwards_over_time_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], direction: str, expose: bool
 ) -> None:
     file = foreign_states.both_directions(tmp_path / "gru.onnx", direction)
@@ -174,7 +178,7 @@ def test_what_reads_backwards_is_refused(
     assert f"GRU rnn needs the whole sequence, because its direction is {direction}: it cannot be served one" in told
 
 
-def test_what_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
+def test_a_file_that_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
     """A node over a frame's bands starts from zero in every frame, so it loses no state."""
     file = foreign_states.two_paths(tmp_path / "paths.onnx")
     hints = Hints(batch_axes={"s": 0})
@@ -214,7 +218,7 @@ def test_states_are_followed_into_branches(tmp_path: Path) -> None:
     assert "--state p=v contradicts the graph: LSTM narrow starts with p as its cell state, and ends with u" in told
 
 
-def test_an_input_that_is_not_all_kept_is_told_so(tmp_path: Path) -> None:
+def test_a_state_that_is_only_partly_an_output_is_refused_with_the_reason(tmp_path: Path) -> None:
     """Of a stack's two layers, only the second one's last state is an output. --expose-state cannot help."""
     model = onnx.load(foreign_states.stacked(tmp_path / "file.onnx"))
     joined = next(node for node in model.graph.node if list(node.output) == ["u"])
@@ -246,7 +250,7 @@ def test_a_file_that_cannot_take_one_step_is_refused(tmp_path: Path) -> None:
     assert str(caught.value).startswith("--expose-state: the file cannot be run one step at a time. Export it with")
 
 
-def test_a_cache_that_is_replaced_whole_is_asked_for(tmp_path: Path) -> None:
+def test_a_cache_that_is_replaced_as_a_whole_needs_a_flag(tmp_path: Path) -> None:
     """The last frame becomes the cache: a path leads from the frame to the cache's output, and none from the cache."""
     for name, ends in (("p", "u"), ("cache", "cache_out")):
         nodes = [
@@ -264,7 +268,7 @@ def test_a_cache_that_is_replaced_whole_is_asked_for(tmp_path: Path) -> None:
             assert pairs_of(file) == {name: ends}
 
 
-def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
+def test_an_input_beside_the_states_is_not_a_state(tmp_path: Path) -> None:
     """A mask reaches an output of its own shape, beside a state of a recurrent node."""
     model = onnx.load(foreign_states.two_grus(tmp_path / "file.onnx", begins=True, ends=True))
     model.graph.node.append(onnx.helper.make_node("ReduceMean", ["y"], ["mean"], axes=[2], keepdims=1))

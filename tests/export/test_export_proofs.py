@@ -158,7 +158,7 @@ def _leak_of_nan(tokens: IntArray, carried: Sequence[Array], outputs: list[Array
         (_leak_of_nan, r"^logits of a row .* beside rows of NaN, infinity and 1e30.* by up to inf"),
     ],
 )
-def test_bits_that_depend_on_others_are_found(
+def test_bits_that_depend_on_other_rows_padding_or_chunks_are_found(
     graphs: Graphs, fault: Callable[[IntArray, Sequence[Array], list[Array]], None], message: str
 ) -> None:
     """Each fault has a size of a millionth. The case that is made for it detects it and names it."""
@@ -245,7 +245,7 @@ def test_true_graphs_pass(model: Seq2Seq, graphs: Graphs) -> None:
     )
 
 
-def test_a_signature_that_is_not_the_manifests_is_found(graphs: Graphs) -> None:
+def test_a_signature_that_differs_from_the_manifest_is_found(graphs: Graphs) -> None:
     """The message contains both signatures. The expected logits have another width."""
     wider = seq2seq_interface(Seq2SeqConfig(6, 8, hidden_size=16, attention_size=8), max_source_length=24)
     with pytest.raises(ExportError, match=r"step outputs are logits float32 \[batch, time, 7\], .* says .* time, 8\]"):

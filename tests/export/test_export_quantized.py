@@ -48,7 +48,9 @@ def test_rows_that_share_a_scale_are_run_one_by_one(
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "DynamicQuantizeLinear"])
-def test_steps_that_share_a_scale_are_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_steps_that_share_a_scale_are_refused_with_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     """A run of several steps then proves nothing. The message names the cause, and the flag that skips this
     comparison."""
     if kind == "LSTM":

@@ -56,7 +56,7 @@ def test_another_axis_than_that_named_batch_is_refused(
     assert f"is named batch. Use --batch-axis {flag[0]}=1" in told
 
 
-def test_what_outputs_declare_need_not_be_right(tmp_path: Path) -> None:
+def test_wrong_declared_shapes_of_outputs_are_accepted(tmp_path: Path) -> None:
     """The file declares an output with another number of axes, and with a fixed size for the axis of rows."""
     file = plain(tmp_path / "file.onnx")
     model = onnx.load(file)

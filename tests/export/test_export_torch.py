@@ -112,7 +112,7 @@ def _write(model: TorchModel, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", MODULES)
-def test_a_module_becomes_a_bundle_that_answers_as_it_does(tmp_path: Path, case: str) -> None:
+def test_a_module_becomes_a_bundle_with_the_modules_results(tmp_path: Path, case: str) -> None:
     """Steps from the module's own states agree within single precision, and the gates can be traced."""
     model = _describe(case)
     folder = _write(model, tmp_path)
@@ -230,7 +230,7 @@ def test_the_command_finds_a_factory_in_the_present_folder(
         ("from export import nothing", "an import in it failed: cannot import name 'nothing' from 'export' ("),
     ],
 )
-def test_a_module_whose_own_import_fails_is_not_said_to_be_missing(
+def test_a_module_whose_own_import_fails_is_not_reported_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], statement: str, told: str
 ) -> None:
     (tmp_path / "importer.py").write_text(statement)

@@ -33,7 +33,7 @@ def refusal(capsys: pytest.CaptureFixture[str], files: list[Path], *flags: str) 
     return lines[0]
 
 
-def test_what_is_told_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_of_flags_are_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The encoder returns several frames a step, and the prediction network reads the last two tokens."""
     names = tmp_path / "tokens.txt"
     names.write_text("".join(f"{name}\n" for name in ("a", "b", "c", "d", "e", "f", "<blank>")))
@@ -98,7 +98,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
     assert ENCODED != PREDICTED  # otherwise only names would distinguish the joiner's inputs
 
 
-def test_lengths_of_rows_are_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lengths_of_rows_are_not_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An encoder may return the length of each row and mask what is after it. A length that starts at zero would mask
     everything."""
     encoder, predictor, joiner = write(tmp_path)
@@ -126,7 +126,7 @@ def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:
     assert [(kept.input.shape, kept.input.batch_axis) for kept in found.states] == [((2, 1, HIDDEN), 1)] * 2
 
 
-def test_states_are_told_by_the_names_in_their_file_or_by_those_in_messages(tmp_path: Path) -> None:
+def test_flags_name_states_as_in_their_file_or_as_in_messages(tmp_path: Path) -> None:
     encoder = write(tmp_path)[0]
     found = read_encoder(encoder, Hints(states={"h0": "h1", "encoder.c0": "encoder.c1"}), None)
     pairs = {kept.input.name: kept.output for kept in found.states}

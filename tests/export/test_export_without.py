@@ -58,15 +58,15 @@ def test_every_recipe_and_study_names_all_that_is_missing_in_one_line(tmp_path: 
     assert (code, said) == (1, expected)
 
 
-def test_there_are_recipes_and_a_study() -> None:
+def test_the_list_of_programs_has_recipes_and_a_study() -> None:
     assert {name.rpartition(".")[0] for name in PROGRAMS} == {"models.recipes", "models.studies"}
 
 
-def test_what_else_goes_wrong_in_a_recipe_keeps_its_traceback(tmp_path: Path) -> None:
+def test_other_errors_in_a_recipe_keep_their_traceback(tmp_path: Path) -> None:
     code, said = run_without(tmp_path, "json", "-m", "models.recipes.co2", "--help")
     assert (code, said.splitlines()[0]) == (1, "Traceback (most recent call last):")
 
 
 @pytest.mark.parametrize("name", ["somebodys", "torch.nothing", None])
-def test_what_is_of_no_extra_or_is_there_is_left_to_others(name: str | None) -> None:
+def test_import_errors_that_no_extra_explains_are_raised_again(name: str | None) -> None:
     assert told_missing(ModuleNotFoundError("No module", name=name)) is None

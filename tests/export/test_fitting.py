@@ -223,7 +223,7 @@ def test_it_is_found_how_a_module_is_called(
             torch.testing.assert_close(ends, carried)
 
 
-def test_what_is_not_served_is_said() -> None:
+def test_parts_that_are_not_served_are_reported() -> None:
     assert found(WithAttention, GRU)[1] == ["tensor 2 of what it returns, [3, 5, 6], is not served"]
     assert found(LastOnly, GRU)[1] == ["it returns the output of one step only, so it is run one step at a time"]
     assert found(OneVector, CELLS)[1] == ["it takes one step, so it is run one step at a time"]
@@ -258,7 +258,7 @@ def test_what_is_not_served_is_said() -> None:
         (Flat, {"c": (1, "batch", SIZE)}, "cannot be called with inputs and the states c"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_sentence(
+def test_a_module_that_cannot_be_served_is_refused_in_one_sentence(
     make: Callable[[], nn.Module], states: Any, problem: str
 ) -> None:
     with pytest.raises(ExportError) as refusal:
@@ -267,7 +267,7 @@ def test_what_cannot_be_served_is_said_in_one_sentence(
     assert "\n" not in str(refusal.value)
 
 
-def test_packing_is_as_before_afterwards() -> None:
+def test_packing_is_restored_afterwards() -> None:
     pack = nn.utils.rnn.pack_padded_sequence
     with unpacked():
         assert nn.utils.rnn.pack_padded_sequence is not pack

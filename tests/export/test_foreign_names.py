@@ -29,7 +29,7 @@ def two_sums(path: Path, first: str, second: str, *ends: str, shows: str = "y") 
     return foreign.save(path, nodes, inputs, [foreign.value(name, shape) for name in (shows, *ends)], [])
 
 
-def test_names_of_a_manifest_are_plain_and_each_another() -> None:
+def test_names_in_a_manifest_are_plain_and_distinct() -> None:
     long = "a" * 80
     names = ["h:0", "h/0", "h_0", "", ".x", "-", "été", long, f"{long}b", "x.y-z"]
     found = plain_names(names)
@@ -37,7 +37,7 @@ def test_names_of_a_manifest_are_plain_and_each_another() -> None:
     assert found[7:] == [long[:64], f"{long[:62]}_2", "x.y-z"]
 
 
-def test_states_of_one_plain_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_states_with_the_same_plain_name_get_distinct_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = two_sums(tmp_path / "file.onnx", "s:0", "s/0", "t:0", "t/0")
     folder = export(file, tmp_path / "repository", "--state", "s:0=t:0", "--state", "s/0=t/0")
     assert [state.name for state in manifest_of(folder).states] == ["s_0", "s_0_2"]
@@ -46,7 +46,7 @@ def test_states_of_one_plain_name_are_told_apart(tmp_path: Path, capsys: pytest.
     assert "state s/0 is named s_0_2 in the bundle and its API" in told
 
 
-def test_inputs_and_outputs_of_one_plain_name_are_told_apart(
+def test_inputs_and_outputs_with_the_same_plain_name_get_distinct_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape: foreign.Shape = ["batch", 2]

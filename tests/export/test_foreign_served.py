@@ -58,7 +58,7 @@ def bits(values: object) -> bytes:
 
 
 @pytest.mark.parametrize(("model", "size"), [("vad", FRAME), ("denoiser", 12)])
-async def test_many_streams_of_frames_each_get_what_they_get_alone(
+async def test_many_streams_of_frames_have_the_same_results_as_alone(
     service: LocalService, repository: Path, model: str, size: int
 ) -> None:
     """Runs 24 sessions at once, with chunks of different sizes."""
@@ -103,7 +103,7 @@ def test_a_foreign_language_model_generates_and_searches(service: LocalService, 
 
 
 @pytest.mark.parametrize(("model", "size"), [("vad", FRAME), ("denoiser", 12)])
-def test_what_others_exported_can_be_looked_into(service: LocalService, model: str, size: int) -> None:
+def test_foreign_models_can_be_traced(service: LocalService, model: str, size: int) -> None:
     """The gates satisfy the equations of the cell, whether rows are batched or not."""
     with Client(service.target) as client, client.session(model) as session:
         step = session.feed(features=frames(6, size, 0), every_position=True, trace=True)
@@ -118,7 +118,7 @@ def test_what_others_exported_can_be_looked_into(service: LocalService, model: s
         np.testing.assert_allclose(told["layer0.hidden"][1:], hidden, atol=1e-5)
 
 
-def test_what_has_no_gates_cannot_be_looked_into_and_says_so(service: LocalService) -> None:
+def test_a_model_without_gates_refuses_a_trace_with_the_reason(service: LocalService) -> None:
     with Client(service.target) as client, client.session("norm") as session:
         with pytest.raises(InvalidArgumentError, match="norm has no trace"):
             session.feed(features=frames(1, 4, 0), trace=True)

@@ -38,7 +38,7 @@ def counter(path: Path) -> Path:
     return foreign.save(path, nodes, inputs, outputs, [numpy_helper.from_array(np.array(1.0, np.float32), "one")])
 
 
-def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
+def test_the_model_reads_integers_and_flags_unchanged(tmp_path: Path) -> None:
     folder = export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
     assert "A step reads a vector of 2 numbers: `count` int64 [], `done` bool []." in (folder / "README.md").read_text()
     with (
@@ -92,7 +92,9 @@ def test_one_input_of_whole_numbers_is_served_as_numbers(
         assert session.position == 2
 
 
-def test_whole_numbers_are_not_fed_back_from_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_are_not_integers_are_not_fed_back_to_integers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nodes = [
         helper.make_node("Cast", ["count"], ["by"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["h", "by"], ["hn"]),

@@ -25,7 +25,7 @@ def make():
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_an_interrupted_export_is_told_as_one(
+def test_an_interrupted_export_reports_the_interruption(
     name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = f"interrupted_by_{name.lower()}"
@@ -55,12 +55,14 @@ def interrupted_and_dropped() -> None:
 
 
 @pytest.mark.parametrize("work", [interrupted_and_made_another_error, interrupted_and_dropped])
-def test_an_interruption_is_one_whatever_a_library_makes_of_it(work: Callable[[], None]) -> None:
+def test_an_interruption_is_reported_also_if_a_library_changes_or_drops_it(work: Callable[[], None]) -> None:
     with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
         work()
 
 
-def test_what_fails_by_itself_is_no_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ordinary_failure_is_not_reported_as_an_interruption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = foreign.denoiser(tmp_path / "file.onnx")
     assert main(["onnx", str(file), "--name", "said", "--to", str(tmp_path / "to"), "--max-bytes", "10"]) == 1
     assert "interrupted" not in capsys.readouterr().err

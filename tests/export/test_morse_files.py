@@ -48,7 +48,7 @@ def frames() -> FloatArray:
     return (0.3 * generator.standard_normal((NUM_ROWS, NUM_FRAMES, data.FRAME))).astype(np.float32)
 
 
-def test_the_files_read_and_give_what_they_say(files: TransducerFiles) -> None:
+def test_the_files_have_the_declared_inputs_and_outputs(files: TransducerFiles) -> None:
     names = {path.stem: _names(path) for path in files[:3]}
     assert names == {
         "encoder": (["frames", "hidden", "cell"], ["encoded", "next_hidden", "next_cell"]),
@@ -62,7 +62,7 @@ def test_the_files_read_and_give_what_they_say(files: TransducerFiles) -> None:
     assert sum(path.stat().st_size for path in files[:3]) < 600_000
 
 
-def test_a_loop_over_the_files_says_what_the_model_says(
+def test_a_loop_over_the_files_emits_what_the_model_emits(
     model: Transducer, files: TransducerFiles, frames: FloatArray
 ) -> None:
     expected = GreedyDecoder(model, NUM_ROWS, max_symbols=MAX_SYMBOLS).feed(torch.from_numpy(frames))

@@ -103,7 +103,7 @@ def source_of(number: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(number).integers(1, SOURCES, 2 + number % 9)]
 
 
-def test_the_graphs_give_what_the_modules_give(repository: Path, modules: tuple[Encoder, Decoder]) -> None:
+def test_the_graphs_return_what_the_modules_return(repository: Path, modules: tuple[Encoder, Decoder]) -> None:
     encoder, decoder = modules
     source = source_of(5)
     session = ReferenceSession(repository / "translator" / "1", source)
@@ -116,7 +116,7 @@ def test_the_graphs_give_what_the_modules_give(repository: Path, modules: tuple[
             np.testing.assert_allclose(session.step(token), logits[0].numpy(), atol=1e-5)
 
 
-async def test_many_translations_at_once_get_the_bits_that_they_get_alone(
+async def test_many_concurrent_translations_have_the_same_bits_as_alone(
     service: LocalService, repository: Path
 ) -> None:
     """Runs 24 sources of many lengths. Each session is fed in two chunks of different sizes, and then generates."""
@@ -137,7 +137,7 @@ async def test_many_translations_at_once_get_the_bits_that_they_get_alone(
         await asyncio.gather(*(run(client, number) for number in range(24)))
 
 
-def test_a_fork_goes_on_as_the_session_would(service: LocalService, repository: Path) -> None:
+def test_a_fork_continues_as_its_session_would(service: LocalService, repository: Path) -> None:
     with Client(service.target) as client, client.session("translator", source=source_of(3)) as session:
         session.feed([5, 6])
         client.sessions.fork(session.id, "the-other-way")

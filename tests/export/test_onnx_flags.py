@@ -38,7 +38,7 @@ from tests.export.test_export_onnx import export, refusal
         (["another.onnx"], "Got unexpected extra argument(s) (another.onnx)"),
     ],
 )
-def test_a_flag_that_cannot_be_is_told_in_a_line(
+def test_an_invalid_flag_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
 ) -> None:
     assert main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to"), *flags]) == 2
@@ -68,7 +68,7 @@ def test_a_flag_that_cannot_be_is_told_in_a_line(
         ),
     ],
 )
-def test_names_that_cannot_be_are_told_before_the_file_is_read(
+def test_invalid_names_are_refused_before_the_file_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
 ) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -79,13 +79,13 @@ def test_names_that_cannot_be_are_told_before_the_file_is_read(
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "1e300", "0.5"])
-def test_a_constant_of_whole_numbers_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str) -> None:
+def test_an_integer_constant_must_be_an_integer(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str) -> None:
     file = foreign.voice_activity(tmp_path / "vad.onnx", samples=32)
     told = refusal(capsys, file, tmp_path / "repository", "--constant", f"sr={rate}")
     assert "sr int64 [] takes integers from -9223372036854775808 to 9223372036854775807" in told
 
 
-def test_a_version_that_is_there_is_told_before_the_file_is_read(
+def test_an_existing_version_is_refused_before_the_file_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(foreign.denoiser(tmp_path / "file.onnx"), tmp_path / "to")

@@ -128,7 +128,9 @@ def test_each_input_and_output_has_its_name(service: LocalService) -> None:
             assert (session.inputs, session.outputs) == (inputs, outputs)
 
 
-def test_the_command_line_lists_them(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_lists_named_inputs_and_outputs(
+    service: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The table shows them instead of the size of the whole vector."""
     monkeypatch.setenv("COLUMNS", "200")
     told = " ".join(Shell(service.target).out("models").split())
@@ -167,7 +169,7 @@ async def test_sessions_of_a_batch_have_windows_and_beginnings_of_their_own(serv
             assert same(result.outputs, {name: np.concatenate([one[name] for one in expected]) for name in expected[0]})
 
 
-def test_what_moves_a_session_moves_its_window_and_does_not_begin_it_again(service: LocalService, file: Path) -> None:
+def test_copies_and_rewinds_keep_the_window_and_do_not_start_again(service: LocalService, file: Path) -> None:
     obs, samples = drawn(9, seed=2)
     steps = list(zip(obs, samples, strict=True))
     bare = Bare(file)
@@ -213,7 +215,7 @@ def test_what_moves_a_session_moves_its_window_and_does_not_begin_it_again(servi
         ({"obs": [], "samples": []}, "feed.features['obs'] must be numbers, [steps, 4], not []"),
     ],
 )
-def test_parts_that_are_not_the_models_are_refused(service: LocalService, features: Any, message: str) -> None:
+def test_inputs_that_the_model_does_not_have_are_refused(service: LocalService, features: Any, message: str) -> None:
     with Client(service.target) as client, client.session("foreign") as session:
         with pytest.raises(InvalidArgumentError) as raised:
             session.feed(features=features)
@@ -221,7 +223,7 @@ def test_parts_that_are_not_the_models_are_refused(service: LocalService, featur
         assert session.position == 0
 
 
-def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scalar_start_flag_splits_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A scalar cannot be true for one row and false for another, so sessions in their first step run separately."""
     nodes = [
         helper.make_node("Cast", ["first"], ["bonus"], to=TensorProto.FLOAT),
@@ -272,7 +274,7 @@ def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytes
         ),
     ],
 )
-def test_what_an_input_may_be_is_told(
+def test_a_refusal_says_what_an_input_may_be(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     told = refusal(capsys, file, tmp_path / "repository", "--state", "count=count_out", "--start", "first", *flags)

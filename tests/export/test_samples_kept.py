@@ -99,7 +99,9 @@ def test_a_kept_session_is_padded_where_that_is_asked_for(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["a constant", "nothing", "a feed"])
-def test_what_a_failing_command_opened_in_vain_is_closed(shell: Shell, tmp_path: Path, wrong: str) -> None:
+def test_a_session_that_a_failed_command_opened_without_feeding_is_closed(
+    shell: Shell, tmp_path: Path, wrong: str
+) -> None:
     """The corrected command can then open it."""
     good = raw(drawn(7, 2)[0])
     if wrong == "a constant":
@@ -118,7 +120,7 @@ def test_what_a_failing_command_opened_in_vain_is_closed(shell: Shell, tmp_path:
     shell.run("sessions", "get", "vain", code=4)
 
 
-def test_what_was_fed_before_a_failure_is_kept(shell: Shell, service: LocalService, tmp_path: Path) -> None:
+def test_a_session_that_was_fed_before_a_failure_is_kept(shell: Shell, service: LocalService, tmp_path: Path) -> None:
     path = tmp_path / "wrong.csv"
     path.write_text("1,2,3,4\n" * 20_000 + "x\n")  # more than one block
     done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "some", "--keep", code=2)

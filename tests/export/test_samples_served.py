@@ -78,7 +78,7 @@ async def test_a_tensor_of_one_axis_is_steps_on_the_wire(service: LocalService, 
         assert bits(stepped.batch_stepped.values) == answers(bundle, given)[-4:]
 
 
-async def test_what_does_not_fill_a_step_is_refused_on_the_wire_and_changes_nothing(service: LocalService) -> None:
+async def test_an_incomplete_step_is_refused_on_the_wire_and_changes_nothing(service: LocalService) -> None:
     async with wire(service.target) as stream:
         handle = (await stream.ask("s", open=pb.Open(model="foreign"))).opened.handle
         short = flat(samples(2)[:-7])

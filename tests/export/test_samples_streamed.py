@@ -74,7 +74,7 @@ def lines(values: list[float], first: int = 1) -> str:
     return "".join(f"{position}\t{value:g}\n" for position, value in enumerate(values, first))
 
 
-def test_a_wav_file_is_a_line_a_step(shell: Shell, repository: Path, tmp_path: Path) -> None:
+def test_a_wav_file_gives_one_line_a_step(shell: Shell, repository: Path, tmp_path: Path) -> None:
     """There are more steps than one feed has. The last one is padded, and a line says so."""
     samples = recorded(100 * FRAME - 7)
     path = write_wav(tmp_path / "speech.wav", samples)
@@ -92,7 +92,7 @@ def test_a_wav_file_is_a_line_a_step(shell: Shell, repository: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["s16", "f32", "csv", "wav"])
-def test_a_pipe_has_the_same(shell: Shell, repository: Path, tmp_path: Path, kind: str) -> None:
+def test_a_pipe_gives_the_same_lines_as_a_file(shell: Shell, repository: Path, tmp_path: Path, kind: str) -> None:
     samples = recorded(40 * FRAME)
     scaled = (samples / 2**15).astype("<f4")
     data = {
@@ -106,7 +106,7 @@ def test_a_pipe_has_the_same(shell: Shell, repository: Path, tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["s16", "f32", "csv", "wav", "npy"])
-def test_what_is_empty_is_told(shell: Shell, tmp_path: Path, kind: str) -> None:
+def test_empty_input_is_reported(shell: Shell, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "empty"
     path.touch()
     for name, told in (("-", "standard input"), (str(path), str(path))):
@@ -139,7 +139,7 @@ def test_outputs_come_while_the_pipe_is_open(service: LocalService, repository: 
         assert process.wait(30) == 0
 
 
-def test_a_session_is_kept_and_goes_on_with_another_file(shell: Shell, repository: Path, tmp_path: Path) -> None:
+def test_a_kept_session_continues_with_another_file(shell: Shell, repository: Path, tmp_path: Path) -> None:
     samples = recorded(20 * FRAME)
     first, second = (
         str(write_wav(tmp_path / f"{at}.wav", part)) for at, part in enumerate(np.split(samples, [12 * FRAME]))
@@ -196,7 +196,7 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
         ("policy", ("fine.wav",), "policy reads obs, samples: give a CSV file whose first line has these"),
     ],
 )
-def test_what_cannot_be_read_is_one_sentence(
+def test_unreadable_input_is_refused_in_one_sentence(
     service: LocalService, tmp_path: Path, model: str, words: tuple[str, ...], told: str
 ) -> None:
     write_wav(tmp_path / "fine.wav", recorded(FRAME))

@@ -136,7 +136,7 @@ def same(found: Sequence[float], expected: Vectors) -> bool:
     return np.array(found, np.float32).tobytes() == expected.tobytes()
 
 
-def test_a_model_says_what_a_session_may_be_given(service: LocalService, repository: Path) -> None:
+def test_a_model_lists_its_session_constants(service: LocalService, repository: Path) -> None:
     with Client(service.target) as client:
         info = client.model("foreign")
     assert info.constants == (
@@ -149,7 +149,7 @@ def test_a_model_says_what_a_session_may_be_given(service: LocalService, reposit
     assert manifest_of(repository / "foreign" / "1").format_version == 2
 
 
-def test_the_card_tells_what_a_session_is_given_and_what_was_proven(repository: Path) -> None:
+def test_the_card_lists_session_constants_and_proofs(repository: Path) -> None:
     card = (repository / "foreign" / "1" / "README.md").read_text()
     for line in (
         "| h | state with a first value other than zeros | float32 | [batch, 8] |",
@@ -179,7 +179,7 @@ def test_steps_are_those_of_a_bare_loop(
         assert same(step.outputs[1].values, bare.step(xs[6], is_last=True))
 
 
-def test_end_in_a_batch_is_of_all_its_sessions_or_of_each(service: LocalService, file: Path) -> None:
+def test_end_in_a_batch_applies_to_all_sessions_or_to_each(service: LocalService, file: Path) -> None:
     xs, speaker = drawn(1, 2)
     with Client(service.target) as client, client.batch("foreign") as batch:
         batch.open_many([None, None, None], constants={"speaker": speaker})
@@ -196,7 +196,7 @@ def test_end_in_a_batch_is_of_all_its_sessions_or_of_each(service: LocalService,
             assert same(values[at * size : (at + 1) * size], bare.step(xs[1], is_last=True))
 
 
-async def test_sessions_of_other_values_step_together(service: LocalService, file: Path) -> None:
+async def test_sessions_with_different_constants_step_in_one_batch(service: LocalService, file: Path) -> None:
     """A step batch has sessions of two languages, some of them in their first step. They run separately, and each has
     its own bits."""
     with Client(service.target) as client:
@@ -217,7 +217,7 @@ async def test_sessions_of_other_values_step_together(service: LocalService, fil
                     assert same(result.values[8 * row : 8 * row + 8], loops[place].step(xs[place])), (turn, place)
 
 
-def test_a_session_that_moves_keeps_what_it_was_given(service: LocalService, file: Path) -> None:
+def test_copies_of_a_session_keep_its_constants(service: LocalService, file: Path) -> None:
     """Rewind, fork, snapshot and restore give the same bits. A copy also keeps the session's number."""
     xs, speaker = drawn(5, 4)
     with Client(service.target) as client:
@@ -300,7 +300,7 @@ def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, wor
         ([1], "open.constants must be a dict of values by name, not [1]"),
     ],
 )
-def test_what_cannot_be_given_is_refused(service: LocalService, given: dict[str, Any], message: str) -> None:
+def test_invalid_session_constants_are_refused(service: LocalService, given: dict[str, Any], message: str) -> None:
     with Client(service.target) as client:
         with pytest.raises(InvalidArgumentError, match=r"constants") as refused:
             client.session("foreign", constants=given)
@@ -309,7 +309,7 @@ def test_what_cannot_be_given_is_refused(service: LocalService, given: dict[str,
             pass
 
 
-def test_an_end_needs_parts_with_names(service: LocalService) -> None:
+def test_end_requires_named_inputs(service: LocalService) -> None:
     given = {"speaker": [0, 0, 0]}
     x: Any = [0.0] * READ
     with Client(service.target) as client, client.session("foreign", constants=given) as session:
@@ -374,7 +374,7 @@ def test_flags_that_do_not_fit_are_refused(
         (np.zeros(SIZE), "initial.h.npy is float64 [8], but state h is float32 [8]"),
     ],
 )
-def test_first_values_that_are_no_such_are_refused(
+def test_invalid_first_values_are_refused(
     repository: Path, tmp_path: Path, content: bytes | NDArray[Any], message: str
 ) -> None:
     folder = Path(shutil.copytree(repository / "foreign" / "1", tmp_path / "foreign" / "1"))

@@ -131,7 +131,7 @@ def test_forks_marks_snapshots_and_state_have_the_tokens_so_far(
         assert len({client.sessions.get_state(name) for name in names}) == 1
 
 
-def test_tokens_so_far_can_be_none_but_tokens(service: LocalService) -> None:
+def test_set_state_accepts_only_tokens_as_tokens_so_far(service: LocalService) -> None:
     with Client(service.target) as client, client.session(f"{MODEL}-three", session_id="told") as session:
         session.feed(features=frames(4, 4))
         state = {tensor.name: tensor for tensor in client.sessions.get_state("told")}
@@ -142,7 +142,7 @@ def test_tokens_so_far_can_be_none_but_tokens(service: LocalService) -> None:
         client.sessions.set_state("told", *state.values())
 
 
-async def test_a_step_batch_tells_what_each_of_its_sessions_has_emitted(
+async def test_a_step_batch_returns_what_each_session_emitted(
     service: LocalService, files: dict[str, list[Path]]
 ) -> None:
     fed = np.stack([frames(12, seed) for seed in range(5)])
@@ -187,7 +187,7 @@ def test_the_command_prints_what_is_emitted(
 
 
 @pytest.mark.parametrize("number", [7, -1])
-def test_what_a_prediction_network_reads_can_be_none_but_tokens(service: LocalService, number: int) -> None:
+def test_the_prediction_network_reads_only_valid_tokens(service: LocalService, number: int) -> None:
     with Client(service.target) as client, client.session(f"{MODEL}-two", session_id="read") as session:
         session.feed(features=frames(1, 4))
         (context,) = client.sessions.get_state("read", "context")

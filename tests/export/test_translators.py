@@ -69,7 +69,7 @@ def test_what_an_encoders_mask_means_is_found_by_running_it(meaning: str, tmp_pa
         translators.luong(),
     ],
 )
-def test_a_decoder_without_its_encoder_is_told_of_the_flag(
+def test_a_decoder_without_its_encoder_is_refused_with_the_flag(
     decoder: Side, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = translators.export(decoder, tmp_path / "decoder.onnx")
@@ -85,7 +85,7 @@ def test_contexts_and_first_states_of_other_names_are_matched_by_shape(opset: in
     assert decoder.initial == {"q": "s0"}
 
 
-def test_hidden_and_cell_states_are_told_apart_by_the_graph(tmp_path: Path) -> None:
+def test_the_graph_distinguishes_hidden_and_cell_states(tmp_path: Path) -> None:
     encoder = replace(translators.encoder(), outputs=["memory", "p", "q"])
     decoder = replace(translators.plain(), inputs=["token", "r", "s"], outputs=["logits", "t", "u"], axes={})
     shapes = {"p": {1: "batch"}, "q": {1: "batch"}, "r": {1: "batch"}, "s": {1: "batch"}, "token": B}
@@ -206,7 +206,7 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=[one[3][:40] for one in REFUSALS])
-def test_what_cannot_be_is_refused_in_a_line(
+def test_files_that_do_not_fit_are_refused_in_one_line(
     refusal: tuple[Side, Side, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder, decoder, flags, told = refusal
@@ -225,7 +225,7 @@ def test_flags_of_two_files_need_the_encoder(tmp_path: Path, capsys: pytest.Capt
     assert "--source-eos needs --encoder FILE" in capsys.readouterr().err
 
 
-def test_files_that_are_swapped_are_told_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_swapped_files_are_reported_as_swapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder, decoder = files(SOURCE, ATTENDING, tmp_path)
     told = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
     assert main(told) == 1

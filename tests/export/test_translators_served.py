@@ -187,7 +187,7 @@ async def test_sessions_with_sources_of_any_lengths_each_have_the_bits_of_a_bare
 
 
 @pytest.mark.parametrize("model", MADE)
-def test_what_is_generated_is_what_a_bare_loop_generates(
+def test_generations_are_those_of_a_plain_loop(
     service: LocalService, made: tuple[Path, dict[str, Loop]], model: str
 ) -> None:
     """Generates greedily from ids, names and text. The scores of a beam search agree with those of `score`."""
@@ -211,7 +211,7 @@ def test_what_is_generated_is_what_a_bare_loop_generates(
 
 
 @pytest.mark.parametrize("model", MADE)
-def test_forks_snapshots_and_calls_go_on_with_the_same_source(
+def test_forks_snapshots_and_calls_keep_their_source(
     service: LocalService, made: tuple[Path, dict[str, Loop]], model: str
 ) -> None:
     loop = made[1][model]
@@ -235,9 +235,7 @@ def test_forks_snapshots_and_calls_go_on_with_the_same_source(
 
 
 @pytest.mark.parametrize("model", MADE)
-async def test_a_look_inside_a_step_is_of_its_own_source_whoever_looks_beside_it(
-    service: LocalService, model: str
-) -> None:
+async def test_concurrent_traces_are_each_of_their_own_source(service: LocalService, model: str) -> None:
     async def look(client: AsyncClient, number: int) -> dict[str, bytes]:
         async with client.session(model, source=source_of(number)) as session:
             step = await session.feed([1 + number % 7], trace=True)

@@ -36,7 +36,7 @@ def states_of(layer: RecurrentLayer, num_rows: int = B) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("kind", get_args(CellKind))
-def test_a_cell_is_its_equations(kind: CellKind) -> None:
+def test_a_cell_equals_its_equations(kind: CellKind) -> None:
     """Every gate and every state, from any state, equals what plain NumPy computes from the paper's formulas."""
     layer = layer_of(kind)
     cell = layer.cell()
@@ -115,7 +115,7 @@ def test_every_cell_can_learn(kind: CellKind) -> None:
         assert parameter.grad.any(), name
 
 
-def test_without_a_forget_gate_the_carousel_keeps_what_it_has_for_ever() -> None:
+def test_without_a_forget_gate_the_state_is_kept_forever() -> None:
     """With a closed input gate, the state of the 1997 cell does not change in a thousand steps."""
     layer = layer_of("lstm-1997")
     cell = layer.cell()

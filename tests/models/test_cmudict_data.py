@@ -23,7 +23,7 @@ SPLITS: tuple[data.Split, ...] = ("train", "validation", "test")
         ("sequence", "test"),
     ],
 )
-def test_a_word_stays_on_its_side(word: str, split: data.Split) -> None:
+def test_a_word_stays_in_its_split(word: str, split: data.Split) -> None:
     """The shipped model was evaluated on this split, so its published error rates hold only for this split."""
     assert data.split_of(word) == split
     assert word in data.load(split).words

@@ -52,7 +52,7 @@ def test_every_layer_has_a_state_of_its_own(model: LanguageModel) -> None:
                 assert not torch.allclose(logits, base)
 
 
-def test_the_readout_of_a_state_is_what_the_step_to_it_said(model: LanguageModel) -> None:
+def test_the_readout_of_a_state_equals_the_step_before_it(model: LanguageModel) -> None:
     zeros = torch.zeros(2, 3, 9)
     with torch.no_grad():
         logits, hidden, _ = model(torch.tensor([[1], [2], [3]]), None, zeros, zeros)
@@ -60,7 +60,7 @@ def test_the_readout_of_a_state_is_what_the_step_to_it_said(model: LanguageModel
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_the_readout_of_a_decoder_is_what_its_step_said(num_layers: int) -> None:
+def test_the_readout_of_a_decoder_equals_its_step(num_layers: int) -> None:
     """The readout uses attention, with the outputs of the first and of the last layer."""
     torch.manual_seed(0)
     model = Seq2Seq(Seq2SeqConfig(6, 7, 8, 16, 8, num_layers=num_layers)).eval()

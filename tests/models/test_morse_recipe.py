@@ -47,7 +47,7 @@ def test_farnsworth_makes_the_gaps_between_characters_and_words_longer() -> None
     np.testing.assert_allclose(gaps, [0.1, 0.6, 0.1, 0.1, 1.4])
 
 
-def test_a_hand_is_not_exact_and_keeps_its_order() -> None:
+def test_keying_by_hand_varies_and_keeps_its_order() -> None:
     marks = data.key("paris" * 20, data.Fist(20.0, jitter=0.1), np.random.default_rng(0))
     dots = np.array([mark.end - mark.begin for mark in marks if mark.prefix in {"..", "..."}])
     assert 0.05 < np.log(dots).std() < 0.15
@@ -67,7 +67,7 @@ def test_the_sound_is_as_loud_as_asked_for_and_as_noisy(snr_db: float) -> None:
     assert 10.0 * np.log10((both - noise) / noise) == pytest.approx(snr_db, abs=1.0)
 
 
-def test_an_utterance_is_that_of_its_seed_and_of_its_split() -> None:
+def test_an_utterance_depends_on_its_seed_and_split() -> None:
     one, again, other = (data.draw(np.random.default_rng(seed), "test", CLEAN) for seed in (7, 7, 8))
     assert one.text == again.text != other.text
     assert np.array_equal(one.samples, again.samples)
@@ -79,7 +79,7 @@ def test_an_utterance_is_that_of_its_seed_and_of_its_split() -> None:
     assert len(heard & trained) < 80, "common words and abbreviations alone are of both"
 
 
-def test_what_has_been_heard_grows_mark_by_mark_and_ends_with_the_character() -> None:
+def test_the_heard_prefix_grows_mark_by_mark_until_the_character_ends() -> None:
     found = data.synthesize("an", data.Fist(10.0), data.Air(), np.random.default_rng(1))
     steps = [data.PREFIXES[index] for index in found.heard]
     changes = [step for step, before in zip(steps, ["?", *steps], strict=False) if step != before]
@@ -100,7 +100,7 @@ def test_errors_are_counted_over_the_characters_sent() -> None:
     assert morse.character_error_rate(["so", "cqqde"], utterances) == pytest.approx(2 / 8)
 
 
-def test_the_lessons_get_harder_and_never_come_again() -> None:
+def test_batches_get_harder_and_never_repeat() -> None:
     schedule = morse.Schedule(num_batches=3, batch_size=2, easy_epochs=2)
     lessons = [schedule.batches(epoch) for epoch in range(4)]
     seeds = [seed for lesson in lessons for batch in lesson for seed in batch.seeds]
@@ -111,7 +111,7 @@ def test_the_lessons_get_harder_and_never_come_again() -> None:
     assert lessons[2][0].difficulty == data.Difficulty()
 
 
-def test_the_recipe_trains_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_trains_and_writes_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss decreases, and the evaluation has the error rates of model and baseline by noise and by speed."""
     monkeypatch.setattr(morse, "_NUM_VALIDATION", 2)
     monkeypatch.setattr(morse, "_NUM_TEST", 1)

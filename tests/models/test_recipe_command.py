@@ -60,9 +60,7 @@ def test_a_wrong_command_line_is_refused(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_recipe_says_what_it_takes(
-    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_recipe_has_help(recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("statsmodels")
     pytest.importorskip("sacrebleu")

@@ -35,7 +35,7 @@ def test_python_source_is_whole_files_of_one_split_each() -> None:
     assert found == text.replace("é", "<unk>").replace("\t", "<unk>")
 
 
-def test_windows_of_source_go_on_where_the_ones_before_ended() -> None:
+def test_each_window_begins_where_the_previous_one_ended() -> None:
     """Each stream reads its text in order, targets are the next characters, and the first window is marked."""
     files = [[2 + (number + at) % 90 for at in range(50)] for number in range(9)]
     batches = list(pychar.make_batches(files, 4, 16, seed=1))
@@ -101,7 +101,7 @@ def test_the_window_baseline_knows_what_it_has_seen() -> None:
     assert right > 0.9, "whole words are within its reach"
 
 
-def test_stress_trains_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stress_trains_and_writes_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = stress_data.load("validation")[:240]
     monkeypatch.setattr(stress_data, "load", lambda split: words)
     stress.train(tmp_path, SMALL, TaggerConfig(len(stress_data.vocabulary()), 4, 8, 12), batch_size=4)
@@ -134,7 +134,7 @@ def test_no_window_of_training_sees_a_month_of_the_test() -> None:
     assert (test_history[:, -1] + 1 == test_following[:, 0]).all()
 
 
-def test_co2_trains_and_says_what_it_found(tmp_path: Path) -> None:
+def test_co2_trains_and_writes_its_evaluation(tmp_path: Path) -> None:
     co2.train(tmp_path, SMALL, ForecasterConfig(hidden_size=8, scale=2.0), batch_size=32)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert 0 < found["mean_absolute_error"] < 20

@@ -66,7 +66,7 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> No
     assert _train(tmp_path, loss=_killed_after(0), patience=2, epochs=5) == history
 
 
-def test_what_is_evaluated_is_the_moving_average(tmp_path: Path) -> None:
+def test_validation_uses_the_moving_average(tmp_path: Path) -> None:
     """Validation uses the averaged weights in evaluation mode. Training continues from the weights themselves."""
     seen: list[tuple[bool, Tensor]] = []
 

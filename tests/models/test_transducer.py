@@ -64,7 +64,7 @@ def test_a_long_lattice_stays_finite() -> None:
         torch.testing.assert_close(row.grad.sum(dim=-1), torch.zeros(row.shape[:2]), atol=1e-4, rtol=0.0)
 
 
-def test_hearing_in_chunks_is_hearing_the_whole() -> None:
+def test_chunks_give_the_outputs_of_the_whole() -> None:
     """In chunks, the encoder gives the same outputs, and the decoder emits the same tokens after the same frames."""
     model = _talkative()
     frames = 0.3 * torch.randn(3, 17, 320)
@@ -82,7 +82,7 @@ def test_hearing_in_chunks_is_hearing_the_whole() -> None:
     assert any(said)
 
 
-def test_rows_of_other_lengths_say_what_they_say_alone() -> None:
+def test_rows_of_different_lengths_emit_what_they_emit_alone() -> None:
     model = _talkative()
     frames = 0.3 * torch.randn(3, 12, 320)
     together = GreedyDecoder(model, 3).feed(frames, [12, 5, 9])
@@ -90,7 +90,7 @@ def test_rows_of_other_lengths_say_what_they_say_alone() -> None:
         assert GreedyDecoder(model, 1).feed(frames[row : row + 1, :length]) == [together[row]]
 
 
-def test_no_more_is_said_after_a_frame_than_allowed() -> None:
+def test_a_frame_emits_at_most_the_allowed_tokens() -> None:
     """A joiner that never prefers the blank emits the maximum number of tokens after each frame."""
     model = Transducer(SMALL).eval()
     with torch.no_grad():

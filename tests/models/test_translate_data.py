@@ -59,7 +59,7 @@ def test_texts_of_other_words_are_of_other_groups(one: str, other: str) -> None:
         ("Save table", "validation"),
     ],
 )
-def test_a_text_stays_on_its_side(english: str, split: data.Split) -> None:
+def test_a_text_stays_in_its_split(english: str, split: data.Split) -> None:
     """The shipped model was evaluated on this split, so its published scores hold only for this split."""
     assert data.split_of(english) == split
 
@@ -101,7 +101,7 @@ GERMAN = st.lists(
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.lists(st.tuples(TEXTS, GERMAN), max_size=30), max_size=3))
-def test_no_near_duplicate_crosses_and_nothing_held_out_was_seen(found: dict[str, list[tuple[str, str]]]) -> None:
+def test_near_duplicates_stay_in_one_split(found: dict[str, list[tuple[str, str]]]) -> None:
     """This holds for any sources. English texts are kept apart by the split, German ones by leaving pairs out. Of each
     group, at most one pair is held out."""
     split = data.arrange(found)
@@ -116,7 +116,7 @@ def test_no_near_duplicate_crosses_and_nothing_held_out_was_seen(found: dict[str
     assert {(pair.english, pair.german) for pairs in split.values() for pair in pairs} <= given
 
 
-def test_of_several_translations_what_most_sources_give_is_taken() -> None:
+def test_the_translation_that_most_sources_give_is_taken() -> None:
     """Other translations stay if two sources give them. If equally many sources give each, the first source's is
     taken."""
     found = {
@@ -169,7 +169,7 @@ def test_a_corpus_is_built_twice_with_the_same_bytes_and_loaded(tmp_path: Path, 
     assert all(len(digest) == 64 for one in json.loads(files["sources.json"]) for digest in one["sha256"].values())
 
 
-def test_without_apt_the_wheels_are_used_and_it_is_said(
+def test_without_apt_only_the_wheels_are_used_with_a_note(
     tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None if program == "apt-get" else f"/bin/{program}")

@@ -67,7 +67,9 @@ def test_batches_have_sources_of_one_length_and_every_pair_once() -> None:
     assert all(torch.equal(one[0], other[0]) for one, other in zip(batches, again, strict=True))
 
 
-def test_it_trains_goes_on_and_is_judged(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipe_trains_resumes_and_is_evaluated(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     translate.train(run, corpus, SHORT, SIZES)
     history = json.loads((run / "history.json").read_text())

@@ -38,6 +38,6 @@ def test_the_decision_names_each_licence_and_each_source() -> None:
     assert all(licence in text for licence in ALLOWED)
 
 
-def test_licences_that_spread_over_a_whole_work_are_not_allowed() -> None:
+def test_copyleft_licences_are_not_allowed() -> None:
     assert not PERMISSIVE & BY_FILE
     assert not [licence for licence in ALLOWED if "GPL" in licence or licence.startswith("CC")]

@@ -50,7 +50,7 @@ def test_axe_finds_nothing(browser: Browser, server: LocalService) -> None:
         check(page)
 
 
-def test_keys_are_enough(page: Tab) -> None:
+def test_the_page_works_with_the_keyboard_only(page: Tab) -> None:
     page.open("pychar-en")
     keyboard = page.page.keyboard
     expect(page.box()).to_be_focused()

@@ -49,7 +49,7 @@ def test_each_key_is_a_step_and_what_comes_next_is_told(page: Tab) -> None:
     assert page.most_at_once == 1
 
 
-def test_a_click_on_a_step_goes_back_to_it_also_where_no_mark_is_kept(page: Tab) -> None:
+def test_a_click_on_a_step_rewinds_to_it_also_without_a_mark(page: Tab) -> None:
     page.open("pychar-en")
     page.box().press_sequentially("import os, sys")
     page.expect_position(14)
@@ -112,7 +112,7 @@ def test_a_reload_finds_the_session_again(page: Tab, browser: Browser) -> None:
         assert ask(page.target, "Inference/Step", sessionId=ids[0])["position"] == "2"
 
 
-def test_steps_are_looked_into(page: Tab) -> None:
+def test_a_steps_trace_is_shown(page: Tab) -> None:
     page.open("g2p-en", "gate")
     page.box().press_sequentially("G EY ")
     page.expect_position(2)
@@ -178,7 +178,7 @@ def test_the_curl_line_gives_the_same_answer_in_a_shell(page: Tab) -> None:
     assert f'client.step("{page.ids()[0]}", ["s"], position=3, top_k=16, trace=True, mark=True)' in str(lines)
 
 
-def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: LocalService) -> None:
+def test_a_refusal_is_shown_with_the_servers_message(browser: Browser, server: LocalService) -> None:
     with tab(browser, server.target) as page:
         page.open("g2p-en", "gate")
         page.box().press_sequentially("G É ")
@@ -195,7 +195,7 @@ def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: 
 
 
 @pytest.mark.parametrize("store", ["lmdb", "memory"])
-def test_it_goes_on_by_itself_when_its_server_was_killed_and_is_back(
+def test_the_page_reconnects_after_its_server_was_killed(
     browser: Browser, tiny_repository: Path, tmp_path: Path, store: str
 ) -> None:
     """If the session was stored, it continues. If not, a new session is fed the same tokens."""
@@ -227,7 +227,9 @@ def test_it_goes_on_by_itself_when_its_server_was_killed_and_is_back(
             assert page.expected() == [token["text"] for token in answer["fed"]["outputs"][0]["tokens"]]
 
 
-def test_a_server_that_wants_a_token_is_given_one(browser: Browser, tiny_repository: Path, tmp_path: Path) -> None:
+def test_the_page_sends_a_token_if_the_server_requires_it(
+    browser: Browser, tiny_repository: Path, tmp_path: Path
+) -> None:
     digest = hashlib.sha256(b"of-the-test").hexdigest()
     (tmp_path / "tokens.toml").write_text(f'[principals.app]\ntoken_sha256 = ["{digest}"]\n')
     flags = {"wire": "envoy", "tokens-file": tmp_path / "tokens.toml"}

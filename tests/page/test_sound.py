@@ -82,7 +82,7 @@ def test_the_microphone_is_fed_as_it_comes_until_it_is_stopped(page: Tab) -> Non
     assert 0 < position(page) < stands
 
 
-def test_a_browser_that_makes_no_other_rate_is_heard_all_the_same(page: Tab) -> None:
+def test_the_microphone_works_in_a_browser_that_cannot_resample(page: Tab) -> None:
     page.page.add_init_script(NO_OTHER_RATE)
     page.open(MODEL)
     press(page, "Listen")
@@ -92,7 +92,7 @@ def test_a_browser_that_makes_no_other_rate_is_heard_all_the_same(page: Tab) -> 
     assert f"{position(page) * FRAME / RATE:.1f} s" == page.column().locator(".ear .time").text_content()
 
 
-def test_a_microphone_that_is_taken_away_is_told_of(page: Tab) -> None:
+def test_a_lost_microphone_is_reported(page: Tab) -> None:
     page.page.add_init_script(
         "const ask = MediaDevices.prototype.getUserMedia;"
         "MediaDevices.prototype.getUserMedia ="
@@ -163,7 +163,7 @@ def test_a_call_of_many_numbers_is_not_copied_but_how_to_feed_a_file_is(page: Ta
         expect(lines).to_have_text(re.compile(f"^# The call had {6 * FRAME} numbers.*{command}$", re.DOTALL))
 
 
-def test_a_file_that_is_no_sound_is_told_of(page: Tab, tmp_path: Path) -> None:
+def test_a_file_that_is_not_sound_is_reported(page: Tab, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("no sound")
     page.open(MODEL)
     page.column().get_by_label("Sound file").set_input_files(tmp_path / "notes.wav")

@@ -65,7 +65,7 @@ def shown(pieces: list[str]) -> list[str]:
     return [piece.replace("▁", "␣", 1) if piece.startswith("▁") else piece for piece in pieces]
 
 
-def test_the_text_grows_and_the_word_that_may_go_on_is_paler(page: Tab, generated: list[str]) -> None:
+def test_the_text_grows_and_an_unfinished_word_is_paler(page: Tab, generated: list[str]) -> None:
     processor = SentencePieceProcessor(model_proto=model())
     expect(text(page)).to_have_text("Nothing yet.")
     expect(page.box()).to_be_hidden()

@@ -54,7 +54,7 @@ def test_frames_are_typed_and_tokens_are_shown(page: Tab) -> None:
     assert "print(step.position, step.emitted)" in str(lines)
 
 
-def test_frames_that_are_not_whole_are_told_of(page: Tab) -> None:
+def test_incomplete_frames_are_reported(page: Tab) -> None:
     page.open(MODEL)
     box = page.column().get_by_label("Frames")
     box.fill("1 2 3 4")
@@ -102,7 +102,7 @@ def test_what_was_emitted_is_shown_after_a_reload_and_elsewhere(page: Tab, brows
         assert ask(page.target, "Inference/Step", sessionId=page.ids()[0])["position"] == "7"
 
 
-def test_what_others_fed_it_is_in_the_transcript(browser: Browser, small_server: LocalService) -> None:
+def test_the_transcript_includes_tokens_of_other_clients(browser: Browser, small_server: LocalService) -> None:
     with tab(browser, small_server.target) as page:
         page.open(MODEL)
         feed(page, VERY, QUIET)

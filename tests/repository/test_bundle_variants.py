@@ -110,7 +110,7 @@ def test_every_variant_is_loaded_and_the_base_among_them(folder: Path) -> None:
     assert (same.readout, same.readout_spec) == (None, None)
 
 
-def test_a_bundle_without_any_has_the_base_alone(tmp_path: Path) -> None:
+def test_a_bundle_without_variants_has_only_the_base(tmp_path: Path) -> None:
     bundle = load_bundle(bundles.write_language_model(tmp_path))
     assert set(bundle.variants) == {"fp32"}
     assert bundle.variants["fp32"].readout is None

@@ -38,7 +38,7 @@ def test_weights_of_16_bits_are_found_wherever_they_are(nested: bool) -> None:
     assert not has_halves(product(TensorProto.FLOAT, nested=nested))
 
 
-def test_what_is_no_model_has_none() -> None:
+def test_content_that_is_not_a_model_has_no_16_bit_weights() -> None:
     content = product(TensorProto.FLOAT16)
     found = [has_halves(content[:cut]) for cut in range(len(content))]
     assert not found[len(content) // 2]

@@ -293,14 +293,14 @@ def test_the_parts_of_vectors_may_have_names() -> None:
         ({"step.outputs.1.name": "a b"}, "step.outputs.1.name: String should match pattern"),
     ],
 )
-def test_names_that_are_not_of_the_whole_vectors_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_named_parts_must_cover_the_whole_vector(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed(changes, of=NAMED))
     told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
     assert any(message in line for line in told), told
 
 
-def test_a_manifest_without_names_is_one_that_servers_before_can_read() -> None:
+def test_older_servers_can_read_a_manifest_without_names() -> None:
     step = {name: value for name, value in NAMED["step"].items() if name not in ("inputs", "outputs")}
     written = Manifest.model_validate(NAMED | {"step": step, "format_version": 1}).model_dump(mode="json")
     assert "inputs" not in written["step"]
@@ -452,7 +452,7 @@ def test_a_step_may_keep_its_last_tokens() -> None:
         ({"digests": {"step.onnx": "0" * 64, "target.txt": "0" * 64}}, "digests lacks target.subwords"),
     ],
 )
-def test_last_tokens_that_no_text_is_made_of_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_history_without_a_subword_vocabulary_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed(changes, of=worded()))
     told = [problem["msg"] for problem in refusal.value.errors()]

@@ -72,7 +72,7 @@ def test_a_whole_manifest_names_the_files_of_all_its_graphs() -> None:
         ("variants.int8.step.file", "step.other.onnx", "digests lacks step.other.onnx"),
     ],
 )
-def test_what_contradicts_the_rest_is_refused_saying_where(path: str, value: object, message: str) -> None:
+def test_contradictions_are_refused_with_their_place(path: str, value: object, message: str) -> None:
     values = whole()
     *parents, last = path.split(".")
     part = values

@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.parametrize("module", ["service.repository.runtime", "export.proofs.runners"])
-def test_onnx_runtime_reports_to_nobody(tmp_path: Path, module: str) -> None:
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path, module: str) -> None:
     """With telemetry, ONNX Runtime leaves an identifier in the home folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "CI"))}
     command = [sys.executable, "-c", f"import {module}, onnxruntime; onnxruntime.SessionOptions()"]

@@ -47,7 +47,7 @@ def test_a_text_without_a_piece_is_refused(tmp_path: Path, text: str) -> None:
         load(tmp_path).ids_of_text(text, field="source.text")
 
 
-def test_the_limit_is_of_pieces(tmp_path: Path) -> None:
+def test_the_limit_counts_pieces(tmp_path: Path) -> None:
     vocabulary = load(tmp_path)
     ids = vocabulary.ids_of_text("the smallest Freiheit", field="text")
     assert vocabulary.ids_of_text("the smallest Freiheit", field="text", limit=len(ids)) == ids
@@ -66,7 +66,7 @@ def test_a_text_of_megabytes_is_refused_at_once(tmp_path: Path, text: str) -> No
     assert min(took) < 0.03, "cutting it takes ten times as long"
 
 
-def test_a_token_takes_its_text_too(tmp_path: Path) -> None:
+def test_a_tokens_size_includes_its_text(tmp_path: Path) -> None:
     """The limit on a generation's messages counts the text of each token too."""
     vocabulary = load(tmp_path)
     plain = Vocabulary(vocabulary.names, owner="", tokenizer="whitespace", lowercase=False)

@@ -138,7 +138,7 @@ def test_any_text_gives_ids_or_a_refusal_that_names_what_is_there(text: str) -> 
     ("text", "is_told"),
     [("1,2,0", True), ("1, 2, 0", True), ("0 1,2", True), ("1,7", False), ("7,1", False), ("7", False)],
 )
-def test_ids_with_commas_between_them_are_refused_with_what_goes_there(text: str, is_told: bool) -> None:
+def test_ids_with_commas_are_refused_with_a_hint(text: str, is_told: bool) -> None:
     numbers = Vocabulary(("0", "1", "2"), owner="the vocabulary of raw", tokenizer="whitespace", lowercase=False)
     with pytest.raises(UnknownTokenError) as refusal:
         numbers.ids_of_text(text, field="text")
@@ -207,7 +207,7 @@ def test_a_line_that_is_escaped_otherwise_is_refused(tmp_path: Path, line: str) 
         _load(tmp_path, f"a\n{line}\n", escaped=True)
 
 
-def test_what_a_vocabulary_lacks_is_its_unknown_token(tmp_path: Path) -> None:
+def test_unknown_text_becomes_the_unknown_token(tmp_path: Path) -> None:
     vocabulary = _load(tmp_path, ESCAPED, escaped=True, unknown_id=0)
     assert vocabulary.ids_of_text("a\né a", field="text") == [7, 1, 0, 2, 7]
     assert vocabulary.ids_of(["<unk>", "zz"], field="tokens") == [0, 0]

@@ -56,7 +56,7 @@ def test_sessions_that_have_ended_do_not_stay_in_memory() -> None:
     assert ages.overdue() == few
 
 
-def test_what_is_left_of_an_age_is_told_in_both_clocks() -> None:
+def test_the_remaining_age_is_given_in_both_clocks() -> None:
     ages = Ages(60.0, clock=lambda: 7.0, wall_clock=lambda: NOW_S)
     assert (ages.left_s(NOW_S - 50.0), ages.gone_by_s(NOW_S - 50.0)) == (15.0, 22.0)  # with the grace period
     assert (ages.left_s(NOW_S - 500.0), ages.gone_by_s(NOW_S - 500.0)) == (0.0, 7.0)

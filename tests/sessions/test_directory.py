@@ -151,7 +151,7 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
     await waiting
 
 
-async def test_who_waits_for_an_id_goes_on_in_the_same_turn_in_which_it_is_free() -> None:
+async def test_a_task_that_waits_for_an_id_continues_in_the_turn_in_which_the_id_is_free() -> None:
     """Awaiting a finished future does not yield to the event loop, so a future that stayed in the list would be awaited
     for ever."""
     directory = Directory(10, Ages())

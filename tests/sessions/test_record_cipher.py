@@ -60,7 +60,7 @@ def test_a_record_of_an_unknown_key_names_it(tmp_path: Path, lines: list[str]) -
     )
 
 
-def test_another_key_under_the_same_id_is_told(tmp_path: Path) -> None:
+def test_another_key_under_the_same_id_is_reported(tmp_path: Path) -> None:
     encrypted = cipher(tmp_path, f"2026 {OLD}").encrypt("a", PAYLOAD)
     with pytest.raises(SnapshotKeyError, match="cannot be decrypted with the key '2026'"):
         cipher(tmp_path, f"2026 {NEW}").decrypt("a", encrypted)
@@ -73,7 +73,7 @@ def test_a_record_does_not_take_the_place_of_another(tmp_path: Path, record_id: 
         one.decrypt(record_id, one.encrypt("app/a", PAYLOAD))
 
 
-def test_what_was_changed_by_accident_is_told_from_what_another_key_has_encrypted(tmp_path: Path) -> None:
+def test_damaged_records_are_distinguished_from_records_of_another_key(tmp_path: Path) -> None:
     one = cipher(tmp_path, f"2026 {NEW}")
     encrypted = one.encrypt("a", PAYLOAD)
     for at in range(4, len(encrypted)):
@@ -86,7 +86,7 @@ def test_what_was_changed_by_accident_is_told_from_what_another_key_has_encrypte
             one.decrypt("a", encrypted[:size])
 
 
-def test_a_later_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_format_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = cipher(tmp_path, f"2026 {NEW}")
     monkeypatch.setattr("service.sessions.record_cipher.FORMAT", 2)
     later = one.encrypt("a", PAYLOAD)
@@ -108,7 +108,9 @@ def test_a_later_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["2026 ####"], ", line 1: the key '2026' is not base64: "),
     ],
 )
-def test_a_file_that_is_no_good_names_the_line_and_shows_no_key(tmp_path: Path, lines: list[str], told: str) -> None:
+def test_the_error_for_an_invalid_key_file_names_the_line_and_shows_no_key(
+    tmp_path: Path, lines: list[str], told: str
+) -> None:
     path = key_file(tmp_path, *lines)
     with pytest.raises(StoreError) as refused:
         read_keys(path)
@@ -116,7 +118,7 @@ def test_a_file_that_is_no_good_names_the_line_and_shows_no_key(tmp_path: Path, 
     assert not any(word in str(refused.value) for word in (NEW[:-1], OLD, "AAAA", "####"))
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_key_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe")
     with pytest.raises(StoreError, match="is not UTF-8 text"):
         read_keys(tmp_path / "keys")

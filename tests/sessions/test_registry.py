@@ -169,7 +169,7 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
         assert raised.value.facts["position"] == 1
 
 
-async def test_a_drain_waits_for_feeds_and_for_no_generation_that_nobody_reads(tiny_repository: Path) -> None:
+async def test_a_drain_waits_for_feeds_but_not_for_generations_without_a_reader(tiny_repository: Path) -> None:
     async with opened(tiny_repository, generation_window=4) as it:
         parked, fed = await it.open("parked"), await it.open("fed")
         is_full = asyncio.Event()  # its window is full
@@ -297,7 +297,7 @@ async def test_retries_of_a_feed_in_flight_are_bounded_as_requests_are(tiny_repo
         assert session.position == 1000
 
 
-async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_repository: Path) -> None:
+async def test_cancel_answers_all_requests_in_flight_and_returns_their_number(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open()
         futures = [it.feed(session, None, [5] * 2000, OutputSpec(OutputKind.NONE)) for _ in range(3)]
@@ -374,7 +374,7 @@ async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repo
         assert session.state is State.IDLE
 
 
-async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_use_of_it(tiny_repository: Path) -> None:
+async def test_a_replayed_answer_after_the_end_does_not_count_as_use(tiny_repository: Path) -> None:
     """The engine already has the result, but delivers it after the session's end."""
     async with opened(tiny_repository) as it:
         session, closer = await it.open(), await it.open()
@@ -405,7 +405,7 @@ async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_u
         assert it.service.directory.unused_since(it.now_s + 1.0) == [closer, *others]
 
 
-async def test_what_large_feeds_and_scores_in_flight_hold_is_bounded(tiny_repository: Path) -> None:
+async def test_the_memory_of_large_feeds_and_scores_in_flight_is_limited(tiny_repository: Path) -> None:
     """Per stream: its budget says when to stop reading. For all streams: a request over the limit is refused, and
     changes nothing."""
     nothing = OutputSpec(OutputKind.NONE)

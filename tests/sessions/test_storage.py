@@ -111,7 +111,7 @@ async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-async def test_what_comes_after_the_end_of_a_session_is_not_written(waits: bool) -> None:
+async def test_writes_after_the_end_of_a_session_are_refused(waits: bool) -> None:
     """It is not merged into the ending record either, while that record waits to be written: a tombstone is not a state
     that can be claimed."""
     store = SlowStore()
@@ -248,7 +248,7 @@ async def test_calls_that_waited_when_the_store_failed_fail_with_it() -> None:
         assert store.num_tries == 0, "the first was under way; no other reached the store"
 
 
-async def test_a_record_that_may_have_been_taken_though_the_store_failed_is_let_go() -> None:
+async def test_a_record_that_a_failed_claim_may_have_taken_is_released() -> None:
     store, other = LateStore(shelf := Shelf()), MemoryStore(shelf)
     storage = Storage(store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.01)
     with pytest.raises(StoreUnavailableError):
@@ -261,7 +261,7 @@ async def test_a_record_that_may_have_been_taken_though_the_store_failed_is_let_
         await storage.stop(1.0)
 
 
-async def test_a_record_that_may_have_been_taken_is_let_go_before_it_is_taken_again() -> None:
+async def test_a_record_that_a_failed_claim_may_have_taken_is_released_before_the_next_claim() -> None:
     storage = Storage(LateStore(Shelf()), Codec(b"a key of sixteen"), Events(), clock=iter(range(10**6)).__next__)
     with pytest.raises(StoreUnavailableError):
         await storage.reserve("new", LATER)

@@ -25,7 +25,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("reason", CloseReason)
-def test_a_closed_session_is_told_of_with_its_reason_position_and_time(reason: CloseReason) -> None:
+def test_the_error_for_a_closed_session_has_its_reason_position_and_time(reason: CloseReason) -> None:
     tombstones = Tombstones(10)
     tombstones.add("s1", Tombstone(reason, 7, AT))
     error = tombstones.not_found("s1")
@@ -34,14 +34,14 @@ def test_a_closed_session_is_told_of_with_its_reason_position_and_time(reason: C
     assert error.facts == {"session_id": "s1", "close_reason": reason.value, "position": 7}
 
 
-def test_a_session_that_was_never_there_is_told_of_as_unknown() -> None:
+def test_the_error_for_a_session_that_never_existed_says_unknown() -> None:
     error = Tombstones(10).not_found("s1")
     assert error.message == "session_id = 's1' is unknown: it was never opened here, or ended long ago"
     assert error.field == "session_id"
     assert error.facts == {"session_id": "s1"}
 
 
-def test_an_id_that_was_closed_again_is_told_of_as_of_its_last_end() -> None:
+def test_the_error_for_an_id_that_was_closed_twice_has_its_last_end() -> None:
     """The id also counts as the last one that was closed, so another id is forgotten first."""
     tombstones = Tombstones(2)
     tombstones.add("s1", Tombstone(CloseReason.IDLE, 1, AT))

@@ -68,7 +68,7 @@ async def test_calls_that_wait_for_one_session_are_bounded(tiny_repository: Path
         task.cancel()
 
 
-async def test_no_time_passes_for_a_session_that_is_visited_and_it_begins_anew(tiny_repository: Path) -> None:
+async def test_a_visit_pauses_and_restarts_the_hold_time(tiny_repository: Path) -> None:
     async with opened(tiny_repository, idle_timeout_s=100.0) as it:
         session = await left(it, "s")
         it.now_s += 9.0
@@ -121,7 +121,7 @@ async def test_the_end_of_a_visit_does_what_the_policy_says(tiny_repository: Pat
             await it.service.visits.close(kept, CloseReason.CLIENT)
 
 
-async def test_who_asks_politely_gets_a_session_that_nobody_uses(tiny_repository: Path) -> None:
+async def test_a_polite_request_gets_only_an_unused_session(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await left(it, "s", KEPT)
         answered = it.feed(session, 0, [5] * 5000)

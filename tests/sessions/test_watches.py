@@ -43,7 +43,7 @@ def is_quiet(it: Sessions) -> bool:
     return not it.service.watches.of_session and it.service.watches.num_bytes == 0
 
 
-async def test_whoever_has_256_events_to_read_is_dropped_and_nobody_else(tiny_repository: Path) -> None:
+async def test_only_a_watcher_with_256_unread_events_is_dropped(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         slow, quick = await begun(it, session), await begun(it, session)
@@ -102,7 +102,7 @@ async def test_all_watchers_together_have_a_bound_and_those_with_the_most_go_fir
         assert it.service.watches.num_watchers == 0
 
 
-async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_repository: Path) -> None:
+async def test_the_end_of_a_session_is_delivered_after_earlier_events(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         watcher = await begun(it, session)
@@ -116,7 +116,7 @@ async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_reposito
         assert is_quiet(it)
 
 
-async def test_the_server_ends_a_watch_whose_session_lives_on(tiny_repository: Path) -> None:
+async def test_a_watch_can_end_while_its_session_continues(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         watcher = await begun(it, session)
@@ -144,7 +144,7 @@ async def test_a_session_has_so_many_watchers_and_no_more(tiny_repository: Path)
         assert is_quiet(it)
 
 
-async def test_a_generation_is_told_as_it_comes(tiny_repository: Path) -> None:
+async def test_events_of_a_generation_are_delivered_as_it_produces_tokens(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         watcher = await begun(it, session)
@@ -184,7 +184,7 @@ async def test_a_session_that_gives_its_slot_up_is_seen_to_leave_and_to_come_bac
         assert is_quiet(it)
 
 
-async def test_a_search_that_is_cut_off_is_told_as_far_as_its_session_came(tiny_repository: Path) -> None:
+async def test_the_event_of_an_interrupted_search_has_the_consumed_tokens(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         watcher, watches = await begun(it, session), it.service.watches
@@ -200,7 +200,7 @@ async def test_a_search_that_is_cut_off_is_told_as_far_as_its_session_came(tiny_
         assert is_quiet(it)
 
 
-async def test_what_waits_for_the_store_is_told_in_order_and_the_rest_never(tiny_repository: Path) -> None:
+async def test_events_that_wait_for_the_store_are_delivered_in_order_or_dropped(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open("s")
         session.persistence = Persistence(SessionPolicy(Durability.STRICT, OnDisconnect.HOLD, 60.0), stored=(0, 0))

@@ -82,7 +82,9 @@ def test_there_is_no_limit_by_default() -> None:
 
 @pytest.mark.parametrize("on_disconnect", [hold(6.0), keep(100.0)])
 @pytest.mark.parametrize("idle_timeout_s", [2.0, 300.0])
-def test_a_session_without_a_stream_is_no_exception(on_disconnect: pb.DisconnectPolicy, idle_timeout_s: float) -> None:
+def test_a_session_without_a_stream_is_closed_at_its_age(
+    on_disconnect: pb.DisconnectPolicy, idle_timeout_s: float
+) -> None:
     """The session was resumed shortly before its maximum age, so that it would otherwise be held or kept for longer."""
 
     async def act(world: World) -> None:
@@ -142,7 +144,7 @@ def test_a_record_is_gone_soon_after_the_age_when_no_server_runs(how: str) -> No
     play(act, max_age_s=MAX_AGE_S, idle_timeout_s=300.0, does_finish=False)
 
 
-def test_a_record_that_is_written_late_is_gone_by_its_time_all_the_same() -> None:
+def test_a_record_that_is_written_late_expires_at_its_time() -> None:
     """The store failed when the session was handed over, and works again later."""
 
     async def act(world: World) -> None:
@@ -184,7 +186,7 @@ def test_a_session_that_moves_between_servers_keeps_its_age() -> None:
     play(act, max_age_s=MAX_AGE_S, idle_timeout_s=300.0)
 
 
-def test_a_copy_is_as_old_as_what_it_is_of() -> None:
+def test_a_copy_has_the_age_of_its_original() -> None:
     """Copies are forks, forks of forks, and restored snapshots."""
 
     async def act(world: World) -> None:
@@ -210,7 +212,7 @@ def test_a_copy_is_as_old_as_what_it_is_of() -> None:
 
 
 @pytest.mark.parametrize("how", ["resume", "step", "get elsewhere"])
-def test_a_record_that_is_too_old_is_taken_for_nothing_and_ends(how: str) -> None:
+def test_a_record_that_is_too_old_is_refused_and_ended(how: str) -> None:
     """The record's server had no limit, and was killed. The next server has one, and finds a record that lasts
     longer."""
 
@@ -239,7 +241,7 @@ def test_a_record_that_is_too_old_is_taken_for_nothing_and_ends(how: str) -> Non
     play(act, idle_timeout_s=300.0, does_finish=False)
 
 
-def test_a_record_that_is_fetched_just_before_its_age_is_gone_by_its_time() -> None:
+def test_a_record_that_is_claimed_just_before_its_age_expires_at_its_time() -> None:
     """A claim extends the lifetime of a record to at least a minute."""
 
     async def act(world: World) -> None:

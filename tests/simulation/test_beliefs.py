@@ -65,7 +65,7 @@ def test_a_session_whose_resumption_is_refused_where_it_is_stays_on_its_stream_a
     assert told(journal)[:3] == ["opened", "store unavailable", "opened"]
 
 
-def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was() -> None:
+def test_a_failed_resume_elsewhere_leaves_the_sessions_place_unknown() -> None:
     """The session's first server closes it while the client is connected to another server."""
     journal = played(
         opening(durability=NONE, action=HOLD),
@@ -93,7 +93,7 @@ def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_i
     assert found == {"opened", "not found"}
 
 
-def test_a_session_that_the_store_has_forgotten_may_be_there_beside_a_new_one_of_its_id() -> None:
+def test_a_session_without_a_record_may_exist_beside_a_new_session_of_its_id() -> None:
     journal = played(
         opening(action=HOLD),
         strike("empty", 0.1, 0.0),

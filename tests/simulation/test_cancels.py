@@ -40,7 +40,7 @@ def test_a_cancel_is_carried_out_while_many_parts_of_a_generation_wait_for_the_s
     play(act, generation_window=TOKENS, max_in_flight=MAX_IN_FLIGHT)
 
 
-def test_a_request_behind_a_generation_is_taken_while_its_parts_wait_and_too_many_are_refused() -> None:
+def test_requests_after_a_waiting_generation_are_accepted_up_to_the_limit() -> None:
     async def act(world: World) -> None:
         stream, generating = await generated(world)
         feeds = [stream.send("s", feed=pb.Feed(token_ids=[2])) for _ in range(MAX_IN_FLIGHT)]

@@ -65,7 +65,7 @@ def test_a_strict_feed_after_a_rewind_is_stored_as_it_is() -> None:
     play(act, idle_timeout_s=9.0, does_finish=False)
 
 
-def test_a_cancelled_strict_feed_tells_a_position_that_is_stored() -> None:
+def test_a_cancelled_strict_feed_returns_a_stored_position() -> None:
     async def act(world: World) -> None:
         for number in range(20):
             stream = world.connect()
@@ -85,7 +85,7 @@ def test_a_cancelled_strict_feed_tells_a_position_that_is_stored() -> None:
     play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
 
 
-def test_nothing_tells_a_position_of_a_strict_session_that_is_not_stored() -> None:
+def test_no_call_returns_an_unstored_position_of_a_strict_session() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
@@ -129,7 +129,7 @@ def test_a_session_that_was_set_back_and_is_not_stored_so_is_not_resumed() -> No
     play(act, idle_timeout_s=9.0, does_finish=False)
 
 
-def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored() -> None:
+def test_a_step_batch_returns_no_unstored_position_of_a_strict_session() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         handles = [await opened(stream, "a", durability=STRICT), await opened(stream, "b")]
@@ -304,7 +304,7 @@ def _tokens(sent: Sent) -> int:
     return sum(len(part.generated.tokens) for part in sent.responses)
 
 
-def test_strict_tokens_are_stored_before_they_are_told_again() -> None:
+def test_strict_tokens_are_stored_before_they_are_replayed() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "g", durability=STRICT, on_disconnect=hold(6.0), unattended=True)
@@ -375,7 +375,7 @@ def test_a_plain_session_leaves_no_record() -> None:
 
 
 @pytest.mark.parametrize("kind", ["feed", "generate", "score", "step_batch"])
-def test_what_is_asked_of_a_session_that_another_server_is_taking_is_answered(kind: str) -> None:
+def test_requests_to_a_session_that_another_server_is_claiming_are_answered(kind: str) -> None:
     """The session's last record is on its way to a slow store. Its stream is notified only after the record is
     stored."""
 

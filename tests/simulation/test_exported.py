@@ -43,7 +43,7 @@ def test_some_frames_emit_nothing_some_a_token_and_some_as_many_as_they_may() ->
     assert set(counts) == {(0, 0), (1, 0), (2, 1)}
 
 
-def test_tokens_are_told_once_and_again_wherever_their_session_is() -> None:
+def test_tokens_are_returned_once_and_replayed_on_every_server() -> None:
     """Another server takes over the session. The client repeats a feed there, and the session still has its tokens so
     far."""
 
@@ -67,7 +67,7 @@ def test_tokens_are_told_once_and_again_wherever_their_session_is() -> None:
     play(act, models=(LISTENER, TRANSLATOR, "lazy"))
 
 
-def test_a_token_that_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph loses the last token of each frame."""
 
     def one_less(values: Any) -> Emitted:

@@ -77,7 +77,7 @@ def test_a_server_that_lost_its_lease_answers_nothing_from_its_old_copy(
 
 
 @pytest.mark.parametrize("call", ["Snapshot", "Fork", "Rewind", "GetState", "Close"])
-def test_what_is_asked_of_a_server_that_was_paused_is_done_to_the_session_as_it_is(call: str) -> None:
+def test_requests_to_a_paused_server_apply_to_the_session_where_it_is_now(call: str) -> None:
     requests: dict[str, Any] = {
         "Snapshot": sessions_pb2.SessionsSnapshotRequest(session_id="a"),
         "Fork": sessions_pb2.SessionsForkRequest(session_id="a", fork_session_id="copy"),
@@ -118,7 +118,7 @@ def test_a_close_on_a_stream_of_a_server_that_was_paused_closes_nothing_elsewher
     play(act, idle_timeout_s=30.0, does_finish=False)
 
 
-def test_a_session_that_nobody_took_goes_on_after_its_server_was_cut_off() -> None:
+def test_a_session_that_no_server_claimed_continues_after_a_disconnection() -> None:
     async def act(world: World) -> None:
         stream = await begin(world, CHECKPOINT)
         await opened(stream, "plain", durability=NONE)
@@ -173,7 +173,7 @@ def test_a_live_session_is_stored_again_when_the_store_has_lost_everything() -> 
     play(act, idle_timeout_s=30.0, does_finish=False)
 
 
-def test_a_record_that_a_server_has_for_no_session_is_let_go_when_another_wants_it() -> None:
+def test_a_record_without_a_session_is_released_on_request() -> None:
     """The answer to the server's claim was lost, and no client asked the server again."""
 
     async def act(world: World) -> None:
@@ -316,7 +316,7 @@ def test_a_close_that_was_promised_leaves_a_new_session_of_the_id_alone() -> Non
     play(act, idle_timeout_s=2.0, does_finish=False)
 
 
-def test_a_session_that_was_opened_while_its_server_was_cut_off_goes_on_afterwards() -> None:
+def test_a_session_that_was_opened_during_a_disconnection_continues_afterwards() -> None:
     """No other server can have had the session, however long other servers were connected meanwhile."""
 
     async def act(world: World) -> None:
@@ -403,7 +403,7 @@ def test_a_claim_that_was_answered_late_restores_no_old_copy(monkeypatch: pytest
     play(act, idle_timeout_s=30.0, num_slots=1, does_finish=False)
 
 
-def test_a_claim_that_was_answered_late_gives_nobody_an_old_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_answer_to_a_claim_creates_no_old_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(world: World) -> None:
         begun = world.connect(1)
         await opened(begun, "a", durability=STRICT, on_disconnect=keep(20.0))
@@ -425,7 +425,7 @@ def test_a_claim_that_was_answered_late_gives_nobody_an_old_copy(monkeypatch: py
 
 
 @pytest.mark.parametrize("end", ["close", "cancel"])
-def test_who_waits_until_a_session_is_confirmed_is_not_told_of_what_others_ask(end: str) -> None:
+def test_requests_that_wait_for_confirmation_do_not_see_results_of_others(end: str) -> None:
     async def act(world: World) -> None:
         old = await begin(world, CHECKPOINT)
         other = world.connect(0)

@@ -99,7 +99,7 @@ def test_a_stream_that_ends_with_openings_of_one_id_leaves_nothing() -> None:
     play(act)
 
 
-def test_what_waits_for_an_opening_is_answered_before_a_half_closed_stream_ends() -> None:
+def test_requests_that_wait_for_an_opening_are_answered_before_a_half_closed_stream_ends() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         sent = [stream.send("a", open=plain(durability=STRICT)) for _ in range(3)]
@@ -135,7 +135,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-def test_a_look_at_a_session_whose_id_moves_finds_it(method: str) -> None:
+def test_a_call_about_a_session_whose_id_moves_finds_it(method: str) -> None:
     """The server takes the session over from another server, while a client tries to open the id here, which fails."""
 
     async def act(world: World) -> None:
@@ -163,7 +163,7 @@ def test_a_look_at_a_session_whose_id_moves_finds_it(method: str) -> None:
 
 @pytest.mark.parametrize("durability", [CHECKPOINT, STRICT])
 @pytest.mark.parametrize("method", CALLS)
-def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_here_meanwhile(
+def test_a_call_that_waits_for_another_server_does_not_affect_a_session_opened_here(
     durability: Any, method: str
 ) -> None:
     """The other server closes the awaited session, and a client opens its id here before the record is read again."""
@@ -232,7 +232,7 @@ def test_a_look_at_a_session_that_is_closed_while_it_is_opened_does_not_find_it(
         play(act, seed=f"closed {seed}")
 
 
-def test_a_refused_id_is_told_to_be_held_where_no_stream_has_it() -> None:
+def test_the_error_for_an_id_of_a_held_session_says_that_it_is_held() -> None:
     async def act(world: World) -> None:
         first, second = world.connect(), world.connect()
         await opened(first, "a", on_disconnect=hold(3.0))

@@ -10,7 +10,7 @@ from simulation.world import World
 from tests.simulation.scenes import CHECKPOINT, RESUME, fed, feed, keep, opened, play, reason
 
 
-def test_a_refused_request_does_not_hide_what_was_asked_before_it() -> None:
+def test_earlier_requests_can_be_repeated_after_a_refused_request() -> None:
     """This holds also if the request is refused only at its turn, and whatever request follows it."""
 
     async def act(world: World) -> None:
@@ -38,7 +38,7 @@ def test_a_refused_request_does_not_hide_what_was_asked_before_it() -> None:
     play(act, does_finish=False)
 
 
-def test_a_session_that_moves_has_what_was_asked_before_a_refused_step_batch() -> None:
+def test_a_moved_session_replays_requests_before_a_refused_step_batch() -> None:
     async def act(world: World) -> None:
         stream = world.connect(0)
         handle = await opened(stream, "a", durability=CHECKPOINT, on_disconnect=keep(20.0))
@@ -54,7 +54,7 @@ def test_a_session_that_moves_has_what_was_asked_before_a_refused_step_batch() -
     play(act, does_finish=False)
 
 
-def test_a_feed_that_is_sent_again_behind_a_refused_one_is_answered_and_applied_once() -> None:
+def test_a_feed_repeated_after_a_refused_feed_is_answered_and_applied_once() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a")

@@ -357,7 +357,7 @@ def test_a_call_that_its_caller_abandons_costs_others_nothing(call: str, end: st
         attempt(number * 0.0006)
 
 
-def test_a_rewind_tells_where_it_has_led_although_a_feed_came_after_it() -> None:
+def test_a_rewind_returns_its_own_position_also_if_a_feed_follows() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT, on_disconnect=hold())
@@ -391,7 +391,7 @@ def test_an_opening_that_asks_for_no_output_is_answered() -> None:
 
 
 @pytest.mark.parametrize("name", ["fed", "large_fed", "generated", "opened", "batch_stepped"])
-def test_an_answer_that_cannot_be_made_is_a_failure_and_the_stream_goes_on(
+def test_a_response_that_cannot_be_made_is_an_error_and_the_stream_continues(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug in the code that makes one response affects only that response."""

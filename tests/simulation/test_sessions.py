@@ -199,7 +199,7 @@ def test_concurrent_resumptions_keep_to_the_limit_of_sessions(whose: str) -> Non
     play(act, max_sessions=20 if whose == "the principal's" else 3, num_slots=20, idle_timeout_s=5.0)
 
 
-def test_a_held_session_whose_generation_nobody_reads_expires() -> None:
+def test_a_held_session_with_an_unread_generation_expires() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "h", on_disconnect=hold(1.0))

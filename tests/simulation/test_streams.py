@@ -48,7 +48,7 @@ def test_an_opening_that_fails_is_not_told_to_be_resumed() -> None:
     play(act)
 
 
-def test_an_unattended_generation_goes_on_when_it_is_taken_over() -> None:
+def test_an_unattended_generation_continues_when_it_is_taken_over() -> None:
     async def act(world: World) -> None:
         stream, other = world.connect(), world.connect()
         await opened(stream, "a", on_disconnect=hold(3.0), unattended=True)

@@ -179,7 +179,7 @@ def test_step_batches_that_could_not_be_stored_are_answered_when_they_are_sent_a
     play(act, idle_timeout_s=20.0, lease_s=9.0)
 
 
-def test_what_could_not_be_stored_is_applied_again_where_it_was_lost() -> None:
+def test_unstored_requests_are_applied_again_where_they_were_lost() -> None:
     """The rule for clients is the same: they send all requests again, in order."""
 
     async def act(world: World) -> None:
@@ -199,7 +199,7 @@ def test_what_could_not_be_stored_is_applied_again_where_it_was_lost() -> None:
     play(act, idle_timeout_s=9.0, lease_s=1.0, does_finish=False)
 
 
-def test_what_could_not_be_stored_is_answered_again_on_another_stream() -> None:
+def test_unstored_requests_are_answered_again_on_another_stream() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT, on_disconnect=keep(3.0))
@@ -217,7 +217,7 @@ def test_what_could_not_be_stored_is_answered_again_on_another_stream() -> None:
     play(act, idle_timeout_s=9.0, lease_s=9.0)
 
 
-def test_what_could_not_be_stored_is_not_answered_again_after_a_rewind() -> None:
+def test_unstored_requests_are_not_answered_again_after_a_rewind() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT, on_disconnect=keep(3.0))

@@ -44,7 +44,7 @@ def said(journal: Journal) -> str:
 
 
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
-def test_watchers_are_told_what_visitors_do(shard: int) -> None:
+def test_watchers_get_the_events_of_visitors(shard: int) -> None:
     for seed in range(shard * NUM_SEEDS, (shard + 1) * NUM_SEEDS):
         journal, watchers = run_seed(seed)
         assert not journal.violations, f"seed {seed}: {said(journal)}"

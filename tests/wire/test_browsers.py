@@ -39,7 +39,7 @@ WITHOUT = Browsers("127.0.0.1", ALLOWED, None)
         (OPEN, "1.1", "carousel.example.", "https://carousel.example."),
     ],
 )
-def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: str | None) -> None:
+def test_allowed_origins_may_call(browsers: Browsers, version: str, host: str, origin: str | None) -> None:
     assert browsers.reason_against(version, host, origin) is None
 
 
@@ -72,7 +72,7 @@ def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: s
         (OPEN, "1.1", "carousel.example", "ftp://carousel.example", "origin"),
     ],
 )
-def test_pages_from_elsewhere_may_not(
+def test_pages_of_other_origins_may_not_call(
     browsers: Browsers, version: str, host: str, origin: str | None, words: str
 ) -> None:
     assert words in str(browsers.reason_against(version, host, origin))
@@ -106,5 +106,5 @@ def test_the_page_and_its_calls_are_refused_in_the_same_words(browsers: Browsers
     assert reason.endswith("or a name in page_hosts")
 
 
-def test_no_page_and_no_names_are_advised_where_there_are_none() -> None:
+def test_errors_do_not_mention_the_page_if_it_is_off() -> None:
     assert WITHOUT.reason_against("1.1", "evil.example", None) == "host is 'evil.example': expected localhost"

@@ -34,7 +34,7 @@ def test_the_certificate_is_what_envoy_was_given(pem: bytes, before: bytes) -> N
     "header",
     [b"", b"x", HASH, HASH + b';Cert=""', HASH + b';Cert="x', b'Cert="x"', told() + b";URI=x", told() + b"," + HASH],
 )
-def test_what_envoy_does_not_make_is_refused(header: bytes) -> None:
+def test_malformed_certificate_headers_are_refused(header: bytes) -> None:
     with pytest.raises(ValueError, match=r"^x-forwarded-client-cert is b'.*: expected Hash and Cert"):
         certificate_of(header)
 
@@ -46,7 +46,7 @@ def test_any_other_bytes_are_refused_with_a_short_message(header: bytes) -> None
     assert len(str(refusal.value)) < 400
 
 
-def test_it_is_no_metadata_of_the_client() -> None:
+def test_the_certificate_header_is_not_metadata() -> None:
     headers = [(b"x-forwarded-client-cert", told()), (b"authorization", b"Bearer x")]
     assert metadata_of(headers) == (("authorization", "Bearer x"),)
     assert size_of(headers) == size_of(headers[1:])
@@ -60,7 +60,7 @@ class LetAll(grpc.aio.ServerInterceptor):
 
 
 @pytest.mark.parametrize(("is_verified", "expected"), [(True, [PEM]), (False, None)])
-async def test_a_handler_gets_it_only_if_envoy_verifies_certificates(
+async def test_a_handler_gets_the_certificate_only_if_envoy_verifies_it(
     is_verified: bool, expected: list[bytes] | None
 ) -> None:
     host = Host(

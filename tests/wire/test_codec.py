@@ -37,7 +37,7 @@ def test_content_types_of_grpc_are_told_from_others(content_type: bytes, expecte
     assert is_json(content_type) is expected
 
 
-def test_json_is_its_message() -> None:
+def test_json_is_parsed_into_its_message() -> None:
     codec = codec_of(HANDLER, is_json=True)
     assert codec.decode(b'{"a": [1]}') == codec.decode(codec.encode(codec.decode(b'{"a": [1]}')))
     assert codec.decode(b"") == Struct()
@@ -50,6 +50,6 @@ def test_what_is_no_json_of_the_message_is_refused_in_words(data: bytes) -> None
 
 
 @pytest.mark.parametrize("data", [b"[]", b'""', b"null", b" 5", b"true", b"[{}]"])
-def test_what_is_no_object_is_no_message(data: bytes) -> None:
+def test_json_that_is_not_an_object_is_refused(data: bytes) -> None:
     with pytest.raises(JsonError, match="expected an object"):
         codec_of(HANDLER, is_json=True).decode(data)

@@ -58,7 +58,7 @@ def test_envoy_takes_it(tmp_path: Path, case: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_client_says_of_its_certificate_is_never_believed(tmp_path: Path) -> None:
+def test_certificate_headers_from_clients_are_dropped(tmp_path: Path) -> None:
     """Envoy passes on the certificate itself. It would not escape names from the certificate."""
     assert '"forward_client_cert_details": "SANITIZE"' in json.dumps(made(tmp_path))
     files = {f"tls_{name}_file": tmp_path / name for name in ("cert", "key", "client_ca")}

@@ -38,14 +38,14 @@ def test_messages_come_out_as_they_went_in_whatever_the_chunks(messages: list[by
     assert frames.is_empty
 
 
-def test_a_part_of_a_message_is_none_and_is_left() -> None:
+def test_an_incomplete_message_is_kept() -> None:
     frames = Frames("", 100)
     frames.add(framed(b"whole") + framed(b"cut off")[:-1])
     assert all_of(frames) == [b"whole"]
     assert not frames.is_empty
 
 
-def test_a_message_over_the_limit_is_refused_before_it_is_there() -> None:
+def test_a_too_large_message_is_refused_before_it_is_complete() -> None:
     frames = Frames("", 10)
     frames.add(b"\0" + (11).to_bytes(4, "big"))
     with pytest.raises(FrameError, match=r"larger than max \(11 vs\. 10\)") as raised:

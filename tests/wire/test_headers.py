@@ -8,7 +8,7 @@ import pytest
 from service.wire.envoy.headers import checked, encoded, metadata_of, seconds_of, size_of, status_headers
 
 
-def test_metadata_is_all_but_the_transports_own() -> None:
+def test_metadata_excludes_headers_of_the_transport() -> None:
     headers = [(b"host", b"h"), (b"te", b"trailers"), (b"grpc-timeout", b"1S"), (b"authorization", b"Bearer x")]
     assert metadata_of(headers) == (("authorization", "Bearer x"),)
 
@@ -26,7 +26,7 @@ def test_timeouts_have_their_unit(timeout: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["", "1", "S", "123456789S", "-1S", "1.5S", "1s"])
-def test_what_is_no_timeout_is_none(timeout: str) -> None:
+def test_an_invalid_timeout_gives_none(timeout: str) -> None:
     assert seconds_of(timeout) is None
 
 

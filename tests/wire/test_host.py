@@ -241,7 +241,7 @@ async def test_nothing_is_written_at_once_when_the_call_has_ended_or_its_client_
         assert len(asgi.sent) == num_sent
 
 
-async def test_a_client_that_sends_many_messages_at_once_leaves_others_their_turns() -> None:
+async def test_many_messages_at_once_do_not_block_the_event_loop() -> None:
     num_turns: list[int] = []
 
     async def count(requests: Any, context: Any) -> None:
@@ -276,7 +276,7 @@ async def test_a_client_that_leaves_cancels_the_handler_and_gets_nothing_more() 
     assert (ended, asgi.sent) == (["cancelled"], [])
 
 
-async def test_what_comes_while_the_handler_does_not_read_is_kept_for_it() -> None:
+async def test_requests_that_arrive_before_the_handler_reads_are_kept() -> None:
     seen: list[Any] = []
 
     async def slow(requests: Any, context: Any) -> None:
@@ -288,7 +288,7 @@ async def test_what_comes_while_the_handler_does_not_read_is_kept_for_it() -> No
     assert (len(seen), asgi.sent[-1]) == (2, STATUS_OK)
 
 
-async def test_a_handler_that_writes_to_a_client_that_has_left_is_told() -> None:
+async def test_a_write_to_a_client_that_has_left_raises() -> None:
     raised: list[BaseException] = []
     asgi = Asgi(piece(ONE))
 
@@ -320,7 +320,9 @@ async def test_a_client_that_has_left_before_the_status_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(("size", "is_held_up"), [(100, True), (50_000, False)])
-async def test_large_json_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, size: int, *, is_held_up: bool) -> None:
+async def test_large_json_does_not_block_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, size: int, *, is_held_up: bool
+) -> None:
     """Another thread than the event loop's parses and writes large JSON."""
     threads: list[threading.Thread] = []
 
@@ -341,7 +343,7 @@ async def test_large_json_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, size:
 
 
 @pytest.mark.parametrize("error", [ValueError("secret"), KeyError("secret")])
-async def test_what_fails_in_the_host_itself_is_internal_and_never_ok(error: Exception) -> None:
+async def test_a_failure_of_the_host_is_internal_and_never_ok(error: Exception) -> None:
     interceptor = Open()
     interceptor.error = error
     asgi = Asgi(piece(ONE, is_last=True))
@@ -349,7 +351,7 @@ async def test_what_fails_in_the_host_itself_is_internal_and_never_ok(error: Exc
     assert asgi.status() == (13, "internal error: see the server's log")
 
 
-async def test_a_handler_that_raises_tells_nothing_of_it() -> None:
+async def test_a_handlers_exception_is_not_sent_to_the_client() -> None:
     async def fail(request: Any, context: Any) -> None:
         raise ValueError("secret")
 
@@ -376,7 +378,7 @@ async def test_metadata_that_cannot_travel_is_the_handlers_error() -> None:
         ({"method": "GET"}, {b"origin": b"http://["}, 403),
     ],
 )
-async def test_what_is_no_call_is_answered_as_http_has_it(
+async def test_a_request_that_is_not_a_call_gets_an_http_status(
     scope: dict[str, Any], headers: dict[bytes, bytes], status: int
 ) -> None:
     asgi = Asgi(piece(is_last=True), headers=headers)
@@ -395,7 +397,7 @@ async def test_what_is_no_call_is_answered_as_http_has_it(
         ({b"origin": b"http://["}, 7, "is not allowed"),
     ],
 )
-async def test_a_call_that_may_not_be_is_refused_before_its_handler(
+async def test_a_forbidden_call_is_refused_before_its_handler_runs(
     headers: dict[bytes, bytes], code: int, words: str
 ) -> None:
     async def never(request: Any, context: Any) -> None:

@@ -73,7 +73,7 @@ def test_a_value_is_refused_with_its_field(path: str, value: Any, expected: str)
         ),
     ],
 )
-def test_what_a_field_cannot_have_is_told(data: str, words: str) -> None:
+def test_an_invalid_field_value_is_named(data: str, words: str) -> None:
     assert refusal(data.encode()) == words
 
 
@@ -94,7 +94,7 @@ def test_what_is_no_json_is_refused_with_its_place(data: bytes, words: str) -> N
     assert refusal(data) == f"the request is not JSON of carousel.v1.StepRequest: {words}"
 
 
-def test_what_json_of_protocol_buffers_may_be_is_taken() -> None:
+def test_every_valid_json_form_is_accepted() -> None:
     body: dict[str, Any] = {
         "session_id": "a",
         "open": {"model": "m", "durability": 3, "onDisconnect": {"action": "2", "duration": "1.5s"}, "source": None},

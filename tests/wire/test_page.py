@@ -74,13 +74,13 @@ def test_every_answer_tells_its_length(service: LocalService, path: str) -> None
     assert load(service.target, "/", host="evil.example")[1]["content-length"]
 
 
-def test_it_is_given_by_get_and_head_alone(service: LocalService) -> None:
+def test_the_page_is_served_by_get_and_head_only(service: LocalService) -> None:
     assert load(service.target, "/page.js", method="HEAD")[0::2] == (200, b"")
     for method in ("PUT", "DELETE", "OPTIONS"):
         assert load(service.target, "/", method=method)[0] == 404
 
 
-def test_what_it_refers_to_is_there_and_nothing_of_it_is_elsewhere(service: LocalService) -> None:
+def test_the_page_refers_only_to_its_own_files(service: LocalService) -> None:
     html = load(service.target, "/")[2].decode()
     names = re.findall(r"""(?:src|href)=["']?([^"' >]+)""", html)
     assert "page.js" in " ".join(names)
@@ -89,7 +89,7 @@ def test_what_it_refers_to_is_there_and_nothing_of_it_is_elsewhere(service: Loca
         assert name.startswith("data:") or load(service.target, "/" + name.removeprefix("./").lstrip("/"))[0] == 200
 
 
-def test_it_may_call_and_pages_of_other_names_may_not(service: LocalService) -> None:
+def test_the_page_may_call_and_pages_of_other_origins_may_not(service: LocalService) -> None:
     path, own = "/carousel.v1.Models/List", f"http://{service.target}"
     assert post(service.target, path, origin=own) == 200
     assert post(service.target, path, origin="http://evil.example") == 403
@@ -98,9 +98,7 @@ def test_it_may_call_and_pages_of_other_names_may_not(service: LocalService) -> 
     assert load(service.target, "/", host="evil.example")[0] == 403
 
 
-def test_it_is_given_without_a_token_under_its_names_and_not_when_it_is_off(
-    tiny_repository: Path, tmp_path: Path
-) -> None:
+def test_the_page_needs_no_token_and_can_be_turned_off(tiny_repository: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.toml"
     tokens.write_text('[principals.app]\ntoken_sha256 = ["' + "0" * 64 + '"]\n')
     flags = {"wire": "envoy", "host": "0.0.0.0", "tokens-file": tokens, "page-hosts": '["carousel.example"]'}
@@ -119,7 +117,9 @@ def test_it_is_given_without_a_token_under_its_names_and_not_when_it_is_off(
         assert post(without.target, "/carousel.v1.Models/List", origin=f"http://{without.target}") == 403
 
 
-def test_it_comes_through_the_front(tiny_repository: Path, tmp_path: Path, service: LocalService) -> None:
+def test_the_page_is_served_through_the_front_proxy(
+    tiny_repository: Path, tmp_path: Path, service: LocalService
+) -> None:
     program("envoy")
     with local_envoy([int(service.target.rpartition(":")[2])], tmp_path) as front:
         port = front.target.rpartition(":")[2]

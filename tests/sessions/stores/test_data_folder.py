@@ -172,7 +172,7 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
     ],
     ids=["empty", "text", "zeros", "first page", "second page", "folder", "pipe"],
 )
-def test_what_is_no_data_file_is_refused_with_what_to_do(
+def test_a_file_that_is_not_a_data_file_is_refused_with_advice(
     folder: Path, damage: Callable[[Path], object], told: str
 ) -> None:
     shutil.copytree(folder, folder.with_name("backup"))
@@ -185,7 +185,7 @@ def test_what_is_no_data_file_is_refused_with_what_to_do(
         assert claim(store, "0") == mine(2, bytes(2 * PAGE))
 
 
-def test_a_file_in_place_of_the_folder_is_told_of(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
     for act in (start, lambda path: open_store("lmdb", data_folder=path, redis_url="", lease_s=1.0)):
         with pytest.raises(StoreError, match=f"^{tmp_path / 'data'} is not a folder: move it away"):
@@ -193,7 +193,7 @@ def test_a_file_in_place_of_the_folder_is_told_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data.mdb", "owner.lock", "lock.mdb", "."])
-def test_a_file_without_permission_is_told_of_with_what_to_do(reachable: Path, name: str) -> None:
+def test_a_file_without_permission_is_reported_with_advice(reachable: Path, name: str) -> None:
     folder = reachable / "sessions"
     with as_plain_user():
         LmdbStore(folder).close()
@@ -252,7 +252,7 @@ NAMES = ["removed", "moved", "replaced", "no data", "other data", "no lock", "ot
 
 
 @pytest.mark.parametrize(("change", "told"), CHANGES, ids=NAMES)
-def test_a_store_whose_folder_changes_fails_at_whatever_it_is_asked(
+def test_every_call_of_a_store_whose_folder_changed_fails(
     folder: Path, change: Callable[[Path], object], told: str
 ) -> None:
     with closing(LmdbStore(folder)) as store:
@@ -326,7 +326,9 @@ def test_an_old_folder_is_made_its_users_alone(tmp_path: Path) -> None:
     assert logs == []
 
 
-def test_what_cannot_be_made_private_is_logged_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permissions_that_cannot_be_changed_are_logged_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server starts although it cannot change them, for example because of a volume's group or another owner."""
     data = tmp_path / "data"
     start(data).close()
@@ -362,7 +364,7 @@ def test_a_key_that_an_operator_gives_keeps_its_permissions(tmp_path: Path) -> N
     assert modes(tmp_path)["key"] == "640"
 
 
-def test_a_key_is_made_by_nobody_but_who_has_the_folder(tmp_path: Path) -> None:
+def test_only_the_owner_of_the_folder_creates_the_key(tmp_path: Path) -> None:
     with closing(open_store("lmdb", data_folder=tmp_path, redis_url="", lease_s=1.0)):
         with pytest.raises(StoreError, match=f"{tmp_path / 'sessions'} is in use by another process"):
             signing_key("lmdb", key_file=None, data_folder=tmp_path)
@@ -372,7 +374,7 @@ def test_a_key_is_made_by_nobody_but_who_has_the_folder(tmp_path: Path) -> None:
         assert signing_key("lmdb", key_file=None, data_folder=tmp_path) == made
 
 
-def test_a_key_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_created_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -107,7 +107,7 @@ def test_what_was_written_is_there_and_each_claim_of_a_free_record_has_a_greater
     assert claim(store, "b") == mine(1, b"\0\xff")
 
 
-def test_a_record_whose_taking_was_not_answered_is_let_go(store: StateStore) -> None:
+def test_a_record_whose_claim_was_not_answered_is_released(store: StateStore) -> None:
     store.reserve("never written", LATER)
     store.write([write("written", 1, b"one", Standing.FREE), write("ended", 1, b"how", Standing.GONE)])
     claim(store, "written")
@@ -167,7 +167,7 @@ def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch
     assert claim(store, "s-25") == mine(1, b"state")
 
 
-def test_what_is_gone_is_nothing_else_under_its_epoch(store: StateStore) -> None:
+def test_an_ended_record_stays_ended_under_its_epoch(store: StateStore) -> None:
     """A server that hands over a session late, after a client has closed it, does not bring it back."""
     store.write([write("a", 1, b"state"), write("b", 1, b"state")])
     store.write([write("a", 1, b"how", Standing.GONE)])
@@ -200,7 +200,7 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert claim(store, "a") == Gone(b"how")
 
 
-def test_ids_are_told_by_their_prefix_without_those_that_are_gone(store: StateStore) -> None:
+def test_ids_are_listed_by_prefix_without_ended_sessions(store: StateStore) -> None:
     for name in ("a*/one", "a*/two", "a*/gone", "a/three", "ab/four", "five"):
         store.reserve(name, LATER)
     store.write([Write("a*/two", 1, b"x", LATER), Write("a*/gone", 1, b"how", LATER, Standing.GONE)])
@@ -238,7 +238,7 @@ def test_an_id_that_was_reserved_and_never_written_is_free_once_its_owner_is_gon
 
 
 @pytest.mark.parametrize("how", ["reserved", "claimed"])
-def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[StateStore, StateStore], how: str) -> None:
+def test_requests_for_a_record_before_its_claim_are_forgotten(pair: tuple[StateStore, StateStore], how: str) -> None:
     one, other = pair
     assert one.reserve("s", LATER) == 1
     one.write([write("s", 1, b"state")])
@@ -255,7 +255,7 @@ def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[Stat
     assert one.heartbeat().wanted == ["s"]
 
 
-def test_a_record_that_is_to_last_no_time_is_not_there(store: StateStore) -> None:
+def test_a_record_with_a_lifetime_of_zero_does_not_exist(store: StateStore) -> None:
     """This is how a server frees a reservation."""
     assert store.reserve("a", LATER) == 1
     store.write([Write("a", 1, b"{}", 0.0, Standing.GONE)])
@@ -264,14 +264,14 @@ def test_a_record_that_is_to_last_no_time_is_not_there(store: StateStore) -> Non
     assert store.reserve("a", LATER) == 1
 
 
-def test_a_record_that_is_set_aside_is_not_there(store: StateStore) -> None:
+def test_a_record_that_is_set_aside_does_not_exist(store: StateStore) -> None:
     store.write([write("a", 1, b"torn"), write("b", 1, b"whole")])
     store.set_aside("a")
     assert claim(store, "a") is None
     assert claim(store, "b") == mine(1, b"whole")
 
 
-def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, StateStore]) -> None:
+def test_a_live_owner_is_asked_for_a_record_and_releases_it(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
     one.write([write("a", 1, b"mine"), write("b", 1, b"mine")])
     assert claim(other, "a") == Held(one.owner, b"mine")
@@ -287,7 +287,7 @@ def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, Sta
     assert isinstance(claim(one, "a"), Held)
 
 
-def test_an_owner_is_told_who_asked_politely(pair: tuple[StateStore, StateStore]) -> None:
+def test_an_owner_learns_which_requests_were_polite(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
     one.write([write("a", 1, b"mine"), write("b", 1, b"mine")])
     asked = [politely("a"), "b", politely("never")]
@@ -302,7 +302,7 @@ def test_an_owner_is_told_who_asked_politely(pair: tuple[StateStore, StateStore]
     assert one.heartbeat().wanted == [], "what was wanted before it was claimed does not count"
 
 
-def test_what_an_owner_had_that_is_gone_may_be_claimed(pair: tuple[StateStore, StateStore]) -> None:
+def test_records_of_a_dead_owner_may_be_claimed(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
     one.write([write("a", 1, b"left")])
     one.close()
@@ -310,7 +310,7 @@ def test_what_an_owner_had_that_is_gone_may_be_claimed(pair: tuple[StateStore, S
     assert claim(other, "a") == mine(2, b"left")
 
 
-def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServer, tmp_path: Path) -> None:
+def test_an_owner_without_heartbeats_loses_its_records(redis: RedisServer, tmp_path: Path) -> None:
     one = RedisStore(redis.url, lease_s=0.3, prefix=f"{tmp_path}:")
     other = RedisStore(redis.url, prefix=f"{tmp_path}:")
     one.write([write("a", 1, b"left")])
@@ -324,7 +324,7 @@ def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServe
 
 
 @pytest.mark.parametrize("how", ["write", "reserve", "claim"])
-def test_who_gets_or_makes_a_record_in_an_emptied_redis_counts_as_there(tmp_path: Path, how: str) -> None:
+def test_a_claim_or_a_new_record_in_an_emptied_redis_counts_as_a_heartbeat(tmp_path: Path, how: str) -> None:
     """Otherwise another server could claim the record before the next heartbeat, and both would have the session."""
     with redis_server(tmp_path) as server:
         one, two, three = (RedisStore(server.url) for _ in range(3))
@@ -343,7 +343,7 @@ def test_who_gets_or_makes_a_record_in_an_emptied_redis_counts_as_there(tmp_path
             store.close()
 
 
-def test_a_heartbeat_tells_for_how_long_others_were_there_alone(tmp_path: Path) -> None:
+def test_a_heartbeat_returns_how_long_only_others_were_connected(tmp_path: Path) -> None:
     """During that time, other servers may have claimed records of a process that counted as dead."""
     with redis_server(tmp_path) as server:
         # a heartbeat's timeout is a third of the lease
@@ -378,7 +378,7 @@ def test_redis_may_go_away_and_come_back(tmp_path: Path) -> None:
         store.close()
 
 
-def test_a_redis_that_is_not_there_is_told_of_without_its_password() -> None:
+def test_an_unreachable_redis_is_reported_without_its_password() -> None:
     with pytest.raises(StoreError, match=r"redis://127.0.0.1:1/0") as raised:
         RedisStore("redis://user:hush@127.0.0.1:1/0")
     assert "hush" not in str(raised.value)
@@ -419,7 +419,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     LmdbStore(tmp_path).close()
 
 
-def test_a_torn_record_is_told_of_and_set_aside(tmp_path: Path) -> None:
+def test_a_torn_record_is_reported_and_set_aside(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     store.write([write("a", 1, b"one"), write("b", 1, b"two")])
     store.close()
@@ -565,7 +565,7 @@ def test_redis_is_as_the_plain_one(redis: RedisServer) -> None:
     run_state_machine_as_test(RedisMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
 
 
-def test_what_redis_refuses_is_told_with_what_may_help(tmp_path: Path) -> None:
+def test_a_refusal_of_redis_is_reported_with_advice(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         with Redis.from_url(server.url) as client:
             client.config_set("requirepass", "hush")

@@ -73,7 +73,7 @@ def ids_in(error: Any) -> set[object]:
     return given
 
 
-def test_calls_that_succeed_tell_what_they_did(watched: tuple[LocalService, Collector]) -> None:
+def test_a_successful_calls_log_line_says_what_it_did(watched: tuple[LocalService, Collector]) -> None:
     service, collector = watched
     with grpc.insecure_channel(service.target) as channel:
         request = pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=5))
@@ -193,7 +193,7 @@ def test_calls_that_are_refused_have_a_line_an_id_and_a_span(
 
 
 @pytest.mark.parametrize("given", ["two words", "x" * 129, ""])
-def test_an_id_that_is_none_is_replaced(watched: tuple[LocalService, Collector], given: str) -> None:
+def test_an_invalid_request_id_is_replaced(watched: tuple[LocalService, Collector], given: str) -> None:
     service, _ = watched
     with grpc.insecure_channel(service.target) as channel:
         stub = models_pb2_grpc.ModelsStub(channel)
@@ -204,7 +204,7 @@ def test_an_id_that_is_none_is_replaced(watched: tuple[LocalService, Collector],
     assert line(service, made)["code"] == "OK"
 
 
-def test_what_a_client_made_up_is_no_label_of_a_metric(watched: tuple[LocalService, Collector]) -> None:
+def test_an_unknown_method_name_is_not_a_metric_label(watched: tuple[LocalService, Collector]) -> None:
     service, _ = watched
     with grpc.insecure_channel(service.target) as channel:
         call: Any = channel.unary_unary("/made.up.Service/Method")

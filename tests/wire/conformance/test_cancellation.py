@@ -112,7 +112,7 @@ def test_a_handler_may_cancel_itself(envoy_service: LocalService) -> None:
         assert one.ask(call_headers(path("Unary")), framed(do="cancel")).status == 1
 
 
-def test_a_server_that_leaves_refuses_new_calls_and_ends_the_others(wire: str) -> None:
+def test_a_stopping_server_refuses_new_calls_and_ends_the_others(wire: str) -> None:
     """Calls that end within the grace time still get their responses."""
     flags = {"wire": wire, "shutdown-grace-s": 1}
     with local_service(None, flags, command=COMMAND) as service, Connection(service.target) as one:

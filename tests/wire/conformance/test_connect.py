@@ -98,7 +98,7 @@ instead."""
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_status_is_connects_error(envoy_service: LocalService, code: str) -> None:
+def test_a_status_becomes_a_connect_error(envoy_service: LocalService, code: str) -> None:
     number = CODES[code][0]
     told = unary(envoy_service, do="end", code=number, details="plain words", trailers=[["k", "v"]])
     code = "aborted" if code in RESENT else code
@@ -140,7 +140,7 @@ def test_a_header_that_means_nothing_is_refused(
 
 @pytest.mark.parametrize("charset", ["latin-1", "utf-16", ""])
 @pytest.mark.parametrize("kind", ["application/json", "application/connect+json", "application/grpc+json"])
-def test_json_in_another_charset_is_none(envoy_service: LocalService, kind: str, charset: str) -> None:
+def test_json_in_another_charset_is_refused(envoy_service: LocalService, kind: str, charset: str) -> None:
     headers = {**JSON, "content_type": f"{kind}; charset={charset}"}
     assert exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **headers)).status == 415
 
@@ -178,7 +178,7 @@ def test_a_time_limit_is_kept(envoy_service: LocalService) -> None:
 
 
 @pytest.mark.parametrize("method", ["ServerStream", "ClientStream", "Stream"])
-def test_streams_are_spoken(envoy_service: LocalService, method: str) -> None:
+def test_connect_streams_work(envoy_service: LocalService, method: str) -> None:
     """The last message of a stream has its status. Over HTTP/1.1 a client sends all its messages first."""
     messages = [{"number": 1.0}] if method == "ServerStream" else [{"number": 1.0}, {"number": 2.0}]
     told = exchange(envoy_service.target, request("POST", path(method), enveloped(*messages), **STREAM))
@@ -188,7 +188,7 @@ def test_streams_are_spoken(envoy_service: LocalService, method: str) -> None:
     assert told.headers["content-type"] == "application/connect+json"
 
 
-def test_a_stream_of_protocol_buffers_is_spoken(envoy_service: LocalService) -> None:
+def test_connect_streams_of_protocol_buffers_work(envoy_service: LocalService) -> None:
     headers = {**STREAM, "content_type": "application/connect+proto"}
     told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
     assert told.body == framed(number=1) * 2 + message_frame(b"{}", flag=2)
@@ -223,14 +223,14 @@ def test_a_stream_of_connect_goes_both_ways_over_http_2(envoy_service: LocalServ
 
 
 @pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpc-web+proto"])
-def test_grpc_web_is_spoken(envoy_service: LocalService, kind: str) -> None:
+def test_grpc_web_is_accepted(envoy_service: LocalService, kind: str) -> None:
     headers = {"content_type": kind, "x_grpc_web": "1", "connection": "close"}
     told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
     assert (told.status, told.headers["content-type"]) == (200, "application/grpc-web+proto")
     assert told.body == framed(number=1) * 2 + message_frame(b"grpc-status:0\r\n", flag=0x80)
 
 
-def test_grpc_web_is_spoken_in_base_64(envoy_service: LocalService) -> None:
+def test_grpc_web_text_works(envoy_service: LocalService) -> None:
     kind = "application/grpc-web-text"
     headers = {"content_type": kind, "accept": kind, "connection": "close"}
     body = base64.b64encode(framed(do="end", code=5, details="ñ", after=1))
@@ -269,13 +269,13 @@ def test_no_method_can_be_called_by_get(envoy_service: LocalService, method: str
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
-def test_what_a_page_may_send_without_asking_is_no_call(envoy_service: LocalService, kind: str | None) -> None:
+def test_requests_that_need_no_preflight_are_refused(envoy_service: LocalService, kind: str | None) -> None:
     told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", content_type=kind, connection="close"))
     assert told.status == 415
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "", "http://localhost.evil.example"])
-def test_pages_from_elsewhere_are_refused_in_every_protocol(envoy_service: LocalService, origin: str) -> None:
+def test_other_origins_are_refused_in_every_protocol(envoy_service: LocalService, origin: str) -> None:
     told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, origin=origin))
     assert (told.status, json.loads(told.body)["code"]) == (403, "permission_denied")
     for kind in ("application/grpc-web", "application/grpc"):
@@ -297,7 +297,7 @@ def test_pages_from_elsewhere_are_refused_in_every_protocol(envoy_service: Local
     ],
     ids=lambda sent: sent[:60].decode(),
 )
-def test_what_is_no_request_is_refused_and_hung_up_on(envoy_service: LocalService, sent: bytes) -> None:
+def test_an_invalid_http_1_request_closes_the_connection(envoy_service: LocalService, sent: bytes) -> None:
     told = exchange(envoy_service.target, sent)
     assert told.is_closed
     assert told.status in (400, 403, 426, 431)

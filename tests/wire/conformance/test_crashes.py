@@ -57,7 +57,7 @@ def descendants(pid: int) -> set[int]:
 
 
 @pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
-def test_nothing_is_left_of_what_is_killed(envoy: LocalService, folder: Path, victim: str) -> None:
+def test_a_killed_process_leaves_nothing_behind(envoy: LocalService, folder: Path, victim: str) -> None:
     """The kill comes during a call. A killed launcher leaves its folder, and the next launcher removes it."""
     processes = descendants(envoy.process.pid)
     assert len(processes) == 2

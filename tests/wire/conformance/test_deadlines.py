@@ -35,7 +35,7 @@ def test_responses_that_came_in_time_are_there(service: LocalService) -> None:
 
 @pytest.mark.parametrize("method", ["Unary", "ServerStream"])
 @pytest.mark.parametrize("timeout", ["0S", "0n", "00000000H"])
-def test_no_time_at_all_is_a_deadline_as_any_other(service: LocalService, method: str, timeout: str) -> None:
+def test_a_zero_timeout_is_a_valid_deadline(service: LocalService, method: str, timeout: str) -> None:
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path(method), ("grpc-timeout", timeout)), framed(do="wait", name="never"))
         assert answer.status == 4 or answer.reset is not None

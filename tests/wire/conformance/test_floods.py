@@ -107,7 +107,7 @@ def test_a_flood_of_frames_harms_nobody(service: LocalService, flood: str) -> No
     assert resident_bytes(serving_pid(service)) < before + 128 * MIB
 
 
-def test_headers_may_not_go_on_for_ever(service: LocalService) -> None:
+def test_endless_headers_are_refused(service: LocalService) -> None:
     before = resident_bytes(serving_pid(service))
     with Connection(service.target) as one:
         number = one.new_stream()

@@ -61,7 +61,7 @@ def test_many_messages_may_come_in_one_frame(service: LocalService) -> None:
         assert answer.status == 0
 
 
-def test_an_empty_frame_says_nothing(service: LocalService) -> None:
+def test_an_empty_frame_is_ignored(service: LocalService) -> None:
     """The frames alternate with data: Envoy treats several empty frames in a row as a flood and closes the
     connection."""
     with Connection(service.target) as one:
@@ -75,7 +75,7 @@ def test_an_empty_frame_says_nothing(service: LocalService) -> None:
         assert one.answer(stream).status == 0
 
 
-def test_padding_says_nothing(envoy_service: LocalService) -> None:
+def test_padding_is_ignored(envoy_service: LocalService) -> None:
     """grpcio resets a stream that has padding."""
     body = framed(number=1)
     with Connection(envoy_service.target) as one:
@@ -86,14 +86,14 @@ def test_padding_says_nothing(envoy_service: LocalService) -> None:
         assert ([read(message) for message in answer.messages], answer.status) == ([{"number": 1}], 0)
 
 
-def test_an_empty_message_is_one(service: LocalService) -> None:
+def test_an_empty_message_is_a_message(service: LocalService) -> None:
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path("Stream")), message_frame(b"") * 3)
         assert (answer.messages, answer.status) == ([b""] * 3, 0)
 
 
 @pytest.mark.parametrize("size", [MAX_BYTES - 100, MAX_BYTES + 1, 2**31, 2**32 - 1])
-def test_a_message_over_the_limit_is_refused_before_it_is_there(service: LocalService, size: int) -> None:
+def test_a_too_large_message_is_refused_before_it_is_complete(service: LocalService, size: int) -> None:
     """A message below the limit is accepted."""
     with Connection(service.target) as one:
         stream = one.start(HEADERS)
@@ -148,7 +148,7 @@ def test_compressed_messages_are_read(service: LocalService, name: str, compress
 
 
 @pytest.mark.parametrize(("name", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_bomb_takes_no_memory(service: LocalService, name: str, compress) -> None:  # type: ignore[no-untyped-def]
+def test_a_compression_bomb_takes_no_memory(service: LocalService, name: str, compress) -> None:  # type: ignore[no-untyped-def]
     before = resident_bytes(serving_pid(service))
     bomb = message_frame(compress(bytes(BOMB_BYTES)), flag=1)
     with Connection(service.target) as one:
@@ -168,7 +168,7 @@ def test_a_message_that_is_cut_off_is_refused(envoy_service: LocalService, num_b
 
 
 @pytest.mark.parametrize("flag", [2, 0x80, 0xFF])
-def test_a_first_byte_that_means_nothing_is_refused(envoy_service: LocalService, flag: int) -> None:
+def test_an_unknown_first_byte_is_refused(envoy_service: LocalService, flag: int) -> None:
     """grpcio accepts any byte there."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"", flag=flag))

@@ -53,7 +53,7 @@ def test_bytes_of_several_entries_may_come_in_one(envoy_service: LocalService) -
         assert described(one, ("k-bin", "AP8K,/w==, AA")) == [("k-bin", "00ff0a"), ("k-bin", "ff"), ("k-bin", "00")]
 
 
-async def test_grpcio_and_the_handler_understand_each_other(service: LocalService) -> None:
+async def test_grpcio_and_the_handler_exchange_metadata(service: LocalService) -> None:
     sent: Any = (("k", "v"), ("k", "w"), ("k-bin", b"\0\xff"), ("other-bin", b""))
     async with client(service.target) as one:
         seen = read(await one.unary(struct(do="describe"), metadata=sent, timeout=9))
@@ -131,7 +131,7 @@ def test_headers_of_http_1_are_refused(envoy_service: LocalService, header: tupl
 
 
 @pytest.mark.parametrize("missing", ["method", "scheme", "path", "authority"])
-def test_a_call_lacks_no_header_of_http_2(service: LocalService, missing: str) -> None:
+def test_a_call_without_a_required_http_2_header_is_refused(service: LocalService, missing: str) -> None:
     with Connection(service.target) as one:
         assert one.ask(call_headers(path("Unary"), **{missing: None}), DESCRIBE).reset in (1, 2)
         assert described(one) == []
@@ -144,7 +144,7 @@ def test_a_call_without_te_is_refused(service: LocalService) -> None:
         assert answer.reset == 2 or answer.status == 13
 
 
-def test_a_client_cannot_say_who_it_is(envoy_service: LocalService) -> None:
+def test_a_client_cannot_forge_its_peer(envoy_service: LocalService) -> None:
     """What the client says of a proxy in front of it is only metadata. The peer is whoever has connected."""
     forged = [
         ("x-forwarded-client-cert", 'Subject="CN=admin"'),

@@ -35,7 +35,7 @@ def lines(service: LocalService) -> list[str]:
 
 
 @pytest.mark.parametrize("spelled", NO_TEXT)
-def test_a_path_that_is_no_text_is_no_method(envoy_service: LocalService, spelled: str) -> None:
+def test_a_path_that_is_not_valid_text_is_not_found(envoy_service: LocalService, spelled: str) -> None:
     num_lines = len(lines(envoy_service))
     with Connection(envoy_service.target) as one:
         answer = one.ask(call_headers(spelled), framed(number=1))
@@ -45,14 +45,14 @@ def test_a_path_that_is_no_text_is_no_method(envoy_service: LocalService, spelle
 
 
 @pytest.mark.parametrize("spelled", ["/%E9", "/conformance.v1.Conformance/%FF"])
-def test_so_it_is_by_http_1(envoy_service: LocalService, spelled: str) -> None:
+def test_a_path_that_is_not_utf_8_is_not_found_over_http_1(envoy_service: LocalService, spelled: str) -> None:
     asked = request("POST", spelled, b"{}", content_type="application/json", connection="close")
     assert exchange(envoy_service.target, asked).status == 404
     elsewhere = request("GET", spelled, b"", host="evil.example", connection="close")
     assert exchange(envoy_service.target, elsewhere).status == 404
 
 
-def test_a_server_whose_loop_such_a_path_has_ended_serves_again() -> None:
+def test_a_server_serves_again_after_a_path_ended_its_loop() -> None:
     """grpcio 1.85 has this defect."""
     with local_service(None, {"wire": "grpcio"}, command=COMMAND) as service:
         with Connection(service.target) as one:
@@ -97,7 +97,7 @@ def test_calls_that_are_given_up_leave_nothing_in_the_log(envoy_service: LocalSe
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/proto"])
-def test_a_method_that_streams_is_none_for_content_types_that_do_not(
+def test_a_streaming_method_is_not_found_with_a_unary_content_type(
     envoy_service: LocalService, content_type: str
 ) -> None:
     headers = {"content_type": content_type, "connect_protocol_version": "1", "connection": "close"}

@@ -119,7 +119,7 @@ def test_every_kind_of_method_answers(caller: Program, service: LocalService, me
     assert ([read(response) for response in found.responses], found.status) == (expected, 0)
 
 
-def test_a_status_is_understood_whole(caller: Program, service: LocalService) -> None:
+def test_clients_read_the_whole_status(caller: Program, service: LocalService) -> None:
     details = status_pb2.Status(code=9, message=WORDS).SerializeToString()
     trailers = [["k", "v"], ["k-bin", "00ff"], ["grpc-status-details-bin", details.hex()]]
     for after in (0, 2):
@@ -144,7 +144,7 @@ def test_a_call_that_is_cancelled_is_ended(
     wait_until(lambda: isinstance(told(service, name), str))
 
 
-def test_the_real_service_is_understood(caller: Program, carousel: LocalService) -> None:
+def test_clients_can_call_the_real_service(caller: Program, carousel: LocalService) -> None:
     listed = caller.call(carousel.target, "/carousel.v1.Models/List", b"")
     models = models_pb2.ModelsListResponse.FromString(listed.responses[0]).models
     assert "tiny-lm" in [model.model for model in models]

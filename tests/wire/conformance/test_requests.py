@@ -106,7 +106,7 @@ def test_a_call_over_http_1_has_its_status(envoy_service: LocalService) -> None:
     ],
     ids=lambda sent: sent.removeprefix(PREFACE)[:12].hex(),
 )
-def test_what_is_no_http_2_harms_nobody(service: LocalService, sent: bytes) -> None:
+def test_bytes_that_are_not_http_2_affect_no_other_client(service: LocalService, sent: bytes) -> None:
     host, _, port = service.target.rpartition(":")
     with socket.create_connection((host, int(port)), 15) as one:
         one.sendall(sent)
@@ -118,7 +118,7 @@ def test_what_is_no_http_2_harms_nobody(service: LocalService, sent: bytes) -> N
         assert other.ask(call_headers(path("Unary")), framed(number=1)).status == 0
 
 
-def test_noise_ends_no_others_call(service: LocalService) -> None:
+def test_random_frames_end_no_other_call(service: LocalService) -> None:
     """The frames have random types, flags, streams and contents, each set on a new connection."""
     rng = random.Random(5)
     with Connection(service.target) as other:

@@ -53,7 +53,7 @@ def test_a_session_ends_with_its_client(carousel: LocalService, way: str, *, doe
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_session_that_is_to_be_held_is(carousel: LocalService, way: str) -> None:
+def test_a_session_with_policy_hold_is_held(carousel: LocalService, way: str) -> None:
     name = f"held-{way}"
     with Connection(carousel.target) as one, Connection(carousel.target) as other:
         stream = opened(one, name, on_disconnect=HELD)
@@ -80,7 +80,7 @@ def test_a_stream_that_is_half_closed_has_its_answers(carousel: LocalService) ->
         assert (positions, answer.status) == (list(range(11)), 0)
 
 
-def test_a_message_that_is_none_ends_its_stream_alone(carousel: LocalService) -> None:
+def test_an_invalid_message_ends_only_its_stream(carousel: LocalService) -> None:
     with Connection(carousel.target) as one:
         broken, whole = opened(one, "broken"), opened(one, "whole")
         one.data(broken, message_frame(b"\xff\xff"))

@@ -95,7 +95,7 @@ def test_a_handler_that_does_not_read_stops_its_client(service: LocalService) ->
         assert (len(answer.messages), answer.status) == (num_messages, 0)
 
 
-def test_who_sends_more_than_it_may_is_ended_and_no_other(envoy_service: LocalService) -> None:
+def test_a_flow_control_violation_ends_only_its_sender(envoy_service: LocalService) -> None:
     """Envoy's window is fixed. grpcio enlarges its window by its measurements of the connection, at times beyond what
     this test sends."""
     with Connection(envoy_service.target) as other, Connection(envoy_service.target) as one:

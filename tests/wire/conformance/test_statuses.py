@@ -108,7 +108,7 @@ async def test_initial_metadata_comes_before_the_first_response(service: LocalSe
     [("Upper", "v"), ("a b", "v"), ("", "v"), (":status", "v"), ("k", "a\nb"), ("k", "a\0b"), ("k", "é")],
 )
 @pytest.mark.parametrize("where", ["headers", "trailers"])
-async def test_metadata_that_cannot_travel_never_ends_in_ok(
+async def test_a_call_with_invalid_response_metadata_never_ends_in_ok(
     service: LocalService, where: str, name: str, value: str
 ) -> None:
     request: dict[str, Any] = {"do": "headers", "headers": [[name, value]]}
