@@ -5,8 +5,7 @@ runs the batches that the scheduler chooses.
 
 Invariants of a lane:
 1. `position` counts the tokens fed or generated. The state has consumed all of them except `pending`.
-2. Either tokens are pending, or `next_logits` is known, or the readout graph can compute the next logits from the
-   state, or nothing was ever run.
+2. Tokens are pending, `next_logits` is known, the readout graph can compute the next logits, or nothing was ever run.
 3. After a job ends, in whatever way, 1 and 2 hold, so the next job can begin.
 """
 
@@ -95,13 +94,14 @@ class Stepper:
             self.begin_failed(lane, job, error)
 
     def abandon(self, lane: Lane, error: CarouselError) -> int:
-        """Ends the active job at a token boundary and drops the queue. Returns how many jobs it answered with error."""
+        """Ends the active job at a token boundary and drops the queue. Returns how many jobs end with `error`; a step
+        batch whose row has run keeps the lane and does not count."""
         active = lane.active
         if active is not None:
             active.unchain()
             lane.active = None
             active.abandon(lane, error)
-        return lane.drop_queue(error) + (active is not None)
+        return (lane.active is not active) + lane.drop_queue(error)
 
     def cancel(self, lane: Lane, error: CarouselError) -> int:
         """Like `abandon`, but lets an active encode job finish: every later request of the session needs its source."""

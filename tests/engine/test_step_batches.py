@@ -152,3 +152,13 @@ def test_rows_that_leave_do_not_shift_the_answers_of_the_others() -> None:
     assert stepped.token_ids == [0, 3, 3, 0, 3]
     assert stepped.positions == [0, 1, 1, 0, 1]
     assert [place for place, _ in stepped.errors] == [0, 3]
+
+
+def test_a_cancel_does_not_count_a_step_batch_whose_row_has_run() -> None:
+    rig = Rig(2)
+    rig.stepper.scheduler.max_rows = 1  # one row per batch
+    rig.submit()
+    rig.run()
+    assert [rig.stepper.cancel(lane, GONE) for lane in rig.lanes] == [0, 1]
+    (stepped,) = rig.drain()
+    assert stepped.errors == [(1, GONE)]
