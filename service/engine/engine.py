@@ -47,8 +47,7 @@ _REST = 2.0
 class Engine:
     """Runs one variant of a bundle. All methods are for the event loop's thread, except where stated.
 
-    inline_only: every batch runs on the event loop, and there is no thread. session_bytes: bytes of one session's state
-    and context.
+    inline_only: every batch runs on the event loop, without a thread. session_bytes: a session's state and context.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Engine:
         inline_only: bool = False,
     ) -> None:
         self._limits = limits
-        self._observer = observer
         self._loop, self._on_crash = loop, on_crash
         bos_id = bundle.manifest.special_tokens.bos_id
         self._first_pending: list[Item] = NO_TOKENS if bos_id is None else [bos_id]
@@ -310,7 +308,9 @@ class Engine:
         """Answers everything that waits, and all later jobs, on the event loop. Called after the thread has ended."""
         self._core.refuse_all(ShuttingDownError("the model was unloaded: open the session on another server"))
         self._produced.append(self._core.take_results())
-        self._is_thread_driving = False
+        if self._is_thread_driving:  # a batch was handed over after the thread had ended
+            self._is_thread_driving = False
+            switching.thread_rests()
         self._is_inline_only = True
         self._deliver()
 

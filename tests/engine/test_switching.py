@@ -10,7 +10,8 @@ import pytest
 
 from service.engine import switching
 from service.engine.limits import EngineLimits
-from service.engine.results import Fed
+from service.engine.results import Failed, Fed
+from service.errors import ShuttingDownError
 from tests.engine.calling import running
 from tests.waiting import until
 
@@ -35,6 +36,19 @@ async def test_it_is_soon_while_the_thread_drives(
         assert isinstance(await caller.feed(caller.engine.open(), [5]), Fed)
         await until(lambda: len(told) >= len(expected))  # the result may arrive before the thread rests
         assert told == expected
+
+
+async def test_it_is_late_after_a_stop_with_a_batch_handed_over(tiny_repository: Path, told: list[float]) -> None:
+    limits = EngineLimits(num_slots=4, inline_s=0.0)
+    async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
+        lane = caller.engine.open()
+        caller.engine.read([lane], lambda states: None)  # drives in the event loop's next turn
+        waiting = caller.feed(lane, [5])
+        caller.engine.stop()
+        result = await waiting
+        assert isinstance(result, Failed)
+        assert isinstance(result.error, ShuttingDownError)
+        assert told == [SOON, LATE]
 
 
 def test_it_is_soon_until_no_engine_drives(told: list[float]) -> None:
