@@ -226,9 +226,11 @@ class EngineCore:
             self._observer.batch_traced([job.tag for job in owners.values()], report)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        """Answers the jobs of a batch whose run raised `error`. The state of its lanes is unchanged."""
+        """Answers the jobs of a batch whose run raised `error`. That run changed nothing, but a lane may have
+        moved in an earlier run of its job."""
         self._observer.batch_failed(batch.kind, batch.num_rows, error)
-        self._abandon(batch, EngineError("the model failed to run; the session is unchanged"))
+        text = "the model failed to run; this run changed nothing: read the session's position before you continue"
+        self._abandon(batch, EngineError(text))
         self.stepper.settle()
 
     def _abandon(self, batch: Batch, error: CarouselError) -> None:

@@ -250,7 +250,20 @@ async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_wa
     assert reads[-1][0] > reads[0][0], "it went on meanwhile"
 
 
-def test_the_callback_of_a_command_that_raises_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feed_that_fails_in_a_later_chunk_does_not_claim_an_unchanged_session() -> None:
+    hand = Hand()
+    lane = hand.open()
+    hand.ask(Submit(lane, feed("long", [2] * 9)))
+    hand.step()
+    hand.graph.error = RuntimeError("no memory")
+    hand.drain()
+    ((_, result),) = hand.out
+    assert isinstance(result, Failed)
+    assert result.position == lane.position == 3, "a chunk of four, the first of which was the start token"
+    assert "read the session's position" in str(result.error)
+
+
+def test_who_waits_for_a_command_that_raises_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     hand = Hand()
     lane, other = hand.open(), hand.open()
     calls: list[Any] = []
