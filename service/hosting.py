@@ -134,7 +134,7 @@ class Hosting:
         return served
 
     def num_batches(self) -> int:
-        """Returns the number of batches that the engines have run."""
+        """Returns the number of batches that the engines have run; a burst counts as one."""
         seen = [served.engine.statistics for served in self._served.values()]
         return sum(one.num_inline + one.num_threaded for one in seen)
 

@@ -1,4 +1,5 @@
-"""Divides a batch whose run raised an exception, until each row that cannot run is alone.
+"""Divides a batch whose run raised an exception, until each row that cannot run is alone. The beams of a search
+stay together.
 
 So bad input of one row, such as an index that the model does not have, costs other sessions only another run.
 """
@@ -19,28 +20,28 @@ def run_apart(
     commit: Callable[[Batch, Ran, float], None],
     fail: Callable[[Batch, Exception], None],
 ) -> None:
-    """Runs the two halves of a batch, and divides a half again if it raises.
+    """Runs the one or two parts of a batch, and divides a part again if it raises.
 
     error: the exception that the batch raised.
     run: may raise what ONNX Runtime raises, and has changed nothing then.
     commit: called with each part that ran, its results, and the start of its run (`perf_counter`).
     fail: called with each part that cannot run, and the exception.
     """
-    halves = _halves(batch)
-    if not halves:
+    parts = _divided(batch)
+    if not parts:
         fail(batch, error)
-    for half in halves:
+    for part in parts:
         began = perf_counter()
         try:
-            ran = run(half)
+            ran = run(part)
         except Exception as its_own:
-            run_apart(half, its_own, run, commit, fail)
+            run_apart(part, its_own, run, commit, fail)
         else:
-            commit(half, ran, began)
+            commit(part, ran, began)
 
 
-def _halves(batch: Batch) -> list[Batch]:
-    """Returns two batches of the jobs and groups that are still active; none when the batch cannot be divided."""
+def _divided(batch: Batch) -> list[Batch]:
+    """Returns one or two batches of the jobs and groups that are still active; none when it cannot be divided."""
     members: list[RowJob | Group] = [job for job in batch.jobs if job.lane.active is job]
     for group in batch.groups:
         members += _rows_apart(group)

@@ -13,8 +13,8 @@ Rules:
    session first writes to it, so room for a million sessions costs nothing until they exist. The arrays come directly
    from mmap, because inside Envoy the allocator is Envoy's, which writes to all memory that it zeroes.
 
-One thread calls `acquire`, another calls everything else. They share only the free list, whose append and pop are
-atomic, and only one of them uses a row at a time.
+One thread calls `acquire`; another, or the same, calls everything else. They share only the free list, whose append and
+pop are atomic, and only one of them uses a row at a time.
 
 Shapes: `B` rows of a batch, `S` source positions.
 """

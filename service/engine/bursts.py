@@ -120,7 +120,7 @@ class Bursts:
 class Burst:
     """Rows that step again and again. Their state passes from run to run; `save` writes it to the arena.
 
-    rows, context_rows: [B] arena rows of the state and of the context.
+    rows, context_rows: [N] arena rows of the state and of the context, without padding.
     """
 
     def __init__(self, arena: Arena, graph: StepGraph, rows: list[int], context_rows: list[int]) -> None:
@@ -140,7 +140,7 @@ class Burst:
         return len(self._rows)
 
     def step(self, tokens: IntArray | list[int], fetch: FetchSpec) -> StepResult:
-        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises; nothing has changed then."""
+        """Consumes one token a row. tokens: [N]. Raises what ONNX Runtime raises; nothing has changed then."""
         self._tokens[: self._count, 0] = tokens
         result, states = self._graph.run(
             self._tokens, self._lengths, self._states, self._contexts, fetch, count=self._count
@@ -160,7 +160,7 @@ class Burst:
 class _Progress:
     """The progress of a burst's generations.
 
-    active: places of unfinished generations; tokens: [B] the next token of each row; fetch: outputs that the runs need.
+    active: places of unfinished generations; tokens: [N] the next token of each row; fetch: outputs that the runs need.
     """
 
     def __init__(self, jobs: list[ActiveGeneration], burst: Burst, stepper: Stepper, output_size: int) -> None:

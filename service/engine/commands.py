@@ -32,7 +32,8 @@ class Resume(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Ends the lane's jobs at a token boundary and answers each with `error`. then: called with the number of jobs."""
+    """Ends the lane's jobs at a token boundary, except an active encode job and a step batch whose row has run. Answers
+    each with `error`. then: called with their number."""
 
     lane: Lane
     error: CarouselError

@@ -2,11 +2,11 @@
 
 It has no thread and no event loop: its owner calls `step`, one caller at a time. Rules:
 
-1. Every request to the engine is a command in `inbox`. Commands are executed at the beginning of a step.
+1. Every request to the engine is a command in `inbox`. A step first executes them, unless a batch was deferred.
 2. The callbacks of commands and the results of jobs come out in one order: results that a lane produced before a read
    come before the read's callback, and results that it produced after the read come after.
-3. An exception affects only the command, or the row of a batch, that raised it. The job receives an EngineError, and
-   its lane continues from its current state.
+3. An exception affects only the command, or the row of a batch, that raised it. Its job receives an EngineError; after
+   a failed row, so do the jobs queued behind it in the lane. The lane continues from its current state.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Progress(Enum):
 class EngineCore:
     """Runs one variant of a bundle over an arena.
 
-    on_fault: called with each exception that no report of a batch covers.
+    on_fault: called with each exception of a command, but not if beginning a job raised it: the observer gets these.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EngineCore:
                 self.scheduler.bound(num_rows, seconds, is_step_by_step=self._takes_one_step)
 
     def step(self, *, small_only: bool = False, driver: Driver | None = None) -> Progress:
-        """Executes the commands, then schedules, runs and commits one batch.
+        """Executes the commands and schedules a batch, unless one was deferred, then runs and commits it.
 
         small_only: defers a batch that is not known to cost little, or whose jobs need another batch at once.
         driver: if given, a batch of generations may continue as a burst until the driver is called.

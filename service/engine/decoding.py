@@ -139,7 +139,7 @@ def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArra
     """Chooses the next token of each row. logits: [R, V].
 
     Returns [R] token ids, and [R] their log-probabilities under the model alone, without penalty or filters; NaN in
-    rows that did not ask. If every permitted token is impossible (-inf), a forbidden token is chosen.
+    rows that did not ask. If every permitted token is impossible (-inf), token 0 is chosen, forbidden or not.
     """
     logits = np.ascontiguousarray(logits)
     tokens = logits.argmax(axis=-1)

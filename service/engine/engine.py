@@ -171,13 +171,13 @@ class Engine:
             self._pump()
 
     def cancel(self, lane: Lane, then: Callable[[int], None]) -> None:
-        """Ends the lane's jobs at a token boundary and answers each with RequestCancelledError. Then calls `then` on
-        the event loop with the number of jobs."""
+        """Ends the lane's jobs at a token boundary, except an active encode job and a step batch whose row has run.
+        Answers each with RequestCancelledError, then calls `then` on the event loop with their number."""
         self._ask(commands.Cancel(lane, RequestCancelledError("the request was cancelled"), then))
 
     def close(self, lane: Lane, then: Callable[[], None] | None = None, error: CarouselError | None = None) -> None:
-        """Ends the lane's jobs and frees its slot before the next batch, then calls `then` on the event loop. error:
-        the answer to the jobs, RequestCancelledError by default. On a closed lane it only calls `then`."""
+        """Ends the lane's jobs and frees its slot before the next batch, or after it if that was deferred. Then calls
+        `then`, on a closed lane nothing else. error: the answer to the jobs, RequestCancelledError by default."""
         self._ask(commands.Close(lane, error or RequestCancelledError("the session was closed"), then))
 
     def read(self, lanes: Sequence[Lane], then: Callable[[list[LaneState | None]], None]) -> None:

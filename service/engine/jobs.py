@@ -1,7 +1,8 @@
 """Defines items (what steps consume), jobs (requests to an engine) and lanes (an engine's view of a session).
 
 To the engine, a session is a `Lane`: a slot, a position and a queue of jobs, which run one after the other. A job holds
-the request only. While it runs, an `ActiveJob` holds its running state; each kind of job has its own class of it.
+the request, and few fields that change while it runs: `is_started`, the counters and `is_parked` of a generation, the
+`search` of a search. An `ActiveJob` holds the rest of its running state; each kind of job has its own class of it.
 
 A token is an `Item`: its number or, for a model that reads features, a vector in the form of bytes (32-bit floats,
 little-endian). So both are immutable values, which are kept, compared and stored bit by bit. Only `Items` makes arrays

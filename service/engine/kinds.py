@@ -1,4 +1,4 @@
-"""Lists the kinds of jobs and the handler that begins each."""
+"""Lists the kinds of jobs of one lane, and the handler that begins each. `step_batches` begins jobs of many lanes."""
 
 from __future__ import annotations
 

@@ -85,6 +85,6 @@ class EngineStatistics:
     num_inline: int
     """Batches that ran on the event loop."""
     num_threaded: int
-    """Batches that ran on the engine's thread."""
+    """Batches that ran on the engine's thread; a burst counts as one."""
     is_stopped: bool
-    """Whether the engine runs no more batches."""
+    """Whether the engine ends: it runs at most a few more batches, then refuses every job."""

@@ -1,8 +1,9 @@
 """Defines results: of a graph's run, by row and token; of jobs, as answers; and copies of a lane's state.
 
 If a graph has an output for a value, such as the next token, the value always comes from that output, else from the
-logits, whatever else was fetched. So a session's results do not depend on what other sessions asked for. Shapes: `B`
-rows, `T` tokens, `V` vocabulary, `K` the largest k that a row asked for.
+logits, whatever else was fetched. Only a generation that does more than take the likeliest token, such as report its
+log-probability, always takes it from the logits. So a session's results do not depend on what other sessions asked for.
+Shapes: `B` rows, `T` tokens, `V` vocabulary, `K` the largest k that a row asked for.
 
 The thread that drives the engine reads lanes between batches, and can write a copy into an idle lane. Knows no session
 and no format.

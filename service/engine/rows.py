@@ -16,8 +16,9 @@ from service.engine.arena import Array, IntArray
 from service.engine.results import FetchSpec, StepResult
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, *(quarters << power for power in range(2, 8) for quarters in (4, 5, 6, 7)), 1024)
-"""The batch sizes that graphs run at. Memory then does not grow with every batch size that occurs in traffic. A padding
-row costs as much as any other; from 16 rows on, padding is less than a fifth of a batch."""
+"""The batch sizes that graphs run at: 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, .., 896, 1024. Memory then
+does not grow with every batch size that occurs in traffic; only `Runner.fork` gathers other counts. A padding row
+costs as much as any other; from 16 rows on, padding is less than a fifth of a batch."""
 
 
 def bucket(count: int) -> int:

@@ -1,13 +1,13 @@
-"""Chooses the rows of the next batch, and estimates what a batch costs. Pure: no clock, no tensors.
+"""Chooses the rows of the next batch, and estimates what a batch costs. Knows no clock and no tensors.
 
 A batch consists of single rows (`RowJob`) and groups of rows (`Group`). Active jobs wait in queues. There is one queue
-for each pair of graph kind and width, where the width is the number of tokens that the job needs, rounded up to a power
-of two. So less than half of a batch is padding, and a long feed never widens a batch of single tokens. Rules:
+for each pair of graph kind and width, where the width is the number of tokens in the job's next batch, rounded up to a
+power of two. So less than half of a row is padding, and a long feed never widens a batch of single tokens. Rules:
 
 1. The queue whose head has waited longest is served, from its head. No job starves.
 2. A step takes at most `max_chunk` tokens of a job; for the rest, the job queues again, at the back. So a long feed
    delays other jobs by one chunk, never by its length.
-3. rows x width <= `max_tokens`, and rows <= `max_rows`. A batch of one row is always allowed.
+3. rows x width <= `max_tokens`, and rows <= `max_rows`. A batch of one row or of one group is always allowed.
 4. A job is in at most one queue, at most once.
 5. The rows of a group take one token each and always run in the same batch. A group waits in the queue of single tokens
    until a batch has room for all its rows. An empty batch has room for any group.
@@ -266,7 +266,7 @@ class Costs:
     """Moving averages of the seconds that a batch takes, by graph, rows and width, the last two in powers of two.
 
     The engine uses them to decide where a batch runs. For a size without measurement, the estimate is proportional to
-    the nearest smaller size with one. Pure: times are passed in. For one thread at a time.
+    the nearest smaller size with one. Times are passed in. For one thread at a time.
     """
 
     def __init__(self) -> None:

@@ -67,7 +67,7 @@ class _LookingAhead(ABC):
         self._stop()
         self._stepper.answer(self.job, Failed(lane.position, error))
 
-    def unchain(self) -> None:  # noqa: B027  # as above
+    def unchain(self) -> None:  # noqa: B027  # few kinds have a chain
         """See `ActiveJob`. Does nothing: such a job has no chain, only the lane's queue."""
 
     def rest(self, lane: Lane) -> Rest | None:

@@ -2,7 +2,7 @@
 
 A step batch begins when its turn has come in all of its lanes, and holds them until all rows are done. Rows with one
 token and nothing pending, which are nearly all rows, run in groups. Any other row is a feed of its own, a part of the
-step batch. A row that fails affects no other row, and its lane continues at once.
+step batch. A row that fails affects no other row. Its lane continues at once, after a failed run without its queue.
 
 A gateway sends one step batch after the other for the same sessions. These batches wait in one chain for all lanes, not
 in each lane's queue, until one of the lanes gets another request.

@@ -1,7 +1,7 @@
 """Decides for each lane which job is active, what it runs next, and what the result of a run means for it.
 
-Pure: no graph, no thread, no clock. Active jobs add their rows to the scheduler and append their results here. The core
-runs the batches that the scheduler chooses.
+Knows no graph, no thread and no clock. Active jobs add their rows to the scheduler and append their results here. The
+core runs the batches that the scheduler chooses.
 
 Invariants of a lane:
 1. `position` counts the tokens fed or generated. The state has consumed all of them except `pending`.
@@ -74,7 +74,7 @@ class Stepper:
         self.num_ended = self.num_partial = self.num_freed = 0
 
     def add(self, kind: type[Job], begin: Callable[[Lane, Any], object]) -> None:
-        """Registers the handler that begins one kind of job. Only this table distinguishes kinds of jobs."""
+        """Registers the handler that begins one kind of job. Only this table distinguishes kinds of one lane's jobs."""
         self._begin[kind] = begin
 
     def submit(self, lane: Lane, job: Job) -> None:

@@ -32,7 +32,7 @@ def thread_drives() -> None:
 
 
 def thread_rests() -> None:
-    """Restores the interval when no engine's thread drives any more. One of them has stopped driving."""
+    """Sets the interval to 5 ms when no engine's thread drives any more. One of them has stopped driving."""
     _Driving.num -= 1
     if not _Driving.num:
         sys.setswitchinterval(_LATE_S)
