@@ -55,9 +55,9 @@ class LoopEngine(Engine):
         self.is_stopped = self._is_stopping = True
         self._loop.call_soon(self._refuse_all)
 
-    def is_called(self) -> bool:
+    def has_other_work(self) -> bool:
         """See `Engine`. Also draws the end of a burst at random."""
-        return super().is_called() or self.rng.random() < 0.3
+        return super().has_other_work() or self.rng.random() < 0.3
 
     def _take(self, drives: bool) -> None:
         if drives and not self.is_stopped:

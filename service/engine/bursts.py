@@ -8,8 +8,8 @@ little more than its run and, for rows that do not take the likeliest token, the
 2. When a generation ends, its state at that step is written to the arena. Its row continues to run, unused, until the
    burst ends.
 3. A burst ends when choosing raises for any row. That step is undone; the next batch, which is not a burst, repeats it.
-4. A burst ends when the driver is called, but not in its first millisecond. Setting up a burst takes time, and if many
-   requests come and go, the engine would spend all its time on that.
+4. A burst ends when the engine has other work, but not in its first millisecond. Setting up a burst takes time, and if
+   many requests come and go, the engine would spend all its time on that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.engine.stepper import Stepper
 from service.observer import BatchReport, EngineObserver
 
 _LEAST_S = 0.001
-"""How long a burst continues although its driver is called, in seconds."""
+"""How long a burst continues although the engine has other work, in seconds."""
 _LEAST_ROOM = 2
 """Tokens that every window must have room for when a burst begins."""
 
@@ -40,7 +40,7 @@ _LEAST_ROOM = 2
 class Driver(Protocol):
     """The thread that drives the engine, as a burst sees it."""
 
-    def is_called(self) -> bool:
+    def has_other_work(self) -> bool:
         """Whether the engine has something else to do."""
 
     def can_deliver(self) -> bool:
@@ -63,7 +63,7 @@ class Bursts:
         self._output_size = output_size
         self._is_barred = False
 
-    def generations(self, batch: Batch) -> list[ActiveGeneration]:
+    def take_eligible(self, batch: Batch) -> list[ActiveGeneration]:
         """Returns the generations of a batch if all of it can run as a burst and nothing else waits; else none."""
         if self._is_barred:
             self._is_barred = False
@@ -76,7 +76,7 @@ class Bursts:
         return found
 
     def run(self, jobs: list[ActiveGeneration], driver: Driver) -> tuple[list[ActiveGeneration], Exception | None]:
-        """Steps generations until the driver is called or they must stop, and commits every token.
+        """Steps generations until the engine has other work or they must stop, and commits every token.
 
         Returns the generations that are not finished, and the exception that a run raised, or None. After an exception,
         the state is as it was before that run.
@@ -112,7 +112,7 @@ class Bursts:
             if self._observer.is_tracing:
                 self._observer.batch_traced([job.job.tag for job in jobs], report)
             queue_s = ()
-            if ended >= ready_at_s and driver.is_called():
+            if ended >= ready_at_s and driver.has_other_work():
                 break
         return progress.end(), error
 

@@ -123,7 +123,7 @@ class EngineCore:
         """Executes the commands and schedules a batch, unless one was deferred, then runs and commits it.
 
         small_only: defers a batch that is not known to cost little, or whose jobs need another batch at once.
-        driver: if given, a batch of generations may continue as a burst until the driver is called.
+        driver: if given, a batch of generations may continue as a burst until it has other work.
         """
         batch = self._deferred
         if batch is None:  # commands wait until a deferred batch has run, because they may close its lanes
@@ -136,7 +136,7 @@ class EngineCore:
             self._deferred = batch
             return Progress.DEFERRED
         self._deferred = None
-        if driver is not None and self._takes_bursts and self._runs_as_burst(batch, driver):
+        if driver is not None and self._takes_bursts and self._try_burst(batch, driver):
             return Progress.RAN
         began = perf_counter()
         fetch = LOGITS if self.stepper.keeps_logits else NEXT_TOKEN
@@ -240,8 +240,8 @@ class EngineCore:
         for group in batch.groups:
             group.owner.fail_group(group, error)
 
-    def _runs_as_burst(self, batch: Batch, driver: Driver) -> bool:
-        generations = self._bursts.generations(batch)
+    def _try_burst(self, batch: Batch, driver: Driver) -> bool:
+        generations = self._bursts.take_eligible(batch)
         if not generations:
             return False
         left, error = self._bursts.run(generations, driver)

@@ -197,7 +197,7 @@ class Engine:
         if job.is_parked:
             self._ask(commands.Resume(lane, job))
 
-    def is_called(self) -> bool:
+    def has_other_work(self) -> bool:
         """See `bursts.Driver`."""
         return bool(self._inbox or self._core.scheduler.num_waiting or self._is_stopping)
 

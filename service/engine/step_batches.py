@@ -31,7 +31,7 @@ from service.errors import CarouselError, EngineError, position_mismatch
 def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> ActiveStepBatch:
     """Begins a step batch, or appends it to a chain or to all its lanes' queues. output_size: V."""
     batch, head = ActiveStepBatch(stepper, job, output_size), job.lanes[0].active
-    if not (isinstance(head, ActiveStepBatch) and head.is_followed_by(batch)):
+    if not (isinstance(head, ActiveStepBatch) and head.try_chain(batch)):
         batch.enter()
     return batch
 
@@ -121,7 +121,7 @@ class ActiveStepBatch:
         if not self.num_waiting:
             self.start()
 
-    def is_followed_by(self, batch: ActiveStepBatch) -> bool:
+    def try_chain(self, batch: ActiveStepBatch) -> bool:
         """Appends a batch of the same lanes to the chain if only the chain waits in them. Returns whether it did."""
         if self.is_alone and self.job.lanes == batch.job.lanes:
             self.chain.append(batch)
