@@ -87,7 +87,7 @@ class EngineCore:
             on_fault=partial(observer.batch_failed, "step"),
         )
         self.take_results: Callable[[], Produced] = stepper.take_results
-        add_kinds(stepper, self._runner.fork, History(manifest.history, stepper.read))
+        add_kinds(stepper, self._runner.copy_row, History(manifest.history, stepper.read))
         self._bursts = Bursts(arena, self._runner.step_graph, stepper, observer, manifest.output_size)
         self._output_size = manifest.output_size
         self._takes_bursts = manifest.step.tokens is not None

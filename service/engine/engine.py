@@ -9,7 +9,7 @@ loop would starve the streams. Both threads call the same core, so both give the
 1. One thread at a time drives: only that thread calls the core.
 2. The event loop hands over with a message to the thread, the thread with a call on the event loop. Only the event loop
    changes who drives.
-3. `submit`, `cancel`, `close` and all other requests only append commands; `open` and `fork` also acquire slots.
+3. `submit`, `cancel`, `close` and all other requests only append commands; `open` and `acquire_forks` take slots, too.
 4. Results and callbacks are delivered on the event loop, in the order in which the core produced them. If one raises,
    the event loop's exception handler receives the exception, and the others are delivered.
 5. Tokens of unfinished generations may wait: writing them costs more than choosing them. After each delivery the event
@@ -120,7 +120,7 @@ class Engine:
         pending = list(source[-1:]) if self._starts_with_source else self._first_pending
         return Lane(slot, pending)
 
-    def fork(self, count: int) -> list[Slot]:
+    def acquire_forks(self, count: int) -> list[Slot]:
         """Acquires slots for a `SearchJob` or a `ScoreJob` that is submitted next. The job's answer frees them.
 
         Raises QueueFullError when fewer slots are free.

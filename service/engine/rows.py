@@ -17,7 +17,7 @@ from service.engine.results import FetchSpec, StepResult
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, *(quarters << power for power in range(2, 8) for quarters in (4, 5, 6, 7)), 1024)
 """The batch sizes that graphs run at: 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, .., 896, 1024. Memory then
-does not grow with every batch size that occurs in traffic; only `Runner.fork` gathers other counts. A padding row
+does not grow with every batch size that occurs in traffic; only `Runner.copy_row` gathers other counts. A padding row
 costs as much as any other; from 16 rows on, padding is less than a fifth of a batch."""
 
 

@@ -190,9 +190,9 @@ class Runner:
         self._arena.keep(self._writes(batch) if has_own_writes else rows, count, states)
         return Ran(result, size * width, gathered - began, ran - gathered)
 
-    def fork(self, row: int, forks: list[int]) -> None:
+    def copy_row(self, row: int, targets: list[int]) -> None:
         """Copies the state of a row to other rows."""
-        self._arena.scatter(np.array(forks), self._arena.gather(np.full(len(forks), row)))
+        self._arena.scatter(np.array(targets), self._arena.gather(np.full(len(targets), row)))
 
     def warm_up(self, max_rows: int) -> Iterator[tuple[GraphKind, int, float]]:
         """Runs the graphs at every batch size up to the bucket of `max_rows`, on row 0, which belongs to no session.

@@ -26,7 +26,7 @@ from service.errors import CarouselError, position_mismatch
 _LOGITS = OutputSpec(OutputKind.LOGITS)
 _NOTHING = OutputSpec(OutputKind.NONE)
 
-Fork: TypeAlias = Callable[[int, list[int]], None]
+CopyRow: TypeAlias = Callable[[int, list[int]], None]
 """Copies the state of a row of the arena to other rows."""
 
 
@@ -39,13 +39,13 @@ def begin_search(stepper: Stepper, history: History, lane: Lane, job: SearchJob)
         ActiveSearch(stepper, lane, job, history.before(lane)).begin()
 
 
-def begin_score(stepper: Stepper, fork: Fork, lane: Lane, job: ScoreJob) -> None:
+def begin_score(stepper: Stepper, copy_row: CopyRow, lane: Lane, job: ScoreJob) -> None:
     """Begins a score, or refuses it if its start position differs from the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("score.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
     else:
-        ActiveScore(stepper, lane, job, fork).begin()
+        ActiveScore(stepper, lane, job, copy_row).begin()
 
 
 class _LookingAhead(ABC):
@@ -156,9 +156,9 @@ class ActiveSearch(_LookingAhead):
 class ActiveScore(_LookingAhead):
     """An active score. The first token of each target is scored in the session's lane, the others in forks of it."""
 
-    def __init__(self, stepper: Stepper, lane: Lane, job: ScoreJob, fork: Fork) -> None:
+    def __init__(self, stepper: Stepper, lane: Lane, job: ScoreJob, copy_row: CopyRow) -> None:
         super().__init__(stepper, lane, job)
-        self._fork = fork
+        self._copy_row = copy_row
         self._targets = job.targets
         self._scores: list[list[float]] = []
         self._parts: list[ActiveFeed] = []
@@ -173,7 +173,7 @@ class ActiveScore(_LookingAhead):
             self._consumed()
             return
         slots = self.job.slots[: len(longer)]
-        self._fork(lane.slot.row, [slot.row for slot in slots])
+        self._copy_row(lane.slot.row, [slot.row for slot in slots])
         for index, slot in zip(longer, slots, strict=True):
             fork = Lane(slot, NO_TOKENS, lane.position, forked_from=lane)
             fed, targets = self._targets[index][:-1], self._targets[index][1:]

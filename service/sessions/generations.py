@@ -113,7 +113,7 @@ class Generations:
             length_penalty=beam.length_penalty,
             num_best=beam.num_best,
         )
-        slots = engine.fork(beam.beam_size)
+        slots = engine.acquire_forks(beam.beam_size)
         job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
         engine.submit(session.lane, job)
         is_kept = session.persistence is not NOT_STORED

@@ -200,7 +200,7 @@ class Requests:
         request.num_tokens = sum(map(len, targets))
         request.reserve(num_bytes + request.num_tokens * session.served.item_bytes)
         engine = session.served.engine
-        slots = engine.fork(len(targets))
+        slots = engine.acquire_forks(len(targets))
         engine.submit(
             session.lane,
             ScoreJob(reply=self._on_scored, tag=request, start=position, targets=targets, slots=slots),

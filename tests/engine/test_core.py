@@ -306,17 +306,15 @@ async def test_slots_that_a_search_has_given_back_are_not_taken_for_those_of_ses
     engine.start()
     lane = engine.open()
     search = BeamSearch(4, 2, None)
-    answers: asyncio.Queue[Any] = asyncio.Queue()
-
-    def reply(job: Job, result: Any) -> None:
-        answers.put_nowait(result)
-
-    engine.submit(lane, SearchJob(reply=reply, start=None, search=search, slots=engine.fork(4)))
-    await asyncio.to_thread(recorder.ran.acquire)  # the start token; the engine's thread drives from now on
-    recorder.goes_on.release()
-    recorder.ran.acquire()  # the beams
-    recorder.goes_on.release()
-    recorder.ran.acquire()  # the session consumes the result
+    answers: list[Any] = []
+    engine.submit(
+        lane,
+        SearchJob(
+            reply=lambda job, result: answers.append(result), start=None, search=search, slots=engine.acquire_forks(4)
+        ),
+    )
+    while engine._core.has_work:
+        engine._core.step()
     with pytest.raises(NoSlotError):
         engine.open()
     assert (engine.statistics.slots_used, engine.statistics.forks_used) == (1, 4)

@@ -298,7 +298,7 @@ def after(folder: Path, tokens: list[int]) -> bytes:
 
 def score(caller: Caller, lane: Any, targets: list[list[int]]) -> asyncio.Future[Result]:
     future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-    slots = caller.engine.fork(len(targets))
+    slots = caller.engine.acquire_forks(len(targets))
     job = ScoreJob(reply=lambda job, result: future.set_result(result), start=None, targets=targets, slots=slots)
     caller.engine.submit(lane, job)
     return future
