@@ -254,7 +254,7 @@ class Server:
             seen = None if engine is None else engine.statistics
             if seen is None or seen.is_stopped:
                 return None
-            return Occupancy(seen.slots_used, seen.forks_used, seen.num_waiting)
+            return Occupancy(seen.slots_used, seen.forks_used, seen.num_unanswered)
 
         telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)
         return engine

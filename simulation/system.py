@@ -155,7 +155,7 @@ class Replica:
             },
             slots_used=sum(one.slots_used for one in seen),
             forks_used=sum(one.forks_used for one in seen),
-            jobs_waiting=sum(one.num_waiting for one in seen),
+            jobs_waiting=sum(one.num_unanswered for one in seen),
             unanswered=[stream.replies.num_unanswered for stream in self._inference.streams],
             waiters=waiters + len(service.resume.taking) + service.opening.num_waiting,
             engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),

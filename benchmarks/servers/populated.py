@@ -61,7 +61,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
             for session in opened:
                 nothing = OutputSpec(OutputKind.NONE)
                 sessions.requests.feed(Request(session, 0, ignore, 0.0), 0, [1], nothing)
-            while engine.statistics.num_waiting:  # noqa: ASYNC110  # polling is acceptable in a benchmark
+            while engine.statistics.num_unanswered:  # noqa: ASYNC110  # polling is acceptable in a benchmark
                 await asyncio.sleep(0)
     if not feed:
         for state in engine._core.arena._states:

@@ -110,7 +110,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a step would find a command or a batch."""
-        return bool(self.inbox or self._deferred is not None or self.scheduler.num_waiting)
+        return bool(self.inbox or self._deferred is not None or self.scheduler.num_queued)
 
     def warm_up(self) -> None:
         """Runs every batch size and records its time."""

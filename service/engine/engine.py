@@ -69,7 +69,7 @@ class Engine:
         self._core = EngineCore(bundle, variant, limits, observer, self._report)
         self._inbox = self._core.inbox
         self.session_bytes = self._core.arena.row_bytes
-        self._num_opened = self._num_waiting = self._num_forks = self._num_inline = self._num_threaded = 0
+        self._num_opened = self._num_unanswered = self._num_forks = self._num_inline = self._num_threaded = 0
         self._is_pump_due = self._is_delivery_due = self._is_delivering = False
         self._latest_lane: Lane | None = None
         self._streak = 0
@@ -103,7 +103,7 @@ class Engine:
         return EngineStatistics(
             self._num_opened - self._core.num_closed,
             self._num_forks,
-            self._num_waiting,
+            self._num_unanswered,
             self._num_inline,
             self._num_threaded,
             self._is_stopping,
@@ -137,12 +137,12 @@ class Engine:
     def submit(self, lane: Lane, *jobs: Job) -> None:
         """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`, and then frees
         the jobs' forks."""
-        if self._num_waiting + len(jobs) > self._limits.max_waiting:
+        if self._num_unanswered + len(jobs) > self._limits.max_waiting:
             for job in jobs:
                 self._num_forks -= len(job.slots)
                 self._ask(commands.ReleaseForks(job.slots))
-            raise self._limits.queue_full(self._num_waiting)
-        self._num_waiting += len(jobs)
+            raise self._limits.queue_full(self._num_unanswered)
+        self._num_unanswered += len(jobs)
         now_s = perf_counter()
         for job in jobs:
             job.submitted_s = now_s
@@ -154,9 +154,9 @@ class Engine:
 
     def submit_step_batch(self, job: StepBatchJob) -> None:
         """Queues a step batch behind the jobs of all its lanes. Raises QueueFullError past `max_waiting`."""
-        if self._num_waiting >= self._limits.max_waiting:
-            raise self._limits.queue_full(self._num_waiting)
-        self._num_waiting += 1
+        if self._num_unanswered >= self._limits.max_waiting:
+            raise self._limits.queue_full(self._num_unanswered)
+        self._num_unanswered += 1
         job.submitted_s = perf_counter()
         self._ask(commands.SubmitStepBatch(job))
 
@@ -167,7 +167,7 @@ class Engine:
             self._latest_lane, self._streak = lane, 0
             return
         self._streak += 1
-        if self._streak > _LONE_STREAK and len(self._inbox) == 1 and not self._core.scheduler.num_waiting:
+        if self._streak > _LONE_STREAK and len(self._inbox) == 1 and not self._core.scheduler.num_queued:
             self._pump()
 
     def cancel(self, lane: Lane, then: Callable[[int], None]) -> None:
@@ -199,7 +199,7 @@ class Engine:
 
     def has_other_work(self) -> bool:
         """See `bursts.Driver`."""
-        return bool(self._inbox or self._core.scheduler.num_waiting or self._is_stopping)
+        return bool(self._inbox or self._core.scheduler.num_queued or self._is_stopping)
 
     def can_deliver(self) -> bool:
         """See `bursts.Driver`."""
@@ -228,7 +228,7 @@ class Engine:
         """Drives for one turn of the event loop: runs a step and delivers its results."""
         self._is_pump_due = False
         core = self._core
-        if self._is_thread_driving or not (self._inbox or core.scheduler.num_waiting):
+        if self._is_thread_driving or not (self._inbox or core.scheduler.num_queued):
             return
         try:
             progress = core.step(small_only=not self._is_inline_only)
@@ -245,7 +245,7 @@ class Engine:
             self._handed_over.put(True)
         if self._produced:
             self._deliver()
-        if self._inbox or core.scheduler.num_waiting:
+        if self._inbox or core.scheduler.num_queued:
             self._call_pump()
 
     def _drive(self) -> None:
@@ -290,7 +290,7 @@ class Engine:
                             job.reply(job, result)
                     except Exception as error:  # a bug in one reply must not keep the others from being delivered
                         self._report(error)
-                self._num_waiting -= num_ended
+                self._num_unanswered -= num_ended
                 self._num_forks -= num_freed
                 has_tokens = has_tokens or num_partial > 0
         finally:

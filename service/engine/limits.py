@@ -63,10 +63,10 @@ class EngineLimits:
             num_forks=self.num_forks,
         )
 
-    def queue_full(self, num_waiting: int) -> QueueFullError:
+    def queue_full(self, num_unanswered: int) -> QueueFullError:
         """Returns the error for a request when too many wait."""
         return QueueFullError(
-            f"{num_waiting} requests already wait, the limit of this model's queue (max_waiting): try again later",
+            f"{num_unanswered} requests already wait, the limit of this model's queue (max_waiting): try again later",
             retry_delay_s=0.1,
             max_waiting=self.max_waiting,
         )
@@ -80,7 +80,7 @@ class EngineStatistics:
     """Sessions that have a slot."""
     forks_used: int
     """Copies of states."""
-    num_waiting: int
+    num_unanswered: int
     """Requests admitted and not yet answered."""
     num_inline: int
     """Batches that ran on the event loop."""

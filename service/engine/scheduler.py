@@ -170,11 +170,11 @@ class Scheduler:
         self.max_chunk = max_chunk
         self._queues: dict[tuple[GraphKind, int], deque[_Entry]] = {}
         self._last_ticket = 0
-        self.num_waiting = 0
+        self.num_queued = 0
         """Number of queued jobs and groups."""
 
     def __len__(self) -> int:
-        return self.num_waiting
+        return self.num_queued
 
     def bound(self, num_rows: int, seconds: float, *, is_step_by_step: bool) -> None:
         """Sets `max_tokens` so that a batch takes some milliseconds at most.
@@ -201,7 +201,7 @@ class Scheduler:
         if queue is None:
             queue = self._queues[key] = deque()
         queue.append((job.ticket, job, width, job, None))
-        self.num_waiting += 1
+        self.num_queued += 1
         return width
 
     def add_group(self, group: Group) -> None:
@@ -212,13 +212,13 @@ class Scheduler:
         group.ticket = self._last_ticket
         queue = self._queues.setdefault(("step", 1), deque())
         queue.append((group.ticket, group, 1, None, group))
-        self.num_waiting += 1
+        self.num_queued += 1
 
     def remove(self, member: RowJob | Group) -> None:
         """Removes a job or a group from its queue. Does nothing when it is not queued."""
         if member.ticket:
             member.ticket = 0  # the entry in the queue is stale now; `next_batch` skips it
-            self.num_waiting -= 1
+            self.num_queued -= 1
 
     def next_batch(self) -> Batch | None:
         """Returns the next batch and removes its members from their queues; None when nothing is queued."""
@@ -258,7 +258,7 @@ class Scheduler:
                     runs_on = runs_on or job.runs_on
                 member.ticket = 0
             queue.popleft()
-        self.num_waiting -= len(jobs) + len(groups)
+        self.num_queued -= len(jobs) + len(groups)
         return Batch(kind, jobs, widths, groups, num_rows, max(widths, default=1), num_tokens, runs_on)
 
 

@@ -40,8 +40,8 @@ class ActiveStepBatch:
     """A step batch from its submission to its answer; it collects the answer's columns.
 
     job: the request. positions: [N] of lanes that are done or have failed; errors: by place, for rows that failed.
-    num_waiting: lanes in which its turn has not come. chain: later step batches of the same lanes; is_alone: whether
-    this one holds all of its lanes, and nothing waits in any of them except the chain.
+    num_lanes_missing: lanes in which its turn has not come. chain: later step batches of the same lanes; is_alone:
+    whether this one holds all of its lanes, and nothing waits in any of them except the chain.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class ActiveStepBatch:
         "errors",
         "is_alone",
         "job",
-        "num_waiting",
+        "num_lanes_missing",
         "positions",
     )
 
@@ -80,7 +80,7 @@ class ActiveStepBatch:
         self._logits = np.zeros((count, output_size), np.float32) if kind.is_vector else None
         self.errors: dict[int, CarouselError] = {}
         self._is_done = bytearray(count)
-        self._num_left = self.num_waiting = count
+        self._num_left = self.num_lanes_missing = count
         self._groups: list[Group] = []
         self._firsts: list[int] = []
         self._places: dict[Lane, int] = {}
@@ -96,29 +96,29 @@ class ActiveStepBatch:
                 lane.active = self
             else:
                 late.append((place, lane))
-        self.num_waiting = len(late)
+        self.num_lanes_missing = len(late)
         for place, lane in late:
             if lane.refusal is None:
                 lane.enqueue(self)
             else:
                 self._fail(place, lane, lane.refusal)
-                self.num_waiting -= 1
+                self.num_lanes_missing -= 1
         self.is_alone = not late
-        if not self.num_waiting:
+        if not self.num_lanes_missing:
             self.start()
 
     def begin(self, lane: Lane) -> None:
         """See `Queued`. Its turn has come in one more lane."""
         lane.active = self
-        self.num_waiting -= 1
-        if not self.num_waiting:
+        self.num_lanes_missing -= 1
+        if not self.num_lanes_missing:
             self.start()
 
     def drop(self, lane: Lane, error: CarouselError) -> None:
         """See `Queued`. Its turn in this lane will not come."""
         self._fail(self._place(lane), lane, error)
-        self.num_waiting -= 1
-        if not self.num_waiting:
+        self.num_lanes_missing -= 1
+        if not self.num_lanes_missing:
             self.start()
 
     def try_chain(self, batch: ActiveStepBatch) -> bool:
@@ -300,7 +300,7 @@ class ActiveStepBatch:
 
     def _end_if_done(self) -> None:
         """Answers the job when all its rows are done, then frees its lanes or passes them to the next in the chain."""
-        if self._num_left or self.num_waiting or self._is_answered:
+        if self._num_left or self.num_lanes_missing or self._is_answered:
             return
         self._is_answered = True
         stepper, errors = self._stepper, sorted(self.errors.items())
@@ -308,7 +308,7 @@ class ActiveStepBatch:
         stepper.answer(self.job, Stepped(*columns, errors))
         if self.chain:
             following = self.chain.popleft()  # it takes over the lanes and the rest of the chain
-            following.chain, following.is_alone, following.num_waiting = self.chain, True, 0
+            following.chain, following.is_alone, following.num_lanes_missing = self.chain, True, 0
             for lane in self.job.lanes:
                 lane.active = following
             stepper.due.append(following.start)

@@ -166,7 +166,7 @@ async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository:
             await asyncio.gather(*futures)
             await asyncio.gather(*map(caller.closed, lanes[:30]))
         statistics = caller.engine.statistics
-        assert (statistics.slots_used, statistics.num_waiting) == (0, 0)
+        assert (statistics.slots_used, statistics.num_unanswered) == (0, 0)
         del lanes, lane, futures
         assert num_alive(Lane, Job) <= num_before
         assert {caller.engine.open().slot.row for _ in range(64)} == {*range(1, 65)}

@@ -59,7 +59,7 @@ async def test_a_callback_that_raises_affects_no_other_callback(tiny_repository:
             assert isinstance(await caller.feed(lane, [2]), Fed)
             await turns()
             assert [str(error) for error in errors] == ["a bug of the caller's"] * 4
-        assert caller.engine.statistics.num_waiting == 0
+        assert caller.engine.statistics.num_unanswered == 0
         assert caller.engine.statistics.slots_used == 2
 
 
@@ -132,7 +132,7 @@ async def test_a_score_outside_the_vocabulary_fails_alone_and_frees_its_forks(ti
             assert result.position == 1
         assert isinstance(await right, Scored)
         statistics = caller.engine.statistics
-        assert (statistics.forks_used, statistics.num_waiting) == (0, 0)
+        assert (statistics.forks_used, statistics.num_unanswered) == (0, 0)
         assert logits_of(await caller.feed(lane, [6])).tobytes() == after(folder, [5, 6])
 
 
@@ -168,7 +168,7 @@ async def test_a_row_that_cannot_be_run_fails_alone(tiny_repository: Path, bad: 
             assert logits_of(await caller.feed(lane, [6]))[-1:].tobytes() == after(folder, [*line, 6])
         for lane, line in zip(stepped, [[5, 1], [5], [5], [5, 4]], strict=True):
             assert logits_of(await caller.feed(lane, [6]))[-1:].tobytes() == after(folder, [*line, 6])
-        assert caller.engine.statistics.num_waiting == 0
+        assert caller.engine.statistics.num_unanswered == 0
 
 
 def step_batch(caller: Caller, lanes: list[Any], tokens: list[int]) -> asyncio.Future[Stepped]:
@@ -224,7 +224,7 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
             assert all(isinstance(error, EngineError) for _, error in stepped.errors)
             assert not errors
         assert len(caller.recorder.failures) == 1
-        assert caller.engine.statistics.num_waiting == 0
+        assert caller.engine.statistics.num_unanswered == 0
         assert isinstance(await caller.feed(lanes[0], [1]), Fed)
 
 
@@ -272,7 +272,7 @@ async def test_waiting_and_later_jobs_fail_when_the_engine_stops(tiny_repository
             while not isinstance(result := await asyncio.wait_for(queue.get(), 5), Failed):
                 pass
             assert is_shut_down(result)
-        assert caller.engine.statistics.num_waiting == 0
+        assert caller.engine.statistics.num_unanswered == 0
 
 
 async def test_jobs_of_a_closed_lane_are_answered_with_the_error_that_closed_it(tiny_repository: Path) -> None:
