@@ -51,7 +51,7 @@ def run_steps(
     Raises what ONNX Runtime raises.
     """
     result, states = run(tokens[:, :1], lengths, states, contexts, fetch, count=count)
-    first = _told(result)
+    first = _outputs_of(result)
     whole = [
         None if one is None else np.zeros((len(tokens), tokens.shape[1], *one.shape[2:]), one.dtype) for one in first
     ]
@@ -60,13 +60,13 @@ def run_steps(
         rows = np.flatnonzero(lengths[:count] > at).tolist()
         if len(rows) == len(tokens):
             result, states = run(tokens[:, at : at + 1], lengths, states, contexts, fetch, count=count)
-            _put(whole, slice(None), at, _told(result))
+            _put(whole, slice(None), at, _outputs_of(result))
             continue
         places = [*rows, *[rows[-1]] * (bucket(len(rows)) - len(rows))]
         own = [state.take(places, axis=axis) for state, axis in zip(states, axes, strict=True)]
         read = [context[places] for context in contexts]
         some, following = run(tokens[places, at : at + 1], lengths[places], own, read, fetch, count=len(rows))
-        _put(whole, rows, at, [None if one is None else one[: len(rows)] for one in _told(some)])
+        _put(whole, rows, at, [None if one is None else one[: len(rows)] for one in _outputs_of(some)])
         for state, one, axis in zip(states, following, axes, strict=True):
             before: tuple[Any, ...] = (slice(None),) * axis
             state[(*before, rows)] = one[(*before, slice(len(rows)))]
@@ -74,13 +74,13 @@ def run_steps(
 
 
 def run_whole_steps(
-    session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], read: str, carried: Sequence[str]
+    session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], read: str, states_in: Sequence[str]
 ) -> list[Array]:
     """Does the same as `run_steps` for rows that all have all steps, without the overhead of `StepGraph.run` in each
     step.
 
     names: outputs to fetch: first the next states, then the step's outputs; feeds: inputs, with the tokens of all steps
-    under `read`; changed by this function; carried: input names of the states. Returns the next states, then the
+    under `read`; changed by this function; states_in: input names of the states. Returns the next states, then the
     outputs of all steps. Raises what ONNX Runtime raises.
     """
     tokens = feeds[read]
@@ -89,20 +89,20 @@ def run_whole_steps(
     for at in range(tokens.shape[1]):
         feeds[read] = tokens[:, at : at + 1]
         found = session.run(names, feeds)
-        states = found[: len(carried)]
-        feeds.update(zip(carried, states, strict=True))
-        given.append(found[len(carried) :])
+        states = found[: len(states_in)]
+        feeds.update(zip(states_in, states, strict=True))
+        given.append(found[len(states_in) :])
     return [*states, *(np.concatenate(steps, axis=1) for steps in zip(*given, strict=True))]
 
 
-def _told(result: StepResult) -> list[Array | None]:
+def _outputs_of(result: StepResult) -> list[Array | None]:
     """Returns the outputs of a run in the order of `StepResult`'s arguments."""
     return [result.logits, result.next_tokens, result.top_log_probabilities, result.top_ids]
 
 
-def _put(whole: Sequence[Array | None], rows: slice | list[int], at: int, told: Sequence[Array | None]) -> None:
+def _put(whole: Sequence[Array | None], rows: slice | list[int], at: int, outputs: Sequence[Array | None]) -> None:
     """Writes the outputs of step `at` for some rows into the arrays of all steps."""
-    for array, one in zip(whole, told, strict=True):
+    for array, one in zip(whole, outputs, strict=True):
         if array is not None and one is not None:
             array[rows, at] = one[:, 0]
 
@@ -117,29 +117,29 @@ class Axes(NamedTuple):
     outputs: Sequence[int]
 
 
-def run_groups(
+def run_alike(
     session: ort.InferenceSession,
     names: list[str],
     feeds: Mapping[str, Array],
-    groups: Sequence[Sequence[int]],
+    alike: Sequence[Sequence[int]],
     axes: Axes,
 ) -> list[Array]:
-    """Runs each group of rows alone, and returns the outputs as one run of all rows would. Rows in no group get values
-    without meaning. Raises what ONNX Runtime raises."""
-    of_group = {name: array for name, array in feeds.items() if name in axes.shared}
+    """Runs each list of rows in `alike` alone. Returns the outputs as one run of all rows would; rows in no list get
+    values without meaning. Raises what ONNX Runtime raises."""
+    of_rows = {name: array for name, array in feeds.items() if name in axes.shared}
     apart: list[tuple[str, Array, tuple[Any, ...]]] = [
         (name, array, (slice(None),) * axes.inputs.get(name, 0))
         for name, array in feeds.items()
         if name not in axes.shared
     ]
     whole: list[Array] = []
-    for rows in groups:
+    for rows in alike:
         # one row as a slice is a view, without a copy; ONNX Runtime copies it only if it is not contiguous
         places = [*rows, *[rows[-1]] * (bucket(len(rows)) - len(rows))]
         own: Any = slice(rows[0], rows[0] + 1) if len(rows) == 1 else places
         for name, array, ahead in apart:
-            of_group[name] = array[(*ahead, own)]
-        outputs = session.run(names, of_group)
+            of_rows[name] = array[(*ahead, own)]
+        outputs = session.run(names, of_rows)
         if not whole:
             whole = [
                 np.zeros((*one.shape[:axis], axes.num_rows, *one.shape[axis + 1 :]), one.dtype)

@@ -3,6 +3,9 @@
 Only this file knows which inputs and outputs the step graph of a variant has. Arrays that are the same in many batches
 are reused, because making one costs as much as ten lines of Python.
 
+A row gets the same bits in any batch and any chunk. ONNX Runtime does not promise that of every graph: `export` proves
+it for each graph before it writes a bundle.
+
 Shapes: `B` rows, padded up to a bucket; `T` time; `S` source; `V` vocabulary.
 """
 
@@ -18,7 +21,7 @@ import onnxruntime as ort
 from service.engine.arena import Arena, Array, IntArray
 from service.engine.jobs import Item, Items
 from service.engine.results import LOGITS, FetchSpec, StepResult
-from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_groups, run_steps, run_whole_steps
+from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_alike, run_steps, run_whole_steps
 from service.engine.scheduler import Batch
 from service.engine.trace_graph import TraceGraph
 from service.observer import GraphKind
@@ -38,20 +41,22 @@ class Ran(NamedTuple):
 
 class StepGraph:
     """The step graph: advances rows. For one thread at a time; ONNX Runtime releases the GIL while it runs. A graph
-    with a fixed batch axis of 1 runs row by row; one with a uniform state runs once for each value in the batch."""
+    with a fixed batch axis of 1 runs row by row; one with a uniform state (without a batch axis in
+    the graph) once for each value in the batch. chunk_graph: the step in a loop, for chunks of several tokens."""
 
     def __init__(
         self,
         manifest: Manifest,
         session: ort.InferenceSession,
         spec: StepSpec,
-        loop: ort.InferenceSession | None = None,
+        chunk_graph: ort.InferenceSession | None = None,
     ) -> None:
         self._session = session
-        self._loop = loop
+        self._chunk_graph = chunk_graph
         self._spec = spec
         self._states = [state.input for state in manifest.states]
-        self._carried = [tensor.name for tensor in self._states] + [one.input.name for one in manifest.contexts]
+        self._state_names = [tensor.name for tensor in self._states]
+        self._carried_names = self._state_names + [one.input.name for one in manifest.contexts]
         self._input, self._output = spec.input.name, spec.output.name
         self._lengths = None if spec.lengths is None else spec.lengths.name
         self._gives_values = spec.values is not None
@@ -79,12 +84,12 @@ class StepGraph:
         is_long = self._lengths is None and tokens.shape[1] > 1
         if is_long and (self._uniform or self._spec.max_rows == 1 < len(tokens) or lengths.min() < tokens.shape[1]):
             return run_steps(self.run, tokens, lengths, states, contexts, axes=self._axes, fetch=fetch, count=count)
-        feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
+        feeds: dict[str, Array] = dict(zip(self._carried_names, (*states, *contexts), strict=True))
         feeds[self._input] = tokens
         session = self._session
-        if self._lengths is not None and (self._loop is None or tokens.shape[1] > 1):
+        if self._lengths is not None and (self._chunk_graph is None or tokens.shape[1] > 1):
             feeds[self._lengths] = lengths
-            session = session if self._loop is None else self._loop
+            session = session if self._chunk_graph is None else self._chunk_graph
         if self._constants:
             feeds |= self._constants
         top_k = self._spec.top_k if fetch.top_k else None
@@ -93,19 +98,19 @@ class StepGraph:
         if top_k is not None:
             feeds[top_k.k.name] = np.array([fetch.top_k], np.int64)
             names = [*names, top_k.log_probabilities.name, top_k.token_ids.name]
-        groups: Sequence[Sequence[int]] = ()
+        alike: Sequence[Sequence[int]] = ()
         if len(tokens) > 1:
             if self._spec.max_rows == 1:
-                groups = [[row] for row in range(count)]
+                alike = [[row] for row in range(count)]
             elif self._uniform:
-                groups = groups_of([(states[place], self._axes[place]) for place in self._uniform], count)
-        if groups:
+                alike = groups_of([(states[place], self._axes[place]) for place in self._uniform], count)
+        if alike:
             along = [*self._axes, *[0] * (len(names) - self._num_states)]
             shared = {*self._constants, *(() if top_k is None else (top_k.k.name,))}
-            own = dict(zip(self._carried, self._axes, strict=False))
-            outputs = run_groups(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
+            own = dict(zip(self._state_names, self._axes, strict=True))
+            outputs = run_alike(session, names, feeds, alike, Axes(len(tokens), own, shared, along))
         elif is_long:
-            outputs = run_whole_steps(session, names, feeds, self._input, self._carried[: self._num_states])
+            outputs = run_whole_steps(session, names, feeds, self._input, self._state_names)
         else:
             outputs = session.run(names, feeds)
         ranked = (None, None) if top_k is None else (outputs[-2], outputs[-1])
@@ -132,7 +137,7 @@ class Runner:
         self._initial = [state.initial for state in manifest.states]
         self._encoder = bundle.encoder
         self._encoder_outputs = [name for name in self._initial if name] + [c.output for c in manifest.contexts]
-        self._has_loop = graphs.loop is not None
+        self._has_chunk_graph = graphs.loop is not None
         self._readout = graphs.readout
         self._readout_spec = graphs.readout_spec
         self._has_contexts = bool(manifest.contexts)
@@ -210,15 +215,9 @@ class Runner:
                 self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS, count=count)
                 if is_measured:
                     yield "step", count, perf_counter() - began
-            if self._has_loop:  # warm-up only: its first run takes longer
-                self.step_graph.run(
-                    self._items.blank(count, 2) + 1,
-                    lengths + 1,
-                    self._arena.gather(rows),
-                    contexts,
-                    LOGITS,
-                    count=count,
-                )
+            if self._has_chunk_graph:  # warm-up only: its first run takes longer
+                twos = self._items.blank(count, 2) + 1
+                self.step_graph.run(twos, lengths + 1, self._arena.gather(rows), contexts, LOGITS, count=count)
             if self._readout is not None:
                 for is_measured in (False, True):
                     began = perf_counter()
