@@ -40,7 +40,7 @@ from service.repository.manifest import BASE_VARIANT
 
 _LONE_STREAK = 16
 """Number of consecutive feeds by one lane after which the engine takes it to be the only active one."""
-_REST = 2.0
+_PAUSE = 2.0
 """Pause after a delivery of tokens, as a multiple of the event loop's time for that delivery."""
 
 
@@ -265,7 +265,7 @@ class Engine:
 
     def _take_back(self) -> None:
         self._is_thread_driving = False
-        switching.thread_rests()
+        switching.thread_stops()
         self._deliver()
         if self._core.has_work:
             self._pump()
@@ -297,12 +297,12 @@ class Engine:
             self._is_delivering = False
         if has_tokens:
             self._can_deliver_at_s = inf
-            self._loop.call_soon(self._rest, began_s)
+            self._loop.call_soon(self._pause_delivery, began_s)
 
-    def _rest(self, began_s: float) -> None:
+    def _pause_delivery(self, began_s: float) -> None:
         """Sets when the next tokens are delivered. Runs when the streams have begun to write the last ones."""
         now_s = perf_counter()
-        self._can_deliver_at_s = now_s + _REST * (now_s - began_s)
+        self._can_deliver_at_s = now_s + _PAUSE * (now_s - began_s)
 
     def _refuse_all(self) -> None:
         """Answers everything that waits, and all later jobs, on the event loop. Called after the thread has ended."""
@@ -310,7 +310,7 @@ class Engine:
         self._produced.append(self._core.take_results())
         if self._is_thread_driving:  # a batch was handed over after the thread had ended
             self._is_thread_driving = False
-            switching.thread_rests()
+            switching.thread_stops()
         self._is_inline_only = True
         self._deliver()
 

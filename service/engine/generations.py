@@ -10,7 +10,7 @@ from typing import ClassVar
 from service.engine.before import Before
 from service.engine.decoding import Choice, FinishReason, choose_batch
 from service.engine.history import History
-from service.engine.jobs import NO_TOKENS, EncodeJob, GenerateJob, Item, Lane, Rest
+from service.engine.jobs import NO_TOKENS, EncodeJob, GenerateJob, Item, Lane, Remainder
 from service.engine.results import CHOICE, NEXT_TOKEN, Chosen, Encoded, Failed, Generated, StepResult, known
 from service.engine.scheduler import RowJob
 from service.engine.stepper import Stepper, nothing_consumed
@@ -47,7 +47,7 @@ class ActiveEncode(RowJob):
         self._stepper.scheduler.remove(self)
         self._stepper.answer(self.job, Failed(lane.position, error))
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`. None, because the lane's state is not complete before the source is encoded."""
         return None
 
@@ -157,13 +157,13 @@ class ActiveGeneration(RowJob):
         """See `ActiveJob`."""
         self._stepper.parked.discard(self)
         self._stepper.scheduler.remove(self)
-        self.set_down()
+        self.restore_pending()
         self._stepper.answer(self.job, Failed(lane.position, error))
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`."""
         pending = list(self.inputs[self.done : self.num_pending])
-        return Rest(pending, self.request.num_produced, self._choice.seen, self.request.decoding)
+        return Remainder(pending, self.request.num_produced, self._choice.seen, self.request.decoding)
 
     def _consume(self, result: StepResult, row: int, width: int) -> None:
         """Updates the lane to match its state after a run."""

@@ -201,7 +201,7 @@ class StepBatchJob(Job):
         return self.outputs.top_k if self.outputs.kind is OutputKind.TOP_K else 0
 
 
-class Rest(NamedTuple):
+class Remainder(NamedTuple):
     """What a saved state of a lane contains about the active job.
 
     pending: see `Lane`. num_produced, seen, decoding: for a generation only.
@@ -240,7 +240,7 @@ class ActiveJob(Protocol):
     def unchain(self) -> None:
         """Moves the jobs that follow this one into the lanes' queues, because one of the lanes gets another request."""
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """Returns what a saved state of the lane contains about this job now; None while the state cannot be read."""
 
 

@@ -21,7 +21,7 @@ from service.engine.beam import Hypothesis
 from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, FloatArray, FloatRow, IntArray, log_softmax, top_k
 from service.engine.emitted import emitted
-from service.engine.jobs import NO_TOKENS, Item, Items, Job, Lane, OutputKind, OutputSpec, Rest, StepBatchJob
+from service.engine.jobs import NO_TOKENS, Item, Items, Job, Lane, OutputKind, OutputSpec, Remainder, StepBatchJob
 from service.errors import CarouselError
 
 
@@ -51,16 +51,16 @@ class LaneState(NamedTuple):
 
 def read_lanes(arena: Arena, lanes: Sequence[Lane]) -> list[LaneState | None]:
     """Copies the state of lanes. None for a lane that is closed, or whose feed or source is run in part: try later."""
-    rests = [_rest(lane) for lane in lanes]
-    rows = [lane.slot.row for lane, rest in zip(lanes, rests, strict=True) if rest is not None]
+    remainders = [_remainder(lane) for lane in lanes]
+    rows = [lane.slot.row for lane, remainder in zip(lanes, remainders, strict=True) if remainder is not None]
     copies = iter(arena.read(rows))
     found: list[LaneState | None] = []
-    for lane, rest in zip(lanes, rests, strict=True):
-        if rest is None:
+    for lane, remainder in zip(lanes, remainders, strict=True):
+        if remainder is None:
             found.append(None)
             continue
         states, contexts = next(copies)
-        pending, num_produced, seen, decoding = rest
+        pending, num_produced, seen, decoding = remainder
         next_logits = None if pending else lane.next_logits
         found.append(LaneState(lane.position, pending, next_logits, states, contexts, num_produced, seen, decoding))
     return found
@@ -75,10 +75,10 @@ def write_lane(arena: Arena, lane: Lane, state: LaneState) -> None:
     lane.next_logits = state.next_logits
 
 
-def _rest(lane: Lane) -> Rest | None:
+def _remainder(lane: Lane) -> Remainder | None:
     if lane.is_closed:
         return None
-    return Rest(lane.pending) if lane.active is None else lane.active.rest(lane)
+    return Remainder(lane.pending) if lane.active is None else lane.active.remainder(lane)
 
 
 class StepOutput(NamedTuple):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 from service.engine.decoding import Choice
-from service.engine.jobs import NO_TOKENS, ActiveJob, Item, Job, Lane, Rest
+from service.engine.jobs import NO_TOKENS, ActiveJob, Item, Job, Lane, Remainder
 from service.engine.limits import batch_tokens, chunk_tokens
 from service.engine.results import FetchSpec, StepResult
 from service.errors import CarouselError
@@ -78,11 +78,11 @@ class RowJob(ABC):
     def unchain(self) -> None:  # noqa: B027  # few kinds have a chain
         """See `ActiveJob`. Does nothing: a row job has no chain, only the lane's queue."""
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`."""
-        return Rest(list(self.inputs[self.done : self.num_pending]))
+        return Remainder(list(self.inputs[self.done : self.num_pending]))
 
-    def set_down(self) -> None:
+    def restore_pending(self) -> None:
         """Makes the lane consistent when the job ends early: inputs that were taken from `lane.pending` and that the
         state has not consumed become pending again."""
         if self.done < self.num_pending:

@@ -17,7 +17,7 @@ import numpy as np
 from service.engine.before import Before
 from service.engine.decoding import FloatArray, score
 from service.engine.history import History
-from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Rest, ScoreJob, SearchJob
+from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Remainder, ScoreJob, SearchJob
 from service.engine.results import LOGITS, Failed, Fed, Result, Scored, Searched, StepResult
 from service.engine.scheduler import Group
 from service.engine.stepper import ActiveFeed, Stepper
@@ -70,9 +70,9 @@ class _LookingAhead(ABC):
     def unchain(self) -> None:  # noqa: B027  # few kinds have a chain
         """See `ActiveJob`. Does nothing: such a job has no chain, only the lane's queue."""
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`."""
-        return Rest(lane.pending)
+        return Remainder(lane.pending)
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
         """See `Whole`."""

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from service.engine.jobs import VALUES, Lane, OutputKind, Rest, StepBatchJob
+from service.engine.jobs import VALUES, Lane, OutputKind, Remainder, StepBatchJob
 from service.engine.results import Failed, Fed, Result, StepOutput, Stepped, StepResult, fetch_for
 from service.engine.scheduler import Group
 from service.engine.stepper import ActiveFeed, Stepper
@@ -149,9 +149,9 @@ class ActiveStepBatch:
             self._fail(place, lane, error)
             self._end_if_done()
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`."""
-        return Rest(lane.pending)
+        return Remainder(lane.pending)
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
         """See `Whole`. After a row is done, the step batch keeps its lane until all rows are."""

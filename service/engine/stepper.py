@@ -19,7 +19,7 @@ import numpy as np
 
 from service.engine.arena import Slot
 from service.engine.decoding import score
-from service.engine.jobs import NO_TOKENS, FeedJob, Item, Job, Lane, OutputKind, OutputSpec, Rest
+from service.engine.jobs import NO_TOKENS, FeedJob, Item, Job, Lane, OutputKind, OutputSpec, Remainder
 from service.engine.results import (
     LOGITS,
     NEXT_TOKEN,
@@ -258,14 +258,14 @@ class ActiveFeed(RowJob):
     def abandon(self, lane: Lane, error: CarouselError) -> None:
         """See `ActiveJob`."""
         self._stepper.scheduler.remove(self)
-        self.set_down()
+        self.restore_pending()
         self._end(Failed(lane.position, error))
 
-    def rest(self, lane: Lane) -> Rest | None:
+    def remainder(self, lane: Lane) -> Remainder | None:
         """See `ActiveJob`: None between its first new token and its last."""
         if self.num_pending < self.done < len(self.inputs):
             return None
-        return super().rest(lane)
+        return super().remainder(lane)
 
     def _queue(self) -> None:
         """Schedules the remaining tokens; of a traced feed, one token at a time."""

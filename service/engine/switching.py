@@ -31,7 +31,7 @@ def thread_drives() -> None:
     sys.setswitchinterval(_SOON_S)
 
 
-def thread_rests() -> None:
+def thread_stops() -> None:
     """Sets the interval to 5 ms when no engine's thread drives any more. One of them has stopped driving."""
     _Driving.num -= 1
     if not _Driving.num:
