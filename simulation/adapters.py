@@ -130,10 +130,10 @@ def stored_in(payload: bytes) -> Stored:
 
 
 @cache
-def sampled(hidden: State, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
+def sampled(hidden: State, position: int, seed: int, num_produced: int, min_tokens: int) -> int:
     """Returns the token that a generation with this seed draws."""
     decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
-    choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
+    choice = Choice(decoding, position, num_produced, None, arithmetic.EOS_ID)
     tokens, _ = choose_batch(np.array([hidden.logits], np.float32), [choice])
     return int(tokens[0])
 

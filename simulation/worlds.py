@@ -36,12 +36,12 @@ class Choosing:
     min_tokens: int = 0
     seed: int | None = None
 
-    def token(self, world: World, num_generated: int) -> int:
-        """Returns the next token. num_generated: tokens of the generation before it."""
+    def token(self, world: World, num_produced: int) -> int:
+        """Returns the next token. num_produced: tokens of the generation before it."""
         if self.seed is not None:
-            return sampled(world.hidden, world.position, self.seed, num_generated, self.min_tokens)
+            return sampled(world.hidden, world.position, self.seed, num_produced, self.min_tokens)
         token = likeliest(world.hidden)
-        if token == EOS_ID and num_generated < self.min_tokens:
+        if token == EOS_ID and num_produced < self.min_tokens:
             row = list(world.hidden.logits)
             row[EOS_ID] = float("-inf")
             token = row.index(max(row))

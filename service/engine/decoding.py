@@ -98,17 +98,17 @@ class Decoding:
         is_plain = self.sampling is None and self.repetition_penalty == 1.0 and self.min_tokens == 0
         object.__setattr__(self, "is_plain", is_plain)
 
-    def finish_reason(self, token: int | bytes, num_generated: int, eos_id: int | None) -> FinishReason | None:
+    def finish_reason(self, token: int | bytes, num_produced: int, eos_id: int | None) -> FinishReason | None:
         """Returns why the generation ends with a token just chosen, or None if it continues.
 
-        num_generated: tokens, or vectors, of the generation, including this one. An end token or a stop token is not
+        num_produced: tokens, or vectors, of the generation, including this one. An end token or a stop token is not
         part of the generation's output.
         """
         if token == eos_id:
             return FinishReason.EOS
         if token in self.stop_ids:
             return FinishReason.STOP
-        return FinishReason.MAX_TOKENS if num_generated >= self.max_tokens else None
+        return FinishReason.MAX_TOKENS if num_produced >= self.max_tokens else None
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +118,7 @@ class Choice:
     decoding: Decoding
     position: int
     """Of the session, 0 to 2**64 - 1. A random draw depends on this and on the seed only."""
-    num_generated: int = 0
+    num_produced: int = 0
     """Tokens generated so far."""
     seen: IntArray | None = None
     """[any number] token ids in the sequence so far, for the repetition penalty. Duplicates change only the cost. None:
@@ -129,7 +129,7 @@ class Choice:
     def advance(self, token: int) -> None:
         """Updates the choice after `token` was chosen and does not end the generation."""
         self.position += 1
-        self.num_generated += 1
+        self.num_produced += 1
         if self.decoding.repetition_penalty != 1.0:
             seen = np.empty(0, np.int64) if self.seen is None else self.seen
             self.seen = np.unique(np.append(seen, token))
@@ -176,12 +176,12 @@ def choose(
     decoding: Decoding,
     position: int,
     *,
-    num_generated: int = 0,
+    num_produced: int = 0,
     seen: IntArray | None = None,
     eos_id: int | None = None,
 ) -> tuple[int, float | None]:
     """Same as `choose_batch`, for one row [V]. Returns the token, and its log-probability if decoding asks for it."""
-    choice = Choice(decoding, position, num_generated, seen, eos_id)
+    choice = Choice(decoding, position, num_produced, seen, eos_id)
     tokens, log_probabilities = choose_batch(logits[np.newaxis], [choice])
     return int(tokens[0]), float(log_probabilities[0]) if decoding.log_probabilities else None
 
@@ -240,6 +240,6 @@ def _penalise(logits: FloatArray, choices: Sequence[Choice]) -> None:
 def _forbid_ends(logits: FloatArray, choices: Sequence[Choice]) -> None:
     """Makes end token and stop tokens impossible in rows that have not reached min_tokens."""
     for row, choice in enumerate(choices):
-        if choice.num_generated < choice.decoding.min_tokens:
+        if choice.num_produced < choice.decoding.min_tokens:
             ends = [*choice.decoding.stop_ids] if choice.eos_id is None else [*choice.decoding.stop_ids, choice.eos_id]
             logits[row, ends] = -np.inf

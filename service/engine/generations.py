@@ -142,7 +142,7 @@ class ActiveGeneration(RowJob):
         """Schedules its last token if the window has room for another, or else waits for a grant."""
         job, choice = self.request, self._choice
         choice.position = self.lane.position
-        choice.num_generated = job.num_produced
+        choice.num_produced = job.num_produced
         # `is_parked` is set before the window is checked, and the event loop grants before it checks `is_parked`. So at
         # least one of the two sees the other's change, and no grant is missed.
         job.is_parked = True

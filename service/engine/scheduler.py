@@ -231,9 +231,9 @@ class Scheduler:
                 oldest, oldest_ticket = key, queue[0][0]
         if oldest is None:
             return None
-        kind, bucket = oldest
+        kind, width_class = oldest
         queue = self._queues[oldest]
-        room = max(1, min(self.max_rows, self.max_tokens // bucket))
+        room = max(1, min(self.max_rows, self.max_tokens // width_class))
         jobs: list[RowJob] = []
         widths: list[int] = []
         groups: list[Group] = []

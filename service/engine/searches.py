@@ -81,7 +81,7 @@ class _LookingAhead(ABC):
         elif not isinstance(result, Fed):
             self._finish(result)
         elif not result.outputs:  # the feed of the best hypothesis; the first feed returns logits
-            self._consumed()
+            self._complete()
         else:
             self._lane.active = self
             logits = result.outputs[0].logits
@@ -106,7 +106,7 @@ class _LookingAhead(ABC):
         """Continues with the next logits of some arena rows. logits: [K, V]; rows: [K]."""
 
     @abstractmethod
-    def _consumed(self) -> None:
+    def _complete(self) -> None:
         """Ends the job: the session has consumed what the job chose, or nothing had to be consumed."""
 
     @abstractmethod
@@ -141,9 +141,9 @@ class ActiveSearch(_LookingAhead):
         if found and found[0].tokens:
             ActiveFeed(self._stepper, self._lane, self.job, found[0].tokens, _NOTHING, whole=self)
         else:
-            self._consumed()
+            self._complete()
 
-    def _consumed(self) -> None:
+    def _complete(self) -> None:
         self._finish(Searched(self._lane.position, self._search.results(), self._before))
 
     def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
@@ -170,7 +170,7 @@ class ActiveScore(_LookingAhead):
         self._scores = [score(logits, np.array(target[:1])).tolist() for target in self._targets]
         self._num_left = len(longer)
         if not longer:
-            self._consumed()
+            self._complete()
             return
         slots = self.job.slots[: len(longer)]
         self._copy_row(lane.slot.row, [slot.row for slot in slots])
@@ -181,7 +181,7 @@ class ActiveScore(_LookingAhead):
                 ActiveFeed(self._stepper, fork, self.job, fed, _NOTHING, whole=self, index=index, targets=targets)
             )
 
-    def _consumed(self) -> None:
+    def _complete(self) -> None:
         self._finish(Scored(self._lane.position, self._scores))
 
     def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
@@ -192,7 +192,7 @@ class ActiveScore(_LookingAhead):
         self._scores[part.index] += part.scores
         self._num_left -= 1
         if not self._num_left:
-            self._consumed()
+            self._complete()
 
     def _stop(self) -> None:
         for part in self._parts:

@@ -49,8 +49,8 @@ class ActiveStepBatch:
         "_firsts",
         "_groups",
         "_is_answered",
+        "_is_begun",
         "_is_done",
-        "_is_started",
         "_log_probabilities",
         "_logits",
         "_num_left",
@@ -85,7 +85,7 @@ class ActiveStepBatch:
         self._firsts: list[int] = []
         self._places: dict[Lane, int] = {}
         self._apart: set[int] = set()
-        self._is_answered = self._is_started = self.is_alone = False
+        self._is_answered = self._is_begun = self.is_alone = False
         self.chain: deque[ActiveStepBatch] = deque()
 
     def enter(self) -> None:
@@ -140,7 +140,7 @@ class ActiveStepBatch:
     def abandon(self, lane: Lane, error: CarouselError) -> None:
         """See `ActiveJob`. If the lane's row has run, the batch keeps the lane, so that answers stay in order."""
         place = self._place(lane)
-        if not self._is_started:
+        if not self._is_begun:
             self._fail(place, lane, error)
         elif self._is_done[place]:
             lane.active = self
@@ -197,7 +197,7 @@ class ActiveStepBatch:
 
     def start(self) -> None:
         """Schedules its rows, because its turn has come in every lane."""
-        self._is_started = True
+        self._is_begun = True
         try:
             self._schedule()
         except Exception as error:  # a bug in one step batch must not affect other jobs

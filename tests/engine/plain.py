@@ -90,7 +90,7 @@ class PlainSession:
         self.starts: dict[Job, int | None] = {}
         self.searches: dict[Job, BeamSearch] = {}
         self.may_end: set[Job] = set()
-        self.num_generated = 0
+        self.num_produced = 0
         self.results: list[Result] = []
 
     @property
@@ -184,17 +184,17 @@ class PlainSession:
 
     def _generated(self, job: GenerateJob, result: Generated) -> None:
         """Checks one result, of one token or of several."""
-        assert self.num_generated or self.starts[job] in (None, len(self.tokens))
+        assert self.num_produced or self.starts[job] in (None, len(self.tokens))
         reason = None
         for index, given in enumerate(result.token_ids):
             token, log_probability = choose(next_logits(self.history), job.decoding, len(self.tokens))
             assert given == token != EOS_ID
             assert reason is None, "nothing comes after the end"
-            told = None if result.log_probabilities is None else result.log_probabilities[index]
-            assert told == log_probability
+            reported = None if result.log_probabilities is None else result.log_probabilities[index]
+            assert reported == log_probability
             self.tokens.append(token)
-            self.num_generated += 1
-            if self.num_generated == job.decoding.max_tokens:
+            self.num_produced += 1
+            if self.num_produced == job.decoding.max_tokens:
                 reason = FinishReason.MAX_TOKENS
         if not result.token_ids:
             assert choose(next_logits(self.history), job.decoding, len(self.tokens))[0] == EOS_ID
@@ -236,5 +236,5 @@ class PlainSession:
 
     def _done(self, job: Job) -> None:
         if isinstance(job, GenerateJob):
-            self.num_generated = 0
+            self.num_produced = 0
         self.unanswered.remove(job)

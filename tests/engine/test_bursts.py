@@ -92,7 +92,7 @@ def alone(session: ReferenceSession, decoding: Decoding) -> tuple[list[int], lis
         assert session.logits is not None
         seen = np.array(tokens, np.int64)
         position = 1 + len(tokens)
-        token, score = choose(session.logits, decoding, position, num_generated=len(tokens), seen=seen, eos_id=eos_id)
+        token, score = choose(session.logits, decoding, position, num_produced=len(tokens), seen=seen, eos_id=eos_id)
         reason = decoding.finish_reason(token, len(tokens) + 1, eos_id)
         if reason in {FinishReason.EOS, FinishReason.STOP}:
             return tokens, scores, reason

@@ -246,7 +246,7 @@ async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_wa
         for _ in range(40):
             await read()
         await caller.closed(lane)
-    assert all(produced == told for produced, told in reads)
+    assert all(produced == num_delivered for produced, num_delivered in reads)
     assert reads[-1][0] > reads[0][0], "it went on meanwhile"
 
 

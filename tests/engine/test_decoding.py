@@ -56,7 +56,7 @@ CHOICES = st.builds(
     Choice,
     DECODINGS,
     position=st.integers(0, 2**40),
-    num_generated=st.integers(0, 5),
+    num_produced=st.integers(0, 5),
     seen=st.none() | st.lists(st.integers(0, SIZE - 1), max_size=9).map(lambda seen: np.array(seen, np.int64)),
     eos_id=st.none() | st.integers(0, SIZE - 1),
 )
@@ -77,7 +77,7 @@ def row(values: list[float]) -> FloatRow:
 def adjusted(logits: FloatRow, choice: Choice) -> FloatRow:
     """Returns the logits after the repetition penalty and after the ban of end tokens, computed token by token."""
     decoding = choice.decoding
-    ends = {*decoding.stop_ids, choice.eos_id} if choice.num_generated < decoding.min_tokens else set()
+    ends = {*decoding.stop_ids, choice.eos_id} if choice.num_produced < decoding.min_tokens else set()
     seen = set() if choice.seen is None else set(choice.seen.tolist())
     values = []
     for token, logit in enumerate(logits.tolist()):
@@ -94,7 +94,7 @@ def chosen_alone(logits: FloatRow, choice: Choice) -> tuple[int, float | None]:
         logits,
         choice.decoding,
         choice.position,
-        num_generated=choice.num_generated,
+        num_produced=choice.num_produced,
         seen=choice.seen,
         eos_id=choice.eos_id,
     )
@@ -224,7 +224,7 @@ def test_the_repetition_penalty_disfavours_tokens_seen(
 def test_what_ends_a_generation_is_not_chosen_before_min_tokens(sampling: Sampling | None) -> None:
     logits = row([9.0, 1.0, 8.0, 0.5])
     decoding = Decoding(9, sampling, min_tokens=2, stop_ids=frozenset({2}))
-    chosen = [{choose(logits, decoding, at, num_generated=n, eos_id=0)[0] for at in range(50)} for n in range(4)]
+    chosen = [{choose(logits, decoding, at, num_produced=n, eos_id=0)[0] for at in range(50)} for n in range(4)]
     assert chosen[0] <= {1, 3}
     assert chosen[1] <= {1, 3}
     assert 0 in chosen[2]

@@ -19,7 +19,7 @@ SOON, LATE = pytest.approx(0.00005), pytest.approx(0.005)
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def intervals(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     intervals: list[float] = []
     monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
     for _ in range(switching.num_driving()):  # an engine whose event loop was closed first still counts
@@ -30,18 +30,18 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("inline_s", "expected"), [(0.0, [SOON, LATE]), (10.0, [])])
 async def test_it_is_soon_while_the_thread_drives(
-    tiny_repository: Path, told: list[float], inline_s: float, expected: list[float]
+    tiny_repository: Path, intervals: list[float], inline_s: float, expected: list[float]
 ) -> None:
     async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=4, inline_s=inline_s)) as caller:
         assert isinstance(await caller.feed(caller.engine.open(), [5]), Fed)
         for _ in range(1000):
-            if len(told) == len(expected):
+            if len(intervals) == len(expected):
                 break
             await asyncio.sleep(0.001)  # the result may arrive before the thread stops
-        assert told == expected
+        assert intervals == expected
 
 
-async def test_it_is_late_after_a_stop_with_a_batch_handed_over(tiny_repository: Path, told: list[float]) -> None:
+async def test_it_is_late_after_a_stop_with_a_batch_handed_over(tiny_repository: Path, intervals: list[float]) -> None:
     limits = EngineLimits(num_slots=4, inline_s=0.0)
     async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
         lane = caller.engine.open()
@@ -51,16 +51,16 @@ async def test_it_is_late_after_a_stop_with_a_batch_handed_over(tiny_repository:
         result = await waiting
         assert isinstance(result, Failed)
         assert isinstance(result.error, ShuttingDownError)
-        assert told == [SOON, LATE]
+        assert intervals == [SOON, LATE]
 
 
-def test_it_is_soon_until_no_engine_drives(told: list[float]) -> None:
+def test_it_is_soon_until_no_engine_drives(intervals: list[float]) -> None:
     switching.thread_drives()
     switching.thread_drives()
     switching.thread_stops()
-    assert told[-1] == SOON
+    assert intervals[-1] == SOON
     switching.thread_stops()
-    assert told[-1] == LATE
+    assert intervals[-1] == LATE
 
 
 def test_a_process_begins_with_late() -> None:
