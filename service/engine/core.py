@@ -70,11 +70,10 @@ class EngineCore:
         self.arena = arena = Arena(manifest, limits.num_slots + limits.num_forks, bundle.first_values)
         self._runner = Runner(bundle, variant, arena)
         self._takes_one_step = step_spec.lengths is None
-        max_chunk = (None if self._takes_one_step else step_spec.max_chunk) or limits.max_chunk_tokens
         self.scheduler = Scheduler(
             max_rows=step_spec.max_rows or limits.max_batch_rows,
             max_tokens=limits.max_batch_tokens or batch_tokens(None),
-            max_chunk=min(limits.max_chunk_tokens, max_chunk),
+            max_chunk=limits.max_chunk(None if self._takes_one_step else step_spec.max_chunk),
         )
         self.stepper = stepper = Stepper(
             self.scheduler,

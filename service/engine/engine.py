@@ -101,12 +101,12 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """The engine's present counts. Any thread may read it."""
         return EngineStatistics(
-            self._num_opened - self._core.num_closed,
-            self._num_forks,
-            self._num_unanswered,
-            self._num_inline,
-            self._num_threaded,
-            self._is_stopping,
+            slots_used=self._num_opened - self._core.num_closed,
+            forks_used=self._num_forks,
+            num_unanswered=self._num_unanswered,
+            num_inline=self._num_inline,
+            num_threaded=self._num_threaded,
+            is_stopped=self._is_stopping,
         )
 
     def open(self, source: Sequence[Item] = (), given: Mapping[int, Array] | None = None) -> Lane:

@@ -291,7 +291,7 @@ class Lane:
         queue = self.queue
         while queue and self.active is None:
             queue.popleft().begin(self)
-            if queue is not self.queue:
+            if queue is not self.queue:  # `begin` has replaced the queue: this one is out of date
                 return
         if not queue:
             self.queue = NO_JOBS

@@ -45,11 +45,16 @@ class EngineLimits:
     inline_s: float = 0.002
     """Highest estimated cost, in seconds, of a batch that runs on the event loop."""
 
+    def max_chunk(self, max_of_graph: int | None) -> int:
+        """Returns the most tokens of one session in a batch. max_of_graph: the most that the step graph takes, if there
+        is such a limit."""
+        return min(self.max_chunk_tokens, max_of_graph or self.max_chunk_tokens)
+
     def no_slot(self) -> NoSlotError:
         """Returns the error for an open when every slot is in use."""
         return NoSlotError(
-            f"all {self.num_slots} slots of this model are in use, the limit (max_slots): close a session, or try"
-            " again later",
+            f"all {self.num_slots} slots of this model are in use, the limit (max_slots, by default max_sessions):"
+            " close a session, or try again later",
             retry_delay_s=1.0,
             max_slots=self.num_slots,
         )

@@ -128,7 +128,7 @@ class Stepper:
         lane.active = None
         if job.slots:
             self.answer(job, result)
-        else:
+        else:  # what `answer` does, without a call in each feed
             self.entries.append((job, result))
             self.num_ended += 1
         if lane.queue:
@@ -240,7 +240,7 @@ class ActiveFeed(RowJob):
             rows = result.row(row, slice(width))
             self.scores += score(rows, np.array(self.targets[first:done])).tolist()
         elif is_last and not outputs.every_position:
-            if self.fetch is not NEXT_TOKEN:
+            if self.fetch is not NEXT_TOKEN:  # one comparison for the most frequent outputs
                 self._collect(result, row, first, done - 1)
             elif outputs.kind is OutputKind.NEXT_TOKEN:
                 self._collected = [StepOutput(lane.position, [result.next_token(row, width - 1)])]

@@ -177,7 +177,7 @@ async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository
     async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
         lanes = [caller.engine.open(), caller.engine.open()]
         with pytest.raises(
-            TooManySessionsError, match=r"all 2 slots of this model are in use, the limit \(max_slots\)"
+            TooManySessionsError, match=r"all 2 slots of this model are in use, the limit \(max_slots, by"
         ):
             caller.engine.open()
         futures = [caller.feed(lanes[0], [1] * 1000, OutputSpec()) for _ in range(3)]
