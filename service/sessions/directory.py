@@ -1,7 +1,7 @@
 """The sessions of this server by id, in the order of opening, and in the order of use.
 
-An id belongs to one session from before the first check of its opening until its last record is stored. Event loop
-only.
+An id belongs to one session from `add`, after the checks of its opening, until `remove`, when the session begins to
+end. `wait_until_ended` returns when the store has the last record of an earlier session with the id. Event loop only.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Directory:
 
     def begin_ending(self, session_id: str) -> Callable[[], None]:
         """Marks that the last record of a session with this id is being written. Returns a callback that removes the
-        mark; `ended` waits for it. Further calls of the callback do nothing."""
+        mark; `wait_until_ended` waits for it. Further calls of the callback do nothing."""
         future = asyncio.get_running_loop().create_future()
         waiting = self._ending.setdefault(session_id, [])
         waiting.append(future)
@@ -220,7 +220,7 @@ class Directory:
         """Whether the last record of an earlier session with this id is not stored yet."""
         return session_id in self._ending
 
-    async def ended(self, session_id: str, timeout_s: float) -> None:
+    async def wait_until_ended(self, session_id: str, timeout_s: float) -> None:
         """Returns when no last record of an earlier session with this id is being written. Raises StoreUnavailableError
         after `timeout_s`."""
         try:

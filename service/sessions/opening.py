@@ -241,7 +241,7 @@ class Opening:
     async def _take_id(self, session: Session) -> None:
         """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
         registry, persistence = self._registry, session.persistence
-        await registry.directory.ended(session.id, _PATIENCE_S)
+        await registry.directory.wait_until_ended(session.id, _PATIENCE_S)
         if session.is_over:
             return  # a reservation made now would never be released
         is_free = True

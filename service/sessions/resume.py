@@ -6,7 +6,6 @@ Event loop only.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -174,7 +173,7 @@ class Resume:
                     await asyncio.shield(taking)
                 continue
             if directory.is_ending(session_id):
-                await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
+                await directory.wait_until_ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
             taking = self.taking[session_id] = self._tasks.start(take())
             # the task finishes also when its first caller is cancelled: no claim may stay half done
@@ -278,7 +277,7 @@ class Resume:
                 is_written=opened_at is not None,
             )
             position = image.lane.position
-            tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
+            tombstone = Tombstone(CloseReason.CLIENT, position, registry.wall_clock())
             registry.tombstones.add(session_id, tombstone)
             ended = registry.directory.begin_ending(session_id)
             recorded, give = awaited()

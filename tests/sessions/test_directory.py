@@ -139,8 +139,8 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
     directory = Directory(10, Ages())
     end_first, end_second = directory.begin_ending("a"), directory.begin_ending("a")
     assert directory.is_ending("a")
-    waiting = asyncio.ensure_future(directory.ended("a", 10.0))
-    await turns()
+    waiting = asyncio.ensure_future(directory.wait_until_ended("a", 10.0))
+    await asyncio.sleep(0)
     end_first()
     await turns()
     assert not waiting.done()
@@ -156,11 +156,11 @@ async def test_a_task_that_waits_for_an_id_continues_in_the_turn_in_which_the_id
     for ever."""
     directory = Directory(10, Ages())
     directory.begin_ending("a")()
-    await directory.ended("a", 10.0)
+    await directory.wait_until_ended("a", 10.0)
 
 
 async def test_an_id_that_stays_in_use_is_not_waited_for_for_ever() -> None:
     directory = Directory(10, Ages())
     directory.begin_ending("a")
     with pytest.raises(StoreUnavailableError, match="'a' is in use until its last record is stored"):
-        await directory.ended("a", 0.01)
+        await directory.wait_until_ended("a", 0.01)
