@@ -144,7 +144,7 @@ class MarkNotFoundError(CallerError):
 
 
 class OutputsLostError(CallerError):
-    """Outputs of a generation were requested again and are no longer kept."""
+    """Outputs of a feed, generation or search were requested again and are no longer kept."""
 
 
 class SnapshotError(CallerError):

@@ -4,9 +4,9 @@ A large answer counts with its largest possible size, together with the memory o
 acceptance of the request until the answer is written or the request has failed. Small answers are not counted, because
 their number is limited.
 
-Answers of feeds and step batches are kept for retries. Small ones are limited by the number of sessions. Of the large
-ones, the latest are kept, up to a number of bytes. Of the others only the positions are kept, so that a retry is still
-not applied twice. Event loop only.
+Answers of feeds, searches and step batches are kept for retries. Small ones are limited by the number of sessions. Of
+the large ones, the latest are kept, up to a number of bytes. Of the others only the positions are kept, so that a retry
+is still not applied twice. Event loop only.
 """
 
 from __future__ import annotations

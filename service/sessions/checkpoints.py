@@ -1,11 +1,13 @@
-"""When sessions are stored: at intervals, after their answers; and immediately, when an answer waits for the store.
+"""When sessions are stored: at intervals, after their answers; and at once, when an answer waits for the store, when a
+session is many tokens ahead of its record, when its stream has ended, and when it is spilled or handed over.
 
 Rules:
 
 1. A session is stored as it is at a boundary between tokens. It is never stored twice at the same time: when it changes
-   during a write, it is stored again afterwards. A copy that was read before a rewind is not stored after the rewind.
-2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
-   stored. Failures wait too, because they report a position.
+   during a write, it is stored again afterwards. A copy that was read before a rewind is not given to the store after
+   the rewind.
+2. The answers of a strict or unconfirmed session (`Persistence.waits_for_store`) wait in `Persistence.awaiting`, in
+   order, until the moment that they report is stored. Failures wait too, because they report a position.
 3. When the store fails, sessions continue in memory and are stored when the store works again; so are sessions that
    only needed to renew their record. Answers that wait fail, and the client can send their requests again: see
    `unstored`.
@@ -82,8 +84,8 @@ class Checkpoints:
             self._hasten(session)
 
     def deliver(self, request: Request, result: Result, on_unstored: Do | None = None) -> None:
-        """Answers a request; for a strict session, only when the store has what the answer reports. on_unstored: called
-        before the answer when the store fails."""
+        """Answers a request; when its session `waits_for_store`, only when the store has what the answer reports.
+        on_unstored: called before the answer when the store fails."""
         session, persistence = request.session, request.session.persistence
         if not persistence.waits_for_store:
             request.deliver(result)
@@ -113,8 +115,8 @@ class Checkpoints:
             self.when_stored(session, moment, answer, is_part)
 
     def after_pending(self, session: Session, call: WhenDone) -> None:
-        """Calls `call` after the answers of a session that wait for the store; for a strict session, when its current
-        state is stored."""
+        """Calls `call` after the answers of a session that wait for the store. When the session `waits_for_store`, it
+        is called after the current state is stored."""
         if session.persistence.waits_for_store and not session.is_over:
             self.when_stored(session, session.moment, call)
         else:
@@ -176,7 +178,7 @@ class Checkpoints:
         self._leases.end(session)
 
     def forget(self, session: Session) -> None:
-        """Cancels the storing of a session that is stored already."""
+        """Cancels the storing of a session that is stored already or has ended."""
         self._dirty.discard(session)
         self._urgent.discard(session)
         self._ahead.pop(session, None)

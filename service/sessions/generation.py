@@ -3,7 +3,7 @@
 Each accepted request refers to the request before it, as `former`, until it is done. When the engine refuses a request
 because its position is wrong, the former becomes the last request again. A refused request changes nothing.
 
-Pure. Event loop only.
+Knows no clock, no I/O and no engine. Event loop only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _SMALL = 4096
 
 
 class Unkept:
-    """An accepted request of which nothing is kept: a step batch, or a generation of a plain session."""
+    """An accepted request of which nothing is kept: a step batch; or, of a plain session, a search, or a generation
+    that is not a retry."""
 
     __slots__ = ("former", "request")
 
@@ -81,7 +82,8 @@ class LastFeed:
             self.is_dropped = True
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
-        """Whether a feed is a retry of this one. A feed that failed cannot be retried."""
+        """Whether a feed is a retry of this one. A feed that failed is not answered again: its
+        retry is a new feed."""
         return (
             start == self.start
             and (hash(tuple(tokens)) == self._hash if self.is_hashed else tokens == self.tokens)

@@ -42,7 +42,8 @@ class Generations:
         are delivered again. When the server does not know the generation any more, it makes the generation again and
         delivers it from there.
 
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
+        StoreUnavailableError.
         """
         session = request.session
         last = _repeated(session, position, decoding)
@@ -83,7 +84,8 @@ class Generations:
         """Starts a beam search of `request.session`. It is answered once, after the session has consumed the best
         result. A retry is answered again.
 
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
+        StoreUnavailableError.
         """
         session = request.session
         last = _repeated(session, position, decoding)

@@ -1,16 +1,19 @@
 """The life of a session, as one table: (state, event) to (next state, actions of the server).
 
 This module is pure: it knows no clock, no I/O, no asyncio and no engine. Only `TABLE` says which events are legal.
-`Registry`, `Spill` and `Requests` carry out the actions and report the results as further events. `diagram` draws the
-table for docs/architecture.md. Rules:
+`Opening`, `Registry`, `Spill` and the classes of requests (`Requests`, `Generations`, `StepBatches`, `Admin`) carry
+out the actions and report the results as further events. `diagram` draws the table for docs/architecture.md. Rules:
 
-1. A session owns its id from OPENING until ENDED. No other session can take the id during this time.
+1. A session owns its id from OPENING until ENDING. During ENDING a new session can get the id, but an opening with a
+   chosen id, and a resume, wait until the earlier session is ENDED.
 2. Only a session in IDLE, BUSY or GENERATING has a slot that requests can use. A request in any other state before
-   ENDING is deferred: it waits, in order, until the session has a slot again.
-3. Every request is answered exactly once: by the engine, or by REFUSE_DEFERRED or FREE_SLOT when the session ends or
-   cannot be restored.
-4. ENDING lasts until the store has the last record of the session (`BURY`, `RELEASE`). A session without a record ends
-   at once.
+   ENDING is deferred: it waits, in order, until the session has a slot again. A request of an unconfirmed session (see
+   `leases`) is deferred in every state.
+3. Every accepted request gets exactly one last answer: from the engine; from memory, when it is a retry; or by
+   REFUSE_DEFERRED or FREE_SLOT, for example when its session ends. Only a generation that lost its stream has no
+   request to answer.
+4. ENDING lasts until all requests in flight are answered and the store has the last record of the session (`BURY`,
+   `RELEASE`). Without a record, only the requests in flight are waited for. LOSE skips ENDING.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Carries out what the lifecycle table says when sessions start, change their stream, and end.
 
-`lifecycle.TABLE` has the rules; each action has one method here. Does not open, spill or expire sessions: see
-`opening`, `spill` and `expiry`. Event loop only; times come from the injected clocks.
+`lifecycle.TABLE` has the rules; each action at a session's end has one method here. Does not open, spill or expire
+sessions: see `opening`, `spill` and `expiry`. Event loop only; times come from the injected clocks.
 """
 
 from __future__ import annotations

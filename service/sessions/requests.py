@@ -139,7 +139,7 @@ class Requests:
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             if last.result is not None or not last.is_cancelled:
                 self._feed_again(request, last)
-                return  # otherwise submit it: the Cancel may have stopped the first one
+                return  # else submit it: the engine refuses it if the first one was applied despite the Cancel
         elif position is not None and session.persistence.unstored:
             done = unstored_feed(session, position, tokens, outputs)
             if done is not None:

@@ -1,6 +1,7 @@
 """The data of a session: its identity, its lane in the engine, its requests, and the answers kept for retries.
 
-This module is pure: it knows no asyncio and no clock. `lifecycle` says which events are legal in which state.
+Knows no clock and no I/O. A new `Request` reads the trace of its call, and reports a `reply` that raises to the event
+loop. `lifecycle` says which events are legal in which state.
 """
 
 from __future__ import annotations

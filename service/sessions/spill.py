@@ -82,8 +82,7 @@ class Spill:
         raises, or the reason why the session has no slot."""
         if session.deferred is None:
             return act()
-        if session.is_over:
-            raise self._registry.tombstones.not_found(session.id)
+        self._registry.here(session)
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def run(failures: Failures) -> None:

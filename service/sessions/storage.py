@@ -142,7 +142,7 @@ class Storage:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last call of the store failed."""
+        """See `StoreThread.is_failing`."""
         return self._thread.is_failing
 
     async def drained(self) -> None:

@@ -65,7 +65,7 @@ class StoreThread:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last call of the store failed."""
+        """Whether an operation failed and has not succeeded since. For writes, see rule 2."""
         return bool(self._failing)
 
     async def call(self, call: Callable[..., T], *args: Any, operation: str = "read") -> T:

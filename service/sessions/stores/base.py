@@ -6,7 +6,8 @@ Kleppmann 2016). Rules:
 1. What `write` has accepted survives the end of the process, and of the machine as far as the store promises it.
 2. Only the owner writes, and only under its epoch. A process that lost a record cannot change it any more.
 3. A record can be claimed only when its owner is gone or has released it. After `ask`, an owner that is alive learns
-   from `heartbeat` that another process wants the record. Requests from before it got the record do not count.
+   from `heartbeat` that another process wants the record. Requests made before the present owner got the record do not
+   count.
 4. A process that gets or makes a record counts as alive, even before its next heartbeat when the store has lost
    everything.
 """
@@ -111,7 +112,8 @@ Claim = Claimed | Held | Gone | CorruptRecordError | None
 
 
 class StateStore(Protocol):
-    """Keeps records. Called by one thread at a time. Every call may block, and may raise StoreError."""
+    """Keeps records. Every call may block, and may raise StoreError. All calls except `heartbeat` come from one thread
+    at a time."""
 
     @property
     def owner(self) -> str:
@@ -122,8 +124,12 @@ class StateStore(Protocol):
         """Seconds for which this process counts as alive after a heartbeat. None: as long as it has the store open."""
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
-        """Takes an id without a record, with the record of an ended session, or with a record whose owner reserved it
-        and is gone without writing it. Returns the epoch, or None when the id is taken."""
+        """Reserves an id for the caller. Returns the epoch, or None when the id is in use. An id is free when it has
+
+        - no record,
+        - the record of an ended session, or
+        - a record that was reserved and never written, and whose owner is gone.
+        """
 
     def has(self, session_id: str) -> bool:
         """Whether `reserve` would refuse an id. Changes nothing."""
@@ -150,8 +156,8 @@ class StateStore(Protocol):
         """
 
     def heartbeat(self) -> Beat:
-        """Reports that this process is alive. Must be called more often than once in the time of the lease. A thread
-        other than that of the other calls may call it."""
+        """Reports that this process is alive. Must be called more often than once in the time of the lease. Another
+        thread may call it at the same time as any other method."""
 
     def let_go(self, session_id: str) -> None:
         """Undoes a `reserve` or `claim` of the caller whose result it never received. A record of the caller that was
