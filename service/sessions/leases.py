@@ -7,14 +7,19 @@ A server counts as alive for the time of its lease after each heartbeat (Gray an
    later than in the store.
 2. When the lease has expired, by the clock or as the store reports, every session with a record is unconfirmed: its
    requests wait, and its answers in flight wait until they are stored, whatever its durability.
-3. Anything that the store accepts under a session's epoch confirms the session. A heartbeat that shows that the lease
-   did not expire after all confirms all sessions. A question that was sent before the expiry was last noticed confirms
-   nothing, however late its answer comes, because another server can have had the session since then. A session that
-   the store refuses belongs to another server. While the store fails, what waits is refused.
-4. A record that the store has lost is written again, unless another server can have owned it meanwhile and left a
-   record that has expired by now. Every record lasts at least for the idle timeout, or until its session is too old. So
-   when other servers were alive for longer than that while this one counted as gone, sessions without a record are
-   lost. A session's last record, which may be retried for long, is not created anew after that time either.
+3. What becomes of an unconfirmed session:
+   - A heartbeat shows that the lease did not expire after all: all sessions are confirmed.
+   - The store accepts a write or a claim under the session's epoch: the session is confirmed. But when it was sent
+     before the expiry was last noticed, it confirms nothing, because another server can have had the session since.
+   - The store refuses the write: the session belongs to another server, and ends here.
+   - The store fails: the requests and answers that wait are refused.
+4. What becomes of a session whose record the store does not have. Every record lasts at least for the idle timeout, or
+   until its session is too old.
+   - While this server counted as gone, no other server was alive for longer than the idle timeout: no other server's
+     record can have expired. The store has lost the record, and it is written again.
+   - Another server was alive for longer: it can have had the session, and its record can have expired. The session is
+     contested, and is lost.
+   - The session's last record, which may be retried for long, is not created anew after the idle timeout either.
 
 Event loop only; times come from the injected clock.
 """
@@ -24,6 +29,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 
 from service.errors import StoreUnavailableError
@@ -37,6 +43,14 @@ from service.sessions.stores.base import Beat, Standing
 _ALL = (sys.maxsize, 0)
 """Later than every moment."""
 OnSession = Callable[[Session], None]
+
+
+class _Doubt(Enum):
+    """What is known about the owner of an unconfirmed session."""
+
+    UNKNOWN = "unknown"  # no heartbeat was answered since: the lease may be valid after all
+    EXPIRED = "expired"  # the lease did expire: the store must be asked
+    CONTESTED = "contested"  # and another server can have had the session, and left no record
 
 
 class Leases:
@@ -71,35 +85,34 @@ class Leases:
         self._clock = clock
         self._recorded: dict[Session, None] = {}
         """Sessions with a record or a reservation, the one checked longest ago first."""
-        self._unconfirmed: dict[Session, bool | None] = {}
-        """The unconfirmed sessions. None: no heartbeat was answered since. Otherwise the lease did expire and the store
-        must be asked; the value is whether another server can have had the session and left no record."""
+        self._unconfirmed: dict[Session, _Doubt] = {}
         self._confirming: set[Session] = set()
         self._looked_s = -math.inf
         """When the expiry of the lease was last noticed, in monotonic seconds."""
         self._is_lapsed = False
-        """Whether the lease has expired. All sessions except those in `_since` are, or were, unconfirmed because of
-        that."""
-        self._since: dict[Session, None] = {}
+        """Whether an expiry of the lease was noticed, and no heartbeat has renewed it yet."""
+        self._owned_since_lapse: dict[Session, None] = {}
+        """While the lease is lapsed, the sessions that were added or confirmed since. All other sessions are, or were,
+        unconfirmed because of the lapse."""
         self._term = ""
         """The store's name for the period in which this server's lease holds without a gap."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether the lease has expired: other servers may own the stored sessions."""
+        """Whether the lease has expired by the clock now: other servers may own the stored sessions."""
         return self._clock() > self.until_s
 
     def add(self, session: Session) -> None:
         """Adds a session that has a record or a reservation."""
         self._recorded[session] = None
         if self._is_lapsed:
-            self._since[session] = None
+            self._owned_since_lapse[session] = None
 
     def end(self, session: Session) -> None:
         """Removes a session that has ended: its record is no longer renewed."""
         self._recorded.pop(session, None)
         self._unconfirmed.pop(session, None)
-        self._since.pop(session, None)
+        self._owned_since_lapse.pop(session, None)
 
     def ttl_s(self, session: Session) -> float:
         """Returns for how many seconds the record of a session lasts when the session is not used."""
@@ -157,7 +170,7 @@ class Leases:
         elif result is WriteResult.MISSING:
             if self._may_make(session):
                 self._on_missing(session)
-            elif self._unconfirmed[session] is None:
+            elif self._unconfirmed[session] is _Doubt.UNKNOWN:
                 self._storage.hasten_heartbeat()
             else:
                 self._on_lost(session)
@@ -169,7 +182,7 @@ class Leases:
     def _may_make(self, session: Session) -> bool:
         """Whether a record may be created when the store has none. A session that was never stored cannot have had a
         record at another server."""
-        return self._unconfirmed.get(session, False) is False or session.persistence.stored is None
+        return self._unconfirmed.get(session) in (None, _Doubt.EXPIRED) or session.persistence.stored is None
 
     def check(self) -> None:
         """Checks the lease. Call this before any answer about a session."""
@@ -180,8 +193,8 @@ class Leases:
         """Marks the stored sessions as unconfirmed, because the lease has expired. The store must be asked before they
         are used."""
         self._looked_s = self._clock()
-        suspects = list(self._since if self._is_lapsed else self._recorded)
-        self._since.clear()
+        suspects = list(self._owned_since_lapse if self._is_lapsed else self._recorded)
+        self._owned_since_lapse.clear()
         if not self._is_lapsed:
             self._is_lapsed = True
             self._storage.hasten_heartbeat()
@@ -189,7 +202,7 @@ class Leases:
             persistence = session.persistence
             if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
                 persistence.is_unconfirmed, persistence.known_s = True, self._known_s
-                self._unconfirmed[session] = None
+                self._unconfirmed[session] = _Doubt.UNKNOWN
                 self._deferral.suspend(session)
 
     def confirmed(self, session: Session, asked_s: float) -> None:
@@ -199,7 +212,7 @@ class Leases:
             session.persistence.is_unconfirmed = False
             self._unconfirmed.pop(session, None)
             if self._is_lapsed:
-                self._since[session] = None
+                self._owned_since_lapse[session] = None
             persistence = session.persistence
             persistence.resolve(persistence.stored if persistence.waits_for_store else _ALL, None)
             self._on_settled(session)
@@ -214,16 +227,17 @@ class Leases:
         if is_gap:
             self.look()
             is_contested = beat.rivals_s > self._idle_timeout_s
-            before = self._unconfirmed
-            self._unconfirmed = {session: bool(known) or is_contested for session, known in before.items()}
+            for session, doubt in self._unconfirmed.items():
+                if doubt is not _Doubt.CONTESTED:
+                    self._unconfirmed[session] = _Doubt.CONTESTED if is_contested else _Doubt.EXPIRED
         self.until_s = sent_s + lease_s
         if self.is_cut:  # the answer took longer than the lease
             self.look()
             return
         self._is_lapsed = False
-        self._since.clear()
-        for session, known in list(self._unconfirmed.items()):
-            if known is None:
+        self._owned_since_lapse.clear()
+        for session, doubt in list(self._unconfirmed.items()):
+            if doubt is _Doubt.UNKNOWN:
                 self.confirmed(session, self._clock())
             else:
                 self._confirm(session)
