@@ -98,7 +98,7 @@ class Admin:
         what `snapshot` raises. Raises StoreUnavailableError when the rewound session could not be stored."""
 
         def act(session: Session) -> Session:
-            session.transition(Event.REWIND)
+            session.check(Event.REWIND)
             marks = session.persistence.marks
             mark = marks.get(position)
             if mark is None:
@@ -150,14 +150,14 @@ class Admin:
         if not given:
             raise InvalidFieldError("tensors is empty: it must have 1 tensor or more", field="tensors")
         while True:
-            await self._act(session_id, lambda one: one.transition(Event.SET_STATE))
+            await self._act(session_id, lambda one: one.check(Event.SET_STATE))
             session, image = await self._image(session_id)
             lane = image.lane
             states = [given.get(name, array) for name, array in zip(specs, lane.states, strict=True)]
             moment = (session.persistence.era, lane.position)
 
             def act(one: Session, states: list[Array] = states, lane: LaneState = lane, was: object = moment) -> bool:
-                one.transition(Event.SET_STATE)
+                one.check(Event.SET_STATE)
                 if one.moment != was:
                     return False  # it moved after it was read
                 self._write(one, lane._replace(states=states, next_logits=None))
@@ -179,7 +179,7 @@ class Admin:
             found, give = awaited()
 
             def act(session: Session, give: Callable[[Image | None], None] = give) -> Session:
-                session.transition(Event.READ)
+                session.check(Event.READ)
                 era = session.persistence.era
 
                 def read(states: Sequence[LaneState | None]) -> None:

@@ -35,7 +35,7 @@ class Expiry:
             return
         if is_polite and (session_id not in self._registry.detached or session.is_working):
             return
-        if session.state is not State.OPENING or session.persistence.is_resumed:
+        if session.state is not State.OPENING or session.persistence.is_in_store:
             self._registry.hand_over(session)
 
     def expire(self) -> None:

@@ -134,7 +134,7 @@ class Generations:
         """Raises when a generation cannot be the next request, or its decoding is wrong. Returns the state that
         follows."""
         session = request.session
-        following = session.transition(Event.GENERATE).state
+        following = session.transition_for(Event.GENERATE).state
         check_can_generate(session.served.bundle.manifest, decoding, field)
         num_bytes = self._check_size(session, decoding, field)
         self._requests.check_turn(session, "generate.position", position)
@@ -234,7 +234,7 @@ class Generations:
         """Handles that the engine refused a generation because of its position. When the request repeats the one before
         it, which a refused request had hidden, it is answered again."""
         session = request.session
-        self._requests.ended(session, result)
+        self._requests.request_done(session, result)
         refused, received, listener = session.last, None, request
         if isinstance(refused, Generation) and refused.job is job:
             session.last, received = refused.former, refused.received_position
@@ -252,7 +252,7 @@ class Generations:
         self._checkpoints.deliver(listener, result)
 
     def _ended(self, request: Request, result: Result) -> None:
-        self._requests.ended(request.session, result)
+        self._requests.request_done(request.session, result)
         settled(request.session, request, is_refused=False)
         if isinstance(result, Generated):
             self._requests.answered(request, "generate")
@@ -274,7 +274,7 @@ class Generations:
         request: Request = job.tag
         session = request.session
         num_tokens = result.position - session.position
-        self._requests.ended(session, result)
+        self._requests.request_done(session, result)
         if self._watches.of_session:
             self._watches.searched(session, job, result, num_tokens)
         generation = session.last if isinstance(session.last, Generation) else None

@@ -280,7 +280,7 @@ class Opening:
             raise
         self._registry.start(session, lane)
         if jobs:
-            session.state, session.num_in_flight = session.transition(Event.FEED).state, len(jobs)
+            session.state, session.num_in_flight = session.transition_for(Event.FEED).state, len(jobs)
         else:
             self._registry.checkpoints.changed(session)
             self._answer(new, Encoded(0))
@@ -293,11 +293,11 @@ class Opening:
 
     def _on_prepared(self, job: Job, result: Result) -> None:
         """Records a step of an opening before the last one. When it fails, the last step fails, too."""
-        job.tag.session.ended(result)
+        job.tag.session.request_done(result)
 
     def _on_opened(self, new: NewSession, job: Job, result: Result) -> None:
         request, session, registry = new.request, new.session, self._registry
-        session.ended(result)
+        session.request_done(result)
         if not session.is_over:
             registry.directory.touch(session, registry.clock())
             registry.checkpoints.changed(session)

@@ -252,8 +252,8 @@ class Persistence:
         return None if self.stored is None or self.record_id is not None else self.stored[1]
 
     @property
-    def is_resumed(self) -> bool:
-        """Whether the store has the session: it continues to exist there when its opening fails here."""
+    def is_in_store(self) -> bool:
+        """Whether the store has a state of the session: it continues to exist there when its opening fails here."""
         return self.stored is not None
 
     @property

@@ -123,7 +123,7 @@ class Registry:
     def start(self, session: Session, lane: Lane) -> None:
         """Gives a session in OPENING its slot. The caller must then call `Deferral.run`."""
         session.lane = lane
-        self.directory.move(session, session.transition(Event.START).state)
+        self.directory.move(session, session.transition_for(Event.START).state)
         self.directory.touch(session, self.clock())
         if session.persistence.has_record:
             self.leases.add(session)
@@ -133,12 +133,12 @@ class Registry:
         """Ends a session in OPENING that cannot be opened. Its deferred requests are refused with the error. A session
         that came from the store stays there, and any server can resume it."""
         self.deferral.refuse(session, error)
-        event = Event.HAND_OVER if session.persistence.is_resumed else Event.FAIL
+        event = Event.HAND_OVER if session.persistence.is_in_store else Event.FAIL
         self._apply(session, event, Ending(CloseReason.FAILED, notifies=False))
 
     def attach(self, session: Session, on_ended: OnEnded) -> None:
         """Attaches a session to a stream. The stream that had it before is notified."""
-        session.transition(Event.RESUME)
+        session.check(Event.RESUME)
         if not session.is_detached:
             session.on_ended(session, CloseReason.TAKEN)
         session.on_ended, session.handle = on_ended, 0
@@ -162,7 +162,7 @@ class Registry:
         elif policy.on_disconnect is OnDisconnect.FREE:
             self.close(session, CloseReason.DISCONNECT, notify=False)
         else:
-            session.transition(Event.DETACH)
+            session.check(Event.DETACH)
             session.on_ended, session.own_persistence().is_attached = nobody, False
             self.hold(session, policy.duration_s)
             self.observer.session_detached(session.served.model, session.served.version, session.id)
@@ -196,7 +196,7 @@ class Registry:
     def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
         """Ends a session here and stores it, so that any server can resume it, and notifies its stream. A new session
         that is not open yet is closed."""
-        if session.state is State.OPENING and not session.persistence.is_resumed:
+        if session.state is State.OPENING and not session.persistence.is_in_store:
             self.close(session, CloseReason.SHUTDOWN, notify=True)
         elif not session.is_over:
             self._apply(session, Event.HAND_OVER, Ending(reason, notifies=True))
@@ -215,7 +215,7 @@ class Registry:
 
     def _apply(self, session: Session, event: Event, end: Ending) -> None:
         """Removes a session from the server and carries out the actions of the table."""
-        transition = session.transition(event)
+        transition = session.transition_for(event)
         end.before = session.state
         self.directory.move(session, transition.state)
         self.directory.remove(session)
@@ -223,7 +223,8 @@ class Registry:
         self.checkpoints.end(session)
         self.watches.ended(session, end.reason)
         tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
-        if end.before is not State.OPENING or (session.persistence.is_resumed and end.reason is not CloseReason.FAILED):
+        is_known = session.persistence.is_in_store and end.reason is not CloseReason.FAILED
+        if end.before is not State.OPENING or is_known:
             self.tombstones.add(session.id, tombstone)
         if end.before in (State.SPILLED, State.RESTORING):
             self.observer.session_unspilled(session.served.model, session.served.version, session.id)
@@ -264,7 +265,7 @@ class Registry:
         if not session.persistence.has_record:
             self._recorded(session, end, None, ended)
             return
-        is_new = end.before is State.OPENING and not session.persistence.is_resumed
+        is_new = end.before is State.OPENING and not session.persistence.is_in_store
         is_remembered = session.policy.is_stored and not is_new
         ended = ended or self.directory.begin_ending(session.id)
         self.last_records.bury(
@@ -311,7 +312,7 @@ class Registry:
             return
         if error is not None:
             self._on_elsewhere(session, end)
-        session.state = session.transition(Event.RECORD).state
+        session.state = session.transition_for(Event.RECORD).state
         if ended is not None:
             ended()
 

@@ -76,9 +76,9 @@ class Requests:
         session.state = following
         session.num_in_flight += 1
 
-    def ended(self, session: Session, result: Result) -> None:
+    def request_done(self, session: Session, result: Result) -> None:
         """Records the last answer to a request in flight."""
-        session.ended(result)
+        session.request_done(result)
         if session.state in LIVE:
             session.last_used_s = self.clock()
             if session.newer is not None:  # None: already the most recently used
@@ -146,7 +146,7 @@ class Requests:
                 self._feed_again(request, done)
                 return
         served = session.served
-        following = session.transition(Event.FEED)
+        following = session.transition_for(Event.FEED)
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
             noun = "token" if served.bundle.step_vocabulary is not None else "vector"
             check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
@@ -195,7 +195,7 @@ class Requests:
             self.replayed(request, "score")
             self.checkpoints.deliver(request, done.result, self.unstored.of(session, done))
             return
-        following = session.transition(Event.SCORE)
+        following = session.transition_for(Event.SCORE)
         self.check_turn(session, "score.position", position)
         request.num_tokens = sum(map(len, targets))
         request.reserve(num_bytes + request.num_tokens * session.served.item_bytes)
@@ -220,7 +220,7 @@ class Requests:
                 self.watches.changed(session, Change.CANCELLED)
             self.checkpoints.after_pending(session, partial(then, count + num_ended))
 
-        session.transition(Event.CANCEL)
+        session.check(Event.CANCEL)
         self._check_unanswered(session, session.persistence.num_awaiting)
         if isinstance(session.last, LastFeed):
             session.last.is_cancelled = True
@@ -281,7 +281,7 @@ class Requests:
         request: Request = job.tag
         session = request.session
         num_tokens = result.position - session.position  # tokens consumed before a failure count, too
-        self.ended(session, result)
+        self.request_done(session, result)
         if not isinstance(result, Fed):
             self.moved(session, "feed", num_tokens)
         is_wrong = type(result) is Failed and is_refused(result)
@@ -314,7 +314,7 @@ class Requests:
 
     def _on_scored(self, job: ScoreJob, result: Result) -> None:
         request: Request = job.tag
-        self.ended(request.session, result)
+        self.request_done(request.session, result)
         if isinstance(result, Scored):
             self.answered(request, "score", request.num_tokens)
         self.checkpoints.deliver(request, result, self.unstored.of_score(request.session, job, result))

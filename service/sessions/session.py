@@ -262,8 +262,8 @@ class Session:
             self.persistence = Persistence(NOT_STORED.policy)
         return self.persistence
 
-    def transition(self, event: Event) -> Transition:
-        """Returns the transition for an event. Raises IllegalRequestError when the table has none."""
+    def transition_for(self, event: Event) -> Transition:
+        """Returns the transition for an event; changes nothing. Raises IllegalRequestError when the table has none."""
         following = TABLE.get((self.state, event))
         if following is None:
             raise IllegalRequestError(
@@ -274,7 +274,11 @@ class Session:
             )
         return following
 
-    def ended(self, result: Result) -> None:
+    def check(self, event: Event) -> None:
+        """Raises IllegalRequestError when the table has no transition for an event."""
+        self.transition_for(event)
+
+    def request_done(self, result: Result) -> None:
         """Records the last answer to one request in flight. Becomes IDLE when no other request is in flight."""
         self.position = result.position
         self.num_in_flight -= 1

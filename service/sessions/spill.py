@@ -205,4 +205,4 @@ class Spill:
         return await self._storage.decode(record_id, claimed.payload)
 
     def _move(self, session: Session, event: Event) -> None:
-        self._registry.directory.move(session, session.transition(event).state)
+        self._registry.directory.move(session, session.transition_for(event).state)

@@ -217,7 +217,7 @@ class StepBatches:
                 count = session.num_unanswered
             if count >= limit or session.state not in _READY:
                 try:
-                    following = session.transition(Event.STEP_BATCH)
+                    following = session.transition_for(Event.STEP_BATCH)
                     assert following.state in LIVE  # noqa: S101  # the caller defers sessions without a slot
                     refused[place] = too_many_in_flight(session.name, count, limit)
                 except CarouselError as error:

@@ -61,7 +61,7 @@ def test_a_session_that_has_ended_does_nothing_any_more() -> None:
 def test_an_event_that_is_not_in_the_table_is_refused_and_changes_nothing(state: State, event: Event) -> None:
     session = domain.session("s7", state=state, position=5, num_in_flight=2)
     with pytest.raises(IllegalRequestError) as refusal:
-        session.transition(event)
+        session.transition_for(event)
     advice = ": wait for its end, or cancel it" if state is State.GENERATING else ""
     assert refusal.value.message == f"{event.value}: session 's7' is {state.value} at position 5{advice}"
     assert refusal.value.facts == {"session_id": "s7", "state": state.value}
@@ -70,15 +70,15 @@ def test_an_event_that_is_not_in_the_table_is_refused_and_changes_nothing(state:
 
 def test_a_session_is_idle_again_when_its_last_request_has_ended() -> None:
     session = domain.session(state=State.BUSY, num_in_flight=2)
-    session.ended(Fed(3, []))
+    session.request_done(Fed(3, []))
     assert (session.state, session.position, session.num_in_flight) == (State.BUSY, 3, 1)
-    session.ended(Failed(4, EngineError("failed")))
+    session.request_done(Failed(4, EngineError("failed")))
     assert (session.state, session.position, session.num_in_flight) == (State.IDLE, 4, 0)
 
 
 def test_a_session_that_has_ended_stays_so_when_its_requests_end() -> None:
     session = domain.session(state=State.ENDING, num_in_flight=1)
-    session.ended(Encoded(2))
+    session.request_done(Encoded(2))
     assert (session.state, session.position, session.num_in_flight) == (State.ENDING, 2, 0)
 
 
