@@ -14,7 +14,8 @@ from service.hosts import checked_host, checked_origin, checked_without_user
 from service.redis_url import DEFAULT as DEFAULT_REDIS_URL
 from service.redis_url import CheckedRedisUrl, RedisUrl
 from service.repository.runtime import NumThreads, Provider, RuntimeOptions, Runtimes
-from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
+from service.sessions.limits import PolicyLimits, SessionLimits
+from service.sessions.persistence import Durability
 from service.sessions.stores.base import LEASE_S
 from service.telemetry.access_log import AccessLevel
 

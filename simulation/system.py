@@ -26,7 +26,7 @@ from service.hosting import Hosting
 from service.repository.bundle import Bundle
 from service.repository.runtime import Runtimes
 from service.sessions.lifecycle import State
-from service.sessions.persistence import PolicyLimits, SessionLimits
+from service.sessions.limits import PolicyLimits, SessionLimits
 from service.sessions.service import SessionService
 from service.sessions.storage import Storage
 from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer

@@ -20,7 +20,7 @@ from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
 from service.repository.manifest import PortSpec
 from service.repository.vocabulary import Vocabulary
-from service.sessions.persistence import NOT_STORED
+from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.session import CloseReason, Request, Session
 
 
@@ -70,7 +70,7 @@ def resumed(request_id: int, session: Session, position: int, *, is_here: bool) 
 def with_checkpoint(response: pb.StreamResponse, session: Session) -> pb.StreamResponse:
     """Adds the stored position of the session to the response if the client does not know it yet. Returns the
     response."""
-    if session.persistence is not NOT_STORED:
+    if session.persistence is not PLAIN_PERSISTENCE:
         position = session.persistence.unreported_checkpoint()
         if position is not None:
             response.checkpoint_position = position
@@ -101,7 +101,7 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
         else:
             output = StepOutput(position, token_ids, log_probabilities, logits, trace, num_limited)
             convert.fill(filled, output, vocabulary)
-    return response if session.persistence is NOT_STORED else with_checkpoint(response, session)
+    return response if session.persistence is PLAIN_PERSISTENCE else with_checkpoint(response, session)
 
 
 def generated(request: Request, part: Part) -> pb.StreamResponse:

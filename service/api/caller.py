@@ -19,7 +19,7 @@ from service.hosting import Hosting
 from service.observer import current_call
 from service.sessions.checks import check_session_id, invalid_session_id
 from service.sessions.directory import random_name
-from service.sessions.persistence import PolicyLimits
+from service.sessions.limits import PolicyLimits
 from service.sessions.service import SessionService
 from service.sessions.session import name_of, owner_of
 

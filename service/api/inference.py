@@ -23,7 +23,7 @@ from service.api.stream import Stream
 from service.api.watch import Watch
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver, current_call
-from service.sessions.persistence import SessionLimits
+from service.sessions.limits import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.served import Served
 from service.sessions.session import Session

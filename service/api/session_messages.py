@@ -14,7 +14,8 @@ from service.errors import InvalidFieldError
 from service.repository.bundle import Bundle
 from service.sessions.admin import StateTensor
 from service.sessions.lifecycle import State
-from service.sessions.persistence import Durability, OnDisconnect, PolicyLimits, SessionPolicy
+from service.sessions.limits import PolicyLimits
+from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 from service.sessions.session import CloseReason, Session
 
 _CLOSE_REASONS = {reason: pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}") for reason in CloseReason}

@@ -21,7 +21,8 @@ from service.errors import (
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_batch, check_length, check_retries
-from service.sessions.persistence import Kept, SessionLimits, Unstored
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import AnswersByKey, UnstoredAnswer
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
@@ -98,7 +99,7 @@ class StreamBatches:
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
         self._last: _Sent | None = None
-        self._unstored = Unstored()
+        self._unstored = AnswersByKey()
         """Batches that were applied but whose answers the store did not take: `_Sent`, by `_key`."""
         self._last_found: _Found | None = None
 
@@ -267,7 +268,7 @@ class StreamBatches:
         done = accepted.result
         if done is not None and sent.message.positions and result.errors != done.errors:
             sent.accepted = accepted
-            self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), sent.num_bytes)
+            self._batches.unstored.keep(UnstoredAnswer(self._unstored, _key(sent.message), sent), sent.num_bytes)
 
 
 def _key(batch: pb.StepBatch) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert
 from service.engine.results import Fed
-from service.sessions.persistence import NOT_STORED
+from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.session import Request
 
 
@@ -23,7 +23,7 @@ class TokenAnswer:
         """Returns what `answers.fed` would make, valid until the next call; None if the response has another form."""
         session, outputs = request.session, result.outputs
         vocabulary = session.served.bundle.target_vocabulary
-        if len(outputs) != 1 or vocabulary is None or session.persistence is not NOT_STORED or request.replayed:
+        if len(outputs) != 1 or vocabulary is None or session.persistence is not PLAIN_PERSISTENCE or request.replayed:
             return None
         position, token_ids, log_probabilities, logits, trace, _ = outputs[0]
         if len(token_ids) != 1 or log_probabilities is not None or logits is not None or trace is not None:

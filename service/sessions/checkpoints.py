@@ -25,7 +25,7 @@ from functools import partial
 from service.engine.engine import Engine
 from service.engine.results import Failed, Generated, LaneState, Result
 from service.errors import CarouselError
-from service.sessions.ending import LastRecords, not_stored
+from service.sessions.ending import LastRecords, answer_not_stored
 from service.sessions.generation import Generation
 from service.sessions.image import image_of
 from service.sessions.leases import Leases
@@ -281,7 +281,7 @@ class Checkpoints:
             persistence.stored = moment
             self._stored_at_last(session)
         elif result is WriteResult.FAILED:
-            persistence.resolve(None, not_stored(session))
+            persistence.resolve(None, answer_not_stored(session))
         self._leases.noted(session, put_s, result)
         if result is WriteResult.STORED and not persistence.is_unconfirmed:
             persistence.resolve(moment, None)

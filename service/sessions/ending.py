@@ -109,7 +109,7 @@ def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
     )
 
 
-def unstored(session: Session, error: CarouselError) -> CarouselError:
+def opening_not_stored(session: Session, error: CarouselError) -> CarouselError:
     """Returns the error for an opening that waited for the store when the store failed."""
     if not isinstance(error, StoreUnavailableError):
         return error
@@ -143,7 +143,7 @@ def position_to_tell(session: Session, position: int, error: CarouselError | Non
     return session.reportable_position
 
 
-def not_stored(session: Session) -> StoreUnavailableError:
+def answer_not_stored(session: Session) -> StoreUnavailableError:
     """Returns the error for answers that wait for the store when the store fails."""
     return StoreUnavailableError(
         f"session {session.name!r} is at position {session.position}, but the store failed to save it: send the"

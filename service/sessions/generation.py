@@ -22,7 +22,7 @@ _SMALL = 4096
 """An answer of up to so many bytes is always kept."""
 
 
-class Unkept:
+class NotRetryable:
     """An accepted request of which nothing is kept: a step batch; or, of a plain session, a search, or a generation
     that is not a retry."""
 
@@ -214,7 +214,7 @@ class Generation:
         return None if self.before is None else self.before.after(self.tokens[:index])
 
 
-Asked = LastFeed | Generation | Unkept
+Asked = LastFeed | Generation | NotRetryable
 
 
 class HasLast(Protocol):
@@ -238,7 +238,7 @@ def settled(session: HasLast, request: Any, *, is_refused: bool) -> Asked | None
         return None
     following, asked.former = asked.former, None
     if not is_refused:
-        following = None if isinstance(asked, Unkept) else asked
+        following = None if isinstance(asked, NotRetryable) else asked
     if newer is None:
         session.last = following
     else:

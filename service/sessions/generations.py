@@ -14,9 +14,9 @@ from service.engine.jobs import ITEM_SIZE, GenerateJob, SearchJob, size_of
 from service.engine.results import Failed, Generated, Result, Searched
 from service.errors import CarouselError, OutputsLostError
 from service.sessions.checks import check_answer, check_can_generate, check_decoding
-from service.sessions.generation import Generation, Unkept, is_refused, settled
+from service.sessions.generation import Generation, NotRetryable, is_refused, settled
 from service.sessions.lifecycle import Event, State
-from service.sessions.persistence import NOT_STORED
+from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.requests import Requests
 from service.sessions.session import Request, Session
 from service.sessions.unstored import unstored_generation
@@ -66,11 +66,11 @@ class Generations:
         engine.submit(session.lane, job)
         if last is not None:
             session.last = last
-        elif session.persistence is not NOT_STORED or received is not None:
+        elif session.persistence is not PLAIN_PERSISTENCE or received is not None:
             session.last = last = Generation(position, decoding, request, session.last)
             last.received_position = received
         else:
-            session.last = Unkept(request, session.last)
+            session.last = NotRetryable(request, session.last)
         self._requests.admitted(session, following)
         if last is None:
             request.granted = lambda count, _: engine.grant(session.lane, job, count)
@@ -118,9 +118,9 @@ class Generations:
         slots = engine.acquire_forks(beam.beam_size)
         job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
         engine.submit(session.lane, job)
-        is_kept = session.persistence is not NOT_STORED
+        is_kept = session.persistence is not PLAIN_PERSISTENCE
         former = session.last
-        session.last = Generation(position, decoding, request, former) if is_kept else Unkept(request, former)
+        session.last = Generation(position, decoding, request, former) if is_kept else NotRetryable(request, former)
         self._requests.admitted(session, following)
 
     def leave(self, session: Session) -> None:
@@ -208,7 +208,7 @@ class Generations:
             self._ended(request, result)
         else:
             session.position = result.position
-            if session.persistence is not NOT_STORED:
+            if session.persistence is not PLAIN_PERSISTENCE:
                 self._checkpoints.changed(session)
         self._watches.generated(session, result)
         generation = session.last

@@ -17,7 +17,7 @@ from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
 from service.sessions.constants import refused_choice
-from service.sessions.generation import Generation, LastFeed, Unkept
+from service.sessions.generation import Generation, LastFeed, NotRetryable
 from service.sessions.persistence import PLAIN, SessionPolicy
 from service.sessions.served import Served
 from service.sessions.session import Session
@@ -249,7 +249,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
     last = session.last
     if lane.num_produced and not isinstance(last, Generation):
         return _going_on(lane)
-    while isinstance(last, Unkept) or (isinstance(last, LastFeed) and last.result is None):
+    while isinstance(last, NotRetryable) or (isinstance(last, LastFeed) and last.result is None):
         last = last.former  # the state does not include requests in flight
     if isinstance(last, LastFeed):
         return _fed_before(last, lane)

@@ -4,9 +4,8 @@ Rules:
 
 1. A request is checked completely before it takes the id. The store is not asked before the server has room.
 2. A session exists, in OPENING, as soon as it has its id. Requests that arrive before it is open wait.
-3. A stored session reserves its id in the store. For any other session with an id chosen by the client, the server asks
-   the store whether a stored session has that id. When the store does not answer, the session begins nevertheless and
-   is checked when it is resumed.
+3. A stored session reserves its id in the store. For another id chosen by the client, the server asks the store whether
+   a stored session has it; without an answer, the session begins, and is checked when it is resumed.
 4. An opening that fails returns its id, its slot and its reservation.
 
 Event loop only.
@@ -33,10 +32,11 @@ from service.errors import (
 from service.sessions.checks import check_open, check_session_id
 from service.sessions.claims import Taken
 from service.sessions.constants import Given, with_number
-from service.sessions.ending import not_open, unstored
+from service.sessions.ending import not_open, opening_not_stored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
-from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import PLAIN, Persistence, SessionPolicy
 from service.sessions.registry import Registry
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, OnEnded, Request, Session, nobody
@@ -217,7 +217,7 @@ class Opening:
         error: CarouselError | None = await stored
         if error is not None:
             self._registry.close(session, CloseReason.FAILED, notify=True)
-            raise unstored(session, error)
+            raise opening_not_stored(session, error)
 
     async def _finish(self, new: NewSession) -> None:
         """Opens a session that had to wait."""
@@ -313,7 +313,7 @@ class Opening:
         request, session, registry = new.request, new.session, self._registry
 
         def answer(error: CarouselError | None) -> None:
-            request.deliver(result if error is None else Failed(0, unstored(session, error)))
+            request.deliver(result if error is None else Failed(0, opening_not_stored(session, error)))
             if error is not None and not new.is_taken:
                 registry.close(session, CloseReason.FAILED, notify=False)
 

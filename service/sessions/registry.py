@@ -20,7 +20,7 @@ from service.sessions.ending import Ending, LastRecords, error_of
 from service.sessions.generation import Generation
 from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
-from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
+from service.sessions.persistence import PLAIN_PERSISTENCE, Durability, OnDisconnect, WhenDone
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, OnEnded, Session, nobody
 from service.sessions.storage import Storage
@@ -146,7 +146,7 @@ class Registry:
         if isinstance(last, Generation) and last.request is not None:
             listener, last.request = last.request, None
             listener.deliver(Failed(session.position, error_of(session, CloseReason.TAKEN)))
-        if session.persistence is not NOT_STORED:
+        if session.persistence is not PLAIN_PERSISTENCE:
             session.persistence.is_attached, session.persistence.reported_position = True, None
         self.detached.pop(session.id, None)
         self.directory.touch(session, self.clock())
@@ -194,8 +194,7 @@ class Registry:
             then(None)
 
     def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
-        """Ends a session here and stores it, so that any server can resume it, and notifies its stream. A new session
-        that is not open yet is closed."""
+        """Ends a session here, stores it for any server to resume, and notifies its stream. Closes an unopened one."""
         if session.state is State.OPENING and not session.persistence.is_in_store:
             self.close(session, CloseReason.SHUTDOWN, notify=True)
         elif not session.is_over:

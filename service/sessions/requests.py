@@ -28,13 +28,14 @@ from service.sessions.checks import (
     check_retries,
     check_score,
 )
-from service.sessions.ending import not_stored
+from service.sessions.ending import answer_not_stored
 from service.sessions.generation import Asked, LastFeed, is_refused, settled
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED, SessionLimits
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.registry import Registry
 from service.sessions.session import Request, Session
-from service.sessions.unstored import Keeper, unstored_feed, unstored_score
+from service.sessions.unstored import UnstoredAnswers, unstored_feed, unstored_score
 from service.sessions.watches import Change
 
 _FEW = 64
@@ -46,7 +47,7 @@ class Requests:
 
     def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
-        self.unstored = Keeper(limits.max_replay_bytes)
+        self.unstored = UnstoredAnswers(limits.max_replay_bytes)
         self.observer = observer
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
@@ -61,7 +62,7 @@ class Requests:
         engine checks the position, because only the engine knows where they end."""
         if session.num_in_flight == 0 and position is not None and position != session.position:
             if session.reportable_position != session.position:
-                raise not_stored(session)  # PositionMismatchError would report a position that is not stored
+                raise answer_not_stored(session)  # PositionMismatchError would report a position that is not stored
             raise position_mismatch(field, position, session.position)
         self._check_unanswered(session, session.num_unanswered)
 
@@ -83,7 +84,7 @@ class Requests:
             session.last_used_s = self.clock()
             if session.newer is not None:  # None: already the most recently used
                 self._touch(session, session.last_used_s)
-            if session.persistence is not NOT_STORED:
+            if session.persistence is not PLAIN_PERSISTENCE:
                 self.checkpoints.changed(session)
 
     def answered(self, request: Request, name: str, num_tokens: int = 0) -> None:
@@ -127,8 +128,7 @@ class Requests:
         has_mark: bool = False,
     ) -> None:
         """Makes `request.session` consume tokens from `position` on. A retry of the last feed is answered again and not
-        applied twice. position: None skips the check of the position. has_mark: adds a mark at the position after the
-        feed.
+        applied twice. position: None skips that check. has_mark: adds a mark at the position after the feed.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
         StoreUnavailableError.
@@ -296,7 +296,7 @@ class Requests:
             self._keep(asked, result)
         if self.watches.of_session and num_tokens > 0:
             self.watches.fed(session, job, result, num_tokens)
-        if session.persistence is NOT_STORED and request.retries is None:
+        if session.persistence is PLAIN_PERSISTENCE and request.retries is None:
             request.deliver(result)
             return
         on_unstored = self.unstored.of_feed(session, job, result)

@@ -19,8 +19,8 @@ from service.sessions.directory import Directory
 from service.sessions.ending import Ending
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
+from service.sessions.limits import SessionLimits
 from service.sessions.opening import Opening
-from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.requests import Requests
 from service.sessions.resume import Resume

@@ -19,7 +19,7 @@ from service.observer import CALL_TRACE
 from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
 from service.sessions.generation import Asked, Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
-from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
+from service.sessions.persistence import PLAIN_PERSISTENCE, Durability, Moment, Persistence, SessionPolicy
 from service.sessions.served import Served
 
 
@@ -179,7 +179,7 @@ class Session:
     state: State = State.OPENING
     num_in_flight: int = 0
     last: Asked | None = None
-    persistence: Persistence = NOT_STORED
+    persistence: Persistence = PLAIN_PERSISTENCE
     handle: int = 0
     deferred: deque[Deferred] | None = None
     older: Session | None = None
@@ -257,9 +257,10 @@ class Session:
         return self.persistence.era, self.position
 
     def own_persistence(self) -> Persistence:
-        """Returns the session's own, mutable persistence. Creates it when the session still shares `NOT_STORED`."""
-        if self.persistence is NOT_STORED:
-            self.persistence = Persistence(NOT_STORED.policy)
+        """Returns the session's own, mutable persistence. Creates it when the session still shares
+        `PLAIN_PERSISTENCE`."""
+        if self.persistence is PLAIN_PERSISTENCE:
+            self.persistence = Persistence(PLAIN_PERSISTENCE.policy)
         return self.persistence
 
     def transition_for(self, event: Event) -> Transition:

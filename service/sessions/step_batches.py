@@ -15,14 +15,15 @@ from service.errors import CarouselError, InvalidFieldError, PositionMismatchErr
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_outputs
-from service.sessions.generation import Unkept, settled
+from service.sessions.generation import NotRetryable, settled
 from service.sessions.kinds import check_kind
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED, SessionLimits
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, several_frames, spread
-from service.sessions.unstored import Keeper
+from service.sessions.unstored import UnstoredAnswers
 
 _TOKEN_BYTES = 9
 """The most bytes of a token in an answer's columns: its id and its log-probability."""
@@ -117,7 +118,7 @@ class StepBatches:
         replays: Replays,
         limits: SessionLimits,
         observer: SessionObserver,
-        unstored: Keeper,
+        unstored: UnstoredAnswers,
     ) -> None:
         self.replays = replays
         self._limits = limits
@@ -182,7 +183,7 @@ class StepBatches:
             session.state = State.BUSY
             session.num_in_flight += 1
             if session.last is not None:
-                session.last = Unkept(request, session.last)
+                session.last = NotRetryable(request, session.last)
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
@@ -244,7 +245,7 @@ class StepBatches:
                 session.state = State.IDLE
                 if session.last_used_s < stale_s:
                     self._touch(session, now_s)
-            if session.persistence is not NOT_STORED:
+            if session.persistence is not PLAIN_PERSISTENCE:
                 request.eras[session] = session.persistence.era
                 self._checkpoints.changed(session)
         served, trace = request.sessions[0].served, request.trace

@@ -21,7 +21,7 @@ from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
 from service.sessions.answer_memory import Replays, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
-from service.sessions.persistence import Kept
+from service.sessions.persistence import UnstoredAnswer
 from service.sessions.session import Session
 
 _ENTRY_BYTES = 256
@@ -42,8 +42,8 @@ class DoneScore:
         self.result = result
 
 
-class Keeper:
-    """Keeps such answers of all sessions, up to `max_bytes`."""
+class UnstoredAnswers:
+    """The unstored answers of all sessions, up to `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._kept = Replays(max_bytes, least=0)
@@ -75,7 +75,7 @@ class Keeper:
         """As `of`, for a score."""
         return self.of(session, DoneScore(job.targets, result)) if isinstance(result, Scored) else None
 
-    def keep(self, kept: Kept, num_bytes: int) -> None:
+    def keep(self, kept: UnstoredAnswer, num_bytes: int) -> None:
         """Keeps an answer, unless it is kept already. Drops the oldest answers when all take too much memory."""
         among = kept.among()
         if among is None:
@@ -92,7 +92,7 @@ class Keeper:
         key: tuple[object, ...] = (era, answered.start)
         if not isinstance(answered, LastFeed):
             key += (answered.targets if isinstance(answered, DoneScore) else answered.decoding,)
-        self.keep(Kept(session.persistence.unstored, key, answered), _size(answered))
+        self.keep(UnstoredAnswer(session.persistence.unstored, key, answered), _size(answered))
 
 
 def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:

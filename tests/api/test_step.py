@@ -13,7 +13,7 @@ from carousel.v1 import inference_pb2 as pb
 from service.api.caller import NOBODY, Caller, Principal
 from service.api.step import Step
 from service.errors import PositionMismatchError, QueueFullError, SessionNotOpenError, TooManySessionsError
-from service.sessions.persistence import PolicyLimits
+from service.sessions.limits import PolicyLimits
 from tests.sessions.test_registry import Sessions, opened
 from tests.waiting import turns
 

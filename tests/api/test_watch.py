@@ -17,7 +17,7 @@ from service.api.inference import Inference
 from service.api.watch import Watch
 from service.engine.jobs import OutputKind, OutputSpec
 from service.errors import SessionNotFoundError, ShuttingDownError, WatcherDroppedError
-from service.sessions.persistence import PolicyLimits
+from service.sessions.limits import PolicyLimits
 from service.sessions.session import CloseReason
 from tests.sessions.test_registry import Sessions, opened
 from tests.waiting import turns

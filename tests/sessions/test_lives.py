@@ -24,7 +24,8 @@ from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import SessionNotFoundError
 from service.repository.bundle import Bundle, load_bundle
-from service.sessions.persistence import Durability, OnDisconnect, SessionLimits, SessionPolicy
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 from service.sessions.served import Served
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Session

@@ -28,7 +28,7 @@ from service.errors import (
 from service.repository.bundle import load_bundle
 from service.sessions.answer_memory import AnswerBudget, StreamBudget
 from service.sessions.lifecycle import State
-from service.sessions.persistence import SessionLimits
+from service.sessions.limits import SessionLimits
 from service.sessions.served import Served
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Session
