@@ -157,7 +157,7 @@ class Replica:
             forks_used=sum(one.forks_used for one in seen),
             jobs_waiting=sum(one.num_unanswered for one in seen),
             unanswered=[stream.replies.num_unanswered for stream in self._inference.streams],
-            waiters=waiters + len(service.resume.taking) + service.opening.num_waiting,
+            waiters=waiters + len(service.resume.claiming) + service.opening.num_waiting,
             engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
             tasks=sorted(
                 getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks

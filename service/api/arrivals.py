@@ -163,7 +163,7 @@ class Arrivals:
         """Drops the requests that wait, because the stream has ended."""
         for waiting in self.resuming.values():
             for _, message in waiting:
-                self._sessions.deferral.give_back(message.ByteSize())
+                self._sessions.deferral.release(message.ByteSize())
             waiting.clear()
 
     def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
@@ -206,7 +206,7 @@ class Arrivals:
     def _run_waiting(self, session_id: str) -> None:
         """Runs the requests that wait, in order. If one of them opens the id again, the rest wait again."""
         for request, message in self.resuming.pop(session_id, ()):
-            self._sessions.deferral.give_back(message.ByteSize())
+            self._sessions.deferral.release(message.ByteSize())
             try:
                 if not self._waits(request, message):
                     self._stream.run(request, message)
@@ -228,7 +228,7 @@ class Arrivals:
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )
-        self._sessions.deferral.take(message.ByteSize())
+        self._sessions.deferral.reserve(message.ByteSize())
         waiting.append((request, message))
         return True
 

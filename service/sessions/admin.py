@@ -87,7 +87,7 @@ class Admin:
         session, image = await self._image(session_id)
         image = replace(image, lane=image.lane._replace(num_produced=0, seen=None), last=None)
         try:
-            return await self._resume.settle(image, session.served, fork_id, owner=owner, max_owned=max_owned)
+            return await self._resume.make_copy(image, session.served, fork_id, owner=owner, max_owned=max_owned)
         except SessionIdInUseError as error:
             raise SessionIdInUseError(
                 f"fork_{error.message}", field="fork_session_id", session_id=error.facts.get("session_id")

@@ -47,7 +47,7 @@ class StreamBudget:
         self.is_full = False
         """Whether the caller should read no request until an answer is written."""
 
-    def take(self, num_bytes: int) -> None:
+    def reserve(self, num_bytes: int) -> None:
         """Counts a request with its answer. Raises QueueFullError when all streams together take too much memory."""
         budget = self._budget
         if budget.num_bytes and budget.num_bytes + num_bytes > budget.max_bytes:
@@ -61,7 +61,7 @@ class StreamBudget:
         if not self._is_closed:
             self._count(num_bytes)
 
-    def give_back(self, num_bytes: int) -> None:
+    def release(self, num_bytes: int) -> None:
         """Subtracts an answer that was written, or will not be."""
         if not self._is_closed:
             self._count(-num_bytes)

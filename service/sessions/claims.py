@@ -41,7 +41,7 @@ Check = Callable[[Image], object]
 """Raises the reason why an image cannot be used here."""
 
 
-class Taken(NamedTuple):
+class ClaimedImage(NamedTuple):
     """A record that this server owns. ttl_s: seconds after which it may vanish."""
 
     epoch: int
@@ -60,14 +60,14 @@ class Claims:
         self._asked: dict[str, dict[str, asyncio.Future[None]]] = {}
         """The waiting callers: by owner, then by id."""
 
-    async def take(
+    async def claim(
         self,
         session_id: str,
         check: Check = lambda image: None,
         *,
         is_written: bool = False,
         is_polite: bool = False,
-    ) -> Taken:
+    ) -> ClaimedImage:
         """Claims a session's record. is_written: the session that is meant was stored before, so another server's
         record that was never written belongs to another session and is left alone. is_polite: a session stays at
         another server while a stream is attached there or while it works; raises SessionNotOpenError when it is not
@@ -96,12 +96,12 @@ class Claims:
                 is_checked = True
             await self._released(claimed, politely(session_id) if is_polite else session_id, deadline_s)
 
-    def give_back(self, session_id: str, taken: Taken) -> None:
+    def release_record(self, session_id: str, claimed: ClaimedImage) -> None:
         """Releases a claimed record that cannot be used here, so that any server can claim it."""
-        gone_by_s = self._registry.directory.ages.gone_by_s(taken.image.opened_at)
-        self._registry.last_records.give_back(session_id, taken.epoch, taken.ttl_s, gone_by_s)
+        gone_by_s = self._registry.directory.ages.gone_by_s(claimed.image.opened_at)
+        self._registry.last_records.release_record(session_id, claimed.epoch, claimed.ttl_s, gone_by_s)
 
-    async def _use(self, session_id: str, claimed: Claimed, check: Check) -> Taken:
+    async def _use(self, session_id: str, claimed: Claimed, check: Check) -> ClaimedImage:
         """Returns a claimed record, or gives it back when it cannot be used."""
         here = self._registry.directory.get(session_id)
         if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
@@ -115,7 +115,7 @@ class Claims:
         except SnapshotCorruptError:  # the record was set aside
             raise
         except CarouselError:  # another server may be able to use it
-            self._registry.last_records.give_back(session_id, claimed.epoch, claimed.ttl_s)
+            self._registry.last_records.release_record(session_id, claimed.epoch, claimed.ttl_s)
             raise
         ages = self._registry.directory.ages
         if ages.is_over(image.opened_at):
@@ -123,13 +123,13 @@ class Claims:
             observer = self._registry.observer
             observer.stored_session_closed(image.model, image.version, session_id, reason.value, position)
             raise await self._buried(session_id, claimed.epoch, reason, position)
-        taken = Taken(claimed.epoch, image, min(claimed.ttl_s, ages.left_s(image.opened_at)))
+        usable = ClaimedImage(claimed.epoch, image, min(claimed.ttl_s, ages.left_s(image.opened_at)))
         try:
             check(image)
         except CarouselError:  # another server may be able to use it
-            self.give_back(session_id, taken)
+            self.release_record(session_id, usable)
             raise
-        return taken
+        return usable
 
     async def _released(self, held: Held, wanted: str, deadline_s: float) -> None:
         """Returns when the owner of a session has released it or is gone. wanted: the id, in the form for

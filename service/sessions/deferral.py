@@ -41,7 +41,7 @@ class Deferral:
                     retry_delay_s=0.1,
                     max_in_flight=self._max_requests,
                 )
-        self.take(deferred.num_bytes)
+        self.reserve(deferred.num_bytes)
         for session in deferred.sessions:
             if session.deferred is None:
                 session.deferred = deque()
@@ -49,7 +49,7 @@ class Deferral:
             if len(session.deferred) == 1 and session.is_ready:
                 deferred.blocked.discard(session)
 
-    def take(self, num_bytes: int) -> None:
+    def reserve(self, num_bytes: int) -> None:
         """Counts the bytes of an opening that waits. Raises QueueFullError when there are too many."""
         if self.num_bytes + num_bytes > self._max_bytes:
             raise QueueFullError(
@@ -60,7 +60,7 @@ class Deferral:
             )
         self.num_bytes += num_bytes
 
-    def give_back(self, num_bytes: int) -> None:
+    def release(self, num_bytes: int) -> None:
         """Subtracts the bytes of an opening that no longer waits."""
         self.num_bytes -= num_bytes
 

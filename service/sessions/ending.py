@@ -196,7 +196,7 @@ class LastRecords:
         put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
         self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))
 
-    def give_back(self, session_id: str, epoch: int, ttl_s: float, gone_by_s: float = math.inf) -> None:
+    def release_record(self, session_id: str, epoch: int, ttl_s: float, gone_by_s: float = math.inf) -> None:
         """Releases a record that this server claimed and cannot use, so that any server can claim it. gone_by_s: see
         `Put`."""
         put = Put(session_id, epoch, None, ttl_s, Standing.FREE, gone_by_s=gone_by_s)

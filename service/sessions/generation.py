@@ -228,7 +228,7 @@ def is_refused(result: Result) -> bool:
     return isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
 
 
-def settled(session: HasLast, request: Any, *, is_refused: bool) -> Asked | None:
+def unlink_done(session: HasLast, request: Any, *, is_refused: bool) -> Asked | None:
     """Returns what is kept of a request that is done; None: nothing. It stays the session's last request unless another
     came after it. A refused request is removed, and its former is returned."""
     newer, asked = None, session.last

@@ -14,7 +14,7 @@ from service.engine.jobs import ITEM_SIZE, GenerateJob, SearchJob, size_of
 from service.engine.results import Failed, Generated, Result, Searched
 from service.errors import CarouselError, OutputsLostError
 from service.sessions.checks import check_answer, check_can_generate, check_decoding
-from service.sessions.generation import Generation, NotRetryable, is_refused, settled
+from service.sessions.generation import Generation, NotRetryable, is_refused, unlink_done
 from service.sessions.lifecycle import Event, State
 from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.requests import Requests
@@ -240,7 +240,7 @@ class Generations:
             session.last, received = refused.former, refused.received_position
             listener = refused.request
         else:
-            settled(session, request, is_refused=True)
+            unlink_done(session, request, is_refused=True)
         if listener is None:
             return
         try:
@@ -253,7 +253,7 @@ class Generations:
 
     def _ended(self, request: Request, result: Result) -> None:
         self._requests.request_done(request.session, result)
-        settled(request.session, request, is_refused=False)
+        unlink_done(request.session, request, is_refused=False)
         if isinstance(result, Generated):
             self._requests.answered(request, "generate")
 
@@ -279,7 +279,7 @@ class Generations:
             self._watches.searched(session, job, result, num_tokens)
         generation = session.last if isinstance(session.last, Generation) else None
         if generation is None:
-            settled(session, request, is_refused=is_refused(result))
+            unlink_done(session, request, is_refused=is_refused(result))
         if isinstance(result, Searched):
             best = result.hypotheses[0].tokens if result.hypotheses else []
             request.num_tokens = len(best)

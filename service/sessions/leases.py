@@ -55,9 +55,9 @@ class _Doubt(Enum):
 
 class Leases:
     """Renews records and confirms sessions. on_lost: called with a session that another server owns. on_missing: called
-    with a session whose record the store does not have. on_settled: called when more of a session is stored, or when it
-    is confirmed. idle_timeout_s: how long a record outlives a session whose policy has no duration. ages: limits how
-    long records last.
+    with a session whose record the store does not have. on_more_stored: called when more of a session is stored, or
+    when it is confirmed. idle_timeout_s: how long a record outlives a session whose policy has no duration. ages:
+    limits how long records last.
 
     until_s: the monotonic time until which this server may answer for its sessions. After it, call `look` first.
     """
@@ -69,7 +69,7 @@ class Leases:
         *,
         on_lost: OnSession,
         on_missing: OnSession,
-        on_settled: OnSession,
+        on_more_stored: OnSession,
         ages: Ages,
         idle_timeout_s: float,
         clock: Callable[[], float],
@@ -80,7 +80,7 @@ class Leases:
         self._deferral = deferral
         self._on_lost = on_lost
         self._on_missing = on_missing
-        self._on_settled = on_settled
+        self._on_more_stored = on_more_stored
         self._ages = ages
         self._clock = clock
         self._recorded: dict[Session, None] = {}
@@ -166,7 +166,7 @@ class Leases:
             self._on_lost(session)
         elif result is WriteResult.STORED:
             self.confirmed(session, put_s)
-            self._on_settled(session)
+            self._on_more_stored(session)
         elif result is WriteResult.MISSING:
             if self._may_make(session):
                 self._on_missing(session)
@@ -215,7 +215,7 @@ class Leases:
                 self._owned_since_lapse[session] = None
             persistence = session.persistence
             persistence.resolve(persistence.stored if persistence.waits_for_store else _ALL, None)
-            self._on_settled(session)
+            self._on_more_stored(session)
             self._deferral.run(session)
 
     def beaten(self, sent_s: float, beat: Beat) -> None:

@@ -1,4 +1,4 @@
-"""How sessions begin: new sessions, and sessions made from an image.
+"""How sessions begin: new sessions, and sessions made from an image. Event loop only.
 
 Rules:
 
@@ -7,8 +7,6 @@ Rules:
 3. A stored session reserves its id in the store. For another id chosen by the client, the server asks the store whether
    a stored session has it; without an answer, the session begins, and is checked when it is resumed.
 4. An opening that fails returns its id, its slot and its reservation.
-
-Event loop only.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.checks import check_open, check_session_id
-from service.sessions.claims import Taken
+from service.sessions.claims import ClaimedImage
 from service.sessions.constants import Given, with_number
 from service.sessions.ending import not_open, opening_not_stored
 from service.sessions.image import Image, check_fits, last_in
@@ -60,7 +58,7 @@ class NewSession:
     given: Given
 
     @property
-    def is_taken(self) -> bool:
+    def is_taken_over(self) -> bool:
         """Whether another stream resumed the session before its opening was answered."""
         return self.session.on_ended not in (self.on_ended, nobody)
 
@@ -119,11 +117,11 @@ class Opening:
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
         if not policy.is_plain:
             session.persistence = Persistence(policy)
-        registry.deferral.take(num_bytes)
+        registry.deferral.reserve(num_bytes)
         try:
             registry.directory.add(session, max_owned)
         except CarouselError:
-            registry.deferral.give_back(num_bytes)
+            registry.deferral.release(num_bytes)
             raise
         request.session = session
         given = with_number(served.bundle.manifest, session.id, given)
@@ -144,7 +142,7 @@ class Opening:
             self.num_waiting += 1
             self._tasks.start(self._finish(new))
         else:
-            self._registry.deferral.give_back(new.num_bytes)
+            self._registry.deferral.release(new.num_bytes)
 
     def make(
         self,
@@ -154,11 +152,11 @@ class Opening:
         *,
         owner: str = "",
         max_owned: int | None = None,
-        taken: Taken | None = None,
+        claimed: ClaimedImage | None = None,
         is_chosen: bool = True,
     ) -> asyncio.Task[Session]:
         """Makes a session from an image, without a stream. It has its id and its place at once; the returned task
-        finishes it, and raises the reason for a failure. session_id: "" generates one. taken: the record that this
+        finishes it, and raises the reason for a failure. session_id: "" generates one. claimed: the record that this
         server has claimed; None: the task takes the id first.
 
         Raises SnapshotModelError when the state does not fit the model, SessionIdInUseError, ShuttingDownError,
@@ -174,18 +172,20 @@ class Opening:
         persistence = session.persistence = Persistence(
             image.policy, marks=dict(image.marks), opened_at=image.opened_at
         )
-        if taken is not None:
-            persistence.epoch, persistence.has_record = taken.epoch, True
-            persistence.renew_at_s = registry.clock() + 0.5 * taken.ttl_s
+        if claimed is not None:
+            persistence.epoch, persistence.has_record = claimed.epoch, True
+            persistence.renew_at_s = registry.clock() + 0.5 * claimed.ttl_s
             persistence.stored, persistence.is_fetched = (0, image.lane.position), True
         registry.directory.add(session, max_owned)
-        return self._tasks.start(self._finish_image(session, image, taken, is_chosen=is_chosen))
+        return self._tasks.start(self._finish_image(session, image, claimed, is_chosen=is_chosen))
 
-    async def _finish_image(self, session: Session, image: Image, taken: Taken | None, *, is_chosen: bool) -> Session:
+    async def _finish_image(
+        self, session: Session, image: Image, claimed: ClaimedImage | None, *, is_chosen: bool
+    ) -> Session:
         """Takes the id of a session in OPENING if needed, and writes the image into its lane."""
         registry, served, persistence = self._registry, session.served, session.persistence
         try:
-            if taken is None and is_chosen:
+            if claimed is None and is_chosen:
                 await self._take_id(session)
             lane = await self._spill.lane(served.engine)
             if session.is_over:
@@ -199,14 +199,14 @@ class Opening:
         served.engine.write(lane, image.lane)
         session.position, session.last = image.lane.position, last_in(image)
         persistence.is_attached = False
-        if taken is not None:  # held for as long as its record lasts
+        if claimed is not None:  # held for as long as its record lasts
             registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
         else:  # a copy waits like a detached session; FREE has no duration
             registry.hold(session, image.policy.duration_s or self._limits.hold_s)
             registry.checkpoints.changed(session)
             registry.keep(session)
         registry.deferral.run(session)
-        if taken is None:
+        if claimed is None:
             await self._stored(session)
         return session
 
@@ -236,7 +236,7 @@ class Opening:
             self._fail(new, error)
         finally:
             self.num_waiting -= 1
-            self._registry.deferral.give_back(new.num_bytes)
+            self._registry.deferral.release(new.num_bytes)
 
     async def _take_id(self, session: Session) -> None:
         """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
@@ -303,8 +303,8 @@ class Opening:
             registry.checkpoints.changed(session)
         if request.trace is not None:
             request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
-        if isinstance(result, Failed) and not (new.is_taken and isinstance(result.error, RequestCancelledError)):
-            registry.close(session, CloseReason.FAILED, notify=new.is_taken)  # no Cancel of a new stream ends it
+        if isinstance(result, Failed) and not (new.is_taken_over and isinstance(result.error, RequestCancelledError)):
+            registry.close(session, CloseReason.FAILED, notify=new.is_taken_over)  # no Cancel of a new stream ends it
         self._answer(new, result)
 
     def _answer(self, new: NewSession, result: Result) -> None:
@@ -314,7 +314,7 @@ class Opening:
 
         def answer(error: CarouselError | None) -> None:
             request.deliver(result if error is None else Failed(0, opening_not_stored(session, error)))
-            if error is not None and not new.is_taken:
+            if error is not None and not new.is_taken_over:
                 registry.close(session, CloseReason.FAILED, notify=False)
 
         registry.checkpoints.after_pending(session, answer)

@@ -63,7 +63,7 @@ class Registry:
             deferral,
             on_lost=self.lose,
             on_missing=self._rewrite,
-            on_settled=watches.settled,
+            on_more_stored=watches.more_stored,
             ages=directory.ages,
             idle_timeout_s=idle_timeout_s,
             clock=clock,
@@ -287,7 +287,7 @@ class Registry:
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)
 
-        def settled() -> None:
+        def answer_waiting() -> None:
             if persistence.is_releasing:
                 persistence.is_releasing = False
                 persistence.resolve(persistence.stored, None)
@@ -295,10 +295,10 @@ class Registry:
                 self._tell_stream(session, end)
 
         def stored() -> None:
-            settled()
+            answer_waiting()
             self._recorded(session, end, None, ended)
 
-        self.checkpoints.release(session, stored, settled, has_slot=has_slot)
+        self.checkpoints.release(session, stored, answer_waiting, has_slot=has_slot)
 
     def _recorded(
         self, session: Session, end: Ending, error: CarouselError | None, ended: Callable[[], None] | None = None

@@ -29,7 +29,7 @@ from service.sessions.checks import (
     check_score,
 )
 from service.sessions.ending import answer_not_stored
-from service.sessions.generation import Asked, LastFeed, is_refused, settled
+from service.sessions.generation import Asked, LastFeed, is_refused, unlink_done
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import PLAIN_PERSISTENCE
@@ -285,7 +285,7 @@ class Requests:
         if not isinstance(result, Fed):
             self.moved(session, "feed", num_tokens)
         is_wrong = type(result) is Failed and is_refused(result)
-        asked = settled(session, request, is_refused=is_wrong)
+        asked = unlink_done(session, request, is_refused=is_wrong)
         if is_wrong and self._answered_before(request, job, result, asked):
             return
         if isinstance(result, Fed):

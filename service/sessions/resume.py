@@ -64,12 +64,12 @@ class Resume:
         self._observer = observer
         self._find = find
         self._patience_s = patience_s
-        self.taking: dict[str, asyncio.Task[Session | int]] = {}
+        self.claiming: dict[str, asyncio.Task[Session | int]] = {}
         """The tasks that claim and use records, by id."""
 
-    def is_taking(self, session_id: str) -> bool:
+    def is_claiming(self, session_id: str) -> bool:
         """Whether a task claims or uses the record of this id."""
-        return session_id in self.taking
+        return session_id in self.claiming
 
     async def resume(
         self,
@@ -116,7 +116,7 @@ class Resume:
 
     async def find(self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False) -> Session:
         """Returns a session from memory, or from the store; the latter is held in memory from now on. is_polite: see
-        `Claims.take`. Raises what `resume` raises."""
+        `Claims.claim`. Raises what `resume` raises."""
         while True:
             found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned, is_polite=is_polite))
             assert isinstance(found, Session)  # noqa: S101  # `_fetch` returns a session
@@ -156,9 +156,9 @@ class Resume:
             if not isinstance(error, SessionMovedError):
                 raise error
 
-    async def _find_or(self, session_id: str, take: Callable[[], Coroutine[Any, Any, Session | int]]) -> Session | int:
-        """Returns this server's session, or else the result of `take`, which claims the record. Only one task at a time
-        claims a record."""
+    async def _find_or(self, session_id: str, claim: Callable[[], Coroutine[Any, Any, Session | int]]) -> Session | int:
+        """Returns this server's session, or else the result of `claim`, which claims the record. Only one task at a
+        time claims a record."""
         check_session_id(session_id)
         self._registry.leases.check()
         directory = self._registry.directory
@@ -167,18 +167,18 @@ class Resume:
             session = await self._opened(session_id)
             if session is not None:
                 return session
-            taking = self.taking.get(session_id)
-            if taking is not None and not taking.done():  # awaiting a done task never yields
+            claiming = self.claiming.get(session_id)
+            if claiming is not None and not claiming.done():  # awaiting a done task never yields
                 with suppress(SessionIdInUseError, SessionNotOpenError):  # SessionNotOpenError: of a polite caller
-                    await asyncio.shield(taking)
+                    await asyncio.shield(claiming)
                 continue
             if directory.is_ending(session_id):
                 await directory.wait_until_ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
-            taking = self.taking[session_id] = self._tasks.start(take())
+            claiming = self.claiming[session_id] = self._tasks.start(claim())
             # the task finishes also when its first caller is cancelled: no claim may stay half done
             try:
-                taken = await asyncio.shield(taking)
+                claimed = await asyncio.shield(claiming)
             except SessionIdInUseError as error:  # an opening of the same id, which cannot succeed, came first
                 if asyncio.get_running_loop().time() >= deadline_s:
                     raise StoreUnavailableError(
@@ -188,8 +188,8 @@ class Resume:
                         session_id=name_of(session_id),
                     ) from error
                 continue
-            if isinstance(taken, int):
-                return taken
+            if isinstance(claimed, int):
+                return claimed
 
     async def _confirmed(self, session: Session) -> Session:
         """Returns the session when this server is known to own it. The store may have answered the claim late. Raises
@@ -233,9 +233,9 @@ class Resume:
         self._registry.directory.ages.check_snapshot(image.opened_at)
         served = served_image(self._find, image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
-        return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
+        return await self.make_copy(image, served, session_id, owner=owner, max_owned=max_owned)
 
-    async def settle(
+    async def make_copy(
         self, image: Image, served: Served, session_id: str, *, owner: str = "", max_owned: int | None = None
     ) -> Session:
         """Makes a session from an image, under an id that is not in use. "" generates an id."""
@@ -248,30 +248,30 @@ class Resume:
         try:
             registry.check_open()
             registry.directory.check_room(owner_of(session_id), max_owned)
-            taken = await self._claims.take(
+            claimed = await self._claims.claim(
                 session_id,
                 lambda image: served_image(self._find, image, None, "session_id"),
                 is_polite=is_polite,
             )
             try:
-                served = served_image(self._find, taken.image, None, "session_id")
+                served = served_image(self._find, claimed.image, None, "session_id")
                 await self._opened(session_id)  # an opening meanwhile must first fail and free the id
                 making = self._opening.make(
-                    taken.image, served, session_id, max_owned=max_owned, taken=taken, is_chosen=False
+                    claimed.image, served, session_id, max_owned=max_owned, claimed=claimed, is_chosen=False
                 )
             except CarouselError:  # another server may be able to use it
-                self._claims.give_back(session_id, taken)
+                self._claims.release_record(session_id, claimed)
                 raise
             return await making
         finally:
-            self.taking.pop(session_id, None)
+            self.claiming.pop(session_id, None)
 
     async def _close_stored(self, session_id: str, opened_at: float | None) -> int:
         """Ends a session that only the store has. Returns its position."""
         registry = self._registry
         try:
             registry.check_open()
-            epoch, image, _ = await self._claims.take(
+            epoch, image, _ = await self._claims.claim(
                 session_id,
                 lambda image: _check_same(session_id, image.opened_at, opened_at),
                 is_written=opened_at is not None,
@@ -296,7 +296,7 @@ class Resume:
                 raise failure
             return position
         finally:
-            self.taking.pop(session_id, None)
+            self.claiming.pop(session_id, None)
 
     async def _verify(self, session: Session) -> None:
         """Makes sure that the store has no session of this id: it did not answer when this one was opened."""

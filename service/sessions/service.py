@@ -143,7 +143,7 @@ class SessionService:
         the other server asked."""
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
-        if is_here or self.resume.is_taking(session_id):
+        if is_here or self.resume.is_claiming(session_id):
             self.expiry.wanted(session_id, is_polite=wanted != session_id)
         else:
             self.storage.let_go(session_id)

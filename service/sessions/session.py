@@ -99,14 +99,14 @@ class Request:
         """Takes `num_bytes`, the largest possible size of the answer, from the stream's budget. Small answers are not
         counted. Raises QueueFullError."""
         if num_bytes > SMALL_ANSWER and self.budget is not None:
-            self.budget.take(num_bytes)
+            self.budget.reserve(num_bytes)
             self.answer_bytes += num_bytes
 
     def release(self) -> None:
         """Returns the reserved bytes to the budget: the answer was written, or no large answer will come."""
         num_bytes, self.answer_bytes = self.answer_bytes, 0
         if num_bytes and self.budget is not None:
-            self.budget.give_back(num_bytes)
+            self.budget.release(num_bytes)
 
     def deliver(self, result: Result) -> None:
         """Passes a result to `reply`. When `reply` raises, delivers a failure instead. Results after the last answer

@@ -15,7 +15,7 @@ from service.errors import CarouselError, InvalidFieldError, PositionMismatchErr
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_outputs
-from service.sessions.generation import NotRetryable, settled
+from service.sessions.generation import NotRetryable, unlink_done
 from service.sessions.kinds import check_kind
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
@@ -236,7 +236,7 @@ class StepBatches:
         for at, (session, position) in enumerate(zip(request.sessions, stepped.positions, strict=True)):
             session.num_in_flight -= 1
             if session.last is not None:
-                settled(session, request, is_refused=at in wrong)
+                unlink_done(session, request, is_refused=at in wrong)
             before = session.position
             if position > before:
                 num_tokens += position - before

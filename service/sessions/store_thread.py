@@ -34,7 +34,7 @@ _MAX_CLAIMS = 4096
 _RETRY_S = 0.5
 """Seconds between two attempts while the store fails."""
 
-_SETTLE_S, _MAX_SETTLE_S = 1.0, 10.0
+_RECOVERY_S, _MAX_RECOVERY_S = 1.0, 10.0
 """For how many seconds writes must succeed: after the first failure, and at most after repeated ones."""
 _PROBE_TTL_S = 60.0
 
@@ -54,7 +54,7 @@ class StoreThread:
         self._failing: set[str] = set()
         self._risk = ""
         self._write_failed_at_s = -math.inf
-        self._settle_s = _SETTLE_S
+        self._recovery_s = _RECOVERY_S
         self._tries_at_s = 0.0
         self._num_calls = 0
         self._failed_at_s = -1.0
@@ -178,7 +178,7 @@ class StoreThread:
     async def probe(self) -> None:
         """Writes and deletes a record of its own, when writes count as failing but have not failed for some time.
         Raises StoreUnavailableError."""
-        if "write" in self._failing and self._clock() >= self._write_failed_at_s + self._settle_s:
+        if "write" in self._failing and self._clock() >= self._write_failed_at_s + self._recovery_s:
             await self.call(self._probe, operation="write")
 
     def _probe(self) -> None:
@@ -226,10 +226,10 @@ class StoreThread:
         if operation == "write":
             now_s = self._clock()
             since_s = now_s - self._write_failed_at_s
-            if since_s > 2 * _MAX_SETTLE_S:
-                self._settle_s = _SETTLE_S
-            elif "write" not in self._failing or since_s >= self._settle_s:  # writes had succeeded for some time
-                self._settle_s = min(2 * self._settle_s, _MAX_SETTLE_S)
+            if since_s > 2 * _MAX_RECOVERY_S:
+                self._recovery_s = _RECOVERY_S
+            elif "write" not in self._failing or since_s >= self._recovery_s:  # writes had succeeded for some time
+                self._recovery_s = min(2 * self._recovery_s, _MAX_RECOVERY_S)
             self._write_failed_at_s = now_s
         was_failing = self.is_failing
         self._failing.add(operation)
@@ -240,8 +240,8 @@ class StoreThread:
     def works(self, *operations: str) -> None:
         """Records a success of the store."""
         if self._failing:
-            is_settled = self._clock() >= self._write_failed_at_s + self._settle_s
-            self._failing.difference_update(one for one in operations if one != "write" or is_settled)
+            has_recovered = self._clock() >= self._write_failed_at_s + self._recovery_s
+            self._failing.difference_update(one for one in operations if one != "write" or has_recovered)
             if not self._failing:
                 self._observer.store_recovered()
 

@@ -104,9 +104,9 @@ class Visits:
     async def position(self, session: Session) -> int:
         """Returns a session's position; for a strict session, the stored one. Raises what `position_to_tell` raises."""
         position = session.position
-        settled, give = awaited()
+        stored, give = awaited()
         self._registry.checkpoints.after_pending(session, give)
-        return position_to_tell(session, position, await settled)
+        return position_to_tell(session, position, await stored)
 
     async def close(self, session: Session, reason: CloseReason) -> None:
         """Closes a session, and returns when the store has its end. Raises SessionNotOpenError when a stream has taken

@@ -269,7 +269,7 @@ class Watches:
         for watcher in self.of_session.pop(session, ()):
             watcher.end(reason)
 
-    def settled(self, session: Session) -> None:
+    def more_stored(self, session: Session) -> None:
         """Wakes the watchers: more of the session is stored, or it was confirmed."""
         for watcher in self.of_session.get(session, ()):
             watcher.wake_up()

@@ -30,48 +30,48 @@ def request(budget: StreamBudget | None) -> Request:
 def test_answers_of_all_streams_share_one_bound() -> None:
     budget = AnswerBudget(10 * MIB)
     one, other = StreamBudget(budget), StreamBudget(budget)
-    one.take(6 * MIB)
+    one.reserve(6 * MIB)
     with pytest.raises(QueueFullError) as refusal:
-        other.take(5 * MIB)
+        other.reserve(5 * MIB)
     assert refusal.value.facts["max_unwritten_bytes"] == 10 * MIB
     assert (other.num_bytes, budget.num_bytes) == (0, 6 * MIB)
-    one.give_back(2 * MIB)
-    other.take(5 * MIB)
+    one.release(2 * MIB)
+    other.reserve(5 * MIB)
     assert budget.num_bytes == 9 * MIB
 
 
 def test_a_single_answer_may_be_over_the_bound() -> None:
     budget = AnswerBudget(MIB)
     stream = StreamBudget(budget)
-    stream.take(3 * MIB)
+    stream.reserve(3 * MIB)
     with pytest.raises(QueueFullError):
-        stream.take(1)
+        stream.reserve(1)
 
 
 async def test_a_stream_is_full_until_its_answers_are_written() -> None:
     stream = StreamBudget(AnswerBudget(1000 * MIB))
-    stream.take(31 * MIB)
+    stream.reserve(31 * MIB)
     assert not stream.is_full
-    stream.take(4 * MIB)
+    stream.reserve(4 * MIB)
     assert stream.is_full
     waiting = asyncio.create_task(stream.room())
-    stream.give_back(MIB)
-    await turns()
+    stream.release(MIB)
+    await asyncio.sleep(0)
     assert not waiting.done()
-    stream.give_back(4 * MIB)
+    stream.release(4 * MIB)
     await asyncio.wait_for(waiting, 5)
 
 
 def test_a_stream_that_is_over_counts_nothing_more() -> None:
     budget = AnswerBudget(10 * MIB)
     stream, other = StreamBudget(budget), StreamBudget(budget)
-    stream.take(6 * MIB)
-    other.take(MIB)
+    stream.reserve(6 * MIB)
+    other.reserve(MIB)
     stream.close()
     stream.close()
     assert budget.num_bytes == MIB
-    stream.give_back(6 * MIB)
-    stream.take(MIB)
+    stream.release(6 * MIB)
+    stream.reserve(MIB)
     assert (stream.num_bytes, budget.num_bytes) == (0, MIB)
 
 

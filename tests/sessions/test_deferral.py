@@ -138,10 +138,10 @@ def test_too_many_bytes_of_all_sessions_are_refused_with_a_retry_delay() -> None
         deferral.defer(Deferred([session], ignore, ignore, 5))
     assert refused.value.retry_delay_s == 0.5
     deferral.refuse(session, ERROR)
-    deferral.take(10)
+    deferral.reserve(10)
     with pytest.raises(QueueFullError):
-        deferral.take(1)
-    deferral.give_back(10)
+        deferral.reserve(1)
+    deferral.release(10)
     assert deferral.num_bytes == 0
 
 
