@@ -181,10 +181,10 @@ class SimulatedStore:
             term=str(self._shelf.terms[owner]), rivals_s=self._shelf.rivals_s(owner)
         )
 
-    def let_go(self, session_id: str) -> None:
+    def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
         self._check()
-        self._store.let_go(session_id)
+        self._store.undo_claim(session_id)
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""

@@ -24,7 +24,7 @@ from service.errors import (
     SessionAlreadyOpenError,
     quoted,
 )
-from service.sessions.ending import position_to_tell
+from service.sessions.ending import position_for_client
 from service.sessions.session import Failures, Request, Session
 
 _MAX_OPENINGS = 64
@@ -167,13 +167,13 @@ class Arrivals:
             waiting.clear()
 
     def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
-        """Answers a resume request with the position of `position_to_tell`. is_here: whether the session was in
+        """Answers a resume request with the position of `position_for_client`. is_here: whether the session was in
         memory."""
         position = session.position  # later requests may move the session before this answer
 
         def answer(error: CarouselError | None) -> None:
             try:
-                told = position_to_tell(session, position, error)
+                told = position_for_client(session, position, error)
             except CarouselError as refusal:
                 self._stream.refuse(request, message, refusal)
                 return

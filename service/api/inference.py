@@ -184,7 +184,7 @@ async def _read(
             # `handle` answers a lone session before it returns: writing the response here saves a task switch
             stream.handle(request)
             is_there = not outbox.waiting or await _write_one(outbox.take(), context, observer)
-            outbox.let_go()
+            outbox.end_hold()
             if not is_there:
                 outbox.close()
                 return False

@@ -106,12 +106,12 @@ class Outbox(Generic[Response]):
             await self._room
 
     def hold(self) -> bool:
-        """Keeps the writer task suspended until `let_go`. Returns whether a task is waiting: the caller then writes in
-        its place."""
+        """Keeps the writer task suspended until `end_hold`. Returns whether a task is waiting: the caller then writes
+        in its place."""
         self._is_held = self._arrival is not None and not self.waiting
         return self._is_held
 
-    def let_go(self) -> None:
+    def end_hold(self) -> None:
         """Ends `hold`. The writer task continues if responses wait or the outbox is closed."""
         self._is_held = False
         if self.waiting or self.is_closed:

@@ -33,7 +33,7 @@ from service.errors import (
 from service.observer import current_call
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
-from service.sessions.session import CloseReason, Request, Session, nobody
+from service.sessions.session import CloseReason, Request, Session, no_stream
 
 
 class Step:
@@ -92,7 +92,7 @@ class Step:
             message.open,
             message.session_id,
             request=request,
-            on_ended=nobody,
+            on_ended=no_stream,
             num_bytes=message.open.ByteSize(),
             on_disconnect=OnDisconnect.HOLD,
         )

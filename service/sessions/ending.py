@@ -31,16 +31,17 @@ from service.sessions.tombstones import Tombstone
 class Ending:
     """Why a session ends, and who is notified. then: called when every request is answered and the end is recorded;
     with an error when the store fails to record it. is_promised: whether a client was informed that the end will be
-    recorded later. after_freed: called when every request is answered and the slot is free."""
+    recorded later. is_answered_by_store: whether the result of the last record is known, also when it is a failure.
+    after_freed: called when every request is answered and the slot is free."""
 
     __slots__ = (
         "after_freed",
         "before",
         "error",
+        "is_answered_by_store",
         "is_freed",
         "is_promised",
-        "is_recorded",
-        "is_told",
+        "is_reported",
         "notifies",
         "reason",
         "then",
@@ -53,28 +54,28 @@ class Ending:
         self.then = then
         self.before = State.OPENING
         self.tombstone: Tombstone | None = None
-        self.is_freed = self.is_recorded = self.is_promised = self.is_told = False
+        self.is_freed = self.is_answered_by_store = self.is_promised = self.is_reported = False
         self.after_freed: Callable[[], None] | None = None
         self.error: CarouselError | None = None
 
-    def tell(self, observer: SessionObserver, session: Session) -> None:
+    def report_closed(self, observer: SessionObserver, session: Session) -> None:
         """Reports the end of a session that was open, once, with its final position."""
-        if not self.is_told and self.before is not State.OPENING:
-            self.is_told, served = True, session.served
+        if not self.is_reported and self.before is not State.OPENING:
+            self.is_reported, served = True, session.served
             observer.session_closed(served.model, served.version, session.id, self.reason.value, session.position)
 
     def freed(self, observer: SessionObserver, session: Session) -> None:
         """Records that every request is answered and the slot is free."""
         self.is_freed = True
-        self.tell(observer, session)
+        self.report_closed(observer, session)
         after, self.after_freed = self.after_freed, None
         if after is not None:
             guarded(after)
-        self.report()
+        self.call_then()
 
-    def report(self) -> None:
+    def call_then(self) -> None:
         """Calls `then` once, when the slot is free and the result of the last record is known."""
-        if self.is_freed and self.is_recorded and self.then is not None:
+        if self.is_freed and self.is_answered_by_store and self.then is not None:
             then, self.then = self.then, None
             guarded(then, self.error)
 
@@ -120,10 +121,12 @@ def opening_not_stored(session: Session, error: CarouselError) -> CarouselError:
     )
 
 
-def position_to_tell(session: Session, position: int, error: CarouselError | None) -> int:
+def position_for_client(session: Session, position: int, error: CarouselError | None) -> int:
     """Returns the position to report to the client that continues with a session, after the answers that waited for the
-    store are settled. For a strict session this is the stored position. position: the session's own position. error:
-    the store's error, or None.
+    store are answered. position: the session's own position. error: the store's error, or None.
+
+    - Without an error: `position`. A strict session has stored it by then.
+    - When the store fails: the stored position of a strict session; the present position of any other.
 
     Raises `error` when the session is unconfirmed, or when it is no StoreUnavailableError. Raises StoreUnavailableError
     for a session that was rewound without being stored: its client would continue from another state than the reported

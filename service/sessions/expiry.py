@@ -33,7 +33,7 @@ class Expiry:
         session = self._registry.directory.get(session_id)
         if session is None or not session.policy.is_stored:
             return
-        if is_polite and (session_id not in self._registry.detached or session.is_working):
+        if is_polite and (session_id not in self._registry.held or session.is_working):
             return
         if session.state is not State.OPENING or session.persistence.is_in_store:
             self._registry.hand_over(session)
@@ -45,7 +45,7 @@ class Expiry:
         for session in self._registry.directory.ages.overdue():
             guarded(self._expire_old, session)
         now_s = self._registry.clock()
-        for session in list(self._registry.detached.values()):
+        for session in list(self._registry.held.values()):
             guarded(self._expire_held, session, now_s)
         for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
             guarded(self._expire_idle, session, now_s)
@@ -61,14 +61,14 @@ class Expiry:
         """Ends every session because the server shuts down, and notifies their streams. Stored sessions can be resumed
         elsewhere."""
         for session in self._registry.directory:
-            guarded(self._end, session, 0.0)
+            guarded(self._end, session)
 
     def _expire_old(self, session: Session) -> None:
         self._registry.close(session, CloseReason.MAX_AGE, notify=True)
 
     def _expire_held(self, session: Session, now_s: float) -> None:
         if session.is_over or not session.is_detached:
-            self._registry.detached.pop(session.id, None)
+            self._registry.held.pop(session.id, None)
         elif now_s >= session.persistence.held_until_s:
             self._registry.close(session, CloseReason.EXPIRED, notify=False)
 
@@ -85,7 +85,7 @@ class Expiry:
         else:
             self._registry.close(session, CloseReason.IDLE, notify=True)
 
-    def _end(self, session: Session, now_s: float) -> None:
+    def _end(self, session: Session) -> None:
         if session.policy.is_stored:
             self._registry.hand_over(session)
         else:

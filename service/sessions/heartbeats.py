@@ -73,7 +73,7 @@ class Heartbeats:
         sweep_at_s = self._clock() + _SWEEP_S
         while self._clock() < sweep_at_s:
             await asyncio.sleep(self._interval_s)
-            await self._thread.let_go()
+            await self._thread.undo_claims()
             await self._thread.probe()
         count = _SWEEP
         while count == _SWEEP:

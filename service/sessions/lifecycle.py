@@ -81,7 +81,7 @@ class Action(Enum):
     CANCEL_JOBS = "cancel jobs"
     READ_STATE = "read state"
     WRITE_STATE = "write state"
-    TELL_STREAM = "tell the stream that had it"
+    NOTIFY_STREAM = "notify the stream that had it"
     HOLD = "hold until a time"
     STORE = "store"
     FREE_SLOT = "free the slot"  # also answers the requests in flight
@@ -137,13 +137,13 @@ def _table() -> dict[tuple[State, Event], Transition]:
         for event in _REQUESTS:
             table[state, event] = Transition(state, (Action.DEFER,))
     for state in _BEFORE_END:
-        table[state, Event.RESUME] = Transition(state, (Action.TELL_STREAM,))
+        table[state, Event.RESUME] = Transition(state, (Action.NOTIFY_STREAM,))
         table[state, Event.DETACH] = Transition(state, (Action.HOLD,))
         end = (Action.REFUSE_DEFERRED, Action.FREE_SLOT)
-        table[state, Event.CLOSE] = Transition(State.ENDING, (*end, Action.BURY, Action.TELL_STREAM))
-        table[state, Event.EXPIRE] = Transition(State.ENDING, (*end, Action.BURY, Action.TELL_STREAM))
-        table[state, Event.HAND_OVER] = Transition(State.ENDING, (Action.RELEASE, *end, Action.TELL_STREAM))
-        table[state, Event.LOSE] = Transition(State.ENDED, (*end, Action.TELL_STREAM))
+        table[state, Event.CLOSE] = Transition(State.ENDING, (*end, Action.BURY, Action.NOTIFY_STREAM))
+        table[state, Event.EXPIRE] = Transition(State.ENDING, (*end, Action.BURY, Action.NOTIFY_STREAM))
+        table[state, Event.HAND_OVER] = Transition(State.ENDING, (Action.RELEASE, *end, Action.NOTIFY_STREAM))
+        table[state, Event.LOSE] = Transition(State.ENDED, (*end, Action.NOTIFY_STREAM))
     return table
 
 

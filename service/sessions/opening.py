@@ -37,7 +37,7 @@ from service.sessions.limits import SessionLimits
 from service.sessions.persistence import PLAIN, Persistence, SessionPolicy
 from service.sessions.registry import Registry
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, OnEnded, Request, Session, nobody
+from service.sessions.session import CloseReason, OnEnded, Request, Session, no_stream
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 
@@ -60,7 +60,7 @@ class NewSession:
     @property
     def is_taken_over(self) -> bool:
         """Whether another stream resumed the session before its opening was answered."""
-        return self.session.on_ended not in (self.on_ended, nobody)
+        return self.session.on_ended not in (self.on_ended, no_stream)
 
 
 class Opening:
@@ -168,7 +168,7 @@ class Opening:
         if session_id:
             check_session_id(session_id)
         is_chosen = is_chosen and bool(session_id)
-        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, nobody)
+        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, no_stream)
         persistence = session.persistence = Persistence(
             image.policy, marks=dict(image.marks), opened_at=image.opened_at
         )

@@ -22,7 +22,7 @@ from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
 from service.sessions.persistence import PLAIN_PERSISTENCE, Durability, OnDisconnect, WhenDone
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, OnEnded, Session, nobody
+from service.sessions.session import CloseReason, OnEnded, Session, no_stream
 from service.sessions.storage import Storage
 from service.sessions.tombstones import Tombstone, Tombstones
 from service.sessions.watches import Change, Watches
@@ -56,7 +56,7 @@ class Registry:
         self.watches = watches
         self.observer = observer
         self.clock, self.wall_clock = clock, wall_clock
-        self.detached: dict[str, Session] = {}
+        self.held: dict[str, Session] = {}  # detached sessions whose time runs; a visited one is not among them
         self.last_records = LastRecords(storage, delay_s=interval_s)
         self.leases = Leases(
             storage,
@@ -83,7 +83,7 @@ class Registry:
             Action.FREE_SLOT: self._free_slot,
             Action.BURY: self._bury,
             Action.RELEASE: self._release,
-            Action.TELL_STREAM: self._tell_stream,
+            Action.NOTIFY_STREAM: self._notify_stream,
         }
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ class Registry:
             listener.deliver(Failed(session.position, error_of(session, CloseReason.TAKEN)))
         if session.persistence is not PLAIN_PERSISTENCE:
             session.persistence.is_attached, session.persistence.reported_position = True, None
-        self.detached.pop(session.id, None)
+        self.held.pop(session.id, None)
         self.directory.touch(session, self.clock())
         self.watches.changed(session, Change.ATTACHED)
 
@@ -163,7 +163,7 @@ class Registry:
             self.close(session, CloseReason.DISCONNECT, notify=False)
         else:
             session.check(Event.DETACH)
-            session.on_ended, session.own_persistence().is_attached = nobody, False
+            session.on_ended, session.own_persistence().is_attached = no_stream, False
             self.hold(session, policy.duration_s)
             self.observer.session_detached(session.served.model, session.served.version, session.id)
             self.watches.changed(session, Change.DETACHED)
@@ -179,7 +179,7 @@ class Registry:
     def hold(self, session: Session, duration_s: float) -> None:
         """Keeps a detached session for `duration_s`."""
         session.own_persistence().held_until_s = self.clock() + duration_s
-        self.detached[session.id] = session
+        self.held[session.id] = session
 
     def close(self, session: Session, reason: CloseReason, *, notify: bool, then: WhenDone | None = None) -> None:
         """Ends a session for good. Does nothing when it has ended already.
@@ -218,7 +218,7 @@ class Registry:
         end.before = session.state
         self.directory.move(session, transition.state)
         self.directory.remove(session)
-        self.detached.pop(session.id, None)
+        self.held.pop(session.id, None)
         self.checkpoints.end(session)
         self.watches.ended(session, end.reason)
         tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
@@ -228,7 +228,7 @@ class Registry:
         if end.before in (State.SPILLED, State.RESTORING):
             self.observer.session_unspilled(session.served.model, session.served.version, session.id)
         if not (session.num_in_flight and end.before in HOLDS_SLOT):  # else its position is not final yet
-            end.tell(self.observer, session)
+            end.report_closed(self.observer, session)
         for action in transition.actions:
             guarded(self._on_end[action], session, end)
 
@@ -292,7 +292,7 @@ class Registry:
                 persistence.is_releasing = False
                 persistence.resolve(persistence.stored, None)
                 persistence.resolve(None, persistence.moved)
-                self._tell_stream(session, end)
+                self._notify_stream(session, end)
 
         def stored() -> None:
             answer_waiting()
@@ -304,8 +304,8 @@ class Registry:
         self, session: Session, end: Ending, error: CarouselError | None, ended: Callable[[], None] | None = None
     ) -> None:
         """Handles the result of the last record: stored (None), owned by another server, or failed for now."""
-        end.is_recorded, end.error = True, error
-        end.report()
+        end.is_answered_by_store, end.error = True, error
+        end.call_then()
         if isinstance(error, StoreUnavailableError):
             end.is_promised = end.reason is CloseReason.CLIENT
             return
@@ -315,6 +315,6 @@ class Registry:
         if ended is not None:
             ended()
 
-    def _tell_stream(self, session: Session, end: Ending) -> None:
+    def _notify_stream(self, session: Session, end: Ending) -> None:
         if end.notifies and not session.persistence.is_releasing:
             session.on_ended(session, end.reason)

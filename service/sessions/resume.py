@@ -86,18 +86,18 @@ class Resume:
         that cannot be resumed here; StoreUnavailableError, SessionIdInUseError, SessionNotOpenError, ShuttingDownError,
         TooManySessionsError.
         """
-        session, is_here = await self.meet(session_id, max_owned)
+        session, is_here = await self.find_for_use(session_id, max_owned)
         if is_over():
             raise SessionNotOpenError(f"the stream that resumed session {session.name!r} has ended", field="session_id")
         self._registry.attach(session, on_ended)
-        self.met(session, is_here=is_here)
+        self.record_use(session, is_here=is_here)
         return session, is_here
 
-    async def meet(
+    async def find_for_use(
         self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False
     ) -> tuple[Session, bool]:
         """As `find`. Also returns whether nothing was lost: see `resume`. A caller that uses the session must call
-        `met`."""
+        `record_use`."""
         check_session_id(session_id)
         is_here = self._registry.directory.get(session_id) is not None
         while True:
@@ -107,8 +107,8 @@ class Resume:
             if not session.is_over:
                 return session, is_here and not session.persistence.is_fetched
 
-    def met(self, session: Session, *, is_here: bool) -> None:
-        """Records that a caller uses a session that `meet` returned."""
+    def record_use(self, session: Session, *, is_here: bool) -> None:
+        """Records that a caller uses a session that `find_for_use` returned."""
         session.own_persistence().is_fetched = False
         bundle = session.served.bundle
         source = "memory" if is_here else "store"

@@ -146,7 +146,7 @@ class SessionService:
         if is_here or self.resume.is_claiming(session_id):
             self.expiry.wanted(session_id, is_polite=wanted != session_id)
         else:
-            self.storage.let_go(session_id)
+            self.storage.undo_claim(session_id)
 
     async def stop(self, timeout_s: float) -> None:
         """Ends unfinished tasks, writes what waits for at most `timeout_s`, and closes the store."""

@@ -287,7 +287,7 @@ class Session:
             self.state = TABLE[self.state, Event.FINISH].state
 
 
-def nobody(session: Session, reason: CloseReason) -> None:
+def no_stream(session: Session, reason: CloseReason) -> None:
     """The `OnEnded` of a session without a stream. Does nothing."""
 
 

@@ -214,7 +214,7 @@ class Storage:
         self.observer.record_corrupt(record_id, error)
         await self._thread.call(self._store.set_aside, record_id)
 
-    def let_go(self, record_id: str) -> None:
+    def undo_claim(self, record_id: str) -> None:
         """Releases a record that this server owns although it has no such session: see `StateStore`."""
         self._thread.maybe_taken.add(record_id)
 

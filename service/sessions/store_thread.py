@@ -72,7 +72,7 @@ class StoreThread:
         """Calls the store and returns its result. operation: the name under which failures count. Raises
         StoreUnavailableError and CorruptRecordError."""
         if operation == "read":
-            self._check_open()
+            self._check_available()
         self._num_calls += 1
         try:
             result = await asyncio.get_running_loop().run_in_executor(
@@ -139,7 +139,7 @@ class StoreThread:
 
     def _take(self, record_ids: Sequence[str], take: Callable[[], T]) -> T:
         for record_id in self.maybe_taken.intersection(record_ids):
-            self._store.let_go(record_id)
+            self._store.undo_claim(record_id)
             self.maybe_taken.discard(record_id)
         try:
             return take()
@@ -159,10 +159,10 @@ class StoreThread:
         self.works("heartbeat", "read")
         return beat
 
-    async def let_go(self) -> None:
+    async def undo_claims(self) -> None:
         """Releases records that may be owned: see rule 3. Raises StoreUnavailableError."""
         if self.maybe_taken:
-            await self.call(self._let_go_all, operation="upkeep")
+            await self.call(self._undo_claims, operation="upkeep")
 
     async def sweep(self, limit: int) -> int:
         """See `StateStore.sweep`. Raises StoreUnavailableError."""
@@ -184,7 +184,7 @@ class StoreThread:
     def _probe(self) -> None:
         name = f"~probe~{self._store.owner}"
         self._store.reserve(name, _PROBE_TTL_S)
-        self._store.let_go(name)
+        self._store.undo_claim(name)
 
     async def close(self) -> None:
         """Closes the store after any heartbeat in progress, which would make this process count as alive again. Make no
@@ -198,12 +198,12 @@ class StoreThread:
         self.executor.shutdown(wait=False)
         self._heart.shutdown(wait=False)
 
-    def _let_go_all(self) -> None:
+    def _undo_claims(self) -> None:
         for record_id in list(self.maybe_taken):
-            self._store.let_go(record_id)
+            self._store.undo_claim(record_id)
             self.maybe_taken.discard(record_id)
 
-    def _check_open(self) -> None:
+    def _check_available(self) -> None:
         """Raises when the store fails, or when too many calls wait for it."""
         now_s = self._clock()
         if "read" in self._failing and (now_s < self._tries_at_s or self._num_calls):

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 
 from service.background import awaited
 from service.errors import QueueFullError, SessionNotOpenError, quoted
-from service.sessions.ending import position_to_tell
+from service.sessions.ending import position_for_client
 from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry
 from service.sessions.resume import Resume
@@ -75,15 +75,15 @@ class Visits:
         """Begins the visit of an existing session. Returns it, and whether nothing of it was lost because it was in
         this server's memory.
 
-        Raises SessionNotOpenError for a session with a stream, here or at another server, and what `Resume.meet`
-        raises.
+        Raises SessionNotOpenError for a session with a stream, here or at another server, and what
+        `Resume.find_for_use` raises.
         """
-        session, is_here = await self._resume.meet(session_id, max_owned, is_polite=True)
+        session, is_here = await self._resume.find_for_use(session_id, max_owned, is_polite=True)
         self.check_free(session)
         if not is_here:
-            self._resume.met(session, is_here=False)
+            self._resume.record_use(session, is_here=False)
         self._registry.used(session)
-        self._registry.detached.pop(session.id, None)
+        self._registry.held.pop(session.id, None)
         return session, is_here
 
     @staticmethod
@@ -102,11 +102,12 @@ class Visits:
             )
 
     async def position(self, session: Session) -> int:
-        """Returns a session's position; for a strict session, the stored one. Raises what `position_to_tell` raises."""
+        """Returns a session's position; for a strict session, the stored one. Raises what `position_for_client`
+        raises."""
         position = session.position
         stored, give = awaited()
         self._registry.checkpoints.after_pending(session, give)
-        return position_to_tell(session, position, await stored)
+        return position_for_client(session, position, await stored)
 
     async def close(self, session: Session, reason: CloseReason) -> None:
         """Closes a session, and returns when the store has its end. Raises SessionNotOpenError when a stream has taken

@@ -141,7 +141,7 @@ async def test_a_holder_takes_responses_without_waking_the_writer() -> None:
     await turns(5)
     assert not waiting.done()
     assert outbox.take() == (1, None)
-    outbox.let_go()
+    outbox.end_hold()
     assert await waiting == (2, None)
 
 
@@ -152,7 +152,7 @@ async def test_hold_needs_an_empty_outbox_and_a_waiting_writer() -> None:
     await turns(5)
     outbox.put(1)
     assert not outbox.hold(), "it has been woken"
-    outbox.let_go()
+    outbox.end_hold()
     assert await waiting == (1, None)
     waiting = asyncio.create_task(outbox.next())
     await turns(5)
@@ -167,8 +167,8 @@ async def test_release_of_an_empty_outbox_does_not_wake_the_writer() -> None:
     await turns(5)
     assert outbox.hold()
     assert not outbox.waiting
-    outbox.let_go()
-    await turns(5)
+    outbox.end_hold()
+    await turn()
     assert not waiting.done()
     outbox.put(1)
     assert await waiting == (1, None)
@@ -182,7 +182,7 @@ async def test_closing_during_a_hold_ends_the_writer_at_the_release() -> None:
     outbox.close()
     await turns(5)
     assert not waiting.done()
-    outbox.let_go()
+    outbox.end_hold()
     assert await waiting is None
 
 

@@ -55,7 +55,7 @@ async def test_a_call_cancelled_while_opening_leaves_the_session_detached(tiny_r
             await turns()
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
-        assert list(it.registry.detached) == ["s"]
+        assert list(it.registry.held) == ["s"]
         answer = await step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0))
         assert (answer.position, answer.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
         assert it.service.answer_budget.num_bytes == it.service.deferral.num_bytes == 0

@@ -37,7 +37,7 @@ def test_whatever_a_session_does_it_can_end_and_everything_is_answered(state: St
     """Deferred requests are refused, the slot is freed with all work in flight, and the stream is notified."""
     transition = TABLE[state, event]
     assert transition.state in OVER
-    assert {Action.REFUSE_DEFERRED, Action.FREE_SLOT, Action.TELL_STREAM} <= set(transition.actions)
+    assert {Action.REFUSE_DEFERRED, Action.FREE_SLOT, Action.NOTIFY_STREAM} <= set(transition.actions)
 
 
 @pytest.mark.parametrize("state", WAITING)

@@ -101,7 +101,7 @@ async def test_a_session_that_a_stream_has_is_refused_and_one_that_it_takes_is_l
             await it.service.visits.close(session, CloseReason.CLIENT)
         it.service.visits.leave(session)
         assert not session.is_detached
-        assert not it.registry.detached
+        assert not it.registry.held
         assert not it.notices
 
 

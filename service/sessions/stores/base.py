@@ -159,7 +159,7 @@ class StateStore(Protocol):
         """Reports that this process is alive. Must be called more often than once in the time of the lease. Another
         thread may call it at the same time as any other method."""
 
-    def let_go(self, session_id: str) -> None:
+    def undo_claim(self, session_id: str) -> None:
         """Undoes a `reserve` or `claim` of the caller whose result it never received. A record of the caller that was
         never written is deleted; any other record of the caller can be claimed by any process. Records of other
         processes stay unchanged."""

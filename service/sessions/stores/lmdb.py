@@ -159,7 +159,7 @@ class LmdbStore:
         self._folder.check()
         return Beat("", [])
 
-    def let_go(self, session_id: str) -> None:
+    def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
 
         def act(transaction: lmdb.Transaction) -> None:

@@ -149,7 +149,7 @@ class MemoryStore:
         wanted, self._shelf.owners[self.owner] = self._shelf.owners.get(self.owner, set()), set()
         return Beat("", sorted(wanted))
 
-    def let_go(self, session_id: str) -> None:
+    def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
         record = self._shelf.find(session_id, self._clock())
         if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:

@@ -64,7 +64,7 @@ class RedisStore:
         self._claim = self._client.register_script(redis_scripts.CLAIM)
         self._ask = self._client.register_script(redis_scripts.ASK)
         self._write = self._client.register_script(redis_scripts.WRITE)
-        self._let_go = self._client.register_script(redis_scripts.LET_GO)
+        self._undo_claim = self._client.register_script(redis_scripts.UNDO_CLAIM)
         try:
             self._send_heartbeat(self._client)  # the first one may take longer
         except StoreError:
@@ -165,10 +165,10 @@ class RedisStore:
             raise self._failed(error) from error
         return Beat(term.decode(), sorted(one.decode() for one in ids), int(rivals_ms) / 1000)
 
-    def let_go(self, session_id: str) -> None:
+    def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
         try:
-            self._let_go(keys=[self._key(session_id)], args=[self.owner])
+            self._undo_claim(keys=[self._key(session_id)], args=[self.owner])
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
 

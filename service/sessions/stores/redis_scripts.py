@@ -72,7 +72,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 if not record[1] then be_there(ARGV[8], ARGV[9], ARGV[10]) end
 return 1
 """
-LET_GO = """
+UNDO_CLAIM = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o')
 if record[1] ~= 'owned' or record[2] ~= ARGV[1] then return end
 if redis.call('HEXISTS', KEYS[1], 'p') == 1 then

@@ -263,7 +263,7 @@ def test_every_call_of_a_store_whose_folder_changed_fails(
             lambda: store.claim(["0"]),
             lambda: store.reserve("new", LATER),
             lambda: store.has("0"),
-            lambda: store.let_go("0"),
+            lambda: store.undo_claim("0"),
             lambda: store.set_aside("0"),
             lambda: store.sweep(10),
             store.heartbeat,

@@ -112,7 +112,7 @@ def test_a_record_whose_claim_was_not_answered_is_released(store: StateStore) ->
     store.write([write("written", 1, b"one", Standing.FREE), write("ended", 1, b"how", Standing.GONE)])
     claim(store, "written")
     for session_id in ("never written", "written", "ended", "nobody's"):
-        store.let_go(session_id)
+        store.undo_claim(session_id)
     assert claim(store, "never written") is None
     assert claim(store, "written") == mine(3, b"one")
     assert claim(store, "ended") == Gone(b"how")
@@ -513,10 +513,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.stores[server].write(writes) == self.plain[server].write(writes)
 
     @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
-    def let_go(self, server: int, name: str) -> None:
+    def undo_claim(self, server: int, name: str) -> None:
         server %= self.num_servers
-        self.stores[server].let_go(name)
-        self.plain[server].let_go(name)
+        self.stores[server].undo_claim(name)
+        self.plain[server].undo_claim(name)
 
     @rule(server=st.integers(0, 1))
     def beat(self, server: int) -> None:
