@@ -173,12 +173,14 @@ class Arrivals:
 
         def answer(error: CarouselError | None) -> None:
             try:
-                told = position_for_client(session, position, error)
+                reported = position_for_client(session, position, error)
             except CarouselError as refusal:
                 self._stream.refuse(request, message, refusal)
                 return
             self.opened(request)
-            self._stream.replies.answer(request, answers.resumed(request.request_id, session, told, is_here=is_here))
+            self._stream.replies.answer(
+                request, answers.resumed(request.request_id, session, reported, is_here=is_here)
+            )
 
         self._sessions.checkpoints.after_pending(session, answer)
 

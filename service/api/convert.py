@@ -142,8 +142,8 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
     making one."""
     message.position = output.position
     if output.trace is not None:
-        for name, told in output.trace.items():
-            tensors.extend_floats(message.trace.add(name=name), "values", told)
+        for name, values in output.trace.items():
+            tensors.extend_floats(message.trace.add(name=name), "values", values)
     if vocabulary is None:
         if output.logits is not None:
             tensors.extend_floats(message, "values", output.logits)

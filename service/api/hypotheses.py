@@ -16,18 +16,18 @@ async def hypotheses_found(result: Searched, bundle: Bundle) -> pb.Generated:
     slices, hypotheses = Slices(), result.hypotheses
     message = pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
     for hypothesis in hypotheses:
-        told = message.hypotheses.add()
+        added = message.hypotheses.add()
         for begin in range(0, max(1, len(hypothesis.tokens)), SLICE):
             part = hypothesis._replace(
                 tokens=hypothesis.tokens[begin : begin + SLICE],
                 log_probabilities=hypothesis.log_probabilities[begin : begin + SLICE],
             )
-            told.MergeFrom(convert.hypothesis(part, bundle))
+            added.MergeFrom(convert.hypothesis(part, bundle))
             await slices.made(1 + len(part.tokens))
         text = text_after(result.before, bundle)
         if text is not None:
             complete = text.add(hypothesis.tokens)
-            told.text = complete + text.unfinished
+            added.text = complete + text.unfinished
             if hypothesis is hypotheses[0]:
                 message.text, message.unfinished_text = complete, text.unfinished
     if hypotheses:

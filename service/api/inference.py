@@ -130,7 +130,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         report = current_call()
         self._watches.add(watch)
         try:
-            await watch.tell(context.write)
+            await watch.send(context.write)
         except grpc.aio.InternalError:  # see `_write`
             return
         finally:

@@ -162,8 +162,8 @@ class StreamBatches:
             tokens = consumed.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
             outputs = convert.default_outputs(bundle)._replace(every_position=False)
             if batch.HasField("outputs"):
-                told = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
-                outputs = told._replace(every_position=batch.outputs.every_position)
+                requested = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
+                outputs = requested._replace(every_position=batch.outputs.every_position)
         counts = list(batch.counts) or None
         if bundle is not None and _may_be_unfit(batch, bundle):
             refused = {**refused, **_unfit(found, bundle, tokens, counts)}

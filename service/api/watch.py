@@ -18,7 +18,7 @@ from service.engine.results import Generated, Searched
 from service.errors import ShuttingDownError
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason
-from service.sessions.watches import Change, Consumed, Told, Watcher
+from service.sessions.watches import Change, Consumed, Watcher, WatchEvent
 
 Write: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
 _MAX_TOKENS = 1000
@@ -61,7 +61,7 @@ class Watch:
         watcher = sessions.watches.watch(sessions.registry.here(session))
         return cls(watcher, caller.shown(session.id), sessions.limits.max_answer_bytes)
 
-    async def tell(self, write: Write) -> None:
+    async def send(self, write: Write) -> None:
         """Writes what happens until the session ends.
 
         Raises the error that ends the watch earlier, at most `_LAST_WRITE_S` seconds after it occurred, even if nobody
@@ -71,7 +71,7 @@ class Watch:
         try:
             async with asyncio.timeout(None) as limit:
                 self._watcher.on_over = partial(self._end_soon, limit)
-                await self._tell_all(write)
+                await self._send_all(write)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -94,19 +94,19 @@ class Watch:
             left_s = _LAST_EVENTS_S if self._watcher.failure is None else _LAST_WRITE_S
             limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
-    async def _tell_all(self, write: Write) -> None:
+    async def _send_all(self, write: Write) -> None:
         async def counted(response: pb.WatchResponse) -> None:
             await write(response)
             self.num_written += 1
 
-        while (told := await self._watcher.next()) is not None:
-            await self._tell(told, counted)
+        while (event := await self._watcher.next()) is not None:
+            await self._send(event, counted)
             await asyncio.sleep(0)  # others run between two messages
 
-    async def _tell(self, told: Told, write: Write) -> None:
-        position, happening, bundle = told.moment[1], told.happening, self._bundle
+    async def _send(self, event: WatchEvent, write: Write) -> None:
+        position, happening, bundle = event.moment[1], event.happening, self._bundle
         if isinstance(happening, Consumed):
-            await self._tell_consumed(position, happening, write)
+            await self._send_consumed(position, happening, write)
         elif isinstance(happening, Generated):
             for piece in pieces(happening, bundle, self._max_bytes):
                 part = Part(bundle, self._max_bytes)
@@ -123,7 +123,7 @@ class Watch:
         else:
             await write(self._response(position, changed=pb.Changed(change=_CHANGES[happening])))
 
-    async def _tell_consumed(self, position: int, consumed: Consumed, write: Write) -> None:
+    async def _send_consumed(self, position: int, consumed: Consumed, write: Write) -> None:
         """Writes consumed items, in several messages if one cannot hold all."""
         items, outputs = consumed
         last = pb.Consumed()

@@ -21,9 +21,9 @@ from service.engine.results import StepOutput
 from service.errors import QueueFullError
 
 SMALL_ANSWER = 2048
-"""An answer of at most so many bytes is not counted."""
+"""The largest answer, in bytes, that a `StreamBudget` does not count."""
 SMALL_FEED = 16 * 1024
-"""The memory of a feed of at most so many bytes is not counted."""
+"""The largest feed, in bytes, that a `StreamBudget` does not count."""
 _STREAM_BYTES = 32 * 1024 * 1024
 """The limit of one stream. Above it, no request of the stream is read until an answer is written."""
 
@@ -87,7 +87,7 @@ class StreamBudget:
 
 
 _LARGE = 16 * 1024
-"""An answer of at least so many bytes is counted."""
+"""The smallest kept answer, in bytes, that `Replays` counts."""
 
 
 class Droppable(Protocol):

@@ -19,7 +19,7 @@ from service.errors import OutputsLostError, PositionMismatchError
 from service.sessions.answer_memory import outputs_bytes
 
 _SMALL = 4096
-"""An answer of up to so many bytes is always kept."""
+"""The largest answer, in bytes, that a `LastFeed` keeps when `Replays` drops it."""
 
 
 class NotRetryable:

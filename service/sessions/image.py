@@ -121,44 +121,45 @@ def last_in(image: Image) -> LastFeed | Generation | None:
 def check_fits(image: Image, served: Served) -> None:
     """Raises SnapshotModelError when the state of an image does not fit a model."""
     manifest = served.bundle.manifest
-    told = f"{served.bundle.model} version {served.bundle.version}"
+    model = f"{served.bundle.model} version {served.bundle.version}"
     names = [state.name for state in manifest.states]
     if image.state_names != names:
         raise SnapshotModelError(
-            f"snapshot has the states {image.state_names}, but {told} has {names}", field="version"
+            f"snapshot has the states {image.state_names}, but {model} has {names}", field="version"
         )
     for lane in (image.lane, *image.marks.values()):
         specs = [*((s.name, s.input) for s in manifest.states), *((c.name, c.input) for c in manifest.contexts)]
-        _check_source(lane, manifest, told)
+        _check_source(lane, manifest, model)
         arrays = [*lane.states, *lane.contexts]
         if len(arrays) != len(specs):
             raise SnapshotModelError(
-                f"snapshot has {len(arrays)} tensors, but {told} has {len(specs)}", field="version"
+                f"snapshot has {len(arrays)} tensors, but {model} has {len(specs)}", field="version"
             )
         for (name, spec), array in zip(specs, arrays, strict=True):
             expected = _inner_shape(spec)
             given = [*array.shape] if None not in expected else [None, *array.shape[1:]]
             if given != expected or array.dtype.name != spec.dtype:
                 raise SnapshotModelError(
-                    f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, but {told} has {spec.dtype}{expected}",
+                    f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, but {model} has"
+                    f" {spec.dtype}{expected}",
                     field="version",
                 )
         for state, array in zip(manifest.states, lane.states, strict=True):
             if problem := refused_choice(state, array):
-                raise SnapshotModelError(f"snapshot does not fit {told}: {state.name} = {problem}", field="version")
-    _check_vocabulary(image, manifest, told)
+                raise SnapshotModelError(f"snapshot does not fit {model}: {state.name} = {problem}", field="version")
+    _check_vocabulary(image, manifest, model)
 
 
-def _check_source(lane: LaneState, manifest: Manifest, told: str) -> None:
+def _check_source(lane: LaneState, manifest: Manifest, model: str) -> None:
     longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
     lengths = {len(array) if array.ndim else 0 for array in lane.contexts}
     if len(lengths) > 1 or max(lengths, default=0) > longest:
         raise SnapshotModelError(
-            f"snapshot has a source of {sorted(lengths)} tokens, but {told} reads up to {longest}", field="version"
+            f"snapshot has a source of {sorted(lengths)} tokens, but {model} reads up to {longest}", field="version"
         )
 
 
-def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
+def _check_vocabulary(image: Image, manifest: Manifest, model: str) -> None:
     """Checks every value of an image that becomes an index into the engine's arrays or must have their size. The engine
     checks nothing while it commits a step."""
     read, given = _Items.read_by(manifest), _Items.given_by(manifest)
@@ -172,7 +173,7 @@ def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
         size = manifest.output_size
         what = f"{size} values of a step" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
         raise SnapshotModelError(
-            f"snapshot does not fit {told}: its token ids or arrays do not fit the {what}", field="version"
+            f"snapshot does not fit {model}: its token ids or arrays do not fit the {what}", field="version"
         )
 
 

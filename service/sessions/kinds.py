@@ -23,8 +23,8 @@ def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: 
                 field=f"{field}.kind",
             )
     if outputs.has_trace and (manifest.trace is None or variant != BASE_VARIANT):
-        told = f"{manifest.model} has no trace" if manifest.trace is None else f"variant {variant} has no trace"
-        raise InvalidFieldError(f"{field}.trace must not be set: {told}", field=f"{field}.trace")
+        why = f"{manifest.model} has no trace" if manifest.trace is None else f"variant {variant} has no trace"
+        raise InvalidFieldError(f"{field}.trace must not be set: {why}", field=f"{field}.trace")
 
 
 def _kinds_of(manifest: Manifest) -> tuple[Set[OutputKind], str]:

@@ -111,7 +111,7 @@ class Registry:
         """Checks the lease. Raises ShuttingDownError when this server opens no more sessions."""
         self.leases.check()
         if self.is_draining:
-            raise ShuttingDownError("the server is shutting down: open it on another server", retry_delay_s=1.0)
+            raise ShuttingDownError("the server is shutting down: send it to another server", retry_delay_s=1.0)
 
     def make(self, served: Served, session_id: str, lane: Lane, on_ended: OnEnded) -> Session:
         """Returns a new session in OPENING, which is not in the directory yet. lane: a placeholder until `start`."""

@@ -39,7 +39,7 @@ from service.sessions.unstored import UnstoredAnswers, unstored_feed, unstored_s
 from service.sessions.watches import Change
 
 _FEW = 64
-"""A kept feed with at most so many tokens and top-k outputs is small: its bytes are not counted."""
+"""`Replays` does not count a kept feed with at most so many tokens and top-k outputs."""
 
 
 class Requests:

@@ -282,12 +282,12 @@ class Resume:
             ended = registry.directory.begin_ending(session_id)
             recorded, give = awaited()
 
-            def tell(error: CarouselError | None) -> None:
+            def recorded_or_failed(error: CarouselError | None) -> None:
                 if error is None:
                     ended()
                 give(error)
 
-            registry.last_records.bury(session_id, epoch, tombstone.encode(), tell)
+            registry.last_records.bury(session_id, epoch, tombstone.encode(), recorded_or_failed)
             self._observer.stored_session_closed(
                 image.model, image.version, session_id, CloseReason.CLIENT.value, position
             )

@@ -4,7 +4,8 @@ Rules:
 
 1. When the answer of a session that `waits_for_store` cannot be stored, its request is kept with the answer. The same
    request, sent again, gets the same answer, whatever the session did afterwards. So a client with several requests in
-   flight sends all of them again, in order.
+   flight sends all of them again, in order. Any other session answers only its last feed, generation or search
+   again; a retry of an earlier one, with its position, is not applied twice but gets PositionMismatchError.
 2. Answers are kept as long as their session lives and is not rewound; those of step batches as long as their stream.
    All kept answers together take up to `max_bytes`; the oldest are dropped.
 

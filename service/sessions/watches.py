@@ -63,7 +63,7 @@ Happening: TypeAlias = Consumed | Generated | Searched | Change | CloseReason
 """The content of an event. No event follows a `CloseReason`."""
 
 
-class Told(NamedTuple):
+class WatchEvent(NamedTuple):
     """One event. moment: the session's moment after it."""
 
     moment: Moment
@@ -77,7 +77,7 @@ class Watcher:
     def __init__(self, session: Session, watches: Watches) -> None:
         self.session = session
         self._watches = watches
-        self._waiting: deque[Told] = deque()
+        self._waiting: deque[WatchEvent] = deque()
         self.num_bytes = 0
         """The bytes of the events that wait."""
         self._has_ended = False
@@ -87,30 +87,30 @@ class Watcher:
         """Called when the watch fails or the session ends: few events, or none, follow."""
         self._arrival: asyncio.Future[None] | None = None
 
-    async def next(self) -> Told | None:
+    async def next(self) -> WatchEvent | None:
         """Returns the next event; None after the end. Raises the error that ended the watch. One task at a time."""
         while True:
             if self.failure is not None:
                 raise self.failure
-            if self._waiting and self._may_tell(self._waiting[0]):
-                told = self._waiting.popleft()
-                self._count(-told.num_bytes)
-                return told
+            if self._waiting and self._may_deliver(self._waiting[0]):
+                event = self._waiting.popleft()
+                self._count(-event.num_bytes)
+                return event
             if self._has_ended:
                 return None
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
 
-    def put(self, told: Told) -> None:
+    def put(self, event: WatchEvent) -> None:
         """Adds an event. Drops the watcher when too much waits."""
-        is_too_large = bool(self._waiting) and self.num_bytes + told.num_bytes > _MAX_BYTES
+        is_too_large = bool(self._waiting) and self.num_bytes + event.num_bytes > _MAX_BYTES
         if len(self._waiting) >= _MAX_EVENTS or is_too_large:
             self.drop()
         else:
-            self._watches.make_room(told.num_bytes)
+            self._watches.make_room(event.num_bytes)
         if self.failure is None:
-            self._waiting.append(told)
-            self._count(told.num_bytes)
+            self._waiting.append(event)
+            self._count(event.num_bytes)
             self.wake_up()
 
     def wake_up(self) -> None:
@@ -120,13 +120,13 @@ class Watcher:
 
     def end(self, reason: CloseReason) -> None:
         """Handles the end of the session: keeps only the events that may be delivered now."""
-        session, kept = self.session, deque[Told]()
-        while self._waiting and self._may_tell(self._waiting[0]):
+        session, kept = self.session, deque[WatchEvent]()
+        while self._waiting and self._may_deliver(self._waiting[0]):
             kept.append(self._waiting.popleft())
-        self._count(-sum(told.num_bytes for told in self._waiting))
+        self._count(-sum(event.num_bytes for event in self._waiting))
         persistence = session.persistence
         position = 0 if persistence.is_unconfirmed else session.reportable_position
-        kept.append(Told((persistence.era, position), reason, 0))
+        kept.append(WatchEvent((persistence.era, position), reason, 0))
         self._waiting, self._has_ended = kept, True
         self.wake_up()
         if self.on_over is not None:
@@ -167,11 +167,11 @@ class Watcher:
                 self.on_over()
         return self.failure
 
-    def _may_tell(self, told: Told) -> bool:
+    def _may_deliver(self, event: WatchEvent) -> bool:
         persistence = self.session.persistence
         if self._has_ended or not persistence.waits_for_store:
             return True
-        return persistence.holds(told.moment) and not persistence.is_unconfirmed
+        return persistence.holds(event.moment) and not persistence.is_unconfirmed
 
     def _count(self, num_bytes: int) -> None:
         self.num_bytes += num_bytes
@@ -208,7 +208,7 @@ class Watches:
         watcher = Watcher(session, self)
         self._all.add(watcher)
         self.of_session[session] = [*watchers, watcher]
-        watcher.put(Told(session.moment, Change.WATCHED, _EVENT_BYTES))
+        watcher.put(WatchEvent(session.moment, Change.WATCHED, _EVENT_BYTES))
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
@@ -245,7 +245,7 @@ class Watches:
     def generated(self, session: Session, result: Result) -> None:
         """Reports tokens or the end of a generation. Ignores a failure."""
         if session in self.of_session and isinstance(result, Generated):
-            self._tell(session, result.position, result, size_of(result.token_ids))
+            self._report(session, result.position, result, size_of(result.token_ids))
 
     def searched(self, session: Session, job: SearchJob, result: Result, num_tokens: int) -> None:
         """Reports the end of a search. num_tokens: tokens of the best result that the session had consumed when the
@@ -254,7 +254,7 @@ class Watches:
             return
         if isinstance(result, Searched):
             num_bytes = sum(2 * size_of(one.tokens) for one in result.hypotheses)
-            self._tell(session, result.position, result, num_bytes)
+            self._report(session, result.position, result, num_bytes)
         elif num_tokens > 0:
             best = job.search.results()[0].tokens[:num_tokens]
             self.generated(session, Generated(result.position, best, None, None))
@@ -262,7 +262,7 @@ class Watches:
     def changed(self, session: Session, change: Change) -> None:
         """Reports another change of a session."""
         if session in self.of_session:
-            self._tell(session, session.position, change, 0)
+            self._report(session, session.position, change, 0)
 
     def ended(self, session: Session, reason: CloseReason) -> None:
         """Reports that a session has ended here."""
@@ -275,12 +275,12 @@ class Watches:
             watcher.wake_up()
 
     def _consumed(self, session: Session, position: int, items: Sequence[Item], outputs: list[StepOutput]) -> None:
-        self._tell(session, position, Consumed(items, outputs), size_of(items) + outputs_bytes(outputs))
+        self._report(session, position, Consumed(items, outputs), size_of(items) + outputs_bytes(outputs))
 
-    def _tell(self, session: Session, position: int, happening: Happening, num_bytes: int) -> None:
-        told = Told((session.persistence.era, position), happening, _EVENT_BYTES + num_bytes)
+    def _report(self, session: Session, position: int, happening: Happening, num_bytes: int) -> None:
+        event = WatchEvent((session.persistence.era, position), happening, _EVENT_BYTES + num_bytes)
         for watcher in self.of_session[session]:
-            watcher.put(told)
+            watcher.put(event)
 
 
 def _row(job: StepBatchJob, result: Stepped, place: int) -> list[StepOutput]:

@@ -97,7 +97,7 @@ async def test_no_message_is_larger_than_an_answer_may_be(tiny_repository: Path)
         watch = Watch(it.service.watches.watch(session), "s", limit)
         await it.feed(session, 0, [5] * 900, EVERY)
         it.registry.close(session, CloseReason.CLIENT, notify=False)
-        await watch.tell(context.write)
+        await watch.send(context.write)
         kinds = [one.WhichOneof("event") for one in context.written]
         assert kinds == ["watching", "fed", "fed", "closed"]
         tokens, outputs = context.written[1:3]

@@ -201,7 +201,7 @@ async def test_sigterm_drains_the_server_and_exits_with_0(
             assert (last.position, last.generated.finish_reason) == (20_000, pb.FINISH_REASON_MAX_TOKENS)
             assert refused is not None
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.value[0], "SHUTTING_DOWN")
-            assert refused.message == "the server is shutting down: open it on another server"
+            assert refused.message == "the server is shutting down: send it to another server"
             assert closed == {"long", "quiet"}
         assert service.process.wait(30) == 0
         events = [line["event"] for line in service.log if line["event"] != "call.ended"]

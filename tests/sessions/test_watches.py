@@ -17,7 +17,7 @@ from service.errors import RequestCancelledError, ShuttingDownError, TooManyWatc
 from service.sessions.lifecycle import State
 from service.sessions.persistence import Durability, OnDisconnect, Persistence, SessionPolicy
 from service.sessions.session import CloseReason, Session
-from service.sessions.watches import Change, Consumed, Told, Watcher
+from service.sessions.watches import Change, Consumed, Watcher, WatchEvent
 from tests.sessions.test_registry import Sessions, opened
 from tests.waiting import turns
 
@@ -32,7 +32,7 @@ async def begun(it: Sessions, session: Session) -> Watcher:
     return watcher
 
 
-async def taken(watcher: Watcher) -> Told:
+async def taken(watcher: Watcher) -> WatchEvent:
     told = await watcher.next()
     assert told is not None
     return told
@@ -109,7 +109,7 @@ async def test_the_end_of_a_session_is_delivered_after_earlier_events(tiny_repos
         await it.feed(session, 0, [5, 6])
         it.registry.close(session, CloseReason.CLIENT, notify=False)
         assert isinstance((await taken(watcher)).happening, Consumed)
-        assert await watcher.next() == Told((0, 2), CloseReason.CLIENT, 0)
+        assert await watcher.next() == WatchEvent((0, 2), CloseReason.CLIENT, 0)
         watcher.leave(ShuttingDownError("too late"))
         assert await watcher.next() is None
         watcher.close()
@@ -213,7 +213,7 @@ async def test_events_that_wait_for_the_store_are_delivered_in_order_or_dropped(
         assert not next_one.done()
         session.persistence.stored = (0, 2)
         watches.more_stored(session)
-        assert await next_one == Told((0, 1), Change.CANCELLED, 200)
+        assert await next_one == WatchEvent((0, 1), Change.CANCELLED, 200)
         session.persistence.is_unconfirmed = True  # another server may have the session, so no event is delivered
         next_one = asyncio.create_task(watcher.next())
         watches.more_stored(session)
@@ -221,9 +221,9 @@ async def test_events_that_wait_for_the_store_are_delivered_in_order_or_dropped(
         assert not next_one.done()
         session.persistence.is_unconfirmed = False
         watches.more_stored(session)
-        assert await next_one == Told((0, 2), Change.CANCELLED, 200)
+        assert await next_one == WatchEvent((0, 2), Change.CANCELLED, 200)
         watches.ended(session, CloseReason.SHUTDOWN)
-        assert await watcher.next() == Told((0, 2), CloseReason.SHUTDOWN, 0)
+        assert await watcher.next() == WatchEvent((0, 2), CloseReason.SHUTDOWN, 0)
         assert await watcher.next() is None
         assert is_quiet(it)
 
@@ -238,5 +238,5 @@ async def test_a_session_that_another_server_may_have_ends_at_no_known_position(
         await turns()
         assert not watching.done()
         it.registry.lose(session)
-        assert await watching == Told((0, 0), CloseReason.MOVED, 0)
+        assert await watching == WatchEvent((0, 0), CloseReason.MOVED, 0)
         assert is_quiet(it)

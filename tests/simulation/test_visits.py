@@ -75,10 +75,10 @@ def test_a_wrong_watch_is_found(
 ) -> None:
     right = watches.Watcher.put
 
-    def put(self: watches.Watcher, told: watches.Told) -> None:
-        is_fed = isinstance(told.happening, watches.Consumed)
-        for one in wrong(self, [told]) if is_fed else [self]:
-            right(one, told)
+    def put(self: watches.Watcher, event: watches.WatchEvent) -> None:
+        is_fed = isinstance(event.happening, watches.Consumed)
+        for one in wrong(self, [event]) if is_fed else [self]:
+            right(one, event)
 
     monkeypatch.setattr(watches.Watcher, "put", put)
     assert any(words in violation for seed in range(3) for violation in run_seed(seed)[0].violations)

@@ -29,10 +29,10 @@ def failed(address: str, error: Exception) -> StoreError:
     return StoreError(f"the store at {address} fails: {error}{_hint(address, str(error))}")
 
 
-def _hint(address: str, told: str) -> str:
-    if "WRONGPASS" in told or "invalid username-password" in told or "invalid password" in told:
+def _hint(address: str, message: str) -> str:
+    if "WRONGPASS" in message or "invalid username-password" in message or "invalid password" in message:
         return ": correct the user and the password in redis_url"
-    if "NOAUTH" in told or "already authenticated" in told or "Authentication required" in told:
+    if "NOAUTH" in message or "already authenticated" in message or "Authentication required" in message:
         return ": it requires a password: set redis_url to redis://:PASSWORD@HOST:PORT/0, or with USER before the colon"
     if address.startswith("rediss:"):
         return ": if it does not use TLS, set redis_url to a URL that begins with redis:// instead of rediss://"
