@@ -168,7 +168,7 @@ async def test_release_of_an_empty_outbox_does_not_wake_the_writer() -> None:
     assert outbox.hold()
     assert not outbox.waiting
     outbox.end_hold()
-    await turn()
+    await turns(5)
     assert not waiting.done()
     outbox.put(1)
     assert await waiting == (1, None)

@@ -56,7 +56,7 @@ async def test_a_stream_is_full_until_its_answers_are_written() -> None:
     assert stream.is_full
     waiting = asyncio.create_task(stream.room())
     stream.release(MIB)
-    await asyncio.sleep(0)
+    await turns()
     assert not waiting.done()
     stream.release(4 * MIB)
     await asyncio.wait_for(waiting, 5)

@@ -140,7 +140,7 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
     end_first, end_second = directory.begin_ending("a"), directory.begin_ending("a")
     assert directory.is_ending("a")
     waiting = asyncio.ensure_future(directory.wait_until_ended("a", 10.0))
-    await asyncio.sleep(0)
+    await turns()
     end_first()
     await turns()
     assert not waiting.done()

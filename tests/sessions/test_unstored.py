@@ -31,13 +31,13 @@ def test_one_is_kept_once() -> None:
     assert (answers(among), keeper.num_bytes) == (["a"], 60)
 
 
-def test_what_is_too_large_is_not_kept() -> None:
+def test_a_result_that_is_too_large_is_not_kept() -> None:
     keeper, among = UnstoredAnswers(100), AnswersByKey()
     keeper.keep(UnstoredAnswer(among, 0, "a"), 101)
     assert (among, keeper.num_bytes) == ({}, 0)
 
 
-def test_what_nothing_keeps_any_more_is_not_counted() -> None:
+def test_released_results_are_not_counted() -> None:
     keeper, among = UnstoredAnswers(100), AnswersByKey()
     keeper.keep(UnstoredAnswer(among, 0, "a"), 60)
     late = UnstoredAnswer(among, 1, "b")

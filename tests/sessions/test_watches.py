@@ -217,7 +217,7 @@ async def test_events_that_wait_for_the_store_are_delivered_in_order_or_dropped(
         session.persistence.is_unconfirmed = True  # another server may have the session, so no event is delivered
         next_one = asyncio.create_task(watcher.next())
         watches.more_stored(session)
-        await asyncio.sleep(0)
+        await turns()
         assert not next_one.done()
         session.persistence.is_unconfirmed = False
         watches.more_stored(session)
