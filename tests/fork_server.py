@@ -84,7 +84,8 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._socket = ours
         self._lock = threading.Lock()
 
