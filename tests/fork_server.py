@@ -40,7 +40,11 @@ class Program:
         self.args = args
         self.returncode: int | None = None
         self._status = status
-        self.pid = int(status.readline())
+        reported = status.readline()
+        if not reported:
+            status.close()
+            raise RuntimeError("the fork server has ended")
+        self.pid = int(reported)
 
     def poll(self) -> int | None:
         """Returns the exit code, negative for a signal, or None if the program runs."""
@@ -147,7 +151,8 @@ def run(module: str, *arguments: str, typed: bytes = b"", timeout: float = 60.0)
 def main(number: int) -> None:
     """Forks a program for each request that arrives on a socket, until its other end is closed."""
     for name in IMPORTED:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # a program that needs what is not installed says so
+            importlib.import_module(name)
     requests = socket.socket(fileno=number)
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
