@@ -14,7 +14,7 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 
-def wait_until(holds: Callable[[], T], timeout_s: float = 20.0) -> T:
+def wait_until(holds: Callable[[], T | None], timeout_s: float = 20.0) -> T:
     """Calls `holds` until it returns something true, at least every 20 ms, and returns that. Blocks meanwhile. Raises
     AssertionError after `timeout_s`."""
     pauses_s = _pauses_s(timeout_s)
@@ -24,9 +24,9 @@ def wait_until(holds: Callable[[], T], timeout_s: float = 20.0) -> T:
 
 
 @overload
-async def until(holds: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T: ...
+async def until(holds: Callable[[], Awaitable[T | None]], timeout_s: float = 20.0) -> T: ...
 @overload
-async def until(holds: Callable[[], T], timeout_s: float = 20.0) -> T: ...
+async def until(holds: Callable[[], T | None], timeout_s: float = 20.0) -> T: ...
 async def until(holds: Callable[[], object], timeout_s: float = 20.0) -> object:
     """As `wait_until`, without blocking the event loop. `holds` may be a coroutine function."""
     pauses_s = _pauses_s(timeout_s)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, UnavailableError
+from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, StepBatchResult, UnavailableError
 from examples.local_service import LocalService
 from tests.cutting import cuttable
 from tests.reference import ReferenceSession
 from tests.services import local_service, redis_server
+from tests.waiting import wait_until
 
 from .test_client_resume import free_port, killed_and_started_again
 
@@ -150,11 +151,13 @@ def test_a_recovery_ends_in_time_and_a_later_call_tries_again(tiny_repository: P
             with pytest.raises(UnavailableError):
                 batch.receive()
         with local_service(tiny_repository, flags):
-            for _ in range(100):
-                with suppress(UnavailableError):  # until gRPC tries to connect again
-                    step = batch.receive(timeout=30)
-                    break
-                threading.Event().wait(0.1)
+
+            def received() -> StepBatchResult | None:
+                with suppress(UnavailableError):
+                    return batch.receive(timeout=30)
+                return None
+
+            step = wait_until(received)  # until gRPC tries to connect again
             assert (step.positions, step.errors) == ((2, 2), {})
             batch.close()
 

@@ -16,6 +16,7 @@ from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService
 from tests.end_to_end.wire import Wire, lm, wire
 from tests.services import local_service
+from tests.waiting import until
 
 KEEP = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
 HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
@@ -29,12 +30,7 @@ async def sessions_of(service: LocalService) -> AsyncIterator[Any]:
 
 
 async def none_left(sessions: Any) -> bool:
-    """Returns whether no session is left, after at most some seconds."""
-    for _ in range(100):
-        if not (await sessions.List(sessions_pb2.SessionsListRequest())).total_count:
-            return True
-        await asyncio.sleep(0.05)
-    return False
+    return not (await sessions.List(sessions_pb2.SessionsListRequest())).total_count
 
 
 async def test_a_step_batch_steps_a_session_that_was_spilled_and_restored(tiny_repository: Path) -> None:
@@ -81,7 +77,7 @@ async def test_a_waiting_step_batch_does_not_include_a_session_that_is_opened_af
             assert answers[late].opened.handle == 4
             assert answers[feed].position == 1
         async with sessions_of(service) as sessions:
-            assert await none_left(sessions)
+            await until(lambda: none_left(sessions))
 
 
 async def test_the_same_step_batch_after_a_rewind_is_applied(tiny_service: LocalService) -> None:
@@ -105,7 +101,7 @@ async def test_the_id_of_a_stored_session_cannot_be_opened_again(tiny_repository
             await stream.ask("kept", open=lm(on_disconnect=KEEP))
             await stream.ask("kept", feed=pb.Feed(token_ids=[5, 6, 7], position=0))
         async with wire(service.target) as stream, sessions_of(service) as sessions:
-            assert await none_left(sessions)
+            await until(lambda: none_left(sessions))
             refused = (await stream.ask("kept", open=lm())).error
             assert (refused.reason, refused.field) == ("SESSION_ID_IN_USE", "session_id")
             assert (await stream.ask("kept", open=RESUME)).position == 3
@@ -199,9 +195,9 @@ async def test_nothing_is_left_when_all_streams_have_ended(tiny_repository: Path
                 await stream.send(open=lm(durability=pb.DURABILITY_STRICT))
                 await stream.send(f"busy{turn}", open=lm("tiny-endless"))
                 await stream.send(f"busy{turn}", generate=pb.Generate(decoding=pb.Decoding(max_tokens=60_000)))
-                await asyncio.sleep(0.002 * (turn % 4))
+                await asyncio.sleep(0.002 * (turn % 4))  # the stream ends in another state each time
         async with sessions_of(service) as sessions:
-            assert await none_left(sessions)
+            await until(lambda: none_left(sessions))
         assert not [line for line in service.log if line["level"] == "error"]
 
 

@@ -19,6 +19,7 @@ from carousel import (
     Token,
 )
 from examples.local_service import LocalService
+from tests.waiting import until, wait_until
 
 LONG = [1] * 100_000
 """Tokens for which the server needs many seconds."""
@@ -46,17 +47,8 @@ class InThread:
             self.results.append(error)
 
 
-def wait_until(client: Client, session_id: str, state: SessionState) -> None:
-    until = time.monotonic() + 20
-    while client.sessions.get(session_id).state is not state:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-async def wait_until_moved(client: AsyncClient, session_id: str) -> None:
-    async with asyncio.timeout(20):
-        while (await client.sessions.get(session_id)).state is not SessionState.BUSY:  # noqa: ASYNC110  # only the server knows it
-            await asyncio.sleep(0.01)
+async def is_busy(client: AsyncClient, session_id: str) -> bool:
+    return (await client.sessions.get(session_id)).state is SessionState.BUSY
 
 
 @both
@@ -66,7 +58,7 @@ def test_cancel_ends_the_feed_that_another_thread_waits_for(shipped_service: Loc
         client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
     ):
         feeding = InThread(lambda: session.feed(LONG, outputs=False))
-        wait_until(client, session.id, SessionState.BUSY)
+        wait_until(lambda: client.sessions.get(session.id).state is SessionState.BUSY)
         position = session.cancel()
         assert isinstance(feeding.result(), RequestCancelledError)
         assert position == session.position == client.sessions.get(session.id).position < len(LONG)
@@ -83,7 +75,7 @@ def test_cancel_ends_a_feed_whose_message_is_still_being_made(tiny_service: Loca
         def __iter__(self) -> Iterator[int]:
             being_made.set()
             assert is_asked.wait(20)
-            time.sleep(0.2)  # lets `cancel` begin before the message is made
+            time.sleep(0.1)  # `cancel` begins before the message is made; nothing tells that it has begun
             return super().__iter__()
 
     with Client(tiny_service.target) as client, client.session("tiny-endless", on_disconnect=on_disconnect) as session:
@@ -125,7 +117,7 @@ async def test_cancel_ends_the_feed_that_another_task_waits_for(
         client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
     ):
         feeding = asyncio.create_task(session.feed(LONG, outputs=False))
-        await wait_until_moved(client, session.id)
+        await until(lambda: is_busy(client, session.id))
         position = await session.cancel()
         with pytest.raises(RequestCancelledError):
             await feeding
@@ -142,7 +134,7 @@ async def test_a_feed_whose_task_is_cancelled_leaves_a_session_that_knows_its_po
         client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
     ):
         feeding = asyncio.create_task(session.feed(LONG, outputs=False))
-        await wait_until_moved(client, session.id)
+        await until(lambda: is_busy(client, session.id))
         feeding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await feeding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +16,7 @@ from examples.local_service import LocalService
 from tests.end_to_end.test_operation import scrape
 from tests.end_to_end.wire import Wire, lm, wire
 from tests.services import local_service
+from tests.waiting import until
 
 ENDLESS = "tiny-endless"
 NONE = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
@@ -113,20 +113,16 @@ async def test_what_was_done_for_a_client_that_left_counts(tiny_repository: Path
                 pass
         async with grpc.aio.insecure_channel(service.target) as channel:
             sessions, inference = sessions_pb2_grpc.SessionsStub(channel), inference_pb2_grpc.InferenceStub(channel)
-            for _ in range(100):
+
+            async def position() -> int | None:
                 kept = (await sessions.Get(sessions_pb2.SessionsGetRequest(session_id="kept"))).session
-                tokens = counted(service, "tokens_total", "request")
-                if not kept.attached and tokens["generate"] == kept.position:
-                    break
-                await asyncio.sleep(0.05)
-            assert tokens == {"generate": kept.position}
+                is_counted = counted(service, "tokens_total", "request") == {"generate": kept.position}
+                return None if kept.attached or not is_counted else kept.position
+
+            before = await until(position)
             received = await generated_until_deadline(inference)
-            for _ in range(100):
-                told = counted(service, "tokens_total", "request")["generate"] - kept.position
-                if told >= received:
-                    break
-                await asyncio.sleep(0.05)
-            assert told >= received > 0
+            assert received > 0
+            await until(lambda: counted(service, "tokens_total", "request")["generate"] - before >= received)
 
 
 async def test_a_version_that_was_loaded_again_shows_the_sessions_of_both_engines(tiny_repository: Path) -> None:
@@ -141,9 +137,5 @@ async def test_a_version_that_was_loaded_again_shows_the_sessions_of_both_engine
             await stream.ask("new", open=lm(ENDLESS))
             assert counted(service, "slots_used", "variant") == {"fp32": 2}
             await stream.ask("old", close=pb.Close())
-            for _ in range(100):
-                if counted(service, "slots", "variant") == slots:
-                    break
-                await asyncio.sleep(0.05)
-            assert counted(service, "slots", "variant") == slots
+            await until(lambda: counted(service, "slots", "variant") == slots)
             assert counted(service, "slots_used", "variant") == {"fp32": 1}

@@ -25,7 +25,7 @@ from tests.bundles import write_language_model
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
 from tests.services import local_service
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 Code = grpc.StatusCode
 LOCAL: list[tuple[str, int]] = [("grpc.use_local_subchannel_pool", 1)]
@@ -84,11 +84,11 @@ async def test_calls_over_the_limit_are_refused_with_a_reason_and_a_delay(tiny_r
                 assert (error.reason, error.retry_delay.seconds) == ("TOO_MANY_CALLS", 1)
                 assert "2 calls are in progress" in error.message
                 one.call.cancel()
-                for _ in range(100):
-                    if await listed(stub) == "OK":
-                        break
-                    await asyncio.sleep(0.02)
-                assert await listed(stub) == "OK", "a call that has ended makes room"
+
+                async def is_answered() -> bool:
+                    return await listed(stub) == "OK"
+
+                await until(is_answered)  # a call that has ended makes room
             assert (await other.ask("b", feed=pb.Feed(token_ids=[5]))).HasField("fed")
 
 

@@ -13,11 +13,13 @@ import pytest
 from carousel import AsyncClient
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from examples.local_service import LocalService
 from tests.bundles import write_language_model
-from tests.end_to_end.wire import wire
+from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
 from tests.services import local_service, redis_server
 from tests.sessions.stores.torn import tear
+from tests.waiting import until
 
 RESUME = pb.Open(resume=pb.Resume())
 
@@ -27,7 +29,20 @@ def held(durability: pb.Durability.ValueType, model: str = "tiny-endless") -> pb
     return pb.Open(model=model, on_disconnect=policy, durability=durability)
 
 
-async def test_an_outage_of_the_store_fails_only_strict_sessions(tiny_repository: Path, tmp_path: Path) -> None:
+async def fed(stream: Wire, session_id: str, feed: pb.Feed) -> pb.StreamResponse | None:
+    """Feeds a session. Returns the response, or None if the feed was refused."""
+    response = await stream.ask(session_id, feed=feed)
+    return response if response.HasField("fed") else None
+
+
+def store_events(service: LocalService) -> list[str]:
+    """Returns the events about the store that the server has logged."""
+    return [str(line["event"]) for line in service.log if str(line["event"]).startswith("store.")]
+
+
+async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_on(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(16))
     with redis_server(tmp_path) as redis:
@@ -39,8 +54,7 @@ async def test_an_outage_of_the_store_fails_only_strict_sessions(tiny_repository
                 await stream.ask("strict", feed=pb.Feed(token_ids=[5], position=0))
                 redis.stop()
                 for position in range(3):
-                    fed = await stream.ask("loose", feed=pb.Feed(token_ids=[5], position=position))
-                    assert fed.HasField("fed"), fed
+                    assert await fed(stream, "loose", pb.Feed(token_ids=[5], position=position))
                 refused = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
                 assert (refused.error.code, refused.error.reason) == (
                     grpc.StatusCode.UNAVAILABLE.value[0],
@@ -48,26 +62,18 @@ async def test_an_outage_of_the_store_fails_only_strict_sessions(tiny_repository
                 )
                 assert refused.error.retry_delay.ToMilliseconds() == 1000
                 assert "send the request again" in refused.error.message
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)  # the outage lasts for some checkpoints
                 redis.start()
-                for _ in range(100):
-                    again = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
-                    if again.HasField("fed"):
-                        break
-                    await asyncio.sleep(0.05)
+                again = await until(lambda: fed(stream, "strict", pb.Feed(token_ids=[6], position=1)))
                 assert (again.position, again.fed.replayed, again.checkpoint_position) == (2, True, 2)
-                for _ in range(100):
-                    fed = await stream.ask("loose", feed=pb.Feed(token_ids=[5]))
-                    if fed.HasField("checkpoint_position"):
-                        break
-                    await asyncio.sleep(0.02)
-                assert fed.checkpoint_position >= 3
-            for _ in range(100):  # the recovery is logged only when heartbeats succeed again, too
-                events = [line["event"] for line in service.log if str(line["event"]).startswith("store.")]
-                if len(events) > 1:
-                    break
-                await asyncio.sleep(0.05)
-            assert events == ["store.failed", "store.recovered"]
+
+                async def stored() -> int:
+                    return (await stream.ask("loose", feed=pb.Feed(token_ids=[5]))).checkpoint_position
+
+                assert await until(stored) >= 3
+            # the recovery is logged only when heartbeats succeed again, too
+            await until(lambda: len(store_events(service)) > 1)
+            assert store_events(service) == ["store.failed", "store.recovered"]
 
 
 async def test_a_torn_record_is_set_aside_and_reported_and_affects_no_other_record(
@@ -101,10 +107,6 @@ async def test_a_server_whose_data_folder_is_replaced_acknowledges_nothing_until
     folder, away = tmp_path / "data", tmp_path / "away"
     flags = {"store": "lmdb", "data-folder": folder}
     with local_service(tiny_repository, flags) as service:
-
-        def told() -> list[object]:
-            return [line["event"] for line in service.log if str(line["event"]).startswith("store.")]
-
         async with wire(service.target) as stream:
             await stream.ask("strict", open=held(pb.DURABILITY_STRICT))
             await stream.ask("strict", feed=pb.Feed(token_ids=[5], position=0))
@@ -115,23 +117,16 @@ async def test_a_server_whose_data_folder_is_replaced_acknowledges_nothing_until
                 async with wire(other.target) as another:
                     opened = await another.ask("strict", open=held(pb.DURABILITY_STRICT))
                     assert opened.HasField("opened"), opened
-            assert told() == ["store.failed"]
+            assert store_events(service) == ["store.failed"]
             (reason,) = (line["reason"] for line in service.log if line["event"] == "store.failed")
             assert f"{folder / 'sessions'}" in str(reason)
             assert "while the server runs" in str(reason)
             shutil.rmtree(folder)
             away.rename(folder)
-            for _ in range(100):
-                again = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
-                if again.HasField("fed"):
-                    break
-                await asyncio.sleep(0.05)
+            again = await until(lambda: fed(stream, "strict", pb.Feed(token_ids=[6], position=1)))
             assert again.position == 2
-        for _ in range(100):
-            if len(told()) > 1:
-                break
-            await asyncio.sleep(0.05)
-        assert told() == ["store.failed", "store.recovered"]
+        await until(lambda: len(store_events(service)) > 1)
+        assert store_events(service) == ["store.failed", "store.recovered"]
 
 
 async def test_a_rolling_restart_loses_and_doubles_nothing(tiny_repository: Path, tmp_path: Path) -> None:
@@ -231,9 +226,9 @@ async def test_the_folder_of_models_can_be_watched(tmp_path: Path) -> None:
     with local_service(tmp_path, {"watch-models-s": 0.05}) as service:
         write_language_model(tmp_path, model="lm", bos_id=1, seed=2, version=2)
         async with AsyncClient(service.target) as client:
-            for _ in range(200):
+
+            async def is_newer() -> bool:
                 async with client.session("lm") as session:
-                    if session.version == 2:
-                        break
-                await asyncio.sleep(0.05)
-            assert session.version == 2
+                    return session.version == 2
+
+            await until(is_newer)

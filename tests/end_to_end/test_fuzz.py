@@ -13,6 +13,7 @@ from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
 from tests.services import local_service
+from tests.waiting import until
 
 NUM_STREAMS = 60
 NUM_MESSAGES = 40
@@ -142,14 +143,15 @@ async def test_random_messages_affect_no_other_session(tiny_repository: Path) ->
                 assert list(fed.fed.outputs[0].logits) == reference.step(token).tolist()
             assert total > 500, "most streams must have been answered"
             sessions: sessions_pb2_grpc.SessionsAsyncStub = sessions_pb2_grpc.SessionsStub(channel)
-            for _ in range(400):  # held sessions expire, and kept sessions leave the memory
-                listed = await sessions.List(sessions_pb2.SessionsListRequest())
-                if listed.total_count == 1:
-                    break
+
+            async def alone() -> sessions_pb2.SessionsListResponse | None:
                 await stream.ask("neighbour", cancel=pb.Cancel())
-                feed = pb.Feed(token_ids=[5], outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE))
-                await stream.ask("neighbour", feed=feed)
-                await asyncio.sleep(0.05)
+                nothing = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
+                await stream.ask("neighbour", feed=pb.Feed(token_ids=[5], outputs=nothing))
+                found = await sessions.List(sessions_pb2.SessionsListRequest())
+                return found if found.total_count == 1 else None
+
+            listed = await until(alone)  # held sessions expire, and kept sessions leave the memory
             assert [one.session_id for one in listed.sessions] == ["neighbour"]
             # all slots are free again
             stub = inference_pb2_grpc.InferenceStub(channel)

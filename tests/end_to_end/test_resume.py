@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import grpc
@@ -11,9 +10,11 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService
+from tests.end_to_end.test_sessions import gone
 from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
 from tests.services import local_service
+from tests.waiting import until
 
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 
@@ -78,11 +79,12 @@ async def test_an_unattended_generation_continues_without_a_stream(tiny_service:
         await stream.read()
     async with grpc.aio.insecure_channel(tiny_service.target) as channel:
         stub = sessions_pb2_grpc.SessionsStub(channel)
-        for _ in range(200):
-            info = (await stub.Get(sessions_pb2.SessionsGetRequest(session_id="alone"))).session
-            if info.state == sessions_pb2.SESSION_STATE_IDLE:
-                break
-            await asyncio.sleep(0.02)
+
+        async def idle() -> sessions_pb2.SessionInfo | None:
+            found = (await stub.Get(sessions_pb2.SessionsGetRequest(session_id="alone"))).session
+            return found if found.state == sessions_pb2.SESSION_STATE_IDLE else None
+
+        info = await until(idle)
         assert (info.position, info.attached) == (3000, False)
     async with wire(tiny_service.target) as stream:
         await go_on(stream, "alone")
@@ -110,12 +112,12 @@ async def test_a_session_that_no_client_resumes_expires(tiny_repository: Path) -
         policy.duration.FromMilliseconds(100)
         async with wire(service.target) as stream:
             await stream.ask("short", open=pb.Open(model="tiny-endless", on_disconnect=policy))
-        await asyncio.sleep(0.5)
+        await gone(service, "short")
         async with wire(service.target) as stream:
-            gone = await go_on(stream, "short")
-        assert gone.error.reason == "SESSION_NOT_FOUND"
-        assert gone.error.metadata["close_reason"] == "expired"
-        assert "expired: it was not resumed or used in time" in gone.error.message
+            refused = await go_on(stream, "short")
+        assert refused.error.reason == "SESSION_NOT_FOUND"
+        assert refused.error.metadata["close_reason"] == "expired"
+        assert "expired: it was not resumed or used in time" in refused.error.message
 
 
 @pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])
@@ -137,7 +139,6 @@ async def test_a_stored_session_survives_the_death_of_its_server(
                 stored = fed.checkpoint_position if fed.HasField("checkpoint_position") else stored
                 if durability == pb.DURABILITY_STRICT:
                     assert stored == position
-                await asyncio.sleep(0.02)
             service.process.kill()
             service.process.wait()
     with local_service(tiny_repository, flags) as service:

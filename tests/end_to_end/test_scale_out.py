@@ -20,6 +20,7 @@ from examples.local_service import LocalService
 from examples.smoke import across
 from tests.end_to_end.test_operation import scrape
 from tests.services import local_service, program, redis_server
+from tests.waiting import wait_until
 
 
 class Fleet:
@@ -87,12 +88,12 @@ def fed_across(target: str) -> Iterator[Future[str]]:
 
 def holder(fleet: Fleet) -> tuple[LocalService, float]:
     """Waits until a replica has sessions. Returns the replica with the most sessions, and their number."""
-    for _ in range(600):
+
+    def found() -> tuple[LocalService, float] | None:
         held, index = max((counted(one, "carousel_sessions_active"), n) for n, one in enumerate(fleet.replicas))
-        if held:
-            return fleet.replicas[index], held
-        time.sleep(0.05)
-    raise AssertionError("no replica has a session")
+        return (fleet.replicas[index], held) if held else None
+
+    return wait_until(found, 30.0)
 
 
 def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fleet) -> None:

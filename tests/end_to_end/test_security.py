@@ -282,7 +282,7 @@ def test_a_principal_cannot_exceed_its_request_rate(guarded: LocalService) -> No
             assert refusal.value.reason == "RATE_LIMITED"
             assert refusal.value.retry_delay is not None
             reached = session.position
-            time.sleep(refusal.value.retry_delay.total_seconds() + 0.05)
+            time.sleep(refusal.value.retry_delay.total_seconds() + 0.05)  # as long as the server has said
             session.feed([2])
             assert session.position == reached + 1, "what was refused changed nothing"
         with bob.session(MODEL) as session:

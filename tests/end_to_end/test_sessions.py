@@ -17,6 +17,7 @@ from tests.conftest import SHIPPED
 from tests.end_to_end.wire import Wire, g2p, lm, wire
 from tests.reference import ReferenceSession
 from tests.services import local_service
+from tests.waiting import until
 
 G2P = SHIPPED / "g2p-en" / "1"
 LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
@@ -266,15 +267,17 @@ async def info(service: LocalService, session_id: str) -> sessions_pb2.SessionIn
 
 async def gone(service: LocalService, session_id: str) -> str:
     """Waits until a session is gone. Returns the server's message about it."""
-    for _ in range(500):
+
+    async def message() -> str | None:
         try:
             await info(service, session_id)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
             return str(error.details())
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"session {session_id} is still there")
+        return None
+
+    return await until(message)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "half-closed", "connection lost", "deadline"])

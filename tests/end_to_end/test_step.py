@@ -20,9 +20,11 @@ from carousel.v1 import inference_pb2 as pb
 from examples.local_envoy import local_envoy
 from examples.local_service import LocalService
 from tests.end_to_end import web
+from tests.end_to_end.test_operation import scrape
 from tests.end_to_end.wire import wire
 from tests.reference import ReferenceSession
 from tests.services import local_service, program, redis_server
+from tests.waiting import until
 
 Code = grpc.StatusCode
 MODEL = "tiny-endless"
@@ -144,10 +146,11 @@ async def test_a_step_call_on_a_streams_session_is_refused(tiny_service: LocalSe
             assert (await stream.ask("streamed", feed=fed(5, position=0))).position == 1
         async with wire(tiny_service.target) as stream:  # the previous stream has ended, or this one takes over
             await stream.ask("streamed", open=pb.Open(resume=pb.Resume()))
-        for _ in range(500):
-            if not (await info(calls, "streamed")).attached:
-                break
-            await asyncio.sleep(0.01)
+
+        async def is_detached() -> bool:
+            return not (await info(calls, "streamed")).attached
+
+        await until(is_detached)
         assert (await calls.step("streamed", feed=fed(6, position=1))).position == 2
         async with wire(tiny_service.target) as stream:
             resumed = await stream.ask("streamed", open=pb.Open(resume=pb.Resume()))
@@ -170,6 +173,15 @@ async def info(calls: Stubs, session_id: str) -> sessions_pb2.SessionInfo:
     return answer.session
 
 
+async def is_busy(calls: Stubs, session_id: str) -> bool:
+    return (await info(calls, session_id)).state == sessions_pb2.SESSION_STATE_BUSY
+
+
+def num_batches(service: LocalService) -> float:
+    """Returns how many batches the server's engines have run."""
+    return sum(count for (name, _), count in scrape(service).items() if name == "carousel_batch_size_count")
+
+
 async def test_calls_of_one_session_at_once_are_carried_out_in_order(
     tiny_service: LocalService, tiny_repository: Path
 ) -> None:
@@ -177,9 +189,11 @@ async def test_calls_of_one_session_at_once_are_carried_out_in_order(
     async with stubs(tiny_service.target) as calls:
         await calls.step("order", open=pb.Open(model=MODEL))
         first = asyncio.create_task(calls.step("order", feed=fed(*tokens, position=0)))
-        for _ in range(10_000):
-            if (await info(calls, "order")).state == sessions_pb2.SESSION_STATE_BUSY or first.done():
-                break
+
+        async def has_begun() -> bool:
+            return first.done() or await is_busy(calls, "order")
+
+        await until(has_begun)
         second = await calls.step("order", feed=fed(8, position=len(tokens)))
         assert ((await first).position, second.position) == (len(tokens), len(tokens) + 1)
         assert list(second.fed.outputs[0].logits) == expected(tiny_repository, *tokens, 8)
@@ -214,7 +228,7 @@ async def test_a_feed_whose_client_leaves_is_not_lost(tiny_service: LocalService
             await calls.step("left", deadline_s=0.02, **request)
         assert failed.value.code() is Code.DEADLINE_EXCEEDED
         leaving = asyncio.create_task(calls.step("left", **request))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the call may be anywhere: on its way, waiting or being answered
         leaving.cancel()
         whole = await calls.step("left", **request)
         assert whole.position == len(tokens)
@@ -249,10 +263,9 @@ async def test_a_close_during_a_feed_returns_the_same_position_everywhere(
             else:
                 await calls.step("cut", open=pb.Open(model=MODEL, durability=durability))
                 feeding = asyncio.create_task(calls.refused("cut", feed=fed(*tokens, position=0)))
-            for _ in range(10_000):
-                if (await info(calls, "cut")).state == sessions_pb2.SESSION_STATE_BUSY:
-                    break
-            await asyncio.sleep(0.02)
+            await until(lambda: is_busy(calls, "cut"))
+            num_before = num_batches(service)
+            await until(lambda: num_batches(service) > num_before)
             closed = await calls.sessions.Close(sessions_pb2.SessionsCloseRequest(session_id="cut"))
             error = await feeding
             assert (error.reason, error.metadata["close_reason"]) == ("CANCELLED", "client")
@@ -279,17 +292,19 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
             short = pb.DisconnectPolicy()
             short.duration.FromMilliseconds(1000)  # the default action is to hold
             await calls.step("short", open=pb.Open(model=MODEL, on_disconnect=short))
-            for at in range(4):  # each call restarts the duration
-                await asyncio.sleep(0.4)
+            for at in range(3):  # each call restarts the duration
+                await asyncio.sleep(0.4)  # three pauses are longer than the duration
                 assert (await calls.step("short", feed=fed(5, position=at))).position == at + 1
             await calls.step("kept", open=pb.Open(model=MODEL, on_disconnect=KEEP), feed=fed(5, position=0))
-            error = None
-            while error is None:
+
+            async def has_expired() -> bool:
                 try:
                     await info(calls, "short")
-                    await asyncio.sleep(0.1)
-                except grpc.aio.AioRpcError as gone:
-                    error = gone
+                except grpc.aio.AioRpcError:
+                    return True
+                return False
+
+            await until(has_expired)
             expired = await calls.refused("short")
             assert expired.metadata["close_reason"] == "expired"
             assert "expired: it was not resumed or used in time" in expired.message
@@ -309,12 +324,11 @@ async def test_a_stored_session_survives_its_server(
             answer = await calls.step("stored", open=opening, feed=fed(5, 6, position=0))
             if durability == pb.DURABILITY_STRICT:
                 assert answer.checkpoint_position == 2
-            for _ in range(500):
-                answer = await calls.step("stored")
-                if answer.checkpoint_position == 2:
-                    break
-                await asyncio.sleep(0.01)
-            assert answer.checkpoint_position == 2
+
+            async def is_stored() -> bool:
+                return (await calls.step("stored")).checkpoint_position == 2
+
+            await until(is_stored)
         service.kill()
     with local_service(tiny_repository, flags) as service:
         async with stubs(service.target) as calls:

@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from tests.end_to_end.test_step import MODEL, fed, stubs
+from tests.end_to_end.test_step import MODEL, fed, is_busy, stubs
 from tests.services import local_service, redis_server
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ async def test_a_long_feed_ends_before_its_server_does(tiny_repository: Path, tm
             opening = pb.Open(model=MODEL, on_disconnect=kept)
             assert (await calls.step("s", open=opening, feed=fed(5, position=0))).position == 1
             long = asyncio.create_task(calls.step("s", feed=fed(*tokens, position=1)))
-            await asyncio.sleep(0.1)
+            await until(lambda: is_busy(calls, "s"))
             assert not long.done()
             assert await asyncio.to_thread(service.stop) == 0
             assert (await long).position == 130_001

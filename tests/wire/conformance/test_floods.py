@@ -124,7 +124,7 @@ def test_endless_headers_are_refused(service: LocalService) -> None:
 def test_connections_come_and_go_and_leave_nothing_behind(service: LocalService) -> None:
     """A hundred connections a second: complete calls, open streams, abandoned calls, and invalid beginnings."""
     assert is_served(service)
-    pid, per_s, seconds = serving_pid(service), 100, 3
+    pid, per_s, seconds = serving_pid(service), 100, 2
     descriptors, tasks = num_descriptors(pid), num_tasks(service)
     begin = time.monotonic()
     for number in range(per_s * seconds):
@@ -138,7 +138,7 @@ def test_connections_come_and_go_and_leave_nothing_behind(service: LocalService)
                     one.data(one.start(CALL), framed(do="wait", name="left"), is_last=True)
                 case _:
                     one.send(PREFACE[: number % 24] + frame(Type.HEADERS, END_STREAM, 1, b""))
-        time.sleep(max(0.0, begin + number / per_s - time.monotonic()))
+        time.sleep(max(0.0, begin + number / per_s - time.monotonic()))  # the pace of the connections
     assert is_served(service)
     wait_until(lambda: num_descriptors(pid) <= descriptors + 5)
     wait_until(lambda: num_tasks(service) <= tasks + 5)

@@ -30,7 +30,7 @@ def rest(service: LocalService, name: str) -> int:
         number = told(service, name)
         if number != last:
             last, since = number, time.monotonic()
-        time.sleep(0.05)
+        time.sleep(0.05)  # nothing announces that no more responses come
     assert isinstance(last, float), "the handler has ended"
     return int(last)
 
