@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -33,32 +34,33 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def num_opened(service: LocalService) -> float:
-    """Returns how many sessions were opened on a server."""
-    return sum(value for (name, _), value in scrape(service).items() if name == "carousel_sessions_opened_total")
+class Restarted:
+    """A server on one port. target: its address."""
+
+    def __init__(self, port: int) -> None:
+        self.target = f"127.0.0.1:{port}"
+        self.orders: SimpleQueue[bool] = SimpleQueue()
+        """For each order, whether the server is to start again after its end."""
+
+    def restart(self) -> None:
+        """Has the server end by a signal and start again, and does not wait for it."""
+        self.orders.put(True)
 
 
 @contextmanager
-def killed_and_started_again(repository: Path, folder: Path, delays_s: list[float], number: int) -> Iterator[str]:
-    """Runs a server on one port. After each delay, sends it a signal and starts it again. Yields the server's
-    address.
-
-    The first delay begins when a client has opened a session, because only an open session survives its server.
-    """
+def killed_and_started_again(repository: Path, folder: Path, number: int) -> Iterator[Restarted]:
+    """Runs a server that is restarted when the test says so. number: the signal that ends it."""
     port = free_port()
     flags = {"port": port, "store": "lmdb", "data-folder": folder, "checkpoint-interval-s": 0.05}
     flags["shutdown-grace-s"] = 0.5
-    leave, ready = threading.Event(), threading.Event()
+    server, ready = Restarted(port), threading.Event()
 
     def run() -> None:
-        for delay_s in [*delays_s, 1e6]:
+        goes_on = True
+        while goes_on:
             with local_service(repository, flags) as service:
-                if not ready.is_set():
-                    ready.set()
-                    while not leave.wait(0.02) and not num_opened(service):
-                        pass
-                leave.wait(delay_s)
-                if not leave.is_set():
+                ready.set()
+                if goes_on := server.orders.get():
                     service.process.send_signal(number)
                     service.process.wait()
 
@@ -66,9 +68,9 @@ def killed_and_started_again(repository: Path, folder: Path, delays_s: list[floa
     keeper.start()
     ready.wait(60)
     try:
-        yield f"127.0.0.1:{port}"
+        yield server
     finally:
-        leave.set()
+        server.orders.put(False)
         keeper.join()
 
 
@@ -78,8 +80,8 @@ def test_a_blocking_program_continues_when_its_server_is_restarted(
 ) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
     with (
-        killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], number) as target,
-        Client(target) as client,
+        killed_and_started_again(tiny_repository, tmp_path, number) as server,
+        Client(server.target) as client,
         client.session("tiny-endless") as session,
     ):
         reference = ReferenceSession(folder)
@@ -87,7 +89,8 @@ def test_a_blocking_program_continues_when_its_server_is_restarted(
             step = session.feed(2 + index % 5, logits=True, timeout=30)
             assert list(step.outputs[0].logits) == reference.step(2 + index % 5).tolist()
             assert session.position == index + 1
-            threading.Event().wait(0.005)
+            if index in {100, 250}:
+                server.restart()
         tokens = [token.id for token in session.generate(max_tokens=20_000, timeout=60)]
         assert tokens == reference.generate(20_000)
         assert session.position == 20_400
@@ -96,13 +99,15 @@ def test_a_blocking_program_continues_when_its_server_is_restarted(
 async def test_asyncio_programs_continue_when_their_server_is_restarted(tiny_repository: Path, tmp_path: Path) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
     expected = ReferenceSession(folder).generate(20_000)
-    with killed_and_started_again(tiny_repository, tmp_path, [1.5, 0.6], signal.SIGKILL) as target:
-        async with AsyncClient(target) as client:
+    with killed_and_started_again(tiny_repository, tmp_path, signal.SIGKILL) as server:
+        async with AsyncClient(server.target) as client:
 
             async def program(first: int) -> None:
                 async with client.session("tiny-endless") as session:
                     reference = ReferenceSession(folder)
-                    for _ in range(4):
+                    for turn in range(4):
+                        if first == 2 and turn in {1, 2}:
+                            server.restart()  # the other programs are anywhere
                         await session.feed([first, 3], outputs=False, timeout=30)
                         reference.step(first)
                         reference.step(3)
@@ -158,15 +163,22 @@ def test_snapshots_forks_marks_and_state_from_the_client(tiny_service: LocalServ
 async def test_one_call_generations_continue_after_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
     """The generation takes longer than the server's grace time, so the server cuts it off."""
     expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(20_000)
-    with killed_and_started_again(tiny_repository, tmp_path, [0.7], signal.SIGTERM) as target:
-        async with AsyncClient(target) as client:
+    with killed_and_started_again(tiny_repository, tmp_path, signal.SIGTERM) as server:
+        both_generate = threading.Barrier(2, server.restart)
+        async with AsyncClient(server.target) as client:
 
             async def asyncio_program() -> list[int]:
-                return [token.id async for token in client.generate("tiny-endless", max_tokens=20_000)]
+                tokens = client.generate("tiny-endless", max_tokens=20_000)
+                first = await anext(tokens)
+                await asyncio.to_thread(both_generate.wait, 60)
+                return [first.id, *[token.id async for token in tokens]]
 
             def blocking_program() -> list[int]:
-                with Client(target) as blocking:
-                    return [token.id for token in blocking.generate("tiny-endless", max_tokens=20_000)]
+                with Client(server.target) as blocking:
+                    tokens = blocking.generate("tiny-endless", max_tokens=20_000)
+                    first = next(tokens)
+                    both_generate.wait(60)
+                    return [first.id, *[token.id for token in tokens]]
 
             found = await asyncio.gather(asyncio_program(), asyncio.to_thread(blocking_program))
             assert list(found) == [expected, expected]

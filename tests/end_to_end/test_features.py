@@ -165,16 +165,18 @@ def test_a_restored_forecast_continues_bit_for_bit(shipped_service: LocalService
 def test_a_program_that_feeds_vectors_continues_when_its_server_is_killed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    history, fed = months(36), months(3000, 5)
+    history, fed = months(36), months(500, 5)
     reference = ReferenceSession(CO2, list(history))
     (tmp_path / "models").mkdir()
     models = only(tmp_path / "models", "co2-forecast")
     with (
-        killed_and_started_again(models, tmp_path / "data", [0.4, 0.6], number) as target,
-        Client(target) as client,
+        killed_and_started_again(models, tmp_path / "data", number) as server,
+        Client(server.target) as client,
         client.session("co2-forecast", history) as session,
     ):
-        for row in fed:
+        for index, row in enumerate(fed):
+            if index in {100, 300}:
+                server.restart()
             assert bits(session.feed(features=[row]).values) == bits(reference.step(row))
         assert bits(session.forecast(6)) == bits(reference.forecast(6))
 
