@@ -14,6 +14,7 @@ from tests.reference import ReferenceSession
 from tests.services import RedisServer, local_service, redis_server
 
 OUTAGE_S = 1.5
+"""Longer than the time-outs of the calls that must fail meanwhile."""
 
 
 def blocking(target: str, redis: RedisServer) -> list[Any]:

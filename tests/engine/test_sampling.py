@@ -182,18 +182,20 @@ def test_extreme_logits_are_ordinary(values: list[float], sampling: Sampling, po
     assert drawn in {token for token, share in permitted(logits, sampling) if share > 0.0}
 
 
-AWKWARD = st.sampled_from([math.nan, -math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0, 1.0, 2.5])
+AWKWARD = [math.nan, -math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0, 1.0, 2.5]
+LOGITS = np.array([*AWKWARD * 8, *np.linspace(-20, 20, 168)], np.float32)
+"""The logit for each byte: to draw bytes costs a tenth of what it costs to draw numbers."""
 
 
 @st.composite
-def batches(draw: st.DrawFn, values: st.SearchStrategy[float], max_size: int = 40) -> FloatArray:
+def batches(draw: st.DrawFn, max_size: int = 40) -> FloatArray:
     """Returns [R, V] logits."""
-    size = draw(st.integers(1, max_size))
-    rows = draw(st.lists(st.lists(values, min_size=size, max_size=size), min_size=1, max_size=9))
-    return np.array(rows, np.float32)
+    size, num_rows = draw(st.integers(1, max_size)), draw(st.integers(1, 9))
+    drawn = draw(st.binary(min_size=num_rows * size, max_size=num_rows * size))
+    return LOGITS[np.frombuffer(drawn, np.uint8)].reshape(num_rows, size)
 
 
-@given(batches(AWKWARD | st.floats(-20, 20, width=32)), st.integers(1, 40))
+@given(batches(), st.integers(1, 40))
 @MODEST
 def test_top_k_of_a_batch_is_a_stable_sort_of_each_row(logits: FloatArray, k: int) -> None:
     with np.errstate(all="ignore"):
@@ -201,7 +203,7 @@ def test_top_k_of_a_batch_is_a_stable_sort_of_each_row(logits: FloatArray, k: in
     np.testing.assert_array_equal(top_k_batch(logits, k), expected)
 
 
-@given(batches(AWKWARD | st.floats(-20, 20, width=32)), st.data())
+@given(batches(), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_row_is_drawn_alone_as_in_any_batch(logits: FloatArray, data: st.DataObject) -> None:
     """The other rows and their sampling do not matter."""
