@@ -110,7 +110,7 @@ async def test_a_watch_uses_its_own_timeout_and_not_the_clients(server: FakeServ
     server.events = [BEGUN]
     with Client(server.target, timeout=0.2) as client, client.watch("mine") as watch:
         next(watch)
-        threading.Timer(0.5, watch.close).start()
+        threading.Timer(0.5, watch.close).start()  # later than the client's time-out of 0.2 s
         assert list(watch) == [], "it was closed, and had more time than the client's calls have"
         with pytest.raises(DeadlineExceededError):
             list(client.watch("mine", timeout=0.2))

@@ -23,7 +23,6 @@ from carousel import (
     ValueToken,
 )
 from examples.local_service import LocalService
-from tests.end_to_end.test_operation import scrape
 from tests.reference import ReferenceSession
 from tests.services import local_service
 

@@ -40,9 +40,7 @@ def store_events(service: LocalService) -> list[str]:
     return [str(line["event"]) for line in service.log if str(line["event"]).startswith("store.")]
 
 
-async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_on(
-    tiny_repository: Path, tmp_path: Path
-) -> None:
+async def test_an_outage_of_the_store_fails_only_strict_sessions(tiny_repository: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(16))
     with redis_server(tmp_path) as redis:

@@ -41,6 +41,8 @@ from tests.sessions.stores.torn import tear
 from tests.waiting import wait_until
 
 LATER = 3600.0
+IN_MEMORY = Path("/dev/shm")
+"""A folder of Linux on which a sync costs nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -540,7 +542,7 @@ class LmdbMachine(StoreMachine):
     num_servers = 1
 
     def prepare(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
         type(self).make = lambda: LmdbStore(self.folder)
 
     def teardown(self) -> None:
