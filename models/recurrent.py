@@ -25,7 +25,7 @@ from models.weights import cell_of, onnx_layout
 ONNX_DOMAIN_VERSION = 22
 
 CellKind = Literal["rnn", "lstm-1997", "lstm", "lstm-peephole", "lstm-coupled", "lstm-projected", "gru"]
-"""The kinds of cells. docs/architecture.md says what a new one needs."""
+"""The kinds of cells."""
 
 _UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell]] = {
     "lstm-1997": LSTM1997Cell,
