@@ -21,7 +21,6 @@ from service.engine import commands
 from service.engine.apart import run_apart
 from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
-from service.engine.costs import Costs
 from service.engine.generations import choose_together, resume_generation
 from service.engine.history import History
 from service.engine.jobs import Job, Lane, StepBatchJob
@@ -29,7 +28,7 @@ from service.engine.kinds import add_kinds
 from service.engine.limits import EngineLimits, batch_tokens
 from service.engine.results import LOGITS, NEXT_TOKEN, Failed, LaneState, Produced, all_failed, read_lanes, write_lane
 from service.engine.runner import Ran, Runner
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.step_batches import submit_step_batch
 from service.engine.stepper import Stepper
 from service.errors import CarouselError, EngineError

@@ -1,4 +1,4 @@
-"""Chooses the rows of the next batch. Knows no clock and no tensors.
+"""Chooses the rows of the next batch, and estimates what a batch costs. Knows no clock and no tensors.
 
 A batch consists of single rows (`RowJob`) and groups of rows (`Group`). Active jobs wait in queues. There is one queue
 for each pair of graph kind and width, where the width is the number of tokens in the job's next batch, rounded up to a
@@ -27,6 +27,9 @@ from service.engine.limits import batch_tokens, chunk_tokens
 from service.engine.results import FetchSpec, StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind
+
+_WEIGHT = 0.1
+"""Weight of a new measurement in the exponential moving average of a batch's cost."""
 
 
 class RowJob(ABC):
@@ -257,3 +260,34 @@ class Scheduler:
             queue.popleft()
         self.num_queued -= len(jobs) + len(groups)
         return Batch(kind, jobs, widths, groups, num_rows, max(widths, default=1), num_tokens, runs_on)
+
+
+class Costs:
+    """Moving averages of the seconds that a batch takes, by graph, rows and width, the last two in powers of two.
+
+    The engine uses them to decide where a batch runs. For a size without measurement, the estimate is proportional to
+    the nearest smaller size with one. Times are passed in. For one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[GraphKind, int, int], float] = {}
+
+    def record(self, kind: GraphKind, num_rows: int, width: int, seconds: float) -> None:
+        """Records that a batch of `num_rows` rows of up to `width` tokens took `seconds`, from assembly to commit."""
+        key = (kind, (num_rows - 1).bit_length(), (width - 1).bit_length())
+        known = self._seconds.get(key)
+        self._seconds[key] = seconds if known is None else known + _WEIGHT * (seconds - known)
+
+    def estimate(self, kind: GraphKind, num_rows: int, width: int) -> float | None:
+        """Returns the expected seconds of such a batch; None when neither it nor a smaller one was ever measured."""
+        rows, wide = (num_rows - 1).bit_length(), (width - 1).bit_length()
+        known = self._seconds.get((kind, rows, wide))
+        if known is not None:
+            return known
+        smaller = [
+            (r + w, seconds) for (k, r, w), seconds in self._seconds.items() if k == kind and r <= rows and w <= wide
+        ]
+        if not smaller:
+            return None
+        size, seconds = max(smaller)
+        return seconds * 2.0 ** (rows + wide - size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.costs import Costs
+from service.engine.scheduler import Costs
 
 
 def test_a_size_never_measured_is_not_known_and_not_small() -> None:
