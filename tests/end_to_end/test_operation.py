@@ -31,10 +31,8 @@ from tests.end_to_end.wire import g2p, lm, wire
 from tests.services import local_service
 from tests.waiting import until
 
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
-
-def scrape(service: LocalService) -> Samples:
+def scrape(service: LocalService) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
         text = response.read().decode()
     return {
@@ -105,12 +103,12 @@ async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_pat
             await stream.ask("m", feed=pb.Feed(tokens=["K"], position=0))
             waiting = scrape(service)
 
-            def all_stored() -> Samples | None:
+            def is_stored() -> bool:
                 found = scrape(service)
-                is_stored = found["carousel_checkpoints_total", ()] and not found["carousel_checkpoint_lag_seconds", ()]
-                return found if is_stored else None
+                return found["carousel_checkpoints_total", ()] >= 1 and not found["carousel_checkpoint_lag_seconds", ()]
 
-            stored = await until(all_stored)
+            await until(is_stored)
+            stored = scrape(service)  # not the scrape before, during which the session may have been stored
             async with grpc.aio.insecure_channel(service.target) as channel:
                 stub = sessions_pb2_grpc.SessionsStub(channel)
                 snapshot = (await stub.Snapshot(sessions_pb2.SessionsSnapshotRequest(session_id="m"))).snapshot
