@@ -11,12 +11,12 @@ import pytest
 
 from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, StepBatchResult, UnavailableError
 from examples.local_service import LocalService
+from examples.ports import free_port
 from tests.cutting import cuttable
+from tests.end_to_end.test_client_resume import killed_and_started_again
 from tests.reference import ReferenceSession
 from tests.services import local_service, redis_server
 from tests.waiting import wait_until
-
-from .test_client_resume import free_port, killed_and_started_again
 
 NUM_SESSIONS = 5
 NUM_STEPS = 300

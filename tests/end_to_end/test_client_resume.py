@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +22,9 @@ from carousel import (
     ValueToken,
 )
 from examples.local_service import LocalService
+from examples.ports import free_port
 from tests.reference import ReferenceSession
 from tests.services import local_service
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Restarted:
