@@ -19,10 +19,10 @@ def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]
     spelled most like it, or None."""
     prefix = Settings.model_config["env_prefix"]
     names = {name.upper() for name in Settings.model_fields}
-    told = []
+    unknown = []
     for variable in sorted(environ):
         name = variable.upper().removeprefix(prefix)
         if name != variable.upper() and name not in names | _OF_THE_CLIENT and not _OF_KUBERNETES.match(variable):
             nearest = get_close_matches(name, names, 1)
-            told.append((variable, f"{prefix}{nearest[0]}" if nearest else None))
-    return told
+            unknown.append((variable, f"{prefix}{nearest[0]}" if nearest else None))
+    return unknown
