@@ -39,7 +39,7 @@ class ReconnectingStream(ExchangeRunner[Owner]):
 
         Raises what `run` raises.
         """
-        with self._turn.awaiting():
+        with self._turn.cancelling(deadline):
             self._stream.wake()  # a thread that resumes the session checks `is_awaited` afterwards
             with self._turn.after_others(deadline):
                 self._run(self._protocol.synchronize(), deadline)

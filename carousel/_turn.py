@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +30,8 @@ class Turn:
         self._name = name
         self._home = Home(name)
         self._lock = threading.Lock()
-        self._waiting: deque[None] = deque()  # one for each thread in `awaiting`
+        self._cancelling = threading.Lock()  # held by the thread in `cancelling`
+        self._num_cancels = 0
 
     def __enter__(self) -> None:
         self._take(Deadline(None))
@@ -46,19 +46,24 @@ class Turn:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a thread is in `awaiting`."""
-        return bool(self._waiting)
+        """Whether a thread is in `cancelling`."""
+        return self._cancelling.locked()
 
     @contextmanager
-    def awaiting(self) -> Iterator[None]:
+    def cancelling(self, deadline: Deadline) -> Iterator[None]:
         """Sets `is_awaited`: the call in progress then ends when its request is cancelled, or, while it resumes a lost
-        session, after the resume. A next call waits for its turn and does not fail."""
+        session, after the resume. A next call waits until this block has ended, and does not fail: so the cancelling
+        thread has its turn first, and no call can close the session before.
+
+        Another cancelling thread waits until this one is done. Raises DeadlineExceededError.
+        """
         self._home.check()
-        self._waiting.append(None)
+        _acquire(self._cancelling, deadline)
+        self._num_cancels += 1
         try:
             yield
         finally:
-            self._waiting.pop()
+            self._cancelling.release()
 
     @contextmanager
     def within(self, deadline: Deadline) -> Iterator[None]:
@@ -72,7 +77,7 @@ class Turn:
     @contextmanager
     def after_others(self, deadline: Deadline) -> Iterator[None]:
         """Waits until the call in progress has returned, then holds the turn. Raises DeadlineExceededError."""
-        self._wait(deadline)
+        _acquire(self._lock, deadline)
         try:
             yield
         finally:
@@ -80,18 +85,22 @@ class Turn:
 
     def _take(self, deadline: Deadline) -> None:
         self._home.check()
-        is_awaited = self.is_awaited  # read before the attempt: the cancelling thread may be done after it
-        if self._lock.acquire(blocking=False):
-            return
-        if not is_awaited:
-            raise ConcurrentUseError(
-                f"another call of this {self._name} has not returned yet: one thread at a time may use it."
-                f" {_ADVICE[self._name]}",
-                reason="CONCURRENT_USE",
-            )
-        self._wait(deadline)
+        num_cancels = self._num_cancels
+        if not self._cancelling.locked():
+            if self._lock.acquire(blocking=False):
+                return
+            if self._num_cancels == num_cancels:  # else a cancelling thread may have the lock
+                raise ConcurrentUseError(
+                    f"another call of this {self._name} has not returned yet: one thread at a time may use it."
+                    f" {_ADVICE[self._name]}",
+                    reason="CONCURRENT_USE",
+                )
+        _acquire(self._cancelling, deadline)
+        self._cancelling.release()
+        _acquire(self._lock, deadline)
 
-    def _wait(self, deadline: Deadline) -> None:
-        remaining = deadline.remaining()
-        if not self._lock.acquire(timeout=-1 if remaining is None else remaining):
-            raise deadline.exceeded()
+
+def _acquire(lock: threading.Lock, deadline: Deadline) -> None:
+    remaining = deadline.remaining()
+    if not lock.acquire(timeout=-1 if remaining is None else remaining):
+        raise deadline.exceeded()

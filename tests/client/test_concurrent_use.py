@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import threading
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from carousel import (
     RequestCancelledError,
     Step,
 )
+from carousel._deadline import Deadline
+from carousel._turn import Turn
 from tests.waiting import wait_until
 
 from .fake_server import FakeServer
@@ -82,6 +85,51 @@ def test_a_call_that_waits_for_a_cancelling_thread_ends_at_its_timeout(server: F
         assert has_ended
         assert isinstance(refused[0], DeadlineExceededError)
         assert isinstance(fed[0], Step | RequestCancelledError)
+
+
+def test_a_cancelling_thread_has_its_turn_before_the_next_call() -> None:
+    turn = Turn("session")
+    order: list[str] = []
+
+    def cancel() -> None:
+        with turn.cancelling(Deadline(10)), turn.after_others(Deadline(10)):
+            order.append("cancel")
+
+    for _ in range(200):
+        order.clear()
+        with turn:
+            canceller = threading.Thread(target=cancel)
+            canceller.start()
+            wait_until(lambda: turn.is_awaited)
+        with turn:  # the lock is free, and the cancelling thread has not been woken yet
+            order.append("next call")
+        canceller.join(10)
+        assert order == ["cancel", "next call"]
+
+
+def test_a_call_that_meets_a_cancelling_thread_never_fails() -> None:
+    turn = Turn("session")
+    is_done = threading.Event()
+
+    def cancel() -> None:
+        while not is_done.is_set():
+            with turn.cancelling(Deadline(10)), turn.after_others(Deadline(10)):
+                pass
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the threads meet at every point of the code
+    cancellers = [threading.Thread(target=cancel) for _ in range(2)]
+    for canceller in cancellers:
+        canceller.start()
+    try:
+        for _ in range(30_000):
+            with turn:
+                pass
+    finally:
+        sys.setswitchinterval(interval)
+        is_done.set()
+        for canceller in cancellers:
+            canceller.join(10)
 
 
 def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> None:
