@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +22,26 @@ hypothesis.settings.register_profile("carousel", deadline=None)  # a busy machin
 hypothesis.settings.load_profile("carousel")
 
 
+_FIRST = ("test_benchmarks.py", "page", "end_to_end", "export", "cli", "client", "wire", "distributions", "simulation")
+"""The tests that take longest, by folder or file: they start first, so that no process works alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the tests; see also `--no-loadscope-reorder` in `scripts/test`."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(ROOT / "tests").parts[0], len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option `--wire`: the wire of every service that a test starts."""
     parser.addoption("--wire", choices=("grpcio", "envoy"), default="grpcio", help="what carries the services' calls")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets the variable that child processes read."""
+    """Sets what child processes inherit: the wire, and that an interrupt ends them, also when a shell started the tests
+    in the background."""
     os.environ["CAROUSEL_WIRE"] = config.getoption("--wire")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

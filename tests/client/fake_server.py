@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -37,6 +37,10 @@ MODEL = models_pb2.ModelInfo(
 UNUSABLE = error_pb2.Error(code=9, message="session is of toy version 3, which is not served", reason="SNAPSHOT_MODEL")
 
 
+Event: TypeAlias = pb.StreamRequest | Callable[[], list[pb.StreamResponse]] | None
+"""What a stream does next: answer a request, send what the function returns, or end."""
+
+
 class FakeServer(inference_pb2_grpc.InferenceServicer):
     """A server whose faults the tests control: see `mute`, `unmute`, `evict`, `go_away`, `end_stream` and `kill`.
 
@@ -55,8 +59,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self.metadata: dict[str, str | bytes] = {}
         self.cancelled = threading.Event()
         self.stream_ended = threading.Event()
-        self._events: queue.SimpleQueue[pb.StreamRequest | Callable[[], list[pb.StreamResponse]] | None]
-        self._events = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.poison = ""
         self.failures: list[tuple[int, error_pb2.Error]] = []
         self.decodings: list[pb.Decoding] = []
@@ -113,11 +116,12 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[pb.StreamResponse]:
         self.metadata = {key: value for key, value in context.invocation_metadata()}  # noqa: C416  # two-item tuples
         self.num_streams += 1
-        last, self.session, self._events = self.session, FakeSession(), queue.SimpleQueue()
-        reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
+        last, self.session = self.session, FakeSession()
+        events = self._events = queue.SimpleQueue()  # the next stream may come while this one runs
+        reader = threading.Thread(target=self._read, args=(request_iterator, events), daemon=True)
         reader.start()
         try:
-            while (event := self._events.get()) is not None:
+            while (event := events.get()) is not None:
                 if not callable(event) and event.open.HasField("resume"):
                     self.session = last
                     if self._route() < self.num_unusable:
@@ -200,8 +204,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         _, _, route = str(self.metadata["x-session-id"]).partition("~")
         return int(route or 0)
 
-    def _read(self, requests: Iterator[pb.StreamRequest]) -> None:
-        events = self._events
+    def _read(self, requests: Iterator[pb.StreamRequest], events: queue.SimpleQueue[Event]) -> None:
         try:
             for request in requests:
                 self.requests.put(request)

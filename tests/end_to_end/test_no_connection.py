@@ -16,7 +16,7 @@ import pytest
 
 from carousel import AsyncClient, Client, UnavailableError
 from tests.certificates import Authority, Issued
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.services import local_service
 
 AUTHORITY, OTHER, EXPIRED = Authority(), Authority(), Authority(timedelta(days=-3))

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from carousel import Client, DecodingOptions, Generation, Session
 from examples.local_service import LocalService
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.services import local_service
 from tests.subwords import model
 from tests.translator import write_translator

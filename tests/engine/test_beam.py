@@ -137,7 +137,7 @@ def test_a_wide_enough_beam_finds_the_best_sequences(case: Case, num_best: int) 
 
 
 @given(CASES, st.integers(1, 6), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_narrow_beam_finds_what_a_plain_one_does(case: Case, beam_size: int, data: st.DataObject) -> None:
     case = case._replace(size=data.draw(st.integers(3, 7)), max_tokens=data.draw(st.integers(1, 9)))
     num_best = data.draw(st.integers(1, beam_size))

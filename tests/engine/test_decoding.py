@@ -170,7 +170,7 @@ def test_choose_returns_the_log_probability_of_the_unfiltered_model() -> None:
 
 
 @given(questions())
-@settings(max_examples=200, deadline=None)
+@MODEST
 def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, list[Choice]]) -> None:
     """The order is penalty, ban, then draw or argmax. The log-probability is that of the unchanged logits."""
     logits, choices = question
@@ -183,7 +183,7 @@ def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, 
 
 
 @given(questions(), st.data())
-@settings(max_examples=200, deadline=None)
+@MODEST
 def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[Choice]], data: st.DataObject) -> None:
     """The other rows do not matter, whether they contain NaN and however they choose. The logits do not change."""
     logits, choices = question

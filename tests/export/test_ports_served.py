@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Port
 from examples.local_service import LocalService
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
 from tests.services import local_service

@@ -19,7 +19,7 @@ import numpy as np
 
 from carousel import Client
 from examples.local_service import LocalService
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.export.test_export_onnx import export
 from tests.export.test_samples_streamed import write_wav
 from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vectors, drawn, number_of, same, told

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from carousel import Client
 from examples.local_service import LocalService
 from export.__main__ import main
-from tests.client.cli_shell import COMMAND, Shell
+from tests.cli.shell import COMMAND, Shell
 from tests.export import foreign
 from tests.export.test_ports_served import FLAGS, NEW, OBSERVED, policy
 from tests.reference import ReferenceSession

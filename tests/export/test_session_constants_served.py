@@ -28,7 +28,7 @@ from carousel.values import SessionConstant, StateTensor
 from examples.local_service import LocalService
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
 from tests.services import local_service

@@ -20,7 +20,7 @@ from export.__main__ import main
 from export.foreign.axes import Hints
 from export.transducers.bare_loop import BareLoop, Rules
 from export.transducers.command import read_files
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.export.transducer_files import FEATURES, write
 from tests.services import local_service
 

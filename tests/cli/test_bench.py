@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from carousel import Port
 from carousel.cli.bench import random_step
-from tests.client.test_cli_samples import INFO
+from tests.cli.test_samples import INFO
 
 INPUTS = (
     Port("x", "float32", (2,)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.local_service import LocalService
-from tests.client.cli_shell import COMMAND, Shell
+from tests.cli.shell import COMMAND, Shell
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from carousel import Client
 from examples.demo import MODELS
 from examples.local_service import LocalService
-from tests.client.cli_shell import Shell
+from tests.cli.shell import Shell
 from tests.services import local_service
 
 MONTHS = "370 371 372"

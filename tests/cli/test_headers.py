@@ -15,7 +15,7 @@ from carousel import ModelInfo, Port
 from carousel.cli import samples
 from carousel.cli.reading import CutOffError, InputError
 from carousel.cli.samples import Format
-from tests.client.test_cli_samples import INFO, NAMED, RAMP, chunk, form, piped, read, riff, written
+from tests.cli.test_samples import INFO, NAMED, RAMP, chunk, form, piped, read, riff, written
 
 __all__ = ["piped"]
 

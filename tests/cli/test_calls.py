@@ -21,7 +21,7 @@ from carousel.cli.reading import visible
 from carousel.cli.step import step
 from examples.local_service import LocalService
 from tests.certificates import Authority
-from tests.client.cli_shell import COMMAND, Shell
+from tests.cli.shell import COMMAND, Shell
 from tests.conftest import ROOT
 
 
