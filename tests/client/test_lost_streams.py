@@ -127,7 +127,7 @@ def test_a_closed_session_leaves_no_thread(server: FakeServer) -> None:
 async def test_messages_over_a_limit_are_resource_exhausted(server: FakeServer, shell: Shell) -> None:
     session = await shell.open()
     with pytest.raises(ResourceExhaustedError, match="SERVER: Received message larger than max"):
-        await session.feed([2] * 5_000_000)
+        await session.feed(["A" * 5_000_000])
     await session.close()
     small = type(shell)(server.target, max_message_bytes=100)
     session = await small.open()

@@ -152,7 +152,7 @@ def in_memory() -> object:
         yield
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(operations=operations, seed=st.integers(0, 2**32), num_faults=st.integers(0, 8))
 def test_a_session_has_consumed_what_its_program_did(
     operations: list[tuple[object, ...]], seed: int, num_faults: int

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from examples.local_service import LocalService
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
 import asyncio
