@@ -78,7 +78,7 @@ async def disturbed(scripts: list[AnyScript], target: str, done: asyncio.Event, 
                 await asyncio.sleep(script.rest())
             await script.close()
         except Exception as error:
-            errors.append(f"session {number} ({script.model}) after {len(script.told)} requests: {error!r}")
+            errors.append(f"session {number} ({script.model}) after {len(script.answers)} requests: {error!r}")
 
     await asyncio.gather(*(one(number, script) for number, script in enumerate(scripts)))
     for client in clients:
@@ -92,10 +92,10 @@ async def undisturbed(scripts: list[AnyScript], target: str, seed: int) -> list[
         async def one(number: int, script: AnyScript) -> list[object]:
             again = type(script)(number, seed)
             await again.open(client, on_disconnect="free")
-            for _ in script.told:
+            for _ in script.answers:
                 await again.step()
             await again.close()
-            return again.told
+            return again.answers
 
         return await asyncio.gather(*(one(number, script) for number, script in enumerate(scripts)))
 
@@ -207,16 +207,17 @@ async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int,
     figures.seconds = round(time.perf_counter() - began_s, 1)
     with local_service(models) as service:
         expected = await undisturbed(scripts, service.target, seed)
-    for number, (script, told) in enumerate(zip(scripts, expected, strict=True)):
-        figures.requests += len(script.told)
+    for number, (script, answers) in enumerate(zip(scripts, expected, strict=True)):
+        figures.requests += len(script.answers)
         figures.tokens += script.num_tokens
         figures.answers_lost += script.num_lost
-        at = next((at for at, pair in enumerate(zip(script.told, told, strict=True)) if not script.same(*pair)), None)
+        pairs = enumerate(zip(script.answers, answers, strict=True))
+        at = next((at for at, pair in pairs if not script.same(*pair)), None)
         if at is not None:
             figures.mismatches += 1
             figures.errors.append(
-                f"session {number} ({script.model}): request {at} returned {str(script.told[at])[:300]}, expected"
-                f" {str(told[at])[:300]}"
+                f"session {number} ({script.model}): request {at} returned {str(script.answers[at])[:300]}, expected"
+                f" {str(answers[at])[:300]}"
             )
     return figures
 
@@ -252,8 +253,8 @@ def main(arguments: list[str]) -> int:
                 debug=False,
             )
             found.append(figures)
-            told = ", ".join(f"{name} {value}" for name, value in asdict(figures).items() if name != "errors")
-            print(told, flush=True)
+            counts = ", ".join(f"{name} {value}" for name, value in asdict(figures).items() if name != "errors")
+            print(counts, flush=True)
             for error in figures.errors[:20]:
                 print(f"  {error}", file=sys.stderr)
     if given.json is not None:

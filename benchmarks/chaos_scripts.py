@@ -39,7 +39,7 @@ class Script:
         elif self.model == TRANSLATOR.name:
             tokens = range(TRANSLATOR.tokens)
             self.source = " ".join(str(self._rng.choice(tokens)) for _ in range(self._rng.randint(3, 20)))
-        self.told: list[object] = []
+        self.answers: list[object] = []
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
@@ -52,19 +52,19 @@ class Script:
         """Closes the session."""
         await self._session.close()
 
-    def same(self, told: object, other: object) -> bool:
+    def same(self, answers: object, other: object) -> bool:
         """Returns whether two results are equal."""
-        return told == other
+        return answers == other
 
     async def step(self) -> None:
         """Sends the next request and records its result."""
         rng, session = self._rng, self._session
-        kind = rng.random() if self.told else 0.0
+        kind = rng.random() if self.answers else 0.0
         if kind < 0.45:
             tokens = [rng.randrange(3, self._vocabulary_size) for _ in range(rng.choice([1, 1, 1, 2, 5, 40]))]
             how: dict[str, Any] = rng.choice([{}, {"top_k": 3}, {"logits": True}, {"every_position": True}])
             step = await session.feed(tokens, **how)
-            self.told.append((step.position, step.outputs))
+            self.answers.append((step.position, step.outputs))
             self.num_tokens += len(tokens)
         elif kind < 0.9:
             count = rng.choice([1, 5, 50, 400])
@@ -73,15 +73,15 @@ class Script:
                 how |= {"temperature": 0.9, "top_k": 8, "seed": rng.randrange(1 << 30), "repetition_penalty": 1.1}
             if rng.random() < 0.3:
                 how["log_probabilities"] = True
-            tokens_told = [token async for token in session.generate(**how)]
-            self.told.append((session.position, tokens_told))
-            self.num_tokens += len(tokens_told)
+            generated = [token async for token in session.generate(**how)]
+            self.answers.append((session.position, generated))
+            self.num_tokens += len(generated)
         elif kind < 0.95:
             targets = [[rng.randrange(3, self._vocabulary_size) for _ in range(4)] for _ in range(2)]
-            self.told.append((session.position, await session.score(targets)))
+            self.answers.append((session.position, await session.score(targets)))
         else:
             found = session.generate(beam_size=3, max_tokens=8)
-            self.told.append((session.position, [token async for token in found], found.hypotheses))
+            self.answers.append((session.position, [token async for token in found], found.hypotheses))
 
     def rest(self) -> float:
         """Returns the seconds to wait before the next request."""
@@ -91,13 +91,13 @@ class Script:
 class Batch:
     """Sessions that step together. number: which batch; seed: the seed of all sessions.
 
-    A row whose response was lost with its stream counts as consumed. It is None in `told`.
+    A row whose response was lost with its stream counts as consumed. It is None in `answers`.
     """
 
     def __init__(self, number: int, seed: int) -> None:
         self.model = SMALL.name
         self._rng = random.Random(f"{seed}/{number}")
-        self.told: list[object] = []
+        self.answers: list[object] = []
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
@@ -114,11 +114,11 @@ class Batch:
         """Closes the sessions."""
         await self._batch.close()
 
-    def same(self, told: object, other: object) -> bool:
+    def same(self, answers: object, other: object) -> bool:
         """Returns whether two results are equal, except for rows whose response was lost."""
-        assert isinstance(told, list)  # noqa: S101  # made by `step`
+        assert isinstance(answers, list)  # noqa: S101  # made by `step`
         assert isinstance(other, list)  # noqa: S101  # likewise
-        return all(mine is None or mine == theirs for mine, theirs in zip(told, other, strict=True))
+        return all(mine is None or mine == theirs for mine, theirs in zip(answers, other, strict=True))
 
     async def step(self) -> None:
         """Steps all sessions once and records the results."""
@@ -132,7 +132,7 @@ class Batch:
             self.num_lost += error is not None
             logits = step.logits[row * SMALL.vocabulary : (row + 1) * SMALL.vocabulary]
             rows.append(None if error is not None else (step.positions[row], logits))
-        self.told.append(rows)
+        self.answers.append(rows)
         self.num_tokens += _ROWS
 
     def rest(self) -> float:
@@ -150,7 +150,7 @@ class Listener:
         self._rng = random.Random(f"{seed}/{number}")
         self._is_on = False
         self._phase = 0
-        self.told: list[object] = []
+        self.answers: list[object] = []
         self.num_tokens = self.num_lost = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> None:
@@ -161,15 +161,15 @@ class Listener:
         """Closes the session."""
         await self._session.close()
 
-    def same(self, told: object, other: object) -> bool:
+    def same(self, answers: object, other: object) -> bool:
         """Returns whether two results are equal."""
-        return told == other
+        return answers == other
 
     async def step(self) -> None:
         """Feeds the next frames, 40 ms each, and records the result."""
         frames = [self.frame() for _ in range(self._rng.choice([1, 1, 2, 5, 25]))]
         step = await self._session.feed(features=frames)
-        self.told.append((step.position, step.outputs))
+        self.answers.append((step.position, step.outputs))
         self.num_tokens += len(frames)
 
     def rest(self) -> float:

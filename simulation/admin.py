@@ -77,13 +77,13 @@ class Admin:
         found = await self.call(slot, "Sessions.Get", sessions_pb2.SessionsGetRequest(session_id=view.name))
         is_quiet = was_quiet and view.newest is newest and self._is_quiet(view)  # from before the call until its answer
         if isinstance(found, sessions_pb2.SessionsGetResponse) and is_quiet:
-            self._must(view, view.worlds.is_at(found.session.position), f"Get tells {found.session.position}")
+            self._must(view, view.worlds.is_at(found.session.position), f"Get says {found.session.position}")
 
     async def _list(self, view: View, slot: int) -> None:
         limit = self._client.replicas[slot].knobs.max_sessions
         found = await self.call(slot, "Sessions.List", sessions_pb2.SessionsListRequest())
         if isinstance(found, sessions_pb2.SessionsListResponse) and found.total_count > limit:
-            self._client.journal.violate(f"List tells of {found.total_count} sessions, and the limit is {limit}")
+            self._client.journal.violate(f"List counts {found.total_count} sessions, and the limit is {limit}")
 
     async def _admin_close(self, view: View, slot: int) -> None:
         view.num_closings += 1
@@ -160,8 +160,8 @@ class Admin:
             world = World(found.position, after(state, found.pending_token_ids))
             self._must(view, view.worlds.is_at(found.position, lambda one: one == world), f"the state of {world}")
             if isinstance(state, Bare) and state.model == LISTENER:
-                told = ([token.id for token in found.emitted], found.num_emitted)
-                self._must(view, told == state.emitted_so_far, f"tokens so far {told}")
+                emitted = ([token.id for token in found.emitted], found.num_emitted)
+                self._must(view, emitted == state.emitted_so_far, f"tokens so far {emitted}")
 
     async def _set_state(self, view: View, slot: int, number: int) -> None:
         seen = await self._use(

@@ -111,10 +111,10 @@ class Answers:
         if not entry.is_resume and reason in _UNCERTAIN:
             self.may_have(entry)
         elif entry.is_resume and reason == "SESSION_NOT_FOUND":
-            told = dict(error.metadata)
+            facts = dict(error.metadata)
             is_early = self._view.must_be_found and entry.before is Presence.PRESENT
-            if is_early and told.get("close_reason") not in ("client", "shutdown"):
-                self._view.violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self._view.floor}")
+            if is_early and facts.get("close_reason") not in ("client", "shutdown"):
+                self._view.violate(f"{entry.sent}: it is not found ({facts}), and was stored up to {self._view.floor}")
             self._not_found(entry)
         elif reason == "SESSION_ID_IN_USE" and entry.is_absent and self._view.closer_lives():
             self._view.violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")
@@ -137,7 +137,7 @@ class Answers:
         position = answer.position
         if answer.fed.replayed:
             if entry.start is None or position != entry.start + len(entry.tokens):
-                self._view.violate(f"{entry.sent} is told to be a repeat, at position {position}")
+                self._view.violate(f"{entry.sent} is reported as a repeat, at position {position}")
                 return
             is_possible = self._view.worlds.repeats(entry.tokens, entry.start, matches, may_have_gone_on=entry.is_again)
             self._must(is_possible, entry, "a repeated answer")
@@ -157,7 +157,7 @@ class Answers:
         """Returns the session's row of a step batch's answer."""
         errors = [error.error for error in answer.errors if error.index == entry.place]
         if len(errors) > 1:
-            self._view.violate(f"{entry.sent} tells {len(errors)} errors of it, and must tell one")
+            self._view.violate(f"{entry.sent} has {len(errors)} errors of it, and must have one")
         return Row(answer.positions[entry.place], output_of(entry, answer), errors[0] if errors else None)
 
     def _repeated(self, entry: Entry, row: Row) -> None:
@@ -166,7 +166,7 @@ class Answers:
         answered = (one for one in reversed(entry.earlier) if one.responses)
         first = next((one for one in answered if one.answer.HasField("batch_stepped")), None)
         if first is None:
-            self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
+            self._view.violate(f"{entry.sent} is reported as a repeat, and no such step batch was answered before")
             return
         before = self._row(entry, first.answer.batch_stepped)
         if row == before:
@@ -213,8 +213,8 @@ class Answers:
         elif reason == "POSITION_MISMATCH":
             if entry.start is not None:
                 self._must(self._view.worlds.is_not_at(entry.start), entry, f"a refusal of position {entry.start}")
-            if (told := metadata.get("position")) is not None:
-                self._must(self._view.worlds.is_at(int(told)), entry, f"position {told}")
+            if (reported := metadata.get("position")) is not None:
+                self._must(self._view.worlds.is_at(int(reported)), entry, f"position {reported}")
         else:
             self.may_have(entry)
             if reason == "STORE_UNAVAILABLE" and entry.sent.kind in ("feed", "generate") and entry.start is not None:
@@ -273,7 +273,7 @@ class Answers:
             at = -1 if found is None else found.position
             is_expired = found is None and view.may_be_expired(entry.sent.stream.replica)
             if at < position and not is_expired:
-                self._view.violate(f"{entry.sent}: tokens up to {position} are told, and the store has it at {at}")
+                self._view.violate(f"{entry.sent}: tokens up to {position} are reported, and the store has it at {at}")
 
     def _stored(self, entry: Entry, position: int) -> None:
         """Checks that an answer at `position` is stored, if the session is strict."""

@@ -28,9 +28,9 @@ class Action(NamedTuple):
     args: dict[str, Any]
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
         who = "nature" if self.actor == NATURE else f"c{self.actor}"
-        return f"{who} {self.op}({told}) after {self.pause_s:.3f} s"
+        return f"{who} {self.op}({arguments}) after {self.pause_s:.3f} s"
 
 
 _CLIENT_OPS = {

@@ -63,7 +63,7 @@ class View(Belief):
             or stream.replica.is_draining,
         }.get(reason, False)
         if not is_expected:
-            self.violate(f"{stream.name} is told {name}, for which there is no reason")
+            self.violate(f"{stream.name} gets {name}, for which there is no reason")
         later = self._since_opening()
         self.queue = self.queue[: len(self.queue) - len(later)]
         is_kept = reason == pb.CLOSE_REASON_IDLE and self.action == pb.DISCONNECT_ACTION_KEEP

@@ -95,7 +95,7 @@ class Visitor:
             self._journal.note(f"{self.name}@{replica.life.name} Step: {answer.reason} {answer.message[:100]}")
             if is_given_up and request.close and answer.reason == "SESSION_NOT_FOUND":
                 if answer.metadata["position"] != str(self._position):
-                    self._journal.violate(f"{self.name!r} was closed at {self._position}, and not as told: {answer}")
+                    self._journal.violate(f"{self.name!r} was closed at {self._position}, but the answer is {answer}")
                 return None
             if answer.reason not in _RETRIED or self._journal.now() > until_s:
                 self._journal.violate(f"a Step of {self.name!r} at {self._position} fails: {answer}")
@@ -106,8 +106,8 @@ class Visitor:
         if answer is None:
             return
         end = request.feed.position + len(request.feed.token_ids)
-        told = (answer.position, tuple(answer.fed.outputs[-1].logits), answer.HasField("closed"))
-        if told != (end, self.fed[-1].logits, request.close):
+        answered = (answer.position, tuple(answer.fed.outputs[-1].logits), answer.HasField("closed"))
+        if answered != (end, self.fed[-1].logits, request.close):
             self._journal.violate(f"a Step of {self.name!r} is answered {answer}, and {self.fed[-1]} was expected")
         if is_again and not answer.fed.replayed:
             self._journal.violate(f"a Step of {self.name!r} counts twice, at {end}")

@@ -55,18 +55,18 @@ class Watcher:
         while not self._visitor.is_done:
             await self._watch()
             await asyncio.sleep(_AGAIN_S + self._rng.random() * _AGAIN_S)
-        for told in self._watches:
-            self._check(told)
+        for events in self._watches:
+            self._check(events)
 
     async def _watch(self) -> None:
-        told: list[pb.WatchResponse] = []
+        events: list[pb.WatchResponse] = []
         over: asyncio.Future[error_pb2.Error | None] = asyncio.get_running_loop().create_future()
 
-        def receive(word: Any) -> None:
-            if isinstance(word, pb.WatchResponse):
-                told.append(word)
+        def receive(message: Any) -> None:
+            if isinstance(message, pb.WatchResponse):
+                events.append(message)
             elif not over.done():
-                over.set_result(word)
+                over.set_result(message)
 
         connection = self._rng.choice((Connection, ConnectionAtOnce))(receive, self._delay)
         call = self._replica.watch(pb.WatchRequest(session_id=self._visitor.name), connection)
@@ -75,34 +75,34 @@ class Watcher:
             if self._stalls:
                 connection.set_reading(self._rng.random() < 0.3)
             await asyncio.wait([over], timeout=self._rng.random() * (4.0 if self._stalls else 0.5))
-        if told:
+        if events:
             self.num_watches += 1
-            self._watches.append(told)
+            self._watches.append(events)
         error = over.result()
         if error is None:
-            if not (told and told[-1].HasField("closed")):
+            if not (events and events[-1].HasField("closed")):
                 self._journal.violate(f"a watch of {self._visitor.name!r} ends with OK and without `closed`")
         elif error.reason == "WATCHER_DROPPED":
             self.num_dropped += 1
-        elif error.reason not in ("SESSION_NOT_FOUND", "SESSION_MOVED") or told:
+        elif error.reason not in ("SESSION_NOT_FOUND", "SESSION_MOVED") or events:
             self._journal.violate(f"a watch of {self._visitor.name!r} ends with {error}")
 
-    def _check(self, told: list[pb.WatchResponse]) -> None:
-        name, first = self._visitor.name, told[0]
+    def _check(self, events: list[pb.WatchResponse]) -> None:
+        name, first = self._visitor.name, events[0]
         position, feeds = first.position, list[Feed]()
-        for at, one in enumerate(told):
+        for at, one in enumerate(events):
             kind = one.WhichOneof("event")
-            if (kind == "watching") != (at == 0) or (kind == "closed" and at < len(told) - 1):
-                self._journal.violate(f"a watch of {name!r} tells {kind} as number {at} of {len(told)}")
+            if (kind == "watching") != (at == 0) or (kind == "closed" and at < len(events) - 1):
+                self._journal.violate(f"a watch of {name!r} reports {kind} as number {at} of {len(events)}")
             if kind == "fed":
                 tokens = tuple(token.id for token in one.fed.tokens)
                 feeds.append(Feed(position, tokens, tuple(one.fed.fed.outputs[-1].logits)))
                 position += len(tokens)
             elif kind == "changed" and one.changed.change not in _CHANGES:
-                self._journal.violate(f"a watch of {name!r} tells of {one.changed}")
+                self._journal.violate(f"a watch of {name!r} reports {one.changed}")
             if one.position != position:
-                self._journal.violate(f"a watch of {name!r} tells position {one.position}, and {position} was expected")
-        self._compare(feeds, is_whole=told[-1].closed.reason == pb.CLOSE_REASON_CLIENT)
+                self._journal.violate(f"a watch of {name!r} reports position {one.position} instead of {position}")
+        self._compare(feeds, is_whole=events[-1].closed.reason == pb.CLOSE_REASON_CLIENT)
 
     def _compare(self, feeds: list[Feed], *, is_whole: bool) -> None:
         """Checks that the feeds are successive feeds of the visitor. is_whole: whether they must include the session's
@@ -113,4 +113,4 @@ class Watcher:
             is_end = end == len(every) or every[end].start == 0
             if every[begin:end] == feeds and (is_end or not (is_whole and feeds)):
                 return
-        self._journal.violate(f"a watch of {self._visitor.name!r} tells {feeds}, which were not fed so")
+        self._journal.violate(f"a watch of {self._visitor.name!r} reports {feeds}, which were not fed so")

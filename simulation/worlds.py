@@ -248,10 +248,10 @@ def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) ->
             for token in target:
                 expected.append(log_probability(hidden, token))
                 hidden = hidden.step(token)
-            told = list(score.log_probabilities)
-            if len(told) != len(expected):
+            found = list(score.log_probabilities)
+            if len(found) != len(expected):
                 return False
-            if not all(isclose(a, b, abs_tol=1e-4) for a, b in zip(told, expected, strict=True)):
+            if not all(isclose(a, b, abs_tol=1e-4) for a, b in zip(found, expected, strict=True)):
                 return False
         return True
 
@@ -260,20 +260,20 @@ def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) ->
 
 def _are_emitted(outputs: Sequence[pb.StepOutput], way: Sequence[World], tokens: Sequence[int]) -> bool:
     """Whether the outputs are what a transducer emits for the fed frames. Frames without tokens have no output."""
-    told = list(outputs)
+    rest = list(outputs)
     for before, token in zip(way, tokens, strict=False):
         assert isinstance(before.hidden, Bare)  # noqa: S101  # only transducers have this kind of output
         expected = before.hidden.emitted(token)
         if not expected.token_ids:
             continue
-        if not told or (one := told.pop(0)).position != before.position + 1:
+        if not rest or (one := rest.pop(0)).position != before.position + 1:
             return False
         if [each.id for each in one.tokens] != [*expected.token_ids] or one.num_limited != expected.num_limited:
             return False
         pairs = zip(one.tokens, expected.log_probabilities, strict=True)
         if not all(isclose(each.log_probability, score, abs_tol=1e-4) for each, score in pairs):
             return False
-    return not told
+    return not rest
 
 
 def _tokens_of(base: World, choosing: Choosing, way: list[World]) -> Iterable[int]:

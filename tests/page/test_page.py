@@ -53,13 +53,13 @@ def test_a_click_on_a_step_rewinds_to_it_also_without_a_mark(page: Tab) -> None:
     page.open("pychar-en")
     page.box().press_sequentially("import os, sys")
     page.expect_position(14)
-    told = page.expected()
+    likely = page.expected()
     page.step(9).click()
     page.expect_position(9)
     expect(page.box()).to_have_value("import os")
     page.box().press_sequentially(", re")
     page.expect_position(13)
-    assert page.expected() != told
+    assert page.expected() != likely
     (session,) = page.ids()
     page.step(2).click()
     expect(page.status()).to_contain_text("No mark is kept at step 2")
@@ -97,11 +97,11 @@ def test_a_reload_finds_the_session_again(page: Tab, browser: Browser) -> None:
     page.open("g2p-en", "gate")
     page.box().press_sequentially("G ")
     page.expect_position(1)
-    ids, told = page.ids(), page.expected()
+    ids, likely = page.ids(), page.expected()
     page.page.reload()
     page.expect_position(1)
     expect(page.box()).to_have_value("G ")
-    assert (page.ids(), page.expected()) == (ids, told)
+    assert (page.ids(), page.expected()) == (ids, likely)
     expect(page.column().get_by_role("img", name="Attention")).to_be_visible()
     with tab(browser, page.target) as elsewhere:  # only the address is known here
         elsewhere.page.goto(page.page.url)
@@ -153,8 +153,8 @@ def test_numbers_are_fed_and_forecast_and_the_session_stays_where_it_is(page: Ta
     for _ in range(3):
         answer = ask(page.target, "Inference/Step", **fed, feed={"features": tensor(ahead)})
         ahead.append(answer["fed"]["outputs"][0]["values"][0])
-    told = f"14 observed, the last one 373, 3 forecast, up to {ahead[-1]:.3f} at step 5."
-    expect(page.column().get_by_role("img", name="Plot:")).to_have_attribute("aria-label", f"Plot: {told}")
+    text = f"14 observed, the last one 373, 3 forecast, up to {ahead[-1]:.3f} at step 5."
+    expect(page.column().get_by_role("img", name="Plot:")).to_have_attribute("aria-label", f"Plot: {text}")
     page.expect_position(2)
     (session,) = page.ids()
     assert ask(page.target, "Inference/Step", sessionId=session)["position"] == "2"
@@ -208,8 +208,8 @@ def test_the_page_reconnects_after_its_server_was_killed(
             page.expect_position(2)
             (session,) = page.ids()
             if store == "lmdb":
-                told = {"sessionId": session}
-                wait_until(lambda: ask(service.target, "Inference/Step", **told).get("checkpointPosition") == "2")
+                request = {"sessionId": session}
+                wait_until(lambda: ask(service.target, "Inference/Step", **request).get("checkpointPosition") == "2")
             service.kill()
             page.box().press_sequentially("t7 ")
             expect(page.status()).to_contain_text("Not connected")

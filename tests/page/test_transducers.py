@@ -87,10 +87,10 @@ def test_what_was_emitted_is_shown_after_a_reload_and_elsewhere(page: Tab, brows
     page.open(MODEL)
     feed(page, VERY, QUIET, VERY, QUIET, VERY, QUIET)
     expect(page.transcript()).to_have_text("abcabc")
-    told = tokens(page)
+    before = tokens(page)
     page.page.reload()
     expect(page.transcript()).to_have_text("abcabc")
-    assert tokens(page) == told
+    assert tokens(page) == before
     # this tab gets the tokens from the server, which keeps only the last ones
     with tab(browser, page.target) as elsewhere:
         elsewhere.page.goto(page.page.url)

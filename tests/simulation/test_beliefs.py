@@ -47,7 +47,7 @@ def played(*actions: Action, seed: int = 0, knobs: Knobs = KNOBS) -> Journal:
     return journal
 
 
-def told(journal: Journal) -> list[str]:
+def reported(journal: Journal) -> list[str]:
     """Returns the responses to the openings of the client's session, in order."""
     answers = [line for line in journal.trace if " < request_id: " in line and 'session_id: "c0s0"' in line]
     kinds = {" opened {": "opened", " closed {": "closed", **{f"code: {code} ": name for code, name in CODES.items()}}
@@ -62,7 +62,7 @@ def test_a_session_whose_resumption_is_refused_where_it_is_stays_on_its_stream_a
         client("leave", 0.1),
         opening(4.0),
     )
-    assert told(journal)[:3] == ["opened", "store unavailable", "opened"]
+    assert reported(journal)[:3] == ["opened", "store unavailable", "opened"]
 
 
 def test_a_failed_resume_elsewhere_leaves_the_sessions_place_unknown() -> None:
@@ -75,7 +75,7 @@ def test_a_failed_resume_elsewhere_leaves_the_sessions_place_unknown() -> None:
         client("cancel", 0.1),
         knobs=Knobs(idle_timeout_s=1.0),
     )
-    assert told(journal)[:3] == ["opened", "not found", "store unavailable"]
+    assert reported(journal)[:3] == ["opened", "not found", "store unavailable"]
 
 
 def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_its_stream_has_ended() -> None:
@@ -88,7 +88,7 @@ def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_i
             client("leave", _PAST_LEASE_S),
             client("resume", 0.1, slot=1),
         )
-        found.add(told(played(*before, client("resume", 4.0, slot=1), seed=seed))[2])
+        found.add(reported(played(*before, client("resume", 4.0, slot=1), seed=seed))[2])
         played(*before, opening(4.0, durability=NONE, action=HOLD), seed=seed)
     assert found == {"opened", "not found"}
 
@@ -102,4 +102,4 @@ def test_a_session_without_a_record_may_exist_beside_a_new_session_of_its_id() -
         client("close", 0.02),
         client("resume", 0.02),
     )
-    assert told(journal)[:4] == ["opened", "opened", "closed", "opened"]
+    assert reported(journal)[:4] == ["opened", "opened", "closed", "opened"]

@@ -34,8 +34,8 @@ def test_a_cancel_is_carried_out_while_many_parts_of_a_generation_wait_for_the_s
         cancelled = await stream.ask("s", cancel=pb.Cancel())
         assert cancelled.HasField("cancelled"), cancelled
         assert generating.is_done
-        told = sum(len(part.generated.tokens) for part in generating.responses)
-        assert cancelled.position == 1 + told
+        reported = sum(len(part.generated.tokens) for part in generating.responses)
+        assert cancelled.position == 1 + reported
 
     play(act, generation_window=TOKENS, max_in_flight=MAX_IN_FLIGHT)
 

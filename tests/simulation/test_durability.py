@@ -150,7 +150,7 @@ def test_a_step_batch_returns_no_unstored_position_of_a_strict_session() -> None
     play(act, num_slots=2, idle_timeout_s=5.0)
 
 
-def test_a_step_batch_tells_one_error_of_a_session_that_it_refuses_and_that_is_not_stored() -> None:
+def test_a_step_batch_has_one_error_of_a_session_that_it_refuses_and_that_is_not_stored() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         handle = await opened(stream, "a", durability=STRICT)
@@ -319,7 +319,7 @@ def test_strict_tokens_are_stored_before_they_are_replayed() -> None:
         sent = again.send("g", generate=generation(60))
         await sent.wait(0.5)
         stored = world.stored("g")
-        assert stored.position >= 1 + _tokens(sent), f"{_tokens(sent)} tokens are told, stored is {stored.position}"
+        assert stored.position >= 1 + _tokens(sent), f"{_tokens(sent)} tokens are reported, stored is {stored.position}"
 
     play(act, idle_timeout_s=9.0, lease_s=9.0, does_finish=False, generation_window=8)
 
@@ -404,11 +404,11 @@ def test_requests_to_a_session_that_another_server_is_claiming_are_answered(kind
         assert not here.unanswered
         assert await taken.wait(10.0)
         assert first.answer.position == 1
-        told = {str(one.answer.error.reason or one.answer.WhichOneof("response")) for one in sent}
+        reported = {str(one.answer.error.reason or one.answer.WhichOneof("response")) for one in sent}
         if kind == "step_batch":
             assert [len(one.answer.batch_stepped.errors) for one in sent][-1] == 1, "the other goes on"
         else:
-            assert "SESSION_MOVED" in told, told
+            assert "SESSION_MOVED" in reported, reported
         world.loop.slowness_s = 0.0
 
     play(act, idle_timeout_s=9.0, lease_s=1.0, max_in_flight=100, does_finish=False)

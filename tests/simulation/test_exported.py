@@ -37,8 +37,8 @@ def test_some_frames_emit_nothing_some_a_token_and_some_as_many_as_they_may() ->
     state = beginning(LISTENER, ())
     counts: Counter[tuple[int, int]] = Counter()
     for step in range(200):
-        told = state.emitted(step % 8)
-        counts[len(told.token_ids), told.num_limited] += 1
+        reported = state.emitted(step % 8)
+        counts[len(reported.token_ids), reported.num_limited] += 1
         state = state.step(step % 8)
     assert set(counts) == {(0, 0), (1, 0), (2, 1)}
 
@@ -51,15 +51,15 @@ def test_tokens_are_returned_once_and_replayed_on_every_server() -> None:
         first, second = world.connect(0), world.connect(1)
         await first.ask("s", open=messages.opening(LISTENER, [], durability=STRICT, on_disconnect=keep()))
         feed = messages.feed(LISTENER, FRAMES, pb.OUTPUT_KIND_UNSPECIFIED, position=0)
-        told = await first.ask("s", feed=feed)
+        reported = await first.ask("s", feed=feed)
         expected = after(beginning(LISTENER, ()), FRAMES)
         assert isinstance(expected, Bare)
-        tokens = [token.id for output in told.fed.outputs for token in output.tokens]
+        tokens = [token.id for output in reported.fed.outputs for token in output.tokens]
         assert len(tokens) == expected.emitted_so_far[1] > 1
         await second.ask("s", open=RESUME)
         again = await second.ask("s", feed=feed)
         assert again.fed.replayed
-        assert again.fed.outputs == told.fed.outputs
+        assert again.fed.outputs == reported.fed.outputs
         found = await world.call("Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id="s"), slot=1)
         assert ([token.id for token in found.emitted], found.num_emitted) == expected.emitted_so_far
         assert tuple(tensor.data for tensor in found.tensors) == expected.tensors
@@ -71,8 +71,8 @@ def test_a_missing_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph loses the last token of each frame."""
 
     def one_less(values: Any) -> Emitted:
-        told = engine_emitted.emitted(values)
-        return told._replace(token_ids=told.token_ids[:-1], log_probabilities=told.log_probabilities[:-1])
+        reported = engine_emitted.emitted(values)
+        return reported._replace(token_ids=reported.token_ids[:-1], log_probabilities=reported.log_probabilities[:-1])
 
     monkeypatch.setattr(results, "emitted", one_less)
     assert found_by_seeds(WRONG)

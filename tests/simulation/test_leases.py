@@ -380,8 +380,8 @@ def test_what_was_stored_before_a_pause_does_not_make_an_old_copy_anybodys(
             return
         stream = other if what == "resume elsewhere" else old
         answer = await (stream.ask("a", feed=feed(7)) if what == "feed" else stream.ask("a", open=RESUME))
-        told = (reason(answer), answer.position)
-        assert told in [("SESSION_MOVED", answer.position), ("SESSION_NOT_FOUND", 0), ("opened", 6)], answer
+        reported = (reason(answer), answer.position)
+        assert reported in [("SESSION_MOVED", answer.position), ("SESSION_NOT_FOUND", 0), ("opened", 6)], answer
 
     play(act, idle_timeout_s=30.0, does_finish=False)
 

@@ -94,7 +94,7 @@ class Lives(RuleBasedStateMachine):
         self.homes: dict[str, int] = {}
         self.durable: set[str] = set()
         self.snapshots: list[tuple[bytes, list[int]]] = []
-        self.told_gone: set[str] = set()
+        self.close_reasons: set[str] = set()
         self.last = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -175,8 +175,8 @@ class Lives(RuleBasedStateMachine):
         async def act() -> None:
             name = self.pick(number)
             sessions, session = self.servers[self.homes[name]].sessions, await self._session(name)
-            told: asyncio.Queue[tuple[Any, Result]] = asyncio.Queue()
-            asked = self._request(session, lambda request, result: told.put_nowait((request, result)))
+            results: asyncio.Queue[tuple[Any, Result]] = asyncio.Queue()
+            asked = self._request(session, lambda request, result: results.put_nowait((request, result)))
             sessions.generations.generate(asked, len(self.tokens[name]), Decoding(count), field="generate.decoding")
             reference = ReferenceSession(self.folder)
             for token in self.tokens[name]:
@@ -184,7 +184,7 @@ class Lives(RuleBasedStateMachine):
             expected = reference.generate(count)
             found: list[int] = []
             while True:
-                request, result = await told.get()
+                request, result = await results.get()
                 if isinstance(result, Failed):
                     assert result.position == len(self.tokens[name]) + len(found)
                     break
@@ -271,7 +271,7 @@ class Lives(RuleBasedStateMachine):
                         assert not is_here
                         stored = session.position
                     except SessionNotFoundError as error:
-                        self.told_gone.add(str(error.facts.get("close_reason")))
+                        self.close_reasons.add(str(error.facts.get("close_reason")))
                 if stored is None:
                     del self.tokens[name], self.homes[name], self.marks[name]
                     continue
@@ -300,7 +300,7 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "servers"):
             return
-        assert self.told_gone <= {"None", "lost"}
+        assert self.close_reasons <= {"None", "lost"}
         for index, server in enumerate(self.servers):
             at_home = [name for name, home in self.homes.items() if home == index]
             assert sorted(session.id for session in server.sessions.directory) == sorted(at_home)

@@ -38,8 +38,8 @@ def test_a_second_opening_behind_one_that_succeeds_finds_the_session(durability:
         sent.append(stream.send("a", open=plain()))
         for one in sent:
             assert await one.wait(10.0), f"{one} is not answered"
-        told = "opened" if second is RESUME else "SESSION_ALREADY_OPEN"
-        assert [reason(one.answer) for one in sent] == ["opened", told, "fed", "SESSION_ALREADY_OPEN"]
+        reported = "opened" if second is RESUME else "SESSION_ALREADY_OPEN"
+        assert [reason(one.answer) for one in sent] == ["opened", reported, "fed", "SESSION_ALREADY_OPEN"]
         assert (await stream.ask("a", open=plain())).error.metadata["position"] == "1"
 
     play(act)
@@ -176,9 +176,9 @@ def test_a_call_that_waits_for_another_server_does_not_affect_a_session_opened_h
             await asyncio.sleep(0.01 + 0.005 * number)
             await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"), slot=0)
             answer = await here.ask("a", open=plain(durability=durability, on_disconnect=keep(20.0)))
-            told = reason(await look)
+            reported = reason(await look)
             if answer.HasField("opened"):
-                assert told in ("SESSION_NOT_FOUND", CALLS[method].DESCRIPTOR.name.replace("Request", "Response"))
+                assert reported in ("SESSION_NOT_FOUND", CALLS[method].DESCRIPTOR.name.replace("Request", "Response"))
                 assert await fed(here, "a", 5) == 1
                 await asyncio.sleep(1.0)
                 assert await fed(here, "a", 6) == 2
@@ -242,8 +242,8 @@ def test_the_error_for_an_id_of_a_held_session_says_that_it_is_held() -> None:
         await asyncio.sleep(0.1)
         answer = await second.ask("a", open=plain())
         assert reason(answer) == "SESSION_ID_IN_USE"
-        told = (await second.ask("a", feed=feed(5))).error
-        assert (told.reason, told.message) == (
+        reported = (await second.ask("a", feed=feed(5))).error
+        assert (reported.reason, reported.message) == (
             "SESSION_NOT_OPEN",
             "feed: session 'a' is detached: resume it",
         )

@@ -368,8 +368,8 @@ def test_a_rewind_returns_its_own_position_also_if_a_feed_follows() -> None:
             later = stream.send("a", feed=feed(7))
             answer = await asked
             assert await later.wait(10.0)
-            told = answer.session.position if call == "rewind" else answer.position
-            assert (told, later.answer.position) == (position, position + 1)
+            reported = answer.session.position if call == "rewind" else answer.position
+            assert (reported, later.answer.position) == (position, position + 1)
 
     play(act, inline_s=0.0)
 

@@ -113,7 +113,7 @@ def test_a_session_that_is_too_old_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_session_that_is_closed_before_its_age_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Ages.is_over
     monkeypatch.setattr(Ages, "is_over", lambda self, opened_at: right(self, opened_at - 0.5))
-    assert found_by_seeds("is told CLOSE_REASON_MAX_AGE, for which there is no reason")
+    assert found_by_seeds("gets CLOSE_REASON_MAX_AGE, for which there is no reason")
 
 
 def test_a_record_that_lasts_for_longer_than_its_session_may_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,7 @@ def test_a_stream_that_resumed_a_session_keeps_it_when_its_opening_could_not_be_
     play(act, idle_timeout_s=5.0, lease_s=9.0)
 
 
-def test_a_stream_that_resumed_a_session_is_told_when_its_opening_fails() -> None:
+def test_a_stream_that_resumed_a_session_learns_that_its_opening_fails() -> None:
     seen = set()
 
     def attempt(number: int) -> None:
@@ -363,8 +363,8 @@ def test_a_stream_that_resumed_a_session_is_told_when_its_opening_fails() -> Non
             resumed = await second.ask("a", open=RESUME)
             assert await sent.wait(5.0)
             await asyncio.sleep(0.1)
-            told = [pb.CloseReason.Name(notice.closed.reason) for notice in second.notices]
-            seen.add((reason(sent.answer), reason(resumed), *told))
+            reported = [pb.CloseReason.Name(notice.closed.reason) for notice in second.notices]
+            seen.add((reason(sent.answer), reason(resumed), *reported))
 
         play(act, idle_timeout_s=5.0, inline_s=0.0, seed=f"told {number}")
 

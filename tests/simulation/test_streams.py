@@ -35,7 +35,7 @@ def test_a_session_that_is_kept_is_stored_after_its_stream(what: str) -> None:
     play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
 
 
-def test_an_opening_that_fails_is_not_told_to_be_resumed() -> None:
+def test_an_opening_that_fails_is_not_reported_as_resumed() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
         world.faults.is_down = True

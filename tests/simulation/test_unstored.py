@@ -85,11 +85,11 @@ def test_requests_that_could_not_be_stored_are_all_answered_when_they_are_sent_a
         await opened(stream, "a", durability=STRICT)
         world.faults.is_down = True
         for _ in range(2):
-            told = await answers(send_all(stream, "a", requests))
-            assert [reason(answer) for answer in told] == ["STORE_UNAVAILABLE"] * len(requests)
-            assert [answer.position for answer in told] == [0] * len(requests), "it is not stored"
-        assert told[0].error.metadata["position"] == str(end)
-        assert told[0].error.metadata["stored_position"] == "0"
+            reported = await answers(send_all(stream, "a", requests))
+            assert [reason(answer) for answer in reported] == ["STORE_UNAVAILABLE"] * len(requests)
+            assert [answer.position for answer in reported] == [0] * len(requests), "it is not stored"
+        assert reported[0].error.metadata["position"] == str(end)
+        assert reported[0].error.metadata["stored_position"] == "0"
         world.faults.is_down = False
         await asyncio.sleep(1.0)
         again = send_all(stream, "a", requests)
@@ -104,13 +104,13 @@ def test_more_requests_than_may_be_in_flight_are_all_answered_when_they_are_sent
     async def act(world: World) -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT)
-        for is_down, told in ((True, "STORE_UNAVAILABLE"), (False, "fed")):
+        for is_down, reported in ((True, "STORE_UNAVAILABLE"), (False, "fed")):
             world.faults.is_down = is_down
             sent = []
             for position in range(100):
                 sent.append(stream.send("a", feed=feed(5, position=position)))
                 await answers(sent[-4:] if position % 4 == 3 else [])
-            assert {reason(answer) for answer in await answers(sent)} == {told}
+            assert {reason(answer) for answer in await answers(sent)} == {reported}
             await asyncio.sleep(0.5)
         assert all(one.answer.fed.replayed for one in sent)
 
@@ -186,8 +186,8 @@ def test_unstored_requests_are_applied_again_where_they_were_lost() -> None:
         stream = world.connect()
         await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
         world.faults.is_down = True
-        told = await answers(send_all(stream, "a", FEEDS))
-        assert {reason(answer) for answer in told} == {"STORE_UNAVAILABLE"}
+        reported = await answers(send_all(stream, "a", FEEDS))
+        assert {reason(answer) for answer in reported} == {"STORE_UNAVAILABLE"}
         world.replicas[0].kill()
         world.faults.is_down = False
         await asyncio.sleep(1.5)
@@ -259,7 +259,7 @@ def test_the_model_of_a_client_knows_a_generation_that_is_asked_for_again_and_ag
             ]
         )
         sent = list(world.clients[0].all_streams[0].sent.values())
-        told = [(reason(one.answer), one.answer.position) for one in sent[1:]]
-        assert told == [("STORE_UNAVAILABLE", 0), ("fed", 3), *[("generated", 1)] * 3]
+        reported = [(reason(one.answer), one.answer.position) for one in sent[1:]]
+        assert reported == [("STORE_UNAVAILABLE", 0), ("fed", 3), *[("generated", 1)] * 3]
 
     play(act)

@@ -65,10 +65,10 @@ def test_watchers_that_stall_are_dropped_and_leave_nothing(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda watch, told: [] if told[0].moment[1] % 3 == 1 else [watch], "was expected"),
-        (lambda watch, told: [watch, watch] if told[0].moment[1] % 3 == 1 else [watch], "was expected"),
+        (lambda watch, before: [] if before[0].moment[1] % 3 == 1 else [watch], "instead of"),
+        (lambda watch, before: [watch, watch] if before[0].moment[1] % 3 == 1 else [watch], "instead of"),
     ],
-    ids=["a feed that is not told", "a feed that is told twice"],
+    ids=["a feed that is not reported", "a feed that is reported twice"],
 )
 def test_a_wrong_watch_is_found(
     monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Any, Sequence[Any]], list[Any]], words: str
