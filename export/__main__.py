@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from export.card import invariance
 from export.errors import ExportError, refused_fields
 from export.interruption import Interrupted, interruptible
-from models.missing import told_missing
+from models.missing import missing_message
 from service.repository.manifest import FILE_NAME, Manifest, Parity
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nothing was written: {said}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        missing = told_missing(error, extra)
+        missing = missing_message(error, extra)
         if missing is None:
             raise
         print(f"nothing was written: {missing}", file=sys.stderr)

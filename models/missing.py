@@ -12,7 +12,7 @@ _EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, *_TRAIN)}
 """The packages of each extra, by their import names."""
 
 
-def told_missing(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
+def missing_message(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
     """Returns which packages of an extra are missing, and the command that installs them. None when `error` is not
     about an extra's package. extra: the one that the program needs; None for the first that has the package."""
     name = (error.name or "").partition(".")[0]
@@ -26,11 +26,11 @@ def told_missing(error: ModuleNotFoundError, extra: str | None = None) -> str | 
 
 def tell_missing(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """A `sys.excepthook` for recipes and studies, which need the extra `train`."""
-    told = told_missing(error, "train") if isinstance(error, ModuleNotFoundError) else None
-    if told is None:
+    message = missing_message(error, "train") if isinstance(error, ModuleNotFoundError) else None
+    if message is None:
         sys.__excepthook__(kind, error, traceback)
     else:
-        print(told, file=sys.stderr)
+        print(message, file=sys.stderr)
 
 
 def _listed(names: list[str]) -> str:

@@ -61,7 +61,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda files: files.cert.unlink(), "cert.pem cannot be read: No such file"),
         (lambda files: files.cert.write_text("hello"), "cert.pem is not PEM"),
@@ -73,14 +73,14 @@ def cut(path: Path) -> None:
     ],
 )
 def test_invalid_files_are_reported_and_the_old_certificate_stays(
-    files: Files, spoil: Callable[[Files], object], told: str
+    files: Files, spoil: Callable[[Files], object], message: str
 ) -> None:
     certificates = files.certificates()
     spoil(files)
     assert not certificates.reload()
     for _ in range(3):
         assert certificates.changed() is None
-    assert told in str(files.heard[0])
+    assert message in str(files.heard[0])
     assert len(files.heard) == 1, "it is not repeated"
     with pytest.raises(CertificateError):
         files.certificates()

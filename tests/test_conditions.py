@@ -129,19 +129,19 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
 }
 
 
-@pytest.mark.parametrize(("given", "told"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("given", "message"), WRONG.values(), ids=WRONG.keys())
 def test_check_finds_what_makes_a_start_fail(
     models: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     given: Callable[[Path], dict[str, object]],
-    told: str,
+    message: str,
 ) -> None:
     """Check and start use the same function, give the same message, and create no folder."""
     wrong = settings(tmp_path, **given(tmp_path))
     with pytest.raises(StartError) as refused:
         demand(wrong)
-    assert str(refused.value).startswith(told.format(folder=tmp_path))
+    assert str(refused.value).startswith(message.format(folder=tmp_path))
     assert check(wrong) == 1
     assert f"FAILED  {refused.value}\n" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
@@ -161,9 +161,11 @@ def test_a_check_warns_of_storage_keys_that_others_may_read(
     keys = key_lines(tmp_path, f"2026 {'A' * 43}=")
     keys.chmod(0o644)
     assert check(settings(tmp_path, storage_key_file=keys)) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"ok      {keys}"
-    assert told[1].startswith(f"WARNING {keys} has mode 0644: other users of this machine may decrypt stored sessions")
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == f"ok      {keys}"
+    assert output[1].startswith(
+        f"WARNING {keys} has mode 0644: other users of this machine may decrypt stored sessions"
+    )
 
 
 def test_check_beside_a_running_server_reports_what_is_in_use_and_passes(
@@ -181,11 +183,11 @@ def test_check_beside_a_running_server_reports_what_is_in_use_and_passes(
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [(["--models=none"], "models = none is not a folder"), (["--metrics-port={port}"], "cannot listen on 127.0.0.1:")],
 )
 def test_a_start_that_fails_says_why_once_and_makes_no_folder(
-    tmp_path: Path, wire: str, flags: list[str], told: str
+    tmp_path: Path, wire: str, flags: list[str], message: str
 ) -> None:
     with socket.create_server((ADDRESS, 0)) as taken:
         port = taken.getsockname()[1]
@@ -195,7 +197,7 @@ def test_a_start_that_fails_says_why_once_and_makes_no_folder(
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode == 1
     assert [line["event"] for line in lines] == ["wire.chosen", "server.starting", "server.cannot_start"]
-    assert lines[-1]["reason"].startswith(told)
+    assert lines[-1]["reason"].startswith(message)
     assert not (tmp_path / "data").exists()
 
 

@@ -51,9 +51,9 @@ def test_a_server_can_listen_on_a_reserved_port() -> None:
     [("192.0.2.1", "cannot assign requested address"), ("no.such.host.invalid", "")],
 )
 def test_an_address_of_another_machine_is_reported(host: str, reason: str) -> None:
-    told = why_not(host, 0)
-    assert told
-    assert reason in told
+    found = why_not(host, 0)
+    assert found
+    assert reason in found
 
 
 def test_an_address_of_ipv6_may_have_brackets() -> None:

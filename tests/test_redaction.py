@@ -8,7 +8,7 @@ from service.redaction import without_passwords
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("redis://:hush@cache:6379/0", "redis://***@cache:6379/0"),
         ("cannot reach 'rediss://user:hush@cache'", "cannot reach 'rediss://***@cache'"),
@@ -19,5 +19,5 @@ from service.redaction import without_passwords
         ("nothing secret", "nothing secret"),
     ],
 )
-def test_passwords_of_urls_are_hidden_and_nothing_else(text: str, told: str) -> None:
-    assert without_passwords(text) == told
+def test_passwords_of_urls_are_hidden_and_nothing_else(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown

@@ -172,13 +172,13 @@ def test_help_lists_every_command_and_each_command_has_help(
     for command in set(COMMANDS) - {"--version"}:
         for flag in ("--help", "-h"):
             assert run(monkeypatch, command, flag) == 0
-            told = capsys.readouterr()
-            assert told.out.startswith(f"usage: python -m service {command} ")
-            assert (told.out.count("\n") > 3, told.err) == (True, "")
+            output = capsys.readouterr()
+            assert output.out.startswith(f"usage: python -m service {command} ")
+            assert (output.out.count("\n") > 3, output.err) == (True, "")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["frob"], "unknown command 'frob': expected health, token NAME or --version"),
         (["Health", "--help"], "unknown command 'Health': expected health, "),
@@ -189,11 +189,11 @@ def test_help_lists_every_command_and_each_command_has_help(
     ],
 )
 def test_a_command_that_is_wrong_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run(monkeypatch, *arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(told)
+    assert captured.err.startswith(message)
     assert captured.out == ""
 
 
@@ -255,8 +255,8 @@ def test_check_reports_a_variable_that_is_not_a_setting(
 ) -> None:
     monkeypatch.setenv("CAROUSEL_MAX_SESSION", "5")
     run(monkeypatch, "--check", "--models", str(empty))
-    told = "WARNING CAROUSEL_MAX_SESSION is not a setting: did you mean CAROUSEL_MAX_SESSIONS?\n"
-    assert capsys.readouterr().out.startswith(told)
+    message = "WARNING CAROUSEL_MAX_SESSION is not a setting: did you mean CAROUSEL_MAX_SESSIONS?\n"
+    assert capsys.readouterr().out.startswith(message)
 
 
 def test_a_misspelled_variable_is_reported() -> None:
@@ -435,7 +435,7 @@ def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--tls-cert-file=a"], "tls_cert_file and tls_key_file must be set together: set both, or neither"),
         (["--tls-key-file=a"], "tls_cert_file and tls_key_file must be set together: set both, or neither"),
@@ -443,10 +443,10 @@ def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
     ],
 )
 def test_incomplete_tls_settings_fail_the_start(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run(monkeypatch, "--check", *arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_conflicting_settings_are_reported_in_one_sentence(
@@ -494,9 +494,9 @@ def test_refusals_contain_no_password(
 ) -> None:
     monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
     assert run(monkeypatch, "--check", *arguments) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1, "the reason, once"
-    assert "hush" not in told.err + told.out
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1, "the reason, once"
+    assert "hush" not in output.err + output.out
 
 
 def test_an_exception_of_the_settings_has_no_value() -> None:
@@ -535,8 +535,8 @@ def test_checking_a_folder_that_is_missing_fails(
     missing = empty / "missing"
     assert run(monkeypatch, "--check", "--models", str(missing)) == 1
     captured = capsys.readouterr()
-    told = f"FAILED  models = {missing} is not a folder: name one with --models, or serve --example\n"
-    assert (captured.out, captured.err) == (told, "")
+    message = f"FAILED  models = {missing} is not a folder: name one with --models, or serve --example\n"
+    assert (captured.out, captured.err) == (message, "")
 
 
 def test_checking_names_each_bundle_and_what_is_wrong_with_it(
@@ -590,10 +590,10 @@ def test_the_examples_and_a_folder_are_not_both_served(
     else:
         monkeypatch.setenv("CAROUSEL_MODELS", str(empty))
     assert run(monkeypatch, "--check", "--example", *([] if by == "variable" else ["--models", str(empty)])) == 2
-    told = capsys.readouterr()
-    assert told.err == (
+    output = capsys.readouterr()
+    assert output.err == (
         "--example serves only the models that come with the server: leave out --models"
         f" ({empty}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE\n"
     )
-    assert told.out == ""
+    assert output.out == ""
     assert run(monkeypatch, "--check", "--no-example", "--models", str(empty)) == 0

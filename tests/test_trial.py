@@ -63,13 +63,13 @@ def test_a_graph_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
     add_an_allocation(write_language_model(tmp_path / "little"), 1000)
     add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
     assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
-    told = "its graphs need more than 512 MiB of memory (check_memory_mib)"
-    assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, told)
+    reason = "its graphs need more than 512 MiB of memory (check_memory_mib)"
+    assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, reason)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "reason"),
     [
         (str(400 * 2**20), "280 MiB of memory, all that the container has left"),
         (str(2**40), "512 MiB of memory (check_memory_mib)"),
@@ -77,19 +77,19 @@ def test_a_graph_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
     ],
 )
 def test_the_memory_left_in_the_container_is_the_limit(
-    limit: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.stat").write_text(f"anon {100 * 2**20}\nfile {2**40}\n")
     monkeypatch.setattr("service.trial._GROUP", tmp_path)
     add_an_allocation(write_language_model(tmp_path / "models"), 2**31)
-    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs need more than {told}")
+    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs need more than {reason}")
 
 
 def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     write_language_model(tmp_path)
-    told = "its graphs were not loaded and run once within 0.01 s (check_time_s)"
-    assert attempt(tmp_path, TrialLimits(512, 0.01)) == TakesTooMuch(*KEY, told)
+    reason = "its graphs were not loaded and run once within 0.01 s (check_time_s)"
+    assert attempt(tmp_path, TrialLimits(512, 0.01)) == TakesTooMuch(*KEY, reason)
 
 
 def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_process_that_cannot_be_started_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    told = "the trial run of its graphs cannot be started: No such file or directory"
-    assert attempt(tmp_path) == Problem(*KEY, told)
+    reason = "the trial run of its graphs cannot be started: No such file or directory"
+    assert attempt(tmp_path) == Problem(*KEY, reason)
 
 
 def test_an_unwanted_trial_is_stopped(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_killed_trial_counts_as_taking_too_much(tmp_path: Path, monkeypatch: p
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
-    told = "the trial run of its graphs was killed, perhaps because memory ran out"
-    assert attempt(tmp_path) == TakesTooMuch(*KEY, told)
+    reason = "the trial run of its graphs was killed, perhaps because memory ran out"
+    assert attempt(tmp_path) == TakesTooMuch(*KEY, reason)
 
 
 def test_a_trial_that_ends_without_a_report_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,10 +71,10 @@ def tags_of(model: Tagger, words: Sequence[data.Word]) -> list[tuple[int, ...]]:
     """Returns the tags of each word, in order. The words are read as one stream."""
     tokens, _ = data.stream(words)
     logits = model(torch.tensor([tokens]), None, *model.stack.zeros(1))[0]
-    told = logits[0].argmax(dim=-1).tolist()[data.DELAY :]
+    predicted = logits[0].argmax(dim=-1).tolist()[data.DELAY :]
     found, begin = [], 0
     for word in words:
-        found.append(tuple(told[begin : begin + len(word.tags)]))
+        found.append(tuple(predicted[begin : begin + len(word.tags)]))
         begin += len(word.tags) + 1
     return found
 
@@ -105,7 +105,7 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
     return training.write_evaluation(
         checkpoint,
         {
-            "task": f"stress of the vowels of running speech, told {data.DELAY} phonemes later; CMUdict",
+            "task": f"stress of the vowels of running speech, {data.DELAY} phonemes later; CMUdict",
             "split": "SHA-256 of the word modulo 100: 0-4 validation, 5-14 test, 15-99 training",
             "num_test_words": len(test),
             "vowel_accuracy": vowels,
@@ -121,9 +121,9 @@ def _to_batch(streams: Sequence[tuple[list[int], list[int]]]) -> Batch:
     longest = max(len(tokens) for tokens, _ in streams)
     tokens = torch.full((len(streams), longest), data.BOUNDARY_ID)
     tags = torch.full((len(streams), longest), _NO_TAG)
-    for row, (stream, told) in enumerate(streams):
+    for row, (stream, labels) in enumerate(streams):
         tokens[row, : len(stream)] = torch.tensor(stream)
-        tags[row, : len(told)] = torch.tensor(told)
+        tags[row, : len(labels)] = torch.tensor(labels)
     return tokens, tags
 
 

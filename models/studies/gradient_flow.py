@@ -222,14 +222,14 @@ def _study(
     to.mkdir(parents=True, exist_ok=True)
     draw_flow(norms, to / "gradient_flow.png")
     draw_recall(accuracies, updates, lag, to / "long_range_recall.png")
-    told = {
+    results = {
         "gradient_left": {name: values[-1] for name, values in norms.items()},
         "steps": steps,
         "recall": accuracies,
         "lag": lag,
         "chance": CHANCE,
     }
-    print(json.dumps(told, indent=2))
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

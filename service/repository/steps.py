@@ -31,7 +31,7 @@ class TopKSpec(Part):
     """Their ids, int64 [batch, time, k]; of equal ones the lowest first."""
 
     @model_validator(mode="after")
-    def _is_told_as_promised(self) -> Self:
+    def _is_as_promised(self) -> Self:
         check_is("step.top_k.k", self.k, "int64", (1,))
         check_is("step.top_k.log_probabilities", self.log_probabilities, "float32", ("batch", "time", "k"))
         check_is("step.top_k.token_ids", self.token_ids, "int64", ("batch", "time", "k"))

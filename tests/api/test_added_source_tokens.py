@@ -49,8 +49,8 @@ def test_the_source_limit_leaves_room_for_the_added_tokens() -> None:
     made = bundle(bos_id=BOS, eos_id=EOS)
     assert model_info(made).max_source_length == longest - 2
     assert len(consumed.source_items(pb.Sequence(text="a" * (longest - 2)), made)) == longest
-    told = rf"^source has {longest - 1} tokens, the limit is {longest - 2} \(max_source_length\)$"
-    with pytest.raises(SequenceTooLongError, match=told):
+    message = rf"^source has {longest - 1} tokens, the limit is {longest - 2} \(max_source_length\)$"
+    with pytest.raises(SequenceTooLongError, match=message):
         consumed.source_items(pb.Sequence(text="a" * (longest - 1)), made)
 
 

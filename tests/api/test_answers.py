@@ -126,10 +126,10 @@ async def test_the_results_of_a_search_have_all_their_tokens() -> None:
         scores = floats(size + (end is FinishReason.EOS)).tolist()
         hypotheses.append(Hypothesis([at % 50 for at in range(size)], None, -1.5 * size, sum(scores), scores, end))
     response, num_turns = await made(answers.found(request(), Searched(11, hypotheses)))
-    told = response.generated
-    assert (response.position, told.finish_reason) == (11, pb.FINISH_REASON_EOS)
-    assert list(told.tokens) == list(told.hypotheses[0].tokens)
-    for hypothesis, message in zip(hypotheses, told.hypotheses, strict=True):
+    found = response.generated
+    assert (response.position, found.finish_reason) == (11, pb.FINISH_REASON_EOS)
+    assert list(found.tokens) == list(found.hypotheses[0].tokens)
+    for hypothesis, message in zip(hypotheses, found.hypotheses, strict=True):
         assert message == convert.hypothesis(hypothesis, BUNDLE)
     assert num_turns > 5
 

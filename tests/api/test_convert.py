@@ -101,8 +101,8 @@ def test_every_state_has_its_own_on_the_wire(state: State) -> None:
     names = {"OPENING": "BUSY", "ENDING": "UNSPECIFIED", "ENDED": "UNSPECIFIED", **spilled}
     assert info.state == sessions_pb2.SessionState.Value(f"SESSION_STATE_{names.get(state.name, state.name)}")
     assert info.spilled == (state.name in spilled)
-    told = {names.get(one.name, one.name) for one in State}
-    assert enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_") == told
+    found = {names.get(one.name, one.name) for one in State}
+    assert enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_") == found
 
 
 def test_a_model_has_the_status_serving_or_failed() -> None:

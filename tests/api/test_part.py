@@ -61,7 +61,7 @@ def test_a_part_is_bounded_by_the_message_size() -> None:
     part.add(Generated(8, [3] * 10, [-1.5] * 10, None))
     assert part.room == 0
     assert part.take().ByteSize() <= 10 * BUNDLE.max_token_bytes
-    assert Part(BUNDLE, max_bytes=1).room == 1, "or nothing would ever be told"
+    assert Part(BUNDLE, max_bytes=1).room == 1, "or nothing would ever be sent"
     assert Part(BUNDLE, max_bytes=2**31).room == Part(BUNDLE, ROOM).room, "a part is no longer than a writer takes well"
 
 

@@ -72,7 +72,7 @@ def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("authorization", "told"),
+    ("authorization", "message"),
     [
         (None, "the call has no authorization"),
         ("", "the authorization header has another scheme"),
@@ -85,9 +85,9 @@ def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
     ],
 )
 def test_unknown_callers_are_refused_without_quoting_their_token(
-    path: Path, authorization: str | None, told: str
+    path: Path, authorization: str | None, message: str
 ) -> None:
-    with pytest.raises(UnauthenticatedError, match=told) as refusal:
+    with pytest.raises(UnauthenticatedError, match=message) as refusal:
         Principals(path, no_error).find(authorization, no_certificate)
     assert "alice" not in refusal.value.message
 
@@ -136,7 +136,7 @@ def test_an_invalid_new_file_is_reported_and_the_old_one_stays_in_use(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", r"principals: is missing: the file has a table \[principals.NAME\] for each principal"),
         ("[principals.x]", "principals.x: a principal needs token_sha256, certificate_names or both"),
@@ -163,10 +163,12 @@ def test_an_invalid_new_file_is_reported_and_the_old_one_stays_in_use(
         ("\udcff", "is not valid TOML"),
     ],
 )
-def test_the_error_of_an_invalid_file_names_the_field_and_shows_no_hash(tmp_path: Path, text: str, told: str) -> None:
+def test_the_error_of_an_invalid_file_names_the_field_and_shows_no_hash(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "tokens.toml"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(TokenFileError, match=told) as refusal:
+    with pytest.raises(TokenFileError, match=message) as refusal:
         Principals(path, no_error)
     assert "hush" not in str(refusal.value)
     assert digest("y") not in str(refusal.value)
@@ -319,7 +321,7 @@ def test_a_token_takes_precedence_over_a_certificate(by_name: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "told"),
+    ("context", "message"),
     [
         (
             client(dns=["dave.example.com"], common=["dave"]),
@@ -334,10 +336,12 @@ def test_a_token_takes_precedence_over_a_certificate(by_name: Path) -> None:
     ],
 )
 def test_an_unknown_certificate_is_refused_with_its_names(
-    by_name: Path, context: Callable[[], dict[str, list[bytes]]], told: str
+    by_name: Path, context: Callable[[], dict[str, list[bytes]]], message: str
 ) -> None:
     principals = Principals(by_name, no_error, has_client_certificates=True)
-    with pytest.raises(UnauthenticatedError, match=f"^the call has no authorization header, and .*{told}") as refusal:
+    with pytest.raises(
+        UnauthenticatedError, match=f"^the call has no authorization header, and .*{message}"
+    ) as refusal:
         principals.find(None, context)
     assert refusal.value.message.endswith("a name that is in a principal's certificate_names")
     assert len(refusal.value.message) < 1000
@@ -356,10 +360,10 @@ def test_names_are_read_again_when_the_file_changes(by_name: Path) -> None:
 
 
 def test_certificate_names_need_verified_client_certificates(by_name: Path) -> None:
-    told = (
+    message = (
         "principals.alice.certificate_names: this server does not request client certificates: set tls_client_ca_file"
     )
-    with pytest.raises(TokenFileError, match=told):
+    with pytest.raises(TokenFileError, match=message):
         Principals(by_name, no_error)
     text = by_name.read_text()
     write(by_name, entry("bob", BOB))
@@ -368,6 +372,6 @@ def test_certificate_names_need_verified_client_certificates(by_name: Path) -> N
     write(by_name, text)
     clock.now_s += 1.0
     assert principals.find(f"Bearer {BOB}", no_certificate).principal.name == "bob"
-    assert told in str(errors[0])
+    assert message in str(errors[0])
     with pytest.raises(UnauthenticatedError, match=r"expected `Bearer TOKEN`$"):
         principals.find(None, client(common=["bob"]))

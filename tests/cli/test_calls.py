@@ -41,8 +41,8 @@ def test_models_are_listed(shell: Shell) -> None:
 
 def test_generate_prints_tokens_and_the_finish_reason_as_json(shell: Shell) -> None:
     assert shell.out("generate", "g2p-en", "gate") == "G EY T\n"
-    told = {"source": "gate", "tokens": ["G", "EY", "T"], "finish_reason": "eos"}
-    assert shell.json("generate", "g2p-en", "gate") == told
+    found = {"source": "gate", "tokens": ["G", "EY", "T"], "finish_reason": "eos"}
+    assert shell.json("generate", "g2p-en", "gate") == found
     assert shell.json("generate", "g2p-en", "gate", "--max-tokens", "1")["finish_reason"] == "max_tokens"
 
 
@@ -145,8 +145,8 @@ def test_a_model_with_an_encoder_is_fed_a_file_after_its_source(shell: Shell, tm
 
 def test_numbers_are_forecast(shell: Shell) -> None:
     out = shell.out("generate", "co2-forecast", "345 346 347", "--max-tokens", "4").splitlines()
-    told = shell.json("generate", "co2-forecast", "345 346 347", "--max-tokens", "4")["values"]
-    assert [f"{value:g}" for (value,) in told] == out
+    found = shell.json("generate", "co2-forecast", "345 346 347", "--max-tokens", "4")["values"]
+    assert [f"{value:g}" for (value,) in found] == out
     refused = shell.run("generate", "co2-forecast", "one two", code=2).stderr.decode()
     assert "reads numbers" in refused
 
@@ -186,14 +186,14 @@ def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
     assert found["steps"][1:] == found["told"][:3]
     np.save(tmp_path / "months.npy", np.array([[340 + index % 5] for index in range(14)]))
     assert shell.json("inspect", "co2-forecast", "--features", str(tmp_path / "months.npy"), "--steps", "3") == found
-    for name, content, told in (
+    for name, content, reported in (
         ("months.npz", b"\x93NUMPY", "months.npz is not UTF-8 text"),
         ("text.npy", b"1\n2\n", "text.npy"),
         ("flat.npy", (tmp_path / "months.npy").read_bytes().replace(b"(14, 1)", b"(14,)  "), "shape [14] of int64"),
     ):
         (tmp_path / name).write_bytes(content)
         refused = shell.run("inspect", "co2-forecast", "--features", str(tmp_path / name), code=2).stderr.decode()
-        assert told in refused
+        assert reported in refused
     typed = " ".join(f"{340 + index % 5}" for index in range(14))
     assert shell.json("inspect", "co2-forecast", typed, "--steps", "3") == found
     (tmp_path / "wrong.csv").write_text("1\ntwo\n")
@@ -240,7 +240,7 @@ def test_bench_counts(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("generate", "nope", "x"), 4, "model = 'nope' does not exist"),
         (("generate", "g2p-en"), 1, "source is missing"),
@@ -259,9 +259,9 @@ def test_bench_counts(shell: Shell) -> None:
         (("--cert", "x", "models"), 2, "--cert and --key must be given together"),
     ],
 )
-def test_errors_are_printed_with_their_exit_code(shell: Shell, words: tuple[str, ...], code: int, told: str) -> None:
+def test_errors_are_printed_with_their_exit_code(shell: Shell, words: tuple[str, ...], code: int, message: str) -> None:
     done = shell.run(*words, code=code)
-    assert told in done.stderr.decode()
+    assert message in done.stderr.decode()
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
 
@@ -283,10 +283,10 @@ def test_invalid_certificate_files_are_named(shell: Shell, tmp_path: Path) -> No
         ),
         (("--cert", "cert", "--key", "nowhere"), f"{tmp_path}/nowhere: No such file or directory"),
     ]
-    for words, told in wrong:
+    for words, found in wrong:
         paths = [word if word.startswith("-") else str(tmp_path / word) for word in words]
         done = shell.run(*paths, "models", code=2)
-        assert told in done.stderr.decode()
+        assert found in done.stderr.decode()
         assert len(done.stderr.splitlines()) == 1
 
 
@@ -303,8 +303,8 @@ def test_help_describes_every_command_and_option(shell: Shell) -> None:
     assert sections[:2] == ["Models", "Sequences, each in its own session"]
     assert sections[2:] == ["Sessions", "Measuring", "Options", "Connection"]
     assert shell.run(code=2).stdout.decode() == overview
-    told = " ".join(shell.out("stream", "--help").split())
-    assert told.index("Feeds a session from a file, a pipe or the keyboard") < told.index("feeds each typed line")
+    message = " ".join(shell.out("stream", "--help").split())
+    assert message.index("Feeds a session from a file, a pipe or the keyboard") < message.index("feeds each typed line")
     assert re.search(r"stream +Feeds a session from a file, a pipe", overview)
     for command in ("models", "generate", "inspect", "bench"):
         assert "Usage:" in shell.out(command, "--help")
@@ -348,8 +348,8 @@ def test_step_opens_feeds_and_closes_one_call_after_the_other(shell: Shell) -> N
     done = shell.run("step", "by-hand", "G", "--model", "g2p-en", "--source", "gate", "--top", "2")
     assert "EY" in done.stdout.decode()
     assert b"session by-hand of g2p-en/1: at position 1" in done.stderr
-    told = shell.json("step", "by-hand")
-    assert (told["position"], told["restored_from"], told["outputs"]) == (1, "memory", [])
+    found = shell.json("step", "by-hand")
+    assert (found["position"], found["restored_from"], found["outputs"]) == (1, "memory", [])
     again = shell.json("step", "by-hand", "G", "--position", "0", "--top", "2")
     assert (again["position"], again["replayed"]) == (1, True)
     wrong = shell.run("step", "by-hand", "T", "--position", "5", code=1)
@@ -375,9 +375,9 @@ def test_watch_shows_what_happens_to_a_session_until_it_ends(shell: Shell) -> No
             assert (begun["event"], begun["position"], begun["model"]) == ("watching", 1, "g2p-en")
             step = client.step("watched", ["EY"], position=1, top_k=2)
             assert re.fullmatch(r"2\tfed\tEY\tnext: T \d+\.\d\d%, \w+ \d+\.\d\d%\n", people.stdout.readline())
-            told = json.loads(programs.stdout.readline())
-            assert (told["event"], told["tokens"][0]["text"]) == ("fed", "EY")
-            assert told["step"]["outputs"][0]["tokens"][0]["text"] == step.token.text
+            output = json.loads(programs.stdout.readline())
+            assert (output["event"], output["tokens"][0]["text"]) == ("fed", "EY")
+            assert output["step"]["outputs"][0]["tokens"][0]["text"] == step.token.text
             with client.resume("watched") as session:
                 assert [token.text for token in session.generate()] == ["T"]
             rest = people.stdout.read()

@@ -44,8 +44,8 @@ def test_models_are_loaded_and_unloaded(own_shell: Shell, repository: Path) -> N
     (newer / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
     assert "co2-forecast        2  serving" in own_shell.out("load", "co2-forecast", "--version", "2")
     assert [json.loads(line)["version"] for line in own_shell.out("load", "--json").splitlines()] == [1, 2]
-    told = own_shell.run("unload", "co2-forecast", "--version", "1").stderr.decode()
-    assert told == "co2-forecast/1 is no longer served; 1 open session continues with it\n"
+    output = own_shell.run("unload", "co2-forecast", "--version", "1").stderr.decode()
+    assert output == "co2-forecast/1 is no longer served; 1 open session continues with it\n"
     unloaded = {"model": "co2-forecast", "version": 2, "num_sessions": 0}
     assert own_shell.json("unload", "co2-forecast", "--version", "2") == unloaded
     own_shell.run("unload", "co2-forecast", "--version", "3", code=4)
@@ -74,8 +74,8 @@ def test_sessions_are_forked_and_rewound(shell: Shell) -> None:
 def test_a_snapshot_is_described_as_json(shell: Shell, tmp_path: Path) -> None:
     shell.run("step", "seen", "-m", "g2p-en", "--source", "gate")
     file = tmp_path / "seen"
-    told = shell.json("sessions", "snapshot", "seen", "--to", str(file))
-    assert told == {"session_id": "seen", "file": str(file), "num_bytes": file.stat().st_size}
+    found = shell.json("sessions", "snapshot", "seen", "--to", str(file))
+    assert found == {"session_id": "seen", "file": str(file), "num_bytes": file.stat().st_size}
     shell.run("sessions", "close", "seen")
 
 
@@ -120,7 +120,7 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("forecast", "g2p-en", "1"), "g2p-en outputs tokens, not numbers: use `carousel generate`"),
         (("forecast", "co2-forecast"), "give either HISTORY or --input"),
@@ -141,8 +141,8 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
         (("inspect", "co2-forecast", "a b"), "TEXT: co2-forecast reads numbers, steps between spaces"),
     ],
 )
-def test_arguments_that_do_not_fit_the_model_are_refused(shell: Shell, words: tuple[str, ...], told: str) -> None:
-    assert told in shell.run(*words, code=2).stderr.decode()
+def test_arguments_that_do_not_fit_the_model_are_refused(shell: Shell, words: tuple[str, ...], message: str) -> None:
+    assert message in shell.run(*words, code=2).stderr.decode()
 
 
 def test_a_model_without_an_encoder_forecasts_from_the_fed_steps(shell: Shell) -> None:

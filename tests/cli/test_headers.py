@@ -47,9 +47,9 @@ def test_a_truncated_wav_file_is_read_and_the_missing_bytes_are_reported(tmp_pat
     path = tmp_path / "a.wav"
     path.write_bytes(whole[:-8])
     expected = (RAMP[:-4] * 1000 / 2**15).tolist()
-    told = "is cut off: 8 of the 24 bytes of samples that it declares are missing"
-    assert read_to_the_end(path) == (expected, f"{path} {told}")
-    assert read_to_the_end(piped(whole[:-8]), Format.WAV) == (expected, f"standard input {told}")
+    message = "is cut off: 8 of the 24 bytes of samples that it declares are missing"
+    assert read_to_the_end(path) == (expected, f"{path} {message}")
+    assert read_to_the_end(piped(whole[:-8]), Format.WAV) == (expected, f"standard input {message}")
     path.write_bytes(whole)
     assert read_to_the_end(path) == ((RAMP * 1000 / 2**15).tolist(), "")
 
@@ -92,8 +92,8 @@ def test_a_note_says_that_integer_arrays_are_not_scaled(
     np.save(path, np.arange(4).astype(dtype))
     for info in (INFO, ONE):
         assert read(path, info) == [0, 1, 2, 3]
-        told = f"{path} has integers ({dtype}): they are fed unchanged, while samples of WAV are scaled"
-        assert capsys.readouterr().err.startswith(told)
+        message = f"{path} has integers ({dtype}): they are fed unchanged, while samples of WAV are scaled"
+        assert capsys.readouterr().err.startswith(message)
     counts = replace(ONE, inputs=(Port("count", "int64", (2,)),))
     assert read(path, counts) == [0, 1, 2, 3]
     np.save(path, np.arange(4.0))

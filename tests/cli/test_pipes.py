@@ -118,11 +118,11 @@ def test_a_token_of_a_file_that_is_refused_is_named_by_its_line(shell: Shell, tm
 def test_a_source_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: Path) -> None:
     words = tmp_path / "words"
     words.write_text("gate\n\nzwölf\nforget\n")
-    told = f"error: {words}, line 3: source.text[2] = 'ö' is not in the source vocabulary"
+    message = f"error: {words}, line 3: source.text[2] = 'ö' is not in the source vocabulary"
     done = shell.run("generate", "g2p-en", "-i", str(words), code=1)
-    assert (done.stdout, told in done.stderr.decode()) == (b"G EY T\n\n", True)
+    assert (done.stdout, message in done.stderr.decode()) == (b"G EY T\n\n", True)
     done = shell.run("generate", "g2p-en", "-i", str(words), "--keep-going", code=1)
-    assert (done.stdout, told in done.stderr.decode()) == (b"G EY T\n\nF AO R G EH T\n", True)
+    assert (done.stdout, message in done.stderr.decode()) == (b"G EY T\n\nF AO R G EH T\n", True)
     done = shell.run("generate", "g2p-en", "-i", str(words), "--keep-going", "--json", code=1)
     assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 4]
     error = json.loads(done.stderr)["error"]
@@ -150,17 +150,17 @@ def test_connection_options_stand_before_or_after_a_command(shell: Shell, words:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("localhost:1", "no Carousel server can be reached at localhost:1: Connection refused"),
         ("nowhere", "'nowhere' must be HOST:PORT"),
     ],
 )
-def test_a_missing_server_is_reported_in_one_sentence(target: str, told: str) -> None:
+def test_a_missing_server_is_reported_in_one_sentence(target: str, message: str) -> None:
     code = 3 if ":" in target else 2
     for words in (("models",), ("stream", "g2p-en", "gate"), ("bench", "g2p-en"), ("watch", "x"), ("step", "x")):
         done = Shell(target).run(*words, code=code)
-        assert told in done.stderr.decode()
+        assert message in done.stderr.decode()
         assert len(done.stderr.splitlines()) == 1 if code == 3 else b"Traceback" not in done.stderr
 
 

@@ -133,9 +133,9 @@ EXTENSIBLE = struct.pack("<HHIH", 22, 24, 0, 1) + bytes(14)
 def test_headers_as_other_programs_write_them(tmp_path: Path, size: int | None) -> None:
     """The format is extensible, other chunks stand before and after the samples, or the length is unknown."""
     data = bytes([0, 0, 0x40, 0, 0, 0xC0])
-    told = b"data" + struct.pack("<I", len(data) if size is None else size) + data
+    found = b"data" + struct.pack("<I", len(data) if size is None else size) + data
     after = chunk(b"LIST", b"after") if size is None else b""
-    file = riff(chunk(b"JUNK", b"odd"), form(0xFFFE, 1, 24, EXTENSIBLE), chunk(b"LIST", bytes(70_000)), told, after)
+    file = riff(chunk(b"JUNK", b"odd"), form(0xFFFE, 1, 24, EXTENSIBLE), chunk(b"LIST", bytes(70_000)), found, after)
     (tmp_path / "a.WAV").write_bytes(file)
     assert read(tmp_path / "a.WAV") == [0.5, -0.5]
 

@@ -286,10 +286,10 @@ def test_the_replay_history_is_bounded(durability: pb.Durability.ValueType) -> N
     for index in range(6000):
         for question in protocol.recovery.questions():
             num_asked += 1
-            told = pb.StreamResponse(request_id=question.request_id, session_id=question.session_id)
-            told.opened.handle = 1
-            told.checkpoint_position = index - 20
-            protocol.recovery.received(told)
+            found = pb.StreamResponse(request_id=question.request_id, session_id=question.session_id)
+            found.opened.handle = 1
+            found.checkpoint_position = index - 20
+            protocol.recovery.received(found)
         run(protocol, protocol.stepped(), answer(sent(protocol, [7, 8], 0, 1), [index + 1, index + 1]))
         most = max(most, *(member.recovery.num_kept for member in protocol.recovery.members))
     assert most <= 1300

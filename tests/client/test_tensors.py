@@ -85,11 +85,11 @@ def test_rows_are_steps_whatever_a_step_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
+    ("size", "message"),
     [(4, "each step reads 4: 2 are missing for 2 steps"), (7, "each step reads 7: 1 is missing for 1 step")],
 )
-def test_numbers_that_do_not_fill_a_step_are_refused(size: int, told: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=rf"^feed.features has 6 numbers, but {told} \(`carousel.Frames`"):
+def test_numbers_that_do_not_fill_a_step_are_refused(size: int, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"^feed.features has 6 numbers, but {message} \(`carousel.Frames`"):
         steps_message(FLAT, size, "feed.features")
 
 

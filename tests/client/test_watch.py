@@ -37,12 +37,12 @@ from .fake_server import FakeServer
 from .shells import Shell
 
 
-def told(position: int, **event: object) -> pb.WatchResponse:
+def response(position: int, **event: object) -> pb.WatchResponse:
     return pb.WatchResponse(session_id="mine", position=position, **event)  # type: ignore[arg-type]
 
 
 PORTS = [pb.Port(name="x", dtype="float32", shape=[2]), pb.Port(name="y", dtype="float32")]
-BEGUN = told(
+BEGUN = response(
     0,
     watching=pb.Opened(
         model="toy", version=3, variant="fp32", durability=pb.DURABILITY_NONE, outputs=PORTS, feature_size=1
@@ -51,7 +51,7 @@ BEGUN = told(
 
 TOKENS = [pb.Token(id=2, text="A")]
 VALUES = pb.Tensor(shape=[1, 1], data=bytes(4))
-CLOSED = told(9, closed=pb.Closed(reason=pb.CLOSE_REASON_MOVED))
+CLOSED = response(9, closed=pb.Closed(reason=pb.CLOSE_REASON_MOVED))
 
 
 async def test_every_kind_of_event_is_returned(shell: Shell, server: FakeServer) -> None:
@@ -59,13 +59,13 @@ async def test_every_kind_of_event_is_returned(shell: Shell, server: FakeServer)
     found = pb.Hypothesis(tokens=TOKENS, score=-1.0, log_probability=-2.0, finish_reason=pb.FINISH_REASON_EOS)
     server.events = [
         BEGUN,
-        told(1, fed=pb.Consumed(features=VALUES, fed=pb.Fed(outputs=[output]))),
-        told(2, fed=pb.Consumed(tokens=TOKENS)),
-        told(3, generated=pb.Generated(tokens=TOKENS)),
-        told(4, generated=pb.Generated(values=VALUES, finish_reason=pb.FINISH_REASON_EOS, hypotheses=[found])),
-        told(4, changed=pb.Changed(change=pb.SESSION_CHANGE_SET_BACK)),
-        told(4, changed=pb.Changed(change=99)),  # type: ignore[arg-type]  # as a newer server may send
-        told(5),  # as a newer server may send
+        response(1, fed=pb.Consumed(features=VALUES, fed=pb.Fed(outputs=[output]))),
+        response(2, fed=pb.Consumed(tokens=TOKENS)),
+        response(3, generated=pb.Generated(tokens=TOKENS)),
+        response(4, generated=pb.Generated(values=VALUES, finish_reason=pb.FINISH_REASON_EOS, hypotheses=[found])),
+        response(4, changed=pb.Changed(change=pb.SESSION_CHANGE_SET_BACK)),
+        response(4, changed=pb.Changed(change=99)),  # type: ignore[arg-type]  # as a newer server may send
+        response(5),  # as a newer server may send
         CLOSED,
     ]
     ports = (Port("x", "float32", (2,)), Port("y", "float32", ()))

@@ -51,8 +51,10 @@ def test_the_example_is_a_receiver_of_each_severity() -> None:
 @pytest.mark.parametrize("severity", ["page", "ticket"])
 def test_each_severity_has_its_receiver(severity: str) -> None:
     path = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-    told = amtool("config", "routes", "test", f"--config.file={path}", "alertname=CarouselDown", f"severity={severity}")
-    assert told.strip() == severity
+    receiver = amtool(
+        "config", "routes", "test", f"--config.file={path}", "alertname=CarouselDown", f"severity={severity}"
+    )
+    assert receiver.strip() == severity
 
 
 def test_compose_has_the_files_that_are_named() -> None:
@@ -71,11 +73,11 @@ def test_compose_has_the_files_that_are_named() -> None:
 @contextmanager
 def webhook() -> Iterator[tuple[str, queue.Queue[tuple[str, dict[str, Any]]]]]:
     """Runs a receiver of alerts. Gives its URL, and a queue of the path and the message of each alert."""
-    told: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+    received: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.put((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))
+            received.put((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))
             self.send_response(200)
             self.end_headers()
 
@@ -86,7 +88,7 @@ def webhook() -> Iterator[tuple[str, queue.Queue[tuple[str, dict[str, Any]]]]]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", told
+            yield f"http://127.0.0.1:{server.server_port}", received
         finally:
             server.shutdown()
             thread.join()
@@ -119,13 +121,13 @@ def test_an_alert_reaches_the_receiver_with_a_link_to_what_to_do(tmp_path: Path)
     """The target does not answer, so CarouselDown fires, whose severity is `page`."""
     port = free_port()
     target = f"127.0.0.1:{free_port()}"
-    with webhook() as (url, told):
+    with webhook() as (url, received):
         config = WITH_RECEIVERS.replace("http://localhost:8080", url).replace("group_wait: 10s", "group_wait: 0s")
         assert url in config
         with alertmanager_server(tmp_path, config) as alertmanager:
             ours = prometheus_config(tmp_path, f"http://127.0.0.1:{port}", alertmanager, target)
             with prometheus_server(tmp_path, ours, f"--web.user-assets={ROOT / 'docs'}", port=port):
-                path, message = told.get(timeout=60)
+                path, message = received.get(timeout=60)
                 (alert,) = message["alerts"]
                 link = alert["annotations"]["runbook_url"]
                 with urllib.request.urlopen(link, timeout=10) as answer:

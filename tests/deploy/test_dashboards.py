@@ -89,11 +89,11 @@ def test_every_metric_is_in_a_panel_or_a_rule(prometheus: tuple[str, float]) -> 
     """Every metric is in a panel or a rule, except those named here, and each metric that they name exists."""
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
     asked = " ".join(target["expr"] for _, panel in PANELS for target in panel["targets"]) + rules
-    told = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"carousel_\w+", asked)}
+    used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"carousel_\w+", asked)}
     known = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
     ours = {name for name in known if name.startswith("carousel_")}
-    assert told <= ours
-    assert ours - told == {"carousel_build_info", "carousel_call_duration_seconds", "carousel_store_failures_total"}
+    assert used <= ours
+    assert ours - used == {"carousel_build_info", "carousel_call_duration_seconds", "carousel_store_failures_total"}
 
 
 def test_a_query_that_is_wrong_is_found(prometheus: tuple[str, float]) -> None:

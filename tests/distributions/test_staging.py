@@ -135,8 +135,8 @@ def test_messages_name_only_existing_files(staged: dict[str, Path]) -> None:
             about_itself = tree.body[0].value if tree.body and isinstance(tree.body[0], ast.Expr) else None
             for node in ast.walk(tree):
                 if node is not about_itself and isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    told = re.sub(r"https?://\S+", "", node.value)
-                    for named in re.findall(r"\b(?:\w+/)+\w+\.(?:md|py)\b", told):
+                    found = re.sub(r"https?://\S+", "", node.value)
+                    for named in re.findall(r"\b(?:\w+/)+\w+\.(?:md|py)\b", found):
                         assert (folder / named).is_file(), (path, named)
 
 

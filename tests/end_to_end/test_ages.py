@@ -38,10 +38,10 @@ def feed_for_ever(session: Session) -> None:
 def test_a_busy_blocking_client_gets_the_reason_why_its_session_ends(tiny_repository: Path) -> None:
     with local_service(tiny_repository, {"max-age-s": 1.0}) as service, Client(service.target) as client:
         session = client.session(MODEL, session_id="aged")
-        with pytest.raises((SessionClosedError, RequestCancelledError)) as told:  # the second if a feed is in flight
+        with pytest.raises((SessionClosedError, RequestCancelledError)) as found:  # the second if a feed is in flight
             feed_for_ever(session)
-        assert isinstance(told.value, CarouselError)
-        assert told.value.metadata["close_reason"] == "max_age"
+        assert isinstance(found.value, CarouselError)
+        assert found.value.metadata["close_reason"] == "max_age"
         with pytest.raises(SessionClosedError, match=WORDS) as raised:
             session.feed([5])
         assert raised.value.close_reason is CloseReason.MAX_AGE

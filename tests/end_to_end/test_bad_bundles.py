@@ -273,7 +273,7 @@ def test_check_reports_every_bundle_and_fails_if_one_is_bad(tmp_path: Path) -> N
     write_language_model(tmp_path)
     assert check() == (0, "ok      tiny-lm/1\n")
     flip_a_byte(write_language_model(tmp_path, model="broken"))
-    code, told = check()
+    code, found = check()
     assert code == 1
-    assert told.splitlines()[0].startswith("FAILED  broken/1: step.onnx has SHA-256")
-    assert told.splitlines()[1:] == ["ok      tiny-lm/1"]
+    assert found.splitlines()[0].startswith("FAILED  broken/1: step.onnx has SHA-256")
+    assert found.splitlines()[1:] == ["ok      tiny-lm/1"]

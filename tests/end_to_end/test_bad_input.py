@@ -468,7 +468,7 @@ async def test_an_invalid_model_name_is_refused_with_the_rule_for_names(
 ) -> None:
     """Load and List accept the empty name: it means all models."""
     may = "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit"
-    told = f"model = {name!r} is not a model's name: {may}"
+    message = f"model = {name!r} is not a model's name: {may}"
     async with grpc.aio.insecure_channel(shipped_service.target) as channel, wire(shipped_service.target) as stream:
         sessions, models = sessions_pb2_grpc.SessionsStub(channel), models_pb2_grpc.ModelsStub(channel)
         inference = inference_pb2_grpc.InferenceStub(channel)
@@ -485,9 +485,9 @@ async def test_an_invalid_model_name_is_refused_with_the_rule_for_names(
         for call in calls:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call
-            assert (raised.value.code(), raised.value.details()) == (Code.INVALID_ARGUMENT, told)
+            assert (raised.value.code(), raised.value.details()) == (Code.INVALID_ARGUMENT, message)
         refused = await stream.ask(open=pb.Open(model=name))
-        assert (refused.error.code, refused.error.message) == (Code.INVALID_ARGUMENT.value[0], f"open.{told}")
+        assert (refused.error.code, refused.error.message) == (Code.INVALID_ARGUMENT.value[0], f"open.{message}")
         assert refused.error.field == "open.model"
 
 

@@ -96,9 +96,9 @@ def test_errors_of_json_requests_are_json(  # noqa: PLR0917
     front: str, path: str, body: bytes, code: str, status: int, words: str
 ) -> None:
     answer = ask(front, path, body, JSON)
-    told = json.loads(answer.body)
-    assert (answer.status, answer.headers["content-type"], told["code"]) == (status, "application/json", code)
-    assert words in told["message"]
+    response = json.loads(answer.body)
+    assert (answer.status, answer.headers["content-type"], response["code"]) == (status, "application/json", code)
+    assert words in response["message"]
 
 
 def test_streams_of_json_are_answered_message_by_message(front: str) -> None:

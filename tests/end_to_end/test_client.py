@@ -66,13 +66,13 @@ async def test_scores_are_those_of_a_loop_and_both_clients_agree(target: str, ti
         await session_.feed([8])
         assert await session_.score(targets, with_end=True) == scores
         assert await client_.score("tiny-bos", targets, prompt=[8], with_end=True) == scores
-    for target_, told in zip([[5, 6, 3], [7, 3], [4, 4, 3]], scores, strict=True):
+    for target_, found in zip([[5, 6, 3], [7, 3], [4, 4, 3]], scores, strict=True):
         reference = ReferenceSession(tiny_repository / "tiny-bos" / "1")
         reference.step(8)
         rows = [reference.logits, *(reference.step(token) for token in target_[:-1])]
         expected = score(np.array(rows), np.array(target_)).tolist()
-        assert list(told.log_probabilities) == expected
-        assert told.log_probability == fsum(expected)
+        assert list(found.log_probabilities) == expected
+        assert found.log_probability == fsum(expected)
 
 
 def test_a_variant_can_be_requested_and_is_reported(target: str) -> None:

@@ -81,10 +81,10 @@ def test_each_curl_of_the_page_is_answered(browsers_service: LocalService) -> No
     program("curl")
     (commands,) = [block for block in blocks("sh") if "curl" in block]
     for command in commands.splitlines():
-        told = subprocess.run(
+        output = subprocess.run(
             command.replace(HOST, browsers_service.target), shell=True, capture_output=True, text=True, check=True
         )
-        assert '"models"' in told.stdout or '"fed"' in told.stdout, told.stdout
+        assert '"models"' in output.stdout or '"fed"' in output.stdout, output.stdout
 
 
 def test_the_browsers_program_runs(browsers_service: LocalService, tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_the_cpp_program_is_built_and_runs(shipped_service: LocalService, tmp_pa
 
     ran = run(commands.replace("./client", f"./client {shipped_service.target}"))
     assert ran.returncode == 0, ran.stderr[-2000:]
-    told = [line.split() for line in ran.stdout.splitlines()]
-    assert [line[0] for line in told] == ["1", "2", "3", "4", "0"]
-    assert all(len(line) == 2 for line in told[:-1])
+    output = [line.split() for line in ran.stdout.splitlines()]
+    assert [line[0] for line in output] == ["1", "2", "3", "4", "0"]
+    assert all(len(line) == 2 for line in output[:-1])
     failed = run("./client 127.0.0.1:1")
     assert failed.returncode == 1
     assert failed.stderr.startswith("14 ")

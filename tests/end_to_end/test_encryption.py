@@ -87,7 +87,7 @@ async def test_a_record_of_a_key_that_is_missing_is_refused_by_its_id_and_not_lo
         async with wire(service.target) as stream:
             await stream.ask("kept", open=STRICT)
             await feed(stream, 0, *TOKENS)
-    for lines, told in (
+    for lines, found in (
         ((), "is encrypted with the key '2025', which this server does not have"),
         ((f"2026 {NEW}",), "is encrypted with the key '2025', which this server does not have"),
         ((f"2025 {NEW}",), "cannot be decrypted with the key '2025'"),
@@ -96,7 +96,7 @@ async def test_a_record_of_a_key_that_is_missing_is_refused_by_its_id_and_not_lo
             async with wire(service.target) as stream:
                 refused = await stream.ask("kept", open=RESUME)
         assert refused.error.reason == "SNAPSHOT_KEY"
-        assert told in refused.error.message
+        assert found in refused.error.message
     with local_service(tiny_repository, settings(tmp_path, f"2026 {NEW}", f"2025 {OLD}")) as service:
         async with wire(service.target) as stream:
             assert (await stream.ask("kept", open=RESUME)).position == len(TOKENS)

@@ -54,15 +54,15 @@ def test_protocol_buffers_are_answered_with_protocol_buffers(service: LocalServi
 def test_errors_of_json_requests_are_json(  # noqa: PLR0917
     service: LocalService, path: str, body: bytes, code: str, status: int, words: str
 ) -> None:
-    answered, told, _ = ask(service.target, f"/carousel.v1.{path}", body, JSON)
-    assert (answered, json.loads(told)["code"]) == (status, code)
-    assert words in json.loads(told)["message"]
+    answered, answer, _ = ask(service.target, f"/carousel.v1.{path}", body, JSON)
+    assert (answered, json.loads(answer)["code"]) == (status, code)
+    assert words in json.loads(answer)["message"]
 
 
 def test_pages_of_other_origins_are_refused_without_a_list_of_origins(service: LocalService) -> None:
     for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
-        status, told, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", {**JSON, **headers})
-        assert (status, json.loads(told)["code"]) == (403, "permission_denied")
+        status, answer, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", {**JSON, **headers})
+        assert (status, json.loads(answer)["code"]) == (403, "permission_denied")
     assert ask(service.target, "/", None, {"host": "evil.example"})[0] == 403
     assert ask(service.target, "/carousel.v1.Models/List", b"{}", {"content-type": "text/plain"})[0] == 415
     assert ask(service.target, "/nothing", None, {})[0] == 404

@@ -95,8 +95,8 @@ async def test_a_torn_record_is_set_aside_and_reported_and_affects_no_other_reco
             assert whole.position == 1
             gone = await stream.ask("torn", open=RESUME)
             assert gone.error.reason == "SESSION_NOT_FOUND"
-        told = [line["session_id"] for line in service.log if line["event"] == "store.record_corrupt"]
-        assert told == ["torn", "broken"]
+        found = [line["session_id"] for line in service.log if line["event"] == "store.record_corrupt"]
+        assert found == ["torn", "broken"]
 
 
 async def test_a_server_whose_data_folder_is_replaced_acknowledges_nothing_until_it_is_back(
@@ -189,8 +189,8 @@ async def test_sessions_keep_their_version_while_versions_are_loaded_and_unloade
             shutil.copytree(tmp_path / "lm" / "1", tmp_path / "lm" / "3")
             (tmp_path / "lm" / "3" / "step.onnx").write_bytes(b"torn")
             loaded = await models.Load(models_pb2.ModelsLoadRequest())
-            told = [(info.version, info.status) for info in loaded.models]
-            assert told == [
+            found = [(info.version, info.status) for info in loaded.models]
+            assert found == [
                 (1, models_pb2.MODEL_STATUS_SERVING),
                 (2, models_pb2.MODEL_STATUS_SERVING),
                 (3, models_pb2.MODEL_STATUS_FAILED),

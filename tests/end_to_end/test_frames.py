@@ -118,14 +118,14 @@ async def test_a_refused_row_reports_its_position_and_affects_no_other_row(tiny_
         while not (response := await stream.read()).HasField("batch_stepped"):
             pass
         stepped = response.batch_stepped
-        told = [(one.index, one.error.reason, one.error.message) for one in stepped.errors]
-        assert [(index, reason) for index, reason, _ in told] == [
+        found = [(one.index, one.error.reason, one.error.message) for one in stepped.errors]
+        assert [(index, reason) for index, reason, _ in found] == [
             (0, "POSITION_MISMATCH"),
             (1, "ILLEGAL_REQUEST"),
             (2, "TOKEN_OUT_OF_VOCABULARY"),
         ]
-        assert told[0][2] == "step_batch.positions = 0, but the session is at position 1"
-        assert told[2][2].startswith("step_batch.token_ids[2] = 99 is outside")
+        assert found[0][2] == "step_batch.positions = 0, but the session is at position 1"
+        assert found[2][2].startswith("step_batch.token_ids[2] = 99 is outside")
         assert [stepped.positions[place] for place in (0, 2, 3)] == [1, 1, 2]
         logits = np.array(stepped.logits, np.float32).reshape(4, -1)
         assert not logits[:3].any()

@@ -28,7 +28,7 @@ WORDS = ["carousel", "a", "sequences", "gate", "forget", "elephant", "state", "r
 REFUSED = "9"
 
 
-def told(result: GeneratedSequence) -> list[str]:
+def texts_of(result: GeneratedSequence) -> list[str]:
     assert result.error is None
     return [token.text for token in result.tokens]
 
@@ -48,10 +48,10 @@ async def test_generate_many_returns_what_generate_returns(
         expected = [[token.text for token in client.generate(MODEL, word, **decoding)] for word in WORDS[:8]] * 5
         found = list(client.generate_many(MODEL, WORDS, **decoding))
     assert [result.source for result in found] == WORDS
-    assert [told(result) for result in found] == expected
+    assert [texts_of(result) for result in found] == expected
     assert {len(result.hypotheses) for result in found} == {decoding.get("num_best", 0)}
     async with AsyncClient(shipped_service.target) as other:
-        assert [told(result) async for result in other.generate_many(MODEL, WORDS, **decoding)] == expected
+        assert [texts_of(result) async for result in other.generate_many(MODEL, WORDS, **decoding)] == expected
 
 
 async def test_a_refused_source_keeps_its_place(shipped_service: LocalService) -> None:
@@ -88,7 +88,7 @@ async def test_leaving_an_asynchronous_iterator_closes_all(shipped_service: Loca
         others = open_sessions(observer)
         async with AsyncClient(shipped_service.target) as client:
             results = client.generate_many(MODEL, itertools.cycle(WORDS), concurrency=4)
-            assert told(await anext(results))
+            assert texts_of(await anext(results))
             await results.aclose()
             wait_until(lambda: open_sessions(observer) <= others)
 
@@ -121,7 +121,7 @@ async def test_a_source_that_no_message_may_hold_is_refused_alone(shipped_servic
 
 def test_without_a_seed_each_source_has_its_own_samples(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client:
-        found = {tuple(told(result)) for result in client.generate_many(MODEL, ["carousel"] * 8, temperature=3.0)}
+        found = {tuple(texts_of(result)) for result in client.generate_many(MODEL, ["carousel"] * 8, temperature=3.0)}
     assert len(found) > 1
 
 
@@ -135,7 +135,7 @@ def test_a_source_is_answered_while_the_next_is_waited_for(shipped_service: Loca
 
     with Client(shipped_service.target) as client:
         for result in client.generate_many(MODEL, sources()):
-            assert told(result)
+            assert texts_of(result)
             answered.set()
 
 
@@ -150,12 +150,12 @@ async def test_an_error_of_the_sources_is_raised_after_the_results(shipped_servi
 
     with Client(shipped_service.target) as client:
         results = client.generate_many(MODEL, sources())
-        assert told(next(results)) == ["G", "EY", "T"]
+        assert texts_of(next(results)) == ["G", "EY", "T"]
         with pytest.raises(OSError, match="disk"):
             next(results)
     async with AsyncClient(shipped_service.target) as other:
         more = other.generate_many(MODEL, also())
-        assert told(await anext(more)) == ["G", "EY", "T"]
+        assert texts_of(await anext(more)) == ["G", "EY", "T"]
         with pytest.raises(OSError, match="disk"):
             await anext(more)
 
@@ -163,9 +163,9 @@ async def test_an_error_of_the_sources_is_raised_after_the_results(shipped_servi
 async def test_a_server_with_few_slots_is_waited_for(g2p_repository: Path) -> None:
     with local_service(g2p_repository, {"max-sessions": 3}) as service:
         with Client(service.target) as client:
-            assert [told(result)[-1] for result in client.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
+            assert [texts_of(result)[-1] for result in client.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
         async with AsyncClient(service.target) as other:
-            assert [told(one)[-1] async for one in other.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
+            assert [texts_of(one)[-1] async for one in other.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
 
 
 async def test_a_killed_server_is_waited_for(g2p_repository: Path) -> None:
@@ -177,11 +177,11 @@ async def test_a_killed_server_is_waited_for(g2p_repository: Path) -> None:
             client.generate_many(MODEL, WORDS, concurrency=8),
             other.generate_many(MODEL, WORDS, concurrency=8),
         )
-        found, also = [told(next(results))], [told(await anext(more))]
+        found, also = [texts_of(next(results))], [texts_of(await anext(more))]
         service.kill()
     with local_service(g2p_repository, flags) as service, client:
-        found += [told(result) for result in results]
-        also += [told(result) async for result in more]
+        found += [texts_of(result) for result in results]
+        also += [texts_of(result) async for result in more]
         await other.close()
         expected = [[token.text for token in client.generate(MODEL, word)] for word in WORDS[:8]] * 5
     assert found == also == expected

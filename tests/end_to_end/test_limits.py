@@ -75,7 +75,7 @@ async def test_a_refusal_names_the_setting_that_refuses(tiny_repository: Path, c
             error = (await stream.ask(name, **request)).error
     assert setting in error.message
     assert len(error.metadata["x-request-id"]) == 32
-    assert {name: told for name, told in error.metadata.items() if name != "x-request-id"} == metadata
+    assert {name: found for name, found in error.metadata.items() if name != "x-request-id"} == metadata
 
 
 def test_limits_of_an_engine_have_their_settings_names() -> None:

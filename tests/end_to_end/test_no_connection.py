@@ -143,9 +143,9 @@ def test_the_library_says_what_to_pass(
     credentials = None if case.ca is None else case.ca.credentials(case.own)
     with pytest.raises(UnavailableError) as raised:
         call(servers[case.server], credentials)
-    told, _, details = raised.value.message.partition(" (failed to connect")
-    assert told.startswith(case.happened)
-    assert case.python in told
+    found, _, details = raised.value.message.partition(" (failed to connect")
+    assert found.startswith(case.happened)
+    assert case.python in found
     assert details, "gRPC's own words are there, too"
     assert raised.value.reason == ""
 
@@ -161,9 +161,9 @@ def test_the_command_says_which_options_to_give(servers: dict[str, str], name: s
         (tmp_path / option).write_bytes(content)
         options += [f"--{option}", str(tmp_path / option)]
     done = Shell(servers[case.server]).run(*options, "models", code=3)
-    told = done.stderr.decode().splitlines()[-1]  # gRPC may have logged lines before
-    assert told.startswith(f"error: cannot connect to {servers[case.server]}: {case.happened}")
-    assert case.shell in told
+    output = done.stderr.decode().splitlines()[-1]  # gRPC may have logged lines before
+    assert output.startswith(f"error: cannot connect to {servers[case.server]}: {case.happened}")
+    assert case.shell in output
 
 
 @pytest.fixture
@@ -181,8 +181,8 @@ def test_a_server_that_answers_in_http_1_gets_another_error_than_a_missing_serve
     for call in (blocking, asynchronous):
         with pytest.raises(UnavailableError, match=r"does not answer in HTTP/2 at this port: .* pass `credentials`"):
             call(http_1, None)
-    told = Shell(http_1).run("models", code=3).stderr.decode()
-    assert "the server does not answer in HTTP/2 at this port: give a port of a Carousel server" in told
+    output = Shell(http_1).run("models", code=3).stderr.decode()
+    assert "the server does not answer in HTTP/2 at this port: give a port of a Carousel server" in output
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "nowhere.invalid:50051"])

@@ -112,15 +112,15 @@ async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_pat
             async with grpc.aio.insecure_channel(service.target) as channel:
                 stub = sessions_pb2_grpc.SessionsStub(channel)
                 snapshot = (await stub.Snapshot(sessions_pb2.SessionsSnapshotRequest(session_id="m"))).snapshot
-            told = scrape(service)
+            metrics = scrape(service)
     assert 0 < waiting["carousel_checkpoint_lag_seconds", ()] < 5
     assert stored["carousel_checkpoint_lag_seconds", ()] == 0
     assert 0 < stored["carousel_checkpoint_delay_seconds_sum", ()] < 5
     assert stored["carousel_snapshot_bytes_sum", (("use", "checkpoint"),)] > 1000
-    assert told["carousel_snapshot_bytes_sum", (("use", "snapshot"),)] == len(snapshot)
+    assert metrics["carousel_snapshot_bytes_sum", (("use", "snapshot"),)] == len(snapshot)
     replayed = (("model", "g2p-en"), ("request", "feed"), ("version", "1"))
-    assert told["carousel_replayed_requests_total", replayed] == 1
-    assert told["carousel_store_up", ()] == 1
+    assert metrics["carousel_replayed_requests_total", replayed] == 1
+    assert metrics["carousel_store_up", ()] == 1
 
 
 async def test_sessions_that_are_closed_while_spilled_leave_the_metric_of_spilled_sessions(tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_a_port_in_use_is_an_error_that_names_it(tiny_repository: Path, flag: st
         command += [part for pair in free.items() for part in pair]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    (told,) = [line for line in done.stderr.splitlines() if "127.0.0.1" in line]
-    assert f"cannot listen on 127.0.0.1:{port}: " in told
-    assert "address already in use" in told.lower()
+    (output,) = [line for line in done.stderr.splitlines() if "127.0.0.1" in line]
+    assert f"cannot listen on 127.0.0.1:{port}: " in output
+    assert "address already in use" in output.lower()
     assert "GRPC" not in done.stderr
 
 

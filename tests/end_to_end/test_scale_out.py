@@ -79,9 +79,9 @@ def fed_across(target: str) -> Iterator[Future[str]]:
     """Feeds sessions until the block ends, also when it fails. Yields a future of the result of `across`."""
     is_over = Event()
     with ThreadPoolExecutor(1) as threads:
-        told = threads.submit(across, target, is_over.is_set)
+        found = threads.submit(across, target, is_over.is_set)
         try:
-            yield told
+            yield found
         finally:
             is_over.set()
 
@@ -97,7 +97,7 @@ def holder(fleet: Fleet) -> tuple[LocalService, float]:
 
 
 def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fleet) -> None:
-    with fed_across(fleet.envoy.target) as told:
+    with fed_across(fleet.envoy.target) as found:
         holder(fleet)
         added = fleet.add()
         fleet.route()
@@ -105,7 +105,7 @@ def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fle
         elsewhere = [replica for replica in fleet.replicas if replica is not leaving]
         before = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere)
         fleet.remove(leaving)
-    assert "the same bits as at once" in told.result(60)
+    assert "the same bits as at once" in found.result(60)
     moved = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere) - before
     assert moved >= held > 0, "each of its sessions has gone on elsewhere"
     with Client(fleet.envoy.target) as client:
@@ -118,7 +118,7 @@ def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fle
 def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None:
     """The killed replica's sessions continue on others from their checkpoints. Calls that open other sessions never
     fail."""
-    with fed_across(fleet.envoy.target) as told, Client(fleet.envoy.target, timeout=10.0) as client:
+    with fed_across(fleet.envoy.target) as found, Client(fleet.envoy.target, timeout=10.0) as client:
         fleet.kill(holder(fleet)[0])
         until, count = time.monotonic() + 3.0, 0
         while time.monotonic() < until:
@@ -126,7 +126,7 @@ def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None
             assert [token.text for token in call] == ["G", "EY", "T"]
             count += 1
         assert count > 10
-    assert "the same bits as at once" in told.result(60)
+    assert "the same bits as at once" in found.result(60)
 
 
 def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:

@@ -127,10 +127,10 @@ async def test_a_score_is_what_teacher_forcing_gives_and_moves_nothing(
             sequences = [pb.Sequence(ids=pb.TokenIds(ids=target)) for target in targets]
             answer = await stream.ask("s", score=pb.Score(targets=sequences, with_end=with_end, position=position))
             assert answer.position == position
-            for target, told in zip(targets, answer.scored.scores, strict=True):
+            for target, found in zip(targets, answer.scored.scores, strict=True):
                 expected = forced(tiny_repository / model / "1", fed, [*target, *([3] if with_end else [])])
-                assert list(told.log_probabilities) == expected
-                assert told.log_probability == fsum(expected)
+                assert list(found.log_probabilities) == expected
+                assert found.log_probability == fsum(expected)
 
 
 def forced(folder: Path, fed: list[int], target: list[int]) -> list[float]:
@@ -147,12 +147,12 @@ async def test_a_score_in_one_call_is_that_of_a_session(shipped_service: LocalSe
     async with grpc.aio.insecure_channel(shipped_service.target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
         request = pb.ScoreRequest(model="g2p-en", source=source, targets=[target], with_end=True)
-        (told,) = (await stub.Score(request)).scores
-        assert len(told.log_probabilities) == 5
+        (response,) = (await stub.Score(request)).scores
+        assert len(response.log_probabilities) == 5
         async with wire(shipped_service.target) as stream:
             await stream.ask("s", open=g2p("carousel"))
             answer = await stream.ask("s", score=pb.Score(targets=[target], with_end=True))
-        assert answer.scored.scores[0] == told
+        assert answer.scored.scores[0] == response
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.Score(pb.ScoreRequest(model="g2p-en", source=source))
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -247,12 +247,12 @@ async def test_a_variant_is_chosen_at_open_and_computes_its_own(
 ) -> None:
     folder = tiny_repository / "tiny-heads" / "1"
     async with wire(tiny_service.target) as stream:
-        told = {}
+        found = {}
         for variant in ("", "fp32", "other"):
             opened = (await stream.ask(f"s{variant}", open=lm("tiny-heads", variant=variant))).opened
             assert opened.variant == (variant or "fp32")
             fed = (await stream.ask(f"s{variant}", feed=pb.Feed(token_ids=[6, 7], outputs=LOGITS))).fed
-            told[variant] = np.array(fed.outputs[0].logits, np.float32).tobytes()
+            found[variant] = np.array(fed.outputs[0].logits, np.float32).tobytes()
         refused = (await stream.ask("x", open=lm("tiny-heads", variant="int8"))).error
         assert refused.message == (
             "open.variant = 'int8' of model 'tiny-heads' version 1 does not exist (available: fp32, other)"
@@ -264,9 +264,9 @@ async def test_a_variant_is_chosen_at_open_and_computes_its_own(
             model = models_pb2.ModelsGetRequest(model="tiny-heads")
             info = (await models_pb2_grpc.ModelsStub(channel).Get(model)).model
             assert list(info.variants) == ["fp32", "other"]
-    assert told[""] == told["fp32"] == two_tokens(ReferenceSession(folder))
-    assert told["other"] == two_tokens(ReferenceSession(folder, variant="other"))
-    assert told["other"] != told[""]
+    assert found[""] == found["fp32"] == two_tokens(ReferenceSession(folder))
+    assert found["other"] == two_tokens(ReferenceSession(folder, variant="other"))
+    assert found["other"] != found[""]
 
 
 def two_tokens(session: ReferenceSession) -> bytes:

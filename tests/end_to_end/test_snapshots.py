@@ -218,7 +218,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
         assert written.position == 1
         assert await it.logits("to", 8) == await it.logits("from", 8)
         wrong = sp.StateTensor(name="gate", dtype="float32", shape=tensor.shape, data=tensor.data)
-        told = {
+        found = {
             "tensors[0].name: 'gate' is not a state tensor of the model: expected one of hidden, cell": wrong,
             "tensors[0].dtype = 'float64' must be 'float32', the type of hidden": sp.StateTensor(
                 name="hidden", dtype="float64", shape=tensor.shape, data=tensor.data
@@ -230,7 +230,7 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
                 name="hidden", dtype="float32", shape=tensor.shape, data=b"1234"
             ),
         }
-        for expected, given in told.items():
+        for expected, given in found.items():
             request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
             assert await refusal(it.sessions.SetState(request)) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
         for given in (

@@ -106,8 +106,8 @@ async def test_a_call_without_feed_and_close_opens_and_returns_the_position(tiny
         assert (opened.position, opened.HasField("fed"), opened.HasField("closed")) == (0, False, False)
         assert len(opened.opened.output.tokens) == 1
         assert (await calls.step(name, feed=pb.Feed(token_ids=[5]))).position == 1
-        told = await calls.step(name)
-        assert (told.position, told.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
+        answer = await calls.step(name)
+        assert (answer.position, answer.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
         again = await calls.step(name, open=pb.Open(model=MODEL))
         assert (again.position, again.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
         closed = await calls.step(name, close=True)
@@ -161,8 +161,8 @@ async def test_a_step_call_on_a_streams_session_is_refused(tiny_service: LocalSe
 async def test_an_opening_is_checked_before_its_id(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream:
         await stream.ask("known", open=pb.Open(model=MODEL))
-        told = await stream.ask("known", open=pb.Open())
-        assert (told.error.reason, told.error.field) == ("INVALID_FIELD", "open.model")
+        answer = await stream.ask("known", open=pb.Open())
+        assert (answer.error.reason, answer.error.field) == ("INVALID_FIELD", "open.model")
         again = await stream.ask("known", open=pb.Open(model=MODEL))
         assert again.error.reason == "SESSION_ALREADY_OPEN"
 
@@ -404,8 +404,8 @@ async def test_json_goes_through_the_front_and_survives_a_replica(
         for name in names:
             last = ask(name, feed={"tokenIds": [6], "position": 1, "outputs": logits}, close=True)
             assert last["position"] == "2"
-            told = [struct.unpack("f", struct.pack("f", one))[0] for one in last["fed"]["outputs"][0]["logits"]]
-            assert told == expected(tiny_repository, 5, 6)
+            reported = [struct.unpack("f", struct.pack("f", one))[0] for one in last["fed"]["outputs"][0]["logits"]]
+            assert reported == expected(tiny_repository, 5, 6)
 
 
 class Refusal(NamedTuple):
@@ -584,9 +584,9 @@ def test_a_client_needs_only_json(tiny_service: LocalService, request: pytest.Fi
     status, first = ask(sessionId="curl", open={"model": MODEL}, feed={"tokens": ["t5"], "position": 0})
     assert (status, first["sessionId"], first["position"]) == (200, "curl", "1")
     assert first["fed"]["outputs"][0]["tokens"][0]["text"]
-    status, told = ask(sessionId="curl", feed={"tokens": ["t5"], "position": 3})
-    assert (status, told["code"]) == (412, "failed_precondition")
-    assert "feed.position = 3, but the session is at position 1" in told["message"]
+    status, response = ask(sessionId="curl", feed={"tokens": ["t5"], "position": 3})
+    assert (status, response["code"]) == (412, "failed_precondition")
+    assert "feed.position = 3, but the session is at position 1" in response["message"]
     status, last = ask(sessionId="curl", feed={"tokens": ["t6"], "position": 1}, close=True)
     assert (last["position"], last["closed"]) == ("2", {"reason": "CLOSE_REASON_CLIENT"})
 

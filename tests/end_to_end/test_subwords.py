@@ -42,10 +42,10 @@ TEMPERATURE, SEED = 1.5, 3
 def whole(service: LocalService) -> tuple[list[int], str]:
     """Returns the tokens and the text of a generation in one part."""
     with Client(service.target) as client:
-        return told(client.generate(MODEL, SOURCE, max_tokens=60, temperature=TEMPERATURE, seed=SEED))
+        return ids_and_text(client.generate(MODEL, SOURCE, max_tokens=60, temperature=TEMPERATURE, seed=SEED))
 
 
-def told(generation: Generation) -> tuple[list[int], str]:
+def ids_and_text(generation: Generation) -> tuple[list[int], str]:
     ids = [token.id for token in generation]
     return ids, generation.text
 
@@ -70,7 +70,7 @@ def test_a_text_is_cut_and_words_come_back(service: LocalService, whole: tuple[l
     assert text == processor.decode(ids)
     with Client(service.target) as client:
         by_ids = client.generate(MODEL, processor.encode(SOURCE), max_tokens=60, temperature=TEMPERATURE, seed=SEED)
-        assert told(by_ids) == whole, "the server cuts the source as SentencePiece does"
+        assert ids_and_text(by_ids) == whole, "the server cuts the source as SentencePiece does"
 
 
 @pytest.mark.parametrize("count", [1, 2, 15])
@@ -119,7 +119,7 @@ def test_the_hypotheses_of_a_search_have_texts(service: LocalService) -> None:
 def test_many_generations_have_the_texts_of_single_ones(service: LocalService, decoding: DecodingOptions) -> None:
     sources = [SOURCE, "a mouse", "the doors of old houses", SOURCE]
     with Client(service.target) as client:
-        expected = [told(client.generate(MODEL, source, **decoding)) for source in sources]
+        expected = [ids_and_text(client.generate(MODEL, source, **decoding)) for source in sources]
         results = list(client.generate_many(MODEL, sources, **decoding))
     assert [([token.id for token in result.tokens], result.text) for result in results] == expected
 
@@ -127,7 +127,7 @@ def test_many_generations_have_the_texts_of_single_ones(service: LocalService, d
 def test_the_command_prints_texts_line_by_line(service: LocalService) -> None:
     with Client(service.target) as client:
         best = client.generate(MODEL, SOURCE, max_tokens=12, beam_size=3, num_best=2)
-        texts = [told(best)[1], *(hypothesis.text for hypothesis in best.hypotheses)]
+        texts = [ids_and_text(best)[1], *(hypothesis.text for hypothesis in best.hypotheses)]
     text, *of_hypotheses = (one.replace("\n", " ") for one in texts)
     options = ("--max-tokens", "12", "--beam-size", "3")
     shell = Shell(service.target)
@@ -140,9 +140,9 @@ def test_a_session_that_is_rewound_inside_a_word_returns_the_word_again(service:
     with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
         words = SentencePieceProcessor(model_proto=model()).encode("the small", out_type=int)
         session.feed(words[:-1], mark=True)
-        first = told(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED))
+        first = ids_and_text(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED))
         session.rewind(len(words) - 1)
-        assert told(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED)) == first
+        assert ids_and_text(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED)) == first
         assert first[1].startswith((" small", " smal"))
 
 

@@ -45,8 +45,8 @@ def test_gates_and_states_satisfy_the_equations_of_the_cell(shipped_service: Loc
         state = {
             tensor.name: np.frombuffer(tensor.data, np.float32) for tensor in client.sessions.get_state(session.id)
         }
-        told = np.concatenate([gates_of(step, layer)["cell"][-1] for layer in sorted(layers)])
-        np.testing.assert_allclose(told, state["cell"], atol=1e-5)
+        reported = np.concatenate([gates_of(step, layer)["cell"][-1] for layer in sorted(layers)])
+        np.testing.assert_allclose(reported, state["cell"], atol=1e-5)
 
 
 def test_a_trace_does_not_change_the_logits(shipped_service: LocalService) -> None:

@@ -59,8 +59,8 @@ def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
     requests = collector.under(call)
     assert [span.name for span in requests] == ["open", "generate"]
-    told = attributes(requests[1])
-    assert (told["carousel.model"], told["carousel.version"], told["carousel.tokens"]) == ("g2p-en", 1, 3)
+    found = attributes(requests[1])
+    assert (found["carousel.model"], found["carousel.version"], found["carousel.tokens"]) == ("g2p-en", 1, 3)
     for request in requests:
         inside = collector.under(request)
         assert inside[0].name == "queue"

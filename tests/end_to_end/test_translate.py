@@ -71,7 +71,7 @@ def alone(pieces: SentencePieceProcessor) -> dict[str, list[int]]:
     return {text: ReferenceSession(BUNDLE, pieces.encode(text)).generate(MAX_TOKENS) for text in SENTENCES}
 
 
-def told(generation: Generation) -> tuple[list[int], str]:
+def ids_and_text(generation: Generation) -> tuple[list[int], str]:
     ids = [token.id for token in generation]
     return ids, generation.text
 
@@ -80,7 +80,7 @@ def test_64_concurrent_translations_are_the_same_as_alone(
     service: LocalService, alone: dict[str, list[int]], pieces: SentencePieceProcessor
 ) -> None:
     with Client(service.target) as client, ThreadPoolExecutor(64) as threads:
-        found = threads.map(lambda text: told(client.generate(MODEL, text, max_tokens=MAX_TOKENS)), SENTENCES)
+        found = threads.map(lambda text: ids_and_text(client.generate(MODEL, text, max_tokens=MAX_TOKENS)), SENTENCES)
         for text, each in zip(SENTENCES, found, strict=True):
             assert each == (alone[text], pieces.decode(alone[text]))
 
@@ -95,11 +95,11 @@ def test_a_translation_resumes_inside_a_word_after_its_server_was_killed(
     with local_service(repository, flags) as service, Client(service.target) as client:
         session = client.session(MODEL, text, session_id="kept", on_disconnect="keep", durability="strict")
         first = session.generate(max_tokens=cut)
-        assert told(first)[0] == ids[:cut]
+        assert ids_and_text(first)[0] == ids[:cut]
         assert first.unfinished_text
         service.kill()
     with local_service(repository, flags) as service, Client(service.target) as client:
-        rest, text_of_rest = told(client.resume("kept").generate(max_tokens=MAX_TOKENS - cut))
+        rest, text_of_rest = ids_and_text(client.resume("kept").generate(max_tokens=MAX_TOKENS - cut))
         assert rest == ids[cut:]
         assert first.text.removesuffix(first.unfinished_text) + text_of_rest == pieces.decode(ids)
 
@@ -110,12 +110,12 @@ def test_a_fork_and_its_session_generate_the_same(
     text = SENTENCES[0]
     with Client(service.target) as client, client.session(MODEL, text) as session:
         first = session.generate(max_tokens=2)
-        assert told(first)[0] == alone[text][:2]
+        assert ids_and_text(first)[0] == alone[text][:2]
         before = first.text.removesuffix(first.unfinished_text)
         client.sessions.fork(session.id, "other")
         with client.resume("other") as other:
             for one in (session, other):
-                rest, text_of_rest = told(one.generate(max_tokens=MAX_TOKENS - 2))
+                rest, text_of_rest = ids_and_text(one.generate(max_tokens=MAX_TOKENS - 2))
                 assert rest == alone[text][2:]
                 assert before + text_of_rest == pieces.decode(alone[text])
 
@@ -127,7 +127,7 @@ def test_a_search_finds_likelier_translations_and_returns_their_texts(
     text = SENTENCES[5]
     with Client(service.target) as client:
         search = client.generate(MODEL, text, beam_size=4, num_best=4, max_tokens=MAX_TOKENS)
-        told(search)
+        ids_and_text(search)
     best, *others = search.hypotheses
     assert len(others) == 3
     assert best.score >= max(other.score for other in others)

@@ -58,7 +58,7 @@ class Watching:
         while await asyncio.wait_for(self.call.read(), 20.0) is not grpc.aio.EOF:
             pass
 
-    async def told(self, kind: str) -> tuple[int, Any]:
+    async def received(self, kind: str) -> tuple[int, Any]:
         """Returns the position and the next event, which must be of this kind."""
         response = await self.next()
         assert response.WhichOneof("event") == kind, response
@@ -66,13 +66,13 @@ class Watching:
 
     async def change(self) -> tuple[int, str]:
         """Returns the position and the name of the next event, which must be a change."""
-        position, changed = await self.told("changed")
+        position, changed = await self.received("changed")
         return position, pb.SessionChange.Name(changed.change).removeprefix("SESSION_CHANGE_")
 
     async def closed(self) -> tuple[int, str]:
         """Returns the position and the reason of the next event, which must be a close. The call must then end with
         OK."""
-        position, closed = await self.told("closed")
+        position, closed = await self.received("closed")
         assert await asyncio.wait_for(self.call.read(), 20.0) is grpc.aio.EOF
         assert await self.call.code() is grpc.StatusCode.OK
         return position, pb.CloseReason.Name(closed.reason).removeprefix("CLOSE_REASON_")
@@ -82,7 +82,7 @@ class Watching:
 async def watching(calls: Stubs, session_id: str, position: int = 0) -> AsyncIterator[Watching]:
     """Yields a watch that has begun at a position."""
     watch = Watching(calls, session_id)
-    assert (await watch.told("watching"))[0] == position
+    assert (await watch.received("watching"))[0] == position
     try:
         yield watch
     finally:
@@ -106,26 +106,26 @@ async def test_a_watcher_gets_a_sessions_events_in_order_from_every_client(
             assert begun.watching == what
 
             answer = await stream.ask("seen", feed=fed(5, 6, position=0, mark=True))
-            position, told = await watch.told("fed")
-            assert (position, ids(told), [token.text for token in told.tokens]) == (2, [5, 6], ["t5", "t6"])
-            assert told.fed == answer.fed
-            assert list(told.fed.outputs[0].logits) == expected(tiny_repository, 5, 6)
+            position, found = await watch.received("fed")
+            assert (position, ids(found), [token.text for token in found.tokens]) == (2, [5, 6], ["t5", "t6"])
+            assert found.fed == answer.fed
+            assert list(found.fed.outputs[0].logits) == expected(tiny_repository, 5, 6)
             again = await stream.ask("seen", feed=fed(5, 6, position=0, mark=True))
-            assert again.fed.replayed, "which is told no second time"
+            assert again.fed.replayed, "which is reported no second time"
             await stream.ask("seen", score=pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))]))
 
             await stream.send("seen", generate=pb.Generate(decoding=pb.Decoding(max_tokens=5)))
             tokens, _ = await stream.generated()
             made: list[str] = []
             while len(made) < 5:
-                position, generated = await watch.told("generated")
+                position, generated = await watch.received("generated")
                 made += [token.text for token in generated.tokens]
                 assert position == 2 + len(made)
             assert (made, generated.finish_reason) == (tokens, pb.FINISH_REASON_MAX_TOKENS)
 
             await stream.send("seen", generate=pb.Generate(decoding=beams(3)))
             searched = await stream.read()
-            position, generated = await watch.told("generated")
+            position, generated = await watch.received("generated")
             assert (position, generated) == (searched.position, searched.generated)
 
             await calls.sessions.Rewind(sessions_pb2.SessionsRewindRequest(session_id="seen", position=2))
@@ -134,15 +134,15 @@ async def test_a_watcher_gets_a_sessions_events_in_order_from_every_client(
         assert await watch.change() == (2, "DETACHED")
 
         stepped = await calls.step("seen", feed=fed(7, position=2))
-        position, told = await watch.told("fed")
-        assert (position, ids(told), told.fed) == (3, [7], stepped.fed)
+        position, found = await watch.received("fed")
+        assert (position, ids(found), found.fed) == (3, [7], stepped.fed)
         await calls.step("seen", feed=fed(7, position=2))  # a retry, so there is no event
         async with wire(tiny_service.target) as stream:
             await stream.ask("seen", open=pb.Open(resume=pb.Resume()))
             assert await watch.change() == (3, "ATTACHED")
             await stream.ask("seen", feed=pb.Feed(token_ids=[8], outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)))
-            position, told = await watch.told("fed")
-            assert (position, ids(told), told.HasField("fed"), len(told.fed.outputs)) == (4, [8], True, 0)
+            position, found = await watch.received("fed")
+            assert (position, ids(found), found.HasField("fed"), len(found.fed.outputs)) == (4, [8], True, 0)
             await stream.ask("seen", close=pb.Close())
         assert await watch.closed() == (4, "CLIENT")
         gone = Watching(calls, "seen")
@@ -169,9 +169,9 @@ async def test_a_watcher_gets_only_its_sessions_part_of_a_step_batch(
             )
             answer = (await stream.ask(step_batch=batch)).batch_stepped
             assert list(answer.positions) == [1, 2, 0]
-            position, told = await right.told("fed")
-            assert (position, ids(told)) == (2, [6, 7])
-            output = told.fed.outputs[0]
+            position, found = await right.received("fed")
+            assert (position, ids(found)) == (2, [6, 7])
+            output = found.fed.outputs[0]
             width = len(answer.token_ids) // 3
             assert [token.id for token in output.tokens] == list(answer.token_ids[width : 2 * width])
             if outputs.kind == pb.OUTPUT_KIND_TOP_K:
@@ -180,8 +180,8 @@ async def test_a_watcher_gets_only_its_sessions_part_of_a_step_batch(
             size = len(answer.logits) // 3
             assert list(output.logits) == list(answer.logits[size : 2 * size])
             await stream.ask("wrong", feed=fed(5, position=0))
-            position, told = await wrong.told("fed")
-            assert (position, ids(told)) == (1, [5]), "the batch has moved it nowhere"
+            position, found = await wrong.received("fed")
+            assert (position, ids(found)) == (1, [5]), "the batch has moved it nowhere"
 
 
 async def test_a_watcher_gets_a_long_feed_in_parts_and_the_consumed_part_of_a_cancelled_feed(
@@ -193,12 +193,12 @@ async def test_a_watcher_gets_a_long_feed_in_parts_and_the_consumed_part_of_a_ca
         async with watching(calls, "long") as watch:
             answer = await stream.ask("long", feed=fed(*tokens, position=0))
             found: list[int] = []
-            told = pb.Consumed()
-            while not told.HasField("fed"):
-                position, told = await watch.told("fed")
-                found += ids(told)
-                assert (len(told.tokens), position) == (1000, len(found))
-            assert (found, told.fed) == (tokens, answer.fed)
+            reported = pb.Consumed()
+            while not reported.HasField("fed"):
+                position, reported = await watch.received("fed")
+                found += ids(reported)
+                assert (len(reported.tokens), position) == (1000, len(found))
+            assert (found, reported.fed) == (tokens, answer.fed)
             await stream.send("long", feed=fed(*tokens, *tokens))
             await stream.send("long", cancel=pb.Cancel())
             failed = await stream.read()
@@ -256,17 +256,17 @@ async def test_events_of_a_strict_session_are_sent_after_they_are_stored(tiny_re
                     redis.start()
                     again = await calls.step("strict", feed=fed(6, position=1))
                     assert (again.position, again.fed.replayed) == (2, True)
-                    told, begun = [await asyncio.wait_for(one, 20.0) for one in first]
-                    assert (told.position, ids(told.fed), told.fed.fed.outputs) == (2, [6], again.fed.outputs)
+                    found, begun = [await asyncio.wait_for(one, 20.0) for one in first]
+                    assert (found.position, ids(found.fed), found.fed.fed.outputs) == (2, [6], again.fed.outputs)
                     assert (begun.position, begun.HasField("watching")) == (2, True)
                     await calls.step("strict", feed=fed(7, position=2))
                     for one in (watch, late):
-                        position, consumed = await one.told("fed")
+                        position, consumed = await one.received("fed")
                         assert (position, ids(consumed)) == (3, [7])
                     redis.stop()
                     await calls.refused("strict", feed=fed(8, position=3))
                     assert (await calls.refused("strict", close=True)).reason == "STORE_UNAVAILABLE"
-                    assert await watch.closed() == (3, "CLIENT"), "what is not stored is never told"
+                    assert await watch.closed() == (3, "CLIENT"), "what is not stored is never reported"
                     redis.start()
 
 
@@ -278,15 +278,15 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_feeds_are_not_delayed
     async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
         await stream.ask("fast", open=pb.Open(model=MODEL))
         slow = Watching(calls, "fast")
-        await slow.told("watching")
+        await slow.received("watching")
         async with watching(calls, "fast") as quick:
             for number in range(60):
                 feed = pb.Feed(token_ids=tokens, position=number * len(tokens), outputs=every)
                 answer = await stream.ask("fast", feed=feed)
-                told = pb.Consumed()
-                while not told.HasField("fed"):
-                    position, told = await quick.told("fed")
-                assert (position, told.fed) == (answer.position, answer.fed)
+                found = pb.Consumed()
+                while not found.HasField("fed"):
+                    position, found = await quick.received("fed")
+                assert (position, found.fed) == (answer.position, answer.fed)
                 assert len(answer.fed.outputs) == len(tokens)
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await slow.to_the_end()
@@ -296,8 +296,8 @@ async def test_a_watcher_that_does_not_read_is_dropped_and_feeds_are_not_delayed
                 assert "Watch the session again" in str(failed.value.details())
             async with watching(calls, "fast", 60 * len(tokens)) as again:
                 await stream.ask("fast", feed=fed(8))
-                assert ids((await again.told("fed"))[1]) == [8]
-            assert ids((await quick.told("fed"))[1]) == [8]
+                assert ids((await again.received("fed"))[1]) == [8]
+            assert ids((await quick.received("fed"))[1]) == [8]
 
 
 async def test_calls_of_watchers_that_never_read_end(tiny_repository: Path) -> None:
@@ -308,7 +308,7 @@ async def test_calls_of_watchers_that_never_read_end(tiny_repository: Path) -> N
             await stream.ask("s", open=pb.Open(model=MODEL))
             watches = [Watching(calls, "s") for _ in range(3)]
             for watch in watches:
-                await watch.told("watching")
+                await watch.received("watching")
 
             def metric(name: str) -> float:
                 text = urllib.request.urlopen(service.metrics_url).read().decode()
@@ -363,7 +363,7 @@ async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) 
         await calls.step("famous", open=pb.Open(model=MODEL))
         watches = [Watching(calls, "famous") for _ in range(16)]
         for watch in watches:
-            await watch.told("watching")
+            await watch.received("watching")
         with pytest.raises(grpc.aio.AioRpcError, match="16 calls already watch session 'famous'") as failed:
             await Watching(calls, "famous").call.read()
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -371,7 +371,7 @@ async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) 
         while len(watches) < 16:
             another = Watching(calls, "famous")
             with suppress(grpc.aio.AioRpcError):  # refused until the server has noticed that the first watcher left
-                await another.told("watching")
+                await another.received("watching")
                 watches.append(another)
         await calls.step("famous", close=True)
         for watch in watches:
@@ -420,8 +420,8 @@ async def test_both_clients_watch(shipped_service: LocalService) -> None:
         assert (first.position, [token.text for token in first.tokens]) == (2, ["EH"])
         assert (first.step.outputs, first.step.trace) == (fed_step.outputs, fed_step.trace)
         assert step.trace.keys() == first.step.trace.keys()
-        told = [token.text for event in events if isinstance(event, WatchGenerated) for token in event.tokens]
-        assert told == made
+        found = [token.text for event in events if isinstance(event, WatchGenerated) for token in event.tokens]
+        assert found == made
         assert events[-1] == WatchClosed("both", 4, CloseReason.CLIENT)
 
 
@@ -471,8 +471,8 @@ def test_a_web_page_gets_events_as_json(
         flags, begun = event()
         assert (flags, begun["position"], begun["watching"]["model"]) == (0, "1", MODEL)
         client.step("web", [6], position=1, close=True)
-        flags, told = event()
-        assert (flags, told["position"], told["fed"]["tokens"]) == (0, "2", [{"id": 6, "text": "t6"}])
+        flags, found = event()
+        assert (flags, found["position"], found["fed"]["tokens"]) == (0, "2", [{"id": 6, "text": "t6"}])
         assert event()[1]["closed"] == {"reason": "CLOSE_REASON_CLIENT"}
         flags, last = event()
         assert (flags, list(last), list(last["metadata"])) == (2, ["metadata"], ["x-request-id"])

@@ -231,7 +231,7 @@ class PlainSession:
         if is_first:
             assert position == len(self.tokens)
         elif not isinstance(job, StepBatchJob) and not isinstance(self.unanswered[0], StepBatchJob):
-            assert position == len(self.tokens), "what a step batch's row has consumed is known when it is told of"
+            assert position == len(self.tokens), "what a step batch's row has consumed is known when it is reported"
         self._done(job)
 
     def _done(self, job: Job) -> None:

@@ -18,7 +18,7 @@ SOON, LATE = pytest.approx(0.00005), pytest.approx(0.005)
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def intervals(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     intervals: list[float] = []
     monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
     for _ in range(switching.num_driving()):  # an engine whose event loop was closed first still counts
@@ -29,21 +29,21 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("inline_s", "expected"), [(0.0, [SOON, LATE]), (10.0, [])])
 async def test_it_is_soon_while_the_thread_drives(
-    tiny_repository: Path, told: list[float], inline_s: float, expected: list[float]
+    tiny_repository: Path, intervals: list[float], inline_s: float, expected: list[float]
 ) -> None:
     async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=4, inline_s=inline_s)) as caller:
         assert isinstance(await caller.feed(caller.engine.open(), [5]), Fed)
-        await until(lambda: len(told) >= len(expected))  # the result may arrive before the thread rests
-        assert told == expected
+        await until(lambda: len(intervals) >= len(expected))  # the result may arrive before the thread rests
+        assert intervals == expected
 
 
-def test_it_is_soon_until_no_engine_drives(told: list[float]) -> None:
+def test_it_is_soon_until_no_engine_drives(intervals: list[float]) -> None:
     switching.thread_drives()
     switching.thread_drives()
     switching.thread_stops()
-    assert told[-1] == SOON
+    assert intervals[-1] == SOON
     switching.thread_stops()
-    assert told[-1] == LATE
+    assert intervals[-1] == LATE
 
 
 def test_a_process_begins_with_late() -> None:

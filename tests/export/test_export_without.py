@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.missing import told_missing
+from models.missing import missing_message
 from tests.conftest import ROOT
 
 
@@ -69,4 +69,4 @@ def test_other_errors_in_a_recipe_keep_their_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["somebodys", "torch.nothing", None])
 def test_import_errors_that_no_extra_explains_are_raised_again(name: str | None) -> None:
-    assert told_missing(ModuleNotFoundError("No module", name=name)) is None
+    assert missing_message(ModuleNotFoundError("No module", name=name)) is None

@@ -14,7 +14,7 @@ from models import command_line
 RECIPES = ["morse", "co2", "stress", "pychar", "g2p", "translate"]
 
 
-def told(*arguments: str) -> list[object]:
+def recorded(*arguments: str) -> list[object]:
     """What is trained or evaluated."""
     found: list[object] = []
 
@@ -35,11 +35,11 @@ def told(*arguments: str) -> list[object]:
 
 
 def test_a_recipe_is_trained_with_what_was_said() -> None:
-    assert told("train", "--run", "runs/some", "--batch-size", "4") == [Path("runs/some"), 7, 4, 0]
+    assert recorded("train", "--run", "runs/some", "--batch-size", "4") == [Path("runs/some"), 7, 4, 0]
 
 
 def test_a_recipe_evaluates_a_checkpoint() -> None:
-    assert told("evaluate", "best.safetensors") == [Path("best.safetensors")]
+    assert recorded("evaluate", "best.safetensors") == [Path("best.safetensors")]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_recipe_evaluates_a_checkpoint() -> None:
 def test_a_wrong_command_line_is_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told(*arguments) == [2]
+    assert recorded(*arguments) == [2]
     assert message in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ def page(small_page: Tab) -> Tab:
     return small_page
 
 
-def told(page: Tab) -> Any:
+def status(page: Tab) -> Any:
     """Returns an assertion on the page's message about the sound."""
     return expect(page.column().locator(".sound [role=status]"))
 
@@ -51,7 +51,7 @@ def feed(page: Tab, file: Path, pace: str = "At once") -> None:
     page.column().get_by_label("Sound file").set_input_files(file)
     page.column().get_by_label("Pace").select_option(pace)
     press(page, "Feed the file")
-    told(page).to_have_text(f"0.8 s of {file.name} were fed.")
+    status(page).to_have_text(f"0.8 s of {file.name} were fed.")
 
 
 def position(page: Tab) -> int:
@@ -63,12 +63,12 @@ def test_the_microphone_is_fed_as_it_comes_until_it_is_stopped(page: Tab) -> Non
     page.open(MODEL)
     expect(page.column()).to_contain_text(f"The model reads {RATE} samples per second, {FRAME} in each step.")
     press(page, "Listen")
-    told(page).to_have_text("Listening.")
+    status(page).to_have_text("Listening.")
     expect(page.transcript()).to_have_text(re.compile("^abca"))
     expect(page.column().get_by_role("meter", name="Level")).not_to_have_attribute("aria-valuenow", "0")
     expect(page.column().get_by_role("button", name="Feed the file")).to_be_disabled()
     press(page, "Stop")
-    told(page).to_have_text("Stopped.")
+    status(page).to_have_text("Stopped.")
     heard = str(page.column().locator(".ear .time").text_content())
     stands = position(page)
     assert heard == f"{stands * FRAME / RATE:.1f} s"
@@ -88,7 +88,7 @@ def test_the_microphone_works_in_a_browser_that_cannot_resample(page: Tab) -> No
     press(page, "Listen")
     expect(page.transcript()).to_have_text(re.compile("^ab"))
     press(page, "Stop")
-    told(page).to_have_text("Stopped.")
+    status(page).to_have_text("Stopped.")
     assert f"{position(page) * FRAME / RATE:.1f} s" == page.column().locator(".ear .time").text_content()
 
 
@@ -100,9 +100,9 @@ def test_a_lost_microphone_is_reported(page: Tab) -> None:
     )
     page.open(MODEL)
     press(page, "Listen")
-    told(page).to_have_text("Listening.")
+    status(page).to_have_text("Listening.")
     page.page.evaluate("heard.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
-    told(page).to_have_text("The microphone was disconnected, or the browser ended its use.")
+    status(page).to_have_text("The microphone was disconnected, or the browser ended its use.")
     expect(page.column().get_by_role("button", name="Listen")).to_be_enabled()
     assert page.page.evaluate("heard.getAudioTracks()[0].readyState") == "ended"
 
@@ -111,10 +111,10 @@ def test_sound_is_left_out_where_the_server_is_slower(browser: Browser, small_se
     with tab(browser, small_server.target, permissions=["microphone"]) as page:
         page.open(MODEL)
         press(page, "Listen")
-        told(page).to_have_text("Listening.")
+        status(page).to_have_text("Listening.")
         page.page.route("**/carousel.v1.Inference/Step", lambda route: route.abort())
         expect(page.status()).to_contain_text("Not connected")
-        told(page).to_contain_text("s of sound were dropped: the server is slower than the microphone.")
+        status(page).to_contain_text("s of sound were dropped: the server is slower than the microphone.")
         page.page.unroute("**/carousel.v1.Inference/Step")
         expect(page.status()).to_contain_text("Connected again")
         press(page, "Stop")

@@ -76,8 +76,8 @@ def test_the_text_grows_and_an_unfinished_word_is_paler(page: Tab, generated: li
         expect(text(page)).to_have_text(processor.decode_pieces(pieces))
         begin = max((at for at, piece in enumerate(pieces) if piece.startswith("▁")), default=0)
         expect(text(page).locator(".muted")).to_have_text(processor.decode_pieces(pieces[begin:]))
-    told = ask(page.target, "Inference/Step", sessionId=page.ids()[0])
-    assert told["position"] == str(NUM)
+    answer = ask(page.target, "Inference/Step", sessionId=page.ids()[0])
+    assert answer["position"] == str(NUM)
 
 
 def test_the_text_follows_the_session_back(page: Tab, generated: list[str]) -> None:

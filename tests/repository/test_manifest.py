@@ -296,8 +296,8 @@ def test_the_parts_of_vectors_may_have_names() -> None:
 def test_named_parts_must_cover_the_whole_vector(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed(changes, of=NAMED))
-    told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
-    assert any(message in line for line in told), told
+    messages = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
+    assert any(message in line for line in messages), messages
 
 
 def test_older_servers_can_read_a_manifest_without_names() -> None:
@@ -311,8 +311,8 @@ def test_older_servers_can_read_a_manifest_without_names() -> None:
 def test_a_manifest_that_is_wrong_is_refused_saying_where(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed(changes))
-    told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
-    assert any(message in line for line in told), told
+    messages = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
+    assert any(message in line for line in messages), messages
 
 
 PARTS = [
@@ -455,5 +455,5 @@ def test_a_step_may_keep_its_last_tokens() -> None:
 def test_a_history_without_a_subword_vocabulary_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         Manifest.model_validate(changed(changes, of=worded()))
-    told = [problem["msg"] for problem in refusal.value.errors()]
-    assert any(message in line for line in told), told
+    messages = [problem["msg"] for problem in refusal.value.errors()]
+    assert any(message in line for line in messages), messages

@@ -174,9 +174,9 @@ def test_a_generation_knows_what_was_before_each_of_its_tokens() -> None:
     for position in range(6, 30):
         generation.add(Generated(position, [10 + position], None, None), 2)
     for position in range(3 + generation.num_dropped, 30):
-        told = generation.after(position)
-        assert told.before == Before(position, list(range(11, 11 + position)))
-        assert told.token_ids == list(range(11 + position, 40))
+        found = generation.after(position)
+        assert found.before == Before(position, list(range(11, 11 + position)))
+        assert found.token_ids == list(range(11 + position, 40))
 
 
 def test_before_is_as_long_as_a_history() -> None:

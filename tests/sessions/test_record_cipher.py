@@ -96,7 +96,7 @@ def test_a_later_format_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ([""], " has no key: "),
         ([f"2026 {NEW}", "2025"], ", line 2 must be `ID BASE64`: "),
@@ -109,12 +109,12 @@ def test_a_later_format_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_the_error_for_an_invalid_key_file_names_the_line_and_shows_no_key(
-    tmp_path: Path, lines: list[str], told: str
+    tmp_path: Path, lines: list[str], message: str
 ) -> None:
     path = key_file(tmp_path, *lines)
     with pytest.raises(StoreError) as refused:
         read_keys(path)
-    assert str(refused.value).startswith(f"storage_key_file = {path}{told}")
+    assert str(refused.value).startswith(f"storage_key_file = {path}{message}")
     assert not any(word in str(refused.value) for word in (NEW[:-1], OLD, "AAAA", "####"))
 
 

@@ -43,21 +43,21 @@ class Events:
     """A `SessionObserver` and an `EngineObserver` that records the events of sessions."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.reports: list[tuple[Any, ...]] = []
 
     def session_opened(self, model: str, version: int, session_id: str) -> None:
-        self.told.append(("opened", session_id))
+        self.reports.append(("opened", session_id))
 
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
-        self.told.append(("closed", session_id, reason, position))
+        self.reports.append(("closed", session_id, reason, position))
 
     def first_token(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
-        self.told.append(("first token", seconds, num_tokens))
+        self.reports.append(("first token", seconds, num_tokens))
 
     def request_answered(
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: object
     ) -> None:
-        self.told.append((request, seconds, num_tokens))
+        self.reports.append((request, seconds, num_tokens))
 
     is_tracing = False
 
@@ -68,7 +68,7 @@ class Events:
     def batch_failed(self, kind: object, num_rows: int, error: BaseException) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *facts: self.told.append((name, *facts))
+        return lambda *facts: self.reports.append((name, *facts))
 
 
 class Sessions:
@@ -159,7 +159,7 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
         it.service.expiry.expire()
         assert (idle.state, used.state, busy.state) == (State.ENDED, State.IDLE, State.BUSY)
         assert it.notices == [("idle", CloseReason.IDLE)]
-        assert ("closed", "idle", "idle", 0) in it.events.told
+        assert ("closed", "idle", "idle", 0) in it.events.reports
         assert isinstance((await long)[1], Fed)
         it.now_s += 10.2
         it.service.expiry.expire()
@@ -207,7 +207,7 @@ async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled
         assert second is not first
         assert isinstance((await answer)[1], Failed)
         assert isinstance((await it.feed(second, 0, [5]))[1], Fed)
-        assert [event for event in it.events.told if event[0] == "closed"] == [("closed", "same", "client", 0)]
+        assert [event for event in it.events.reports if event[0] == "closed"] == [("closed", "same", "client", 0)]
         assert it.notices == []
 
 
@@ -221,7 +221,7 @@ async def test_the_end_of_a_session_is_reported_with_its_last_position(tiny_repo
         assert isinstance(failed, Failed)
         assert 0 < failed.position < 50_000
         await turns(10)
-        assert [event for event in it.events.told if event[0] == "closed"] == [
+        assert [event for event in it.events.reports if event[0] == "closed"] == [
             ("closed", "s", "client", failed.position)
         ]
 
@@ -345,11 +345,11 @@ async def test_what_was_done_is_observed_with_its_time_and_tokens(tiny_repositor
         it.now_s += 2.0
         await future
         await it.generate(session, 4)
-        first, *following = [told for told in it.events.told if told[0] in ("first token", "next_tokens")]
+        first, *following = [found for found in it.events.reports if found[0] in ("first token", "next_tokens")]
         assert first[:2] == ("first token", 0.0)
-        assert {told[-2] for told in following} == {0.0}
-        assert sum(told[-1] for told in (first, *following)) == 4, "tokens are reported as they come"
-        assert [told for told in it.events.told if told[0] not in ("first token", "next_tokens")] == [
+        assert {found[-2] for found in following} == {0.0}
+        assert sum(found[-1] for found in (first, *following)) == 4, "tokens are reported as they come"
+        assert [found for found in it.events.reports if found[0] not in ("first token", "next_tokens")] == [
             ("opened", "seen"),
             ("feed", 2.0, 3),
             ("generate", 0.0, 0),

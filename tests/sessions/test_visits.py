@@ -29,20 +29,20 @@ async def left(it: Sessions, session_id: str, policy: SessionPolicy = HELD) -> S
 
 async def test_turns_come_in_order_and_one_that_is_given_up_is_skipped(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
-        told: list[int] = []
+        found: list[int] = []
 
         async def visit(number: int) -> None:
             async with it.service.visits.turn("s"):
-                told.append(number)
+                found.append(number)
                 await turns()
-                assert told[-1] == number, "nobody else has had a turn meanwhile"
+                assert found[-1] == number, "nobody else has had a turn meanwhile"
 
         tasks = [asyncio.create_task(visit(number)) for number in range(6)]
         await turns()
         tasks[2].cancel()
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert told == [0, 1, 3, 4, 5]
+        assert found == [0, 1, 3, 4, 5]
         assert it.service.visits.num_visited == 0
         async with it.service.visits.turn("s"), it.service.visits.turn("another"):
             pass
@@ -82,7 +82,7 @@ async def test_a_visit_pauses_and_restarts_the_hold_time(tiny_repository: Path) 
         assert not session.is_over
         it.now_s += 1.0
         it.service.expiry.expire()
-        assert ("closed", "s", "expired", 0) in it.events.told
+        assert ("closed", "s", "expired", 0) in it.events.reports
 
 
 async def test_a_session_that_a_stream_has_is_refused_and_one_that_it_takes_is_left_to_it(
@@ -110,12 +110,12 @@ async def test_the_end_of_a_visit_does_what_the_policy_says(tiny_repository: Pat
         free = await it.open("free")
         it.service.visits.begin(free)
         it.service.visits.leave(free)
-        assert ("closed", "free", "disconnect", 0) in it.events.told
+        assert ("closed", "free", "disconnect", 0) in it.events.reports
         held, kept = await left(it, "held"), await left(it, "kept", KEPT)
         it.registry.is_draining = True
         it.service.visits.leave(held)
         it.service.visits.leave(kept)
-        assert ("closed", "kept", "moved", 0) in it.events.told, "another server may have it"
+        assert ("closed", "kept", "moved", 0) in it.events.reports, "another server may have it"
         assert not held.is_over
         with pytest.raises(SessionMovedError):
             await it.service.visits.close(kept, CloseReason.CLIENT)
@@ -137,4 +137,4 @@ async def test_a_polite_request_gets_only_an_unused_session(tiny_repository: Pat
         assert not session.is_over, "a stream has it"
         it.registry.detach(session)
         it.service.wanted(politely("s"))
-        assert ("closed", "s", "moved", 5000) in it.events.told
+        assert ("closed", "s", "moved", 5000) in it.events.reports

@@ -27,15 +27,15 @@ EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 async def begun(it: Sessions, session: Session) -> Watcher:
     """Returns a watcher that has received its first event, `WATCHED`."""
     watcher = it.service.watches.watch(session)
-    told = await taken(watcher)
-    assert told.happening is Change.WATCHED
+    found = await taken(watcher)
+    assert found.happening is Change.WATCHED
     return watcher
 
 
 async def taken(watcher: Watcher) -> WatchEvent:
-    told = await watcher.next()
-    assert told is not None
-    return told
+    found = await watcher.next()
+    assert found is not None
+    return found
 
 
 def is_quiet(it: Sessions) -> bool:
@@ -149,9 +149,9 @@ async def test_events_of_a_generation_are_delivered_as_it_produces_tokens(tiny_r
         session = await it.open("s")
         watcher = await begun(it, session)
         results = await it.generate(session, 5)
-        told = [(await taken(watcher)).happening for _ in results]
-        assert told == results
-        assert [len(one.token_ids) for one in told if isinstance(one, Generated)]
+        found = [(await taken(watcher)).happening for _ in results]
+        assert found == results
+        assert [len(one.token_ids) for one in found if isinstance(one, Generated)]
         watcher.close()
         assert is_quiet(it)
 

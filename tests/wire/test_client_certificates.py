@@ -19,7 +19,7 @@ PEM = Authority().certificate
 HASH = b"Hash=" + b"0a" * 32
 
 
-def told(pem: bytes = PEM, before: bytes = b"") -> bytes:
+def certificate_header(pem: bytes = PEM, before: bytes = b"") -> bytes:
     """Returns the header as Envoy writes it."""
     return before + HASH + b';Cert="' + quote(pem, safe="").encode() + b'"'
 
@@ -27,12 +27,21 @@ def told(pem: bytes = PEM, before: bytes = b"") -> bytes:
 @given(st.binary(min_size=1), st.sampled_from([b"", b"By=spiffe://corp/server;", b'By=a;By=b;Cert="x;Hash=;,";']))
 def test_the_certificate_is_what_envoy_was_given(pem: bytes, before: bytes) -> None:
     """The names of the server's own certificate, which come before it, do not matter."""
-    assert certificate_of(told(pem, before)) == pem
+    assert certificate_of(certificate_header(pem, before)) == pem
 
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"x", HASH, HASH + b';Cert=""', HASH + b';Cert="x', b'Cert="x"', told() + b";URI=x", told() + b"," + HASH],
+    [
+        b"",
+        b"x",
+        HASH,
+        HASH + b';Cert=""',
+        HASH + b';Cert="x',
+        b'Cert="x"',
+        certificate_header() + b";URI=x",
+        certificate_header() + b"," + HASH,
+    ],
 )
 def test_malformed_certificate_headers_are_refused(header: bytes) -> None:
     with pytest.raises(ValueError, match=r"^x-forwarded-client-cert is b'.*: expected Hash and Cert"):
@@ -47,7 +56,7 @@ def test_any_other_bytes_are_refused_with_a_short_message(header: bytes) -> None
 
 
 def test_the_certificate_header_is_not_metadata() -> None:
-    headers = [(b"x-forwarded-client-cert", told()), (b"authorization", b"Bearer x")]
+    headers = [(b"x-forwarded-client-cert", certificate_header()), (b"authorization", b"Bearer x")]
     assert metadata_of(headers) == (("authorization", "Bearer x"),)
     assert size_of(headers) == size_of(headers[1:])
 
@@ -87,7 +96,7 @@ async def test_a_handler_gets_the_certificate_only_if_envoy_verifies_it(
         sent.append(event)
 
     headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"host", b"localhost")]
-    headers.append((b"x-forwarded-client-cert", told()))
+    headers.append((b"x-forwarded-client-cert", certificate_header()))
     scope = {
         "method": "POST",
         "path": "/s/m",

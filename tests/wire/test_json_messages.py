@@ -44,11 +44,11 @@ def test_a_value_is_refused_with_its_field(path: str, value: Any, expected: str)
     body: Any = value
     for name in reversed(path.split(".")):
         body = {name: body}
-    told = refusal(json.dumps(body).encode())
+    found = refusal(json.dumps(body).encode())
     field = path.replace("sessionId", "session_id").replace("onDisconnect", "on_disconnect")
     shown = json.dumps(value)
     shown = shown if len(shown) < 62 else f"{shown[:60]}..."
-    assert told == f"{field} = {shown} must be {expected}"
+    assert found == f"{field} = {shown} must be {expected}"
 
 
 @pytest.mark.parametrize(

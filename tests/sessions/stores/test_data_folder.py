@@ -160,7 +160,7 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda path: path.write_bytes(b""), f"is empty: {RESTORE}"),
         (lambda path: path.write_bytes(b"some text"), f"is not an LMDB file: {RESTORE}"),
@@ -173,11 +173,11 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
     ids=["empty", "text", "zeros", "first page", "second page", "folder", "pipe"],
 )
 def test_a_file_that_is_not_a_data_file_is_refused_with_advice(
-    folder: Path, damage: Callable[[Path], object], told: str
+    folder: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     shutil.copytree(folder, folder.with_name("backup"))
     damage(folder / "data.mdb")
-    with pytest.raises(StoreError, match=f"^{folder / 'data.mdb'} {told}"):
+    with pytest.raises(StoreError, match=f"^{folder / 'data.mdb'} {message}"):
         LmdbStore(folder)
     shutil.rmtree(folder)
     folder.with_name("backup").rename(folder)
@@ -251,9 +251,9 @@ CHANGES = [
 NAMES = ["removed", "moved", "replaced", "no data", "other data", "no lock", "other lock", "cut"]
 
 
-@pytest.mark.parametrize(("change", "told"), CHANGES, ids=NAMES)
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=NAMES)
 def test_every_call_of_a_store_whose_folder_changed_fails(
-    folder: Path, change: Callable[[Path], object], told: str
+    folder: Path, change: Callable[[Path], object], message: str
 ) -> None:
     with closing(LmdbStore(folder)) as store:
         store.write([Write("0", 1, None, LATER)])
@@ -268,13 +268,13 @@ def test_every_call_of_a_store_whose_folder_changed_fails(
             lambda: store.sweep(10),
             store.heartbeat,
         ):
-            with pytest.raises(StoreError, match=f"{told}: .*restart the server$"):
+            with pytest.raises(StoreError, match=f"{message}: .*restart the server$"):
                 ask()
 
 
-@pytest.mark.parametrize(("change", "told"), CHANGES[:-1], ids=NAMES[:-1])
+@pytest.mark.parametrize(("change", "message"), CHANGES[:-1], ids=NAMES[:-1])
 def test_what_a_transaction_wrote_to_a_file_that_went_meanwhile_is_not_acknowledged(
-    folder: Path, change: Callable[[Path], object], told: str
+    folder: Path, change: Callable[[Path], object], message: str
 ) -> None:
     changes = [change]
 
@@ -283,7 +283,7 @@ def test_what_a_transaction_wrote_to_a_file_that_went_meanwhile_is_not_acknowled
             changes.pop()(folder)
         return time.time()
 
-    with closing(LmdbStore(folder, clock=clock)) as store, pytest.raises(StoreError, match=told):
+    with closing(LmdbStore(folder, clock=clock)) as store, pytest.raises(StoreError, match=message):
         store.write([Write("0", 1, b"acknowledged", LATER)])
 
 
@@ -393,10 +393,10 @@ def test_a_folder_that_cannot_be_written_to_is_named_as_read_only_and_nothing_is
     with as_plain_user():
         check_folder(reachable)
         check_folder(reachable / "new" / "data")
-        told = "is read-only for the server's user .*: let that user read and write it"
-        with pytest.raises(StoreError, match=f"^{reachable}/read-only {told}"):
+        message = "is read-only for the server's user .*: let that user read and write it"
+        with pytest.raises(StoreError, match=f"^{reachable}/read-only {message}"):
             check_folder(reachable / "read-only")
-        with pytest.raises(StoreError, match=f"/data cannot be made: the folder {reachable}/read-only {told}"):
+        with pytest.raises(StoreError, match=f"/data cannot be made: the folder {reachable}/read-only {message}"):
             check_folder(reachable / "read-only" / "data")
     assert not (reachable / "new").exists()
 

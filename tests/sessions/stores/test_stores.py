@@ -414,8 +414,8 @@ def test_a_full_embedded_store_loses_nothing_that_it_has_taken(tmp_path: Path) -
 
 def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
-    told = f"{tmp_path} is in use by another process: .* by --data-folder, or .* by --store memory"
-    with pytest.raises(StoreError, match=told):
+    message = f"{tmp_path} is in use by another process: .* by --data-folder, or .* by --store memory"
+    with pytest.raises(StoreError, match=message):
         LmdbStore(tmp_path)
     store.close()
     LmdbStore(tmp_path).close()
@@ -572,13 +572,13 @@ def test_a_refusal_of_redis_is_reported_with_advice(tmp_path: Path) -> None:
         with Redis.from_url(server.url) as client:
             client.config_set("requirepass", "hush")
         address = server.url.removeprefix("redis://")
-        for url, told in (
+        for url, found in (
             (f"redis://{address}", "it requires a password: set redis_url to redis://:PASSWORD@HOST:PORT/0"),
             (f"redis://:wrong@{address}", "correct the user and the password in redis_url"),
             (f"rediss://{address}", "if it does not use TLS, set redis_url to a URL that begins with redis://"),
         ):
             with pytest.raises(StoreError) as refused:
                 check_reachable(url)
-            assert told in str(refused.value)
+            assert found in str(refused.value)
             assert "wrong" not in str(refused.value).replace("WRONGPASS", "")
         check_reachable(f"redis://:hush@{address}")

@@ -30,7 +30,7 @@ def read(message: bytes | Struct) -> dict[str, Any]:
     return MessageToDict(Struct.FromString(message) if isinstance(message, bytes) else message)
 
 
-def told(service: LocalService, name: str) -> Any:
+def recorded(service: LocalService, name: str) -> Any:
     """Returns what the service keeps under a name; None if nothing."""
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path("Unary")), framed(do="tell", name=name))

@@ -9,7 +9,7 @@ TIMEOUT_S = 20.0
 
 
 @dataclass
-class Told:
+class Answer:
     """A response.
 
     status: 0 if the response is not HTTP/1.1. body: without chunk headers. is_closed: whether the server has closed the
@@ -31,9 +31,9 @@ def request(method: str, target: str, body: bytes = b"", /, **headers: str | Non
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def exchange(target: str, sent: bytes) -> Told:
+def exchange(target: str, sent: bytes) -> Answer:
     """Sends a request with `connection: close`. Returns the response once the server has closed the connection."""
-    return _told(received(target, sent))
+    return _parsed(received(target, sent))
 
 
 def received(target: str, sent: bytes) -> bytes:
@@ -50,22 +50,22 @@ def received(target: str, sent: bytes) -> bytes:
     return found
 
 
-def _told(data: bytes) -> Told:
+def _parsed(data: bytes) -> Answer:
     if not data.startswith(b"HTTP/1.1 "):
-        return Told(is_closed=True)
+        return Answer(is_closed=True)
     head, _, rest = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
-    told = Told(int(first.split()[1]), _headers(lines), rest, is_closed=True)
-    if told.headers.get("transfer-encoding") == "chunked":
-        told.body = b""
+    found = Answer(int(first.split()[1]), _headers(lines), rest, is_closed=True)
+    if found.headers.get("transfer-encoding") == "chunked":
+        found.body = b""
         while rest:  # a response to HEAD has no chunks
             size, _, rest = rest.partition(b"\r\n")
             if not int(size, 16):
                 break
-            told.body += rest[: int(size, 16)]
+            found.body += rest[: int(size, 16)]
             rest = rest[int(size, 16) + 2 :]
-        told.trailers = _headers(rest.decode("latin-1").split("\r\n"))
-    return told
+        found.trailers = _headers(rest.decode("latin-1").split("\r\n"))
+    return found
 
 
 def _headers(lines: list[str]) -> dict[str, str]:

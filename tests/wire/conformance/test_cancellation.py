@@ -11,7 +11,7 @@ import pytest
 from examples.local_service import LocalService
 from tests.services import local_service
 from tests.waiting import wait_until
-from tests.wire.conformance.calls import client, framed, path, read, told
+from tests.wire.conformance.calls import client, framed, path, read, recorded
 from tests.wire.conformance.conftest import COMMAND
 from tests.wire.conformance.http2 import Connection, call_headers
 from tests.wire.conformance.leaving import WAYS
@@ -67,9 +67,9 @@ def test_a_handler_is_cancelled_when_its_client_leaves(service: LocalService, wa
     with Connection(service.target) as one:
         number = one.start(call_headers(path(method)))
         one.data(number, framed(do="wait", name=name), is_last=is_last)
-        wait_until(lambda: told(service, name) == "waiting")
+        wait_until(lambda: recorded(service, name) == "waiting")
         WAYS[way](one, number)
-        wait_until(lambda: told(service, name) == "cancelled")
+        wait_until(lambda: recorded(service, name) == "cancelled")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -80,7 +80,7 @@ def test_a_handler_that_writes_notices_that_its_client_has_left(service: LocalSe
         one.data(stream, framed(do="flood", name=name, size=1000, count=10**6), is_last=True)
         one.wait_for_data(stream, 2000)
         WAYS[way](one, stream)
-        wait_until(lambda: isinstance(told(service, name), str))
+        wait_until(lambda: isinstance(recorded(service, name), str))
 
 
 def test_a_stream_that_is_reset_leaves_its_neighbours_alone(service: LocalService) -> None:
@@ -100,10 +100,10 @@ async def test_a_call_that_grpcio_cancels_is_cancelled(service: LocalService) ->
     name = "cancelled by grpcio"
     async with client(service.target) as one:
         call = one.unary(struct(do="wait", name=name))
-        await asyncio.to_thread(wait_until, lambda: told(service, name) == "waiting")
+        await asyncio.to_thread(wait_until, lambda: recorded(service, name) == "waiting")
         call.cancel()
         assert await call.code() is grpc.StatusCode.CANCELLED
-        await asyncio.to_thread(wait_until, lambda: told(service, name) == "cancelled")
+        await asyncio.to_thread(wait_until, lambda: recorded(service, name) == "cancelled")
 
 
 def test_a_handler_may_cancel_itself(envoy_service: LocalService) -> None:
@@ -121,7 +121,7 @@ def test_a_stopping_server_refuses_new_calls_and_ends_the_others(wire: str) -> N
         lively = one.start(call_headers(path("Stream")))
         one.data(lively, framed(number=1))
         one.wait_for_data(lively, 1)
-        wait_until(lambda: told(service, "stalled") == "waiting")
+        wait_until(lambda: recorded(service, "stalled") == "waiting")
         service.process.terminate()
         late = one.start(call_headers(path("Unary")))
         one.data(late, framed(number=3), is_last=True)

@@ -12,7 +12,7 @@ import pytest
 from examples.local_service import LocalService
 from tests.services import program
 from tests.wire.conformance.calls import framed, path, read
-from tests.wire.conformance.http1 import Told, exchange, received, request
+from tests.wire.conformance.http1 import Answer, exchange, received, request
 from tests.wire.conformance.http2 import Connection, call_headers, message_frame
 from tests.wire.conformance.servicer import struct
 
@@ -21,7 +21,7 @@ STREAM = {"content_type": "application/connect+json", "connect_protocol_version"
 LARGE = 1_000_000
 
 
-def unary(service: LocalService, method: str = "Unary", **fields: Any) -> Told:
+def unary(service: LocalService, method: str = "Unary", **fields: Any) -> Answer:
     """Makes a unary Connect call in JSON. Returns the response."""
     return exchange(service.target, request("POST", path(method), json.dumps(fields).encode(), **JSON))
 
@@ -47,9 +47,9 @@ def opened(body: bytes) -> list[tuple[int, Any]]:
 @pytest.mark.parametrize("version", [None, "1"])
 def test_json_is_answered_with_json(envoy_service: LocalService, content_type: str, version: str | None) -> None:
     headers = {**JSON, "content_type": content_type, "connect_protocol_version": version}
-    told = exchange(envoy_service.target, request("POST", path("Unary"), '{"text": "ñ"}'.encode(), **headers))
-    assert (told.status, json.loads(told.body)) == (200, {"text": "ñ"})
-    assert told.headers["content-type"].startswith("application/json")
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), '{"text": "ñ"}'.encode(), **headers))
+    assert (answer.status, json.loads(answer.body)) == (200, {"text": "ñ"})
+    assert answer.headers["content-type"].startswith("application/json")
 
 
 def test_requests_of_one_connection_are_answered_in_turn(envoy_service: LocalService) -> None:
@@ -58,18 +58,18 @@ def test_requests_of_one_connection_are_answered_in_turn(envoy_service: LocalSer
         request("POST", path("Unary"), b'{"number": %d}' % number, content_type="application/json") for number in (1, 2)
     ]
     sent.append(request("POST", path("Unary"), b'{"number": 3}', **JSON))
-    told = received(envoy_service.target, b"".join(sent))
-    assert told.count(b"HTTP/1.1 200 OK") == 3
-    assert [told.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)] == sorted(
-        told.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)
+    answer = received(envoy_service.target, b"".join(sent))
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert [answer.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)] == sorted(
+        answer.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)
     )
 
 
 def test_protocol_buffers_may_be_sent_without_frames(envoy_service: LocalService) -> None:
     headers = {"content_type": "application/proto", "connect_protocol_version": "1", "connection": "close"}
     body = struct(number=1).SerializeToString()
-    told = exchange(envoy_service.target, request("POST", path("Unary"), body, **headers))
-    assert (told.status, read(told.body)) == (200, {"number": 1})
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), body, **headers))
+    assert (answer.status, read(answer.body)) == (200, {"number": 1})
 
 
 CODES = {
@@ -100,19 +100,19 @@ instead."""
 @pytest.mark.parametrize("code", CODES)
 def test_a_status_becomes_a_connect_error(envoy_service: LocalService, code: str) -> None:
     number = CODES[code][0]
-    told = unary(envoy_service, do="end", code=number, details="plain words", trailers=[["k", "v"]])
+    answer = unary(envoy_service, do="end", code=number, details="plain words", trailers=[["k", "v"]])
     code = "aborted" if code in RESENT else code
     status = CODES[code][1]
-    assert told.status in (status, OLDER.get(code))
-    assert json.loads(told.body) == {"code": code, "message": "plain words"}
-    assert told.headers["content-type"] == "application/json"
+    assert answer.status in (status, OLDER.get(code))
+    assert json.loads(answer.body) == {"code": code, "message": "plain words"}
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_what_is_no_json_is_refused_in_words(envoy_service: LocalService) -> None:
     for body in (b"{", b"[]", b"\xff", b'{"a":' * 5000):
-        told = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON))
-        assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
-        assert "is not JSON of google.protobuf.Struct" in json.loads(told.body)["message"]
+        answer = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON))
+        assert (answer.status, json.loads(answer.body)["code"]) == (400, "invalid_argument")
+        assert "is not JSON of google.protobuf.Struct" in json.loads(answer.body)["message"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_header_that_means_nothing_is_refused(
 ) -> None:
     headers = {"content_type": kind, "connection": "close", "connect_protocol_version": "1", header: value}
     body = enveloped({}) if "connect+" in kind else b"" if "proto" in kind else b"{}"
-    told = exchange(
+    answer = exchange(
         envoy_service.target, request("POST", path("ServerStream" if "+" in kind else "Unary"), body, **headers)
     )
-    error = opened(told.body)[0][1]["error"] if "connect+" in kind else json.loads(told.body)
-    assert told.status == (200 if "connect+" in kind else 400)
+    error = opened(answer.body)[0][1]["error"] if "connect+" in kind else json.loads(answer.body)
+    assert answer.status == (200 if "connect+" in kind else 400)
     assert error["code"] == "invalid_argument"
     assert f"{header.replace('_', '-')} is {value!r}" in error["message"]
     assert expected in error["message"]
@@ -147,9 +147,9 @@ def test_json_in_another_charset_is_refused(envoy_service: LocalService, kind: s
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_body_that_is_not_compressed_as_it_says_is_refused(envoy_service: LocalService, encoding: str) -> None:
-    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, content_encoding=encoding))
-    error = json.loads(told.body)
-    assert (told.status, error["code"], error["message"]) == (
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, content_encoding=encoding))
+    error = json.loads(answer.body)
+    assert (answer.status, error["code"], error["message"]) == (
         400,
         "invalid_argument",
         f"a compressed message is not valid {encoding}",
@@ -158,56 +158,56 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(envoy_service: Loca
 
 def test_protocol_buffers_that_are_none_are_refused(envoy_service: LocalService) -> None:
     headers = {"content_type": "application/proto", "connect_protocol_version": "1", "connection": "close"}
-    told = exchange(envoy_service.target, request("POST", path("Unary"), b"\xff\xff", **headers))
-    assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), b"\xff\xff", **headers))
+    assert (answer.status, json.loads(answer.body)["code"]) == (400, "invalid_argument")
 
 
 def test_json_may_be_large(envoy_service: LocalService) -> None:
     """Requests and responses may be large, up to the limit of messages."""
     assert unary(envoy_service, do="tell", name="x", padding="x" * LARGE).status == 200
-    told = unary(envoy_service, do="pad", size=LARGE)
-    assert (told.status, len(json.loads(told.body)["padding"])) == (200, LARGE)
-    told = unary(envoy_service, do="tell", name="x", padding="x" * (4 * 1024 * 1024))
-    assert (told.status, json.loads(told.body)["code"]) == (429, "resource_exhausted")
+    answer = unary(envoy_service, do="pad", size=LARGE)
+    assert (answer.status, len(json.loads(answer.body)["padding"])) == (200, LARGE)
+    answer = unary(envoy_service, do="tell", name="x", padding="x" * (4 * 1024 * 1024))
+    assert (answer.status, json.loads(answer.body)["code"]) == (429, "resource_exhausted")
 
 
 def test_a_time_limit_is_kept(envoy_service: LocalService) -> None:
     body = json.dumps({"do": "wait", "name": "connect"}).encode()
-    told = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON, connect_timeout_ms="200"))
-    assert (told.status, json.loads(told.body)["code"]) == (409, "aborted")
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON, connect_timeout_ms="200"))
+    assert (answer.status, json.loads(answer.body)["code"]) == (409, "aborted")
 
 
 @pytest.mark.parametrize("method", ["ServerStream", "ClientStream", "Stream"])
 def test_connect_streams_work(envoy_service: LocalService, method: str) -> None:
     """The last message of a stream has its status. Over HTTP/1.1 a client sends all its messages first."""
     messages = [{"number": 1.0}] if method == "ServerStream" else [{"number": 1.0}, {"number": 2.0}]
-    told = exchange(envoy_service.target, request("POST", path(method), enveloped(*messages), **STREAM))
+    response = exchange(envoy_service.target, request("POST", path(method), enveloped(*messages), **STREAM))
     answers = [{"count": 2.0}] if method == "ClientStream" else messages
-    assert told.status == 200
-    assert opened(told.body) == [*((0, answer) for answer in answers), (2, {})]
-    assert told.headers["content-type"] == "application/connect+json"
+    assert response.status == 200
+    assert opened(response.body) == [*((0, answer) for answer in answers), (2, {})]
+    assert response.headers["content-type"] == "application/connect+json"
 
 
 def test_connect_streams_of_protocol_buffers_work(envoy_service: LocalService) -> None:
     headers = {**STREAM, "content_type": "application/connect+proto"}
-    told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
-    assert told.body == framed(number=1) * 2 + message_frame(b"{}", flag=2)
+    answer = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
+    assert answer.body == framed(number=1) * 2 + message_frame(b"{}", flag=2)
 
 
 def test_a_streams_status_comes_at_its_end(envoy_service: LocalService) -> None:
     body = enveloped({"do": "end", "code": 5, "details": "none", "after": 2, "trailers": [["k", "v"]]})
-    told = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
+    answer = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
     end = {"error": {"code": "not_found", "message": "none"}, "metadata": {"k": ["v"]}}
-    assert (told.status, opened(told.body)) == (200, [(0, {"before": True})] * 2 + [(2, end)])
+    assert (answer.status, opened(answer.body)) == (200, [(0, {"before": True})] * 2 + [(2, end)])
 
 
 @pytest.mark.parametrize(
     "body", [b"\0\0\0", b"\0\0\0\0\5{}", message_frame(b"{", flag=0), message_frame(b"{}", flag=3)]
 )
 def test_a_stream_of_what_is_no_message_ends_with_an_error(envoy_service: LocalService, body: bytes) -> None:
-    told = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
-    ((flags, end),) = opened(told.body)
-    assert (told.status, flags) == (200, 2)
+    answer = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
+    ((flags, end),) = opened(answer.body)
+    assert (answer.status, flags) == (200, 2)
     assert end["error"]["code"] in ("internal", "invalid_argument")
 
 
@@ -225,18 +225,18 @@ def test_a_stream_of_connect_goes_both_ways_over_http_2(envoy_service: LocalServ
 @pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpc-web+proto"])
 def test_grpc_web_is_accepted(envoy_service: LocalService, kind: str) -> None:
     headers = {"content_type": kind, "x_grpc_web": "1", "connection": "close"}
-    told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
-    assert (told.status, told.headers["content-type"]) == (200, "application/grpc-web+proto")
-    assert told.body == framed(number=1) * 2 + message_frame(b"grpc-status:0\r\n", flag=0x80)
+    answer = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/grpc-web+proto")
+    assert answer.body == framed(number=1) * 2 + message_frame(b"grpc-status:0\r\n", flag=0x80)
 
 
 def test_grpc_web_text_works(envoy_service: LocalService) -> None:
     kind = "application/grpc-web-text"
     headers = {"content_type": kind, "accept": kind, "connection": "close"}
     body = base64.b64encode(framed(do="end", code=5, details="ñ", after=1))
-    told = exchange(envoy_service.target, request("POST", path("ServerStream"), body, **headers))
-    assert told.headers["content-type"] == "application/grpc-web-text+proto"
-    parts = b"".join(base64.b64decode(part + b"=" * (-len(part) % 4)) for part in told.body.split(b"="))
+    answer = exchange(envoy_service.target, request("POST", path("ServerStream"), body, **headers))
+    assert answer.headers["content-type"] == "application/grpc-web-text+proto"
+    parts = b"".join(base64.b64decode(part + b"=" * (-len(part) % 4)) for part in answer.body.split(b"="))
     response, trailers = framed(before=True), parts[len(framed(before=True)) :]
     assert parts.startswith(response)
     assert trailers[0] == 0x80
@@ -245,14 +245,14 @@ def test_grpc_web_text_works(envoy_service: LocalService) -> None:
 
 def test_grpc_web_that_is_no_base_64_is_refused(envoy_service: LocalService) -> None:
     headers = {"content_type": "application/grpc-web-text", "connection": "close"}
-    told = exchange(envoy_service.target, request("POST", path("Unary"), b"!!!!", **headers))
-    assert (told.status, told.headers["grpc-status"]) == (400, "13")
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), b"!!!!", **headers))
+    assert (answer.status, answer.headers["grpc-status"]) == (400, "13")
 
 
 def test_a_call_that_fails_at_once_has_its_status_in_grpc_web(envoy_service: LocalService) -> None:
     headers = {"content_type": "application/grpc-web", "connection": "close"}
-    told = exchange(envoy_service.target, request("POST", path("Nope"), framed(), **headers))
-    assert (told.status, told.headers["grpc-status"]) == (200, "12")
+    answer = exchange(envoy_service.target, request("POST", path("Nope"), framed(), **headers))
+    assert (answer.status, answer.headers["grpc-status"]) == (200, "12")
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_a_call_that_fails_at_once_has_its_status_in_grpc_web(envoy_service: Loc
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_no_method_can_be_called_by_get(envoy_service: LocalService, method: str, query: str) -> None:
     """Any page can make a browser send a GET without an origin and without a preflight request."""
-    told = exchange(envoy_service.target, request(method, f"{path('Unary')}?connect=v1&{query}", **JSON))
-    assert (told.status, bool(told.body)) == (404, method == "GET")
+    answer = exchange(envoy_service.target, request(method, f"{path('Unary')}?connect=v1&{query}", **JSON))
+    assert (answer.status, bool(answer.body)) == (404, method == "GET")
     with Connection(envoy_service.target) as one:
         headers = call_headers(f"{path('Unary')}?connect=v1&{query}", method=method, content_type=None)
         assert one.ask(headers).http_status == "404"
@@ -270,18 +270,20 @@ def test_no_method_can_be_called_by_get(envoy_service: LocalService, method: str
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
 def test_requests_that_need_no_preflight_are_refused(envoy_service: LocalService, kind: str | None) -> None:
-    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", content_type=kind, connection="close"))
-    assert told.status == 415
+    answer = exchange(
+        envoy_service.target, request("POST", path("Unary"), b"{}", content_type=kind, connection="close")
+    )
+    assert answer.status == 415
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "", "http://localhost.evil.example"])
 def test_other_origins_are_refused_in_every_protocol(envoy_service: LocalService, origin: str) -> None:
-    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, origin=origin))
-    assert (told.status, json.loads(told.body)["code"]) == (403, "permission_denied")
+    answer = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, origin=origin))
+    assert (answer.status, json.loads(answer.body)["code"]) == (403, "permission_denied")
     for kind in ("application/grpc-web", "application/grpc"):
         headers = {"content_type": kind, "te": "trailers", "origin": origin, "connection": "close"}
-        told = exchange(envoy_service.target, request("POST", path("Unary"), framed(), **headers))
-        assert (told.status, told.headers["grpc-status"]) == (200, "7")
+        answer = exchange(envoy_service.target, request("POST", path("Unary"), framed(), **headers))
+        assert (answer.status, answer.headers["grpc-status"]) == (200, "7")
 
 
 @pytest.mark.parametrize(
@@ -298,9 +300,9 @@ def test_other_origins_are_refused_in_every_protocol(envoy_service: LocalService
     ids=lambda sent: sent[:60].decode(),
 )
 def test_an_invalid_http_1_request_closes_the_connection(envoy_service: LocalService, sent: bytes) -> None:
-    told = exchange(envoy_service.target, sent)
-    assert told.is_closed
-    assert told.status in (400, 403, 426, 431)
+    answer = exchange(envoy_service.target, sent)
+    assert answer.is_closed
+    assert answer.status in (400, 403, 426, 431)
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])

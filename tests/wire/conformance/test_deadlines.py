@@ -7,7 +7,7 @@ import pytest
 
 from examples.local_service import LocalService
 from tests.waiting import wait_until
-from tests.wire.conformance.calls import client, framed, path, read, told
+from tests.wire.conformance.calls import client, framed, path, read, recorded
 from tests.wire.conformance.http2 import Connection, call_headers
 from tests.wire.conformance.servicer import METHODS
 
@@ -19,7 +19,7 @@ def test_a_call_past_its_deadline_is_ended_and_its_handler_cancelled(service: Lo
     with Connection(service.target) as one:
         answer = one.ask(call_headers(path(method), ("grpc-timeout", "300m")), framed(do="wait", name=name))
         assert answer.status == 4 or answer.reset is not None
-    wait_until(lambda: told(service, name) == "cancelled")
+    wait_until(lambda: recorded(service, name) == "cancelled")
 
 
 def test_responses_that_came_in_time_are_there(service: LocalService) -> None:

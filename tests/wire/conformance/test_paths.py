@@ -102,6 +102,6 @@ def test_a_streaming_method_is_not_found_with_a_unary_content_type(
 ) -> None:
     headers = {"content_type": content_type, "connect_protocol_version": "1", "connection": "close"}
     sent = request("POST", path("Stream"), b"", **headers)
-    told = exchange(envoy_service.target, sent)
-    assert told.status == 404
-    assert "application/connect+json" in told.body.decode()
+    answer = exchange(envoy_service.target, sent)
+    assert answer.status == 404
+    assert "application/connect+json" in answer.body.decode()

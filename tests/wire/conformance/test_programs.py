@@ -20,7 +20,7 @@ from carousel.v1 import models_pb2
 from examples.local_service import LocalService
 from tests.services import program
 from tests.waiting import wait_until
-from tests.wire.conformance.calls import path, read, told
+from tests.wire.conformance.calls import path, read, recorded
 from tests.wire.conformance.servicer import METHODS, struct
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -28,7 +28,7 @@ WORDS = "100% «ñandú»"
 
 
 @dataclass
-class Told:
+class Answer:
     """The output of a program."""
 
     responses: list[bytes] = field(default_factory=list)
@@ -44,11 +44,11 @@ class Program:
     def __init__(self, command: list[str]) -> None:
         self._command = command
 
-    def call(self, target: str, method: str, *messages: bytes, deadline_ms: int = 0, reads: int = 0) -> Told:
+    def call(self, target: str, method: str, *messages: bytes, deadline_ms: int = 0, reads: int = 0) -> Answer:
         """Makes one call. Returns the program's output. See `programs/call.cc`."""
         arguments = [target, method, str(deadline_ms), str(reads), *(message.hex() for message in messages)]
         done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, check=True, timeout=60)
-        found = Told()
+        found = Answer()
         for line in done.stdout.splitlines():
             kind, _, rest = line.partition(" ")
             if kind == "response":
@@ -141,7 +141,7 @@ def test_a_call_that_is_cancelled_is_ended(
     flood = struct(do="flood", name=name, size=1000, count=10**6).SerializeToString()
     found = caller.call(service.target, path("ServerStream"), flood, reads=5)
     assert (found.status, len(found.responses) >= 5) == (1, True)
-    wait_until(lambda: isinstance(told(service, name), str))
+    wait_until(lambda: isinstance(recorded(service, name), str))
 
 
 def test_clients_can_call_the_real_service(caller: Program, carousel: LocalService) -> None:

@@ -72,17 +72,19 @@ def test_a_path_may_be_long(service: LocalService) -> None:
 
 def test_a_request_of_http_1_is_refused_or_answered_and_closed(service: LocalService) -> None:
     """grpcio closes the connection because the request is not HTTP/2. Envoy answers in HTTP/1.1."""
-    told = exchange(service.target, request("GET", "/nothing", connection="close"))
-    assert told.is_closed
-    if told.status:
-        assert (told.status, told.body[:22]) == (404, b"this is a gRPC service")
+    answer = exchange(service.target, request("GET", "/nothing", connection="close"))
+    assert answer.is_closed
+    if answer.status:
+        assert (answer.status, answer.body[:22]) == (404, b"this is a gRPC service")
 
 
 def test_a_call_over_http_1_has_its_status(envoy_service: LocalService) -> None:
-    told = exchange(envoy_service.target, request("POST", path("Unary"), framed(number=1), **GRPC, connection="close"))
-    assert (told.status, told.trailers) == (200, {"grpc-status": "0"})
-    told = exchange(envoy_service.target, request("POST", path("Nope"), framed(number=1), **GRPC, connection="close"))
-    assert (told.status, told.headers["grpc-status"]) == (200, "12")
+    answer = exchange(
+        envoy_service.target, request("POST", path("Unary"), framed(number=1), **GRPC, connection="close")
+    )
+    assert (answer.status, answer.trailers) == (200, {"grpc-status": "0"})
+    answer = exchange(envoy_service.target, request("POST", path("Nope"), framed(number=1), **GRPC, connection="close"))
+    assert (answer.status, answer.headers["grpc-status"]) == (200, "12")
 
 
 @pytest.mark.parametrize(

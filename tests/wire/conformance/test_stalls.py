@@ -11,7 +11,7 @@ import pytest
 from examples.local_service import LocalService
 from examples.processes import resident_bytes
 from tests.waiting import wait_until
-from tests.wire.conformance.calls import framed, path, read, told
+from tests.wire.conformance.calls import framed, path, read, recorded
 from tests.wire.conformance.conftest import serving_pid
 from tests.wire.conformance.http2 import Connection, call_headers
 
@@ -24,10 +24,10 @@ MOST_BYTES = 64 * 1024 * 1024
 
 def rest(service: LocalService, name: str) -> int:
     """Waits until no more responses are written for 0.5 s. Returns how many were written."""
-    wait_until(lambda: told(service, name) is not None)
+    wait_until(lambda: recorded(service, name) is not None)
     last, since = -1, time.monotonic()
     while time.monotonic() < since + 0.5:
-        number = told(service, name)
+        number = recorded(service, name)
         if number != last:
             last, since = number, time.monotonic()
         time.sleep(0.05)  # nothing announces that no more responses come
@@ -49,7 +49,7 @@ def test_a_client_that_does_not_read_stops_its_handler_and_no_other(service: Loc
         if stalls == "stream":  # other streams of the same connection continue
             assert one.ask(call_headers(path("Unary")), framed(number=1)).status == 0
         one.reset(stream)
-        wait_until(lambda: isinstance(told(service, name), str))
+        wait_until(lambda: isinstance(recorded(service, name), str))
 
 
 def test_a_client_that_never_looks_at_its_socket_stops_its_handler(service: LocalService) -> None:
