@@ -101,14 +101,14 @@ def local_service(
     served: dict[str, object] = {"example": True} if models is None else {"models": models}
     usual = {"port": 0, "metrics-port": 0, "log-format": "json", "log-level": "info", "store": "memory"}
     given = {**served, **usual, **(flags or {})}
-    is_told = given["log-level"] in ("debug", "info")
-    if not is_told:
+    logs_starts = given["log-level"] in ("debug", "info")
+    if not logs_starts:
         given |= _known_ports(given)
     arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
         process = start([*command, *arguments], log_file)
         try:
-            port, metrics_port = _wait_until_started(process, Path(log_file.name), None if is_told else given)
+            port, metrics_port = _wait_until_started(process, Path(log_file.name), None if logs_starts else given)
             metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
             yield LocalService(f"127.0.0.1:{port}", metrics_url, process, log_file)
         finally:

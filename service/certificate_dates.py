@@ -46,15 +46,15 @@ def warning_of(pems: bytes, now: datetime) -> Warned | None:
     if validity is None:
         return None
     if validity.ends <= now:
-        return Warned("tls.certificate_expired", _told(validity.ends))
+        return Warned("tls.certificate_expired", _text(validity.ends))
     if now < validity.begins:
-        return Warned("tls.certificate_not_yet_valid", _told(validity.begins))
+        return Warned("tls.certificate_not_yet_valid", _text(validity.begins))
     if validity.ends - now < SOON:
-        return Warned("tls.certificate_expires_soon", _told(validity.ends))
+        return Warned("tls.certificate_expires_soon", _text(validity.ends))
     return None
 
 
-def _told(time: datetime) -> str:
+def _text(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"
 
 

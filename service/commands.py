@@ -46,7 +46,7 @@ def read_settings(arguments: list[str]) -> Settings | None:
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
-        print(_told(error), file=sys.stderr)
+        print(_message(error), file=sys.stderr)
         return None
 
 
@@ -95,7 +95,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _told(error: ValidationError | SettingsError) -> str:
+def _message(error: ValidationError | SettingsError) -> str:
     if isinstance(error, SettingsError):
         return without_passwords(str(error).removeprefix("error parsing CLI: "))
     lines = []

@@ -55,7 +55,7 @@ QUOTED_LENGTH = 140
 """Most characters of a text that are shown. It holds the longest session id and some more."""
 _QUOTED_ITEMS = 8
 INTERNAL = "internal error: see the server's log"
-"""What clients are told of a bug of the server's."""
+"""The message that clients get for a bug of the server."""
 
 
 def quoted(value: object) -> str:

@@ -102,17 +102,17 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
     """Waits for a process. Kills it when it exceeds a limit or is no longer wanted. Returns which limit it exceeded, or
     None."""
     deadline = time.monotonic() + trial.time_s
-    most, told = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
+    most, limit = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
     room = _room_bytes()
     if room is not None and room < most:
-        most, told = room, f"{room // _MIB} MiB of memory, all that the container has left"
+        most, limit = room, f"{room // _MIB} MiB of memory, all that the container has left"
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
             return None
         reason = None
         if _resident_bytes(process.pid) > most:
-            reason = f"its graphs need more than {told}"
+            reason = f"its graphs need more than {limit}"
         elif time.monotonic() > deadline:
             reason = f"its graphs were not loaded and run once within {trial.time_s:g} s (check_time_s)"
         elif is_wanted():

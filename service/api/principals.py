@@ -240,10 +240,10 @@ def _read(path: Path) -> _File:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TokenFileError(f"tokens_file = {path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        raise TokenFileError(f"tokens_file = {path}: {'; '.join(map(_told, error.errors()))}") from None
+        raise TokenFileError(f"tokens_file = {path}: {'; '.join(map(_message, error.errors()))}") from None
 
 
-def _told(problem: ErrorDetails) -> str:
+def _message(problem: ErrorDetails) -> str:
     reason = _reason(problem)
     return ": ".join((*filter(None, (".".join(map(str, problem["loc"])),)), reason))
 

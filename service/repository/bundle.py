@@ -147,10 +147,10 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     trace = None
     if manifest.trace is not None:
         trace = _load_graph(folder / manifest.trace.file, runtime)
-        told = [output.tensor for output in manifest.trace.outputs]
+        outputs = [output.tensor for output in manifest.trace.outputs]
         inputs = _step_inputs(manifest, manifest.step)
         rows = manifest.step.max_rows
-        _check_graph(manifest.trace.file, trace, inputs, told, max_chunk=1, max_rows=rows, takes_all=False)
+        _check_graph(manifest.trace.file, trace, inputs, outputs, max_chunk=1, max_rows=rows, takes_all=False)
     digest = hashlib.sha256(text).hexdigest()
     first = _first_values(folder, manifest)
     return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace, first)

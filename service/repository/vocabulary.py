@@ -176,8 +176,8 @@ class Vocabulary:
 def too_many(count: str, limit: int, setting: str, field: str) -> SequenceTooLongError:
     """Returns the error for a sequence of more than `limit` tokens. count: the number of tokens, in words; setting: the
     name of the limit; empty: none."""
-    told, facts = (f" ({setting})", {setting: limit}) if setting else ("", {})
-    return SequenceTooLongError(f"{field} has {count}, the limit is {limit}{told}", field=field, limit=limit, **facts)
+    end, facts = (f" ({setting})", {setting: limit}) if setting else ("", {})
+    return SequenceTooLongError(f"{field} has {count}, the limit is {limit}{end}", field=field, limit=limit, **facts)
 
 
 def _varint(number: int) -> int:

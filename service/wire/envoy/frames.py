@@ -45,8 +45,8 @@ class Frames:
             return None
         end = begin + int.from_bytes(rest[at + 1 : begin], "big")
         if end - begin > self._max_bytes:
-            told = f"SERVER: Received message larger than max ({end - begin} vs. {self._max_bytes})"
-            raise FrameError("RESOURCE_EXHAUSTED", told)  # in gRPC's own words, because clients look for them
+            reason = f"SERVER: Received message larger than max ({end - begin} vs. {self._max_bytes})"
+            raise FrameError("RESOURCE_EXHAUSTED", reason)  # in gRPC's own words, because clients look for them
         if len(rest) < end:
             return None
         self._at = end
@@ -74,8 +74,8 @@ class Frames:
         except zlib.error:
             raise FrameError("INTERNAL", f"a compressed message is not valid {self._encoding}") from None
         if len(message) > self._max_bytes:
-            told = f"a decompressed message has more than {self._max_bytes} bytes, the limit (max_message_bytes)"
-            raise FrameError("RESOURCE_EXHAUSTED", told)
+            reason = f"a decompressed message has more than {self._max_bytes} bytes, the limit (max_message_bytes)"
+            raise FrameError("RESOURCE_EXHAUSTED", reason)
         if not decoder.eof:
             raise FrameError("INTERNAL", f"a compressed message is incomplete ({self._encoding})")
         if decoder.unused_data:
