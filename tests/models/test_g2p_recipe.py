@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -18,13 +19,19 @@ from models.recipes import cmudict_data as data
 from models.recipes import g2p
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
-PAIRS = data.load("validation").pairs[:1500]
+Pairs: TypeAlias = list[tuple[str, data.Phonemes]]
 
 
-def test_batches_are_of_one_source_length_and_hold_every_pair_once() -> None:
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    """Pairs of a spelling and its phonemes. Reading the dictionary takes seconds."""
+    return list(data.load("validation").pairs[:1500])
+
+
+def test_batches_are_of_one_source_length_and_hold_every_pair_once(pairs: Pairs) -> None:
     """Sources need no padding. Decoded, the batches give each pair exactly once, and no batch exceeds its size."""
     found: Counter[tuple[str, data.Phonemes]] = Counter()
-    for source, inputs, expected in g2p.make_batches(PAIRS, 32, seed=1):
+    for source, inputs, expected in g2p.make_batches(pairs, 32, seed=1):
         assert len(source) <= 32
         assert bool((source != g2p.PAD_ID).all())
         for letters, fed, wanted in zip(source.tolist(), inputs.tolist(), expected.tolist(), strict=True):
@@ -33,14 +40,14 @@ def test_batches_are_of_one_source_length_and_hold_every_pair_once() -> None:
             assert set(fed[end + 1 :]) | set(wanted[end + 1 :]) <= {g2p.PAD_ID}
             word = "".join(data.GRAPHEMES[letter] for letter in letters)
             found[word, tuple(data.phonemes()[phoneme] for phoneme in wanted[:end])] += 1
-    assert found == Counter(PAIRS)
+    assert found == Counter(pairs)
 
 
-def test_the_seed_alone_decides_the_batches() -> None:
+def test_the_seed_alone_decides_the_batches(pairs: Pairs) -> None:
     """The same seed gives the same batches in any order of the pairs, and another seed gives other batches."""
     first, again, other = (
-        [source.tolist() for source, _, _ in g2p.make_batches(pairs, 32, seed=seed)]
-        for pairs, seed in ((PAIRS, 1), (PAIRS[::-1], 1), (PAIRS, 2))
+        [source.tolist() for source, _, _ in g2p.make_batches(ordered, 32, seed=seed)]
+        for ordered, seed in ((pairs, 1), (pairs[::-1], 1), (pairs, 2))
     )
     assert first == again
     assert first != other
