@@ -103,11 +103,6 @@ class Arena:
         arrays = [*(tensor.values for tensor in self._states), *self._contexts, self._source_lengths]
         return sum(array.nbytes for array in arrays) // (self.num_slots + 1)
 
-    @property
-    def num_used(self) -> int:
-        """Number of slots in use."""
-        return self._num_touched - len(self._free)
-
     def acquire(self, given: Mapping[int, Array] | None = None) -> Slot | None:
         """Returns a slot with first values; None when all slots are in use.
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.decoding import FinishReason, FloatArray, IntArray, log_softmax_batch
+from service.engine.decoding import FinishReason, FloatArray, IntArray, log_softmax
 
 
 class BeamStep(NamedTuple):
@@ -155,7 +155,7 @@ class BeamSearch:
 
     def _rank(self, logits: FloatArray, *, may_end: bool) -> _Candidates:
         """Returns the best continuations of the running rows, at most as many as the beam is wide."""
-        gains = log_softmax_batch(logits)
+        gains = log_softmax(logits)
         totals = self._totals[:, np.newaxis] + gains
         if not may_end:
             totals[:, self._end_ids] = -np.inf

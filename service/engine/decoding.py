@@ -20,16 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.engine.sampling import (
-    FloatArray,
-    FloatRow,
-    IntArray,
-    Sampling,
-    sample,
-    sample_batch,
-    top_k,
-    top_k_batch,
-)
+from service.engine.sampling import FloatArray, FloatRow, IntArray, Sampling, sample_batch, top_k
 
 __all__ = [
     "Beam",
@@ -40,16 +31,11 @@ __all__ = [
     "FloatRow",
     "IntArray",
     "Sampling",
-    "choose",
     "choose_batch",
-    "greedy",
     "log_softmax",
-    "log_softmax_batch",
-    "sample",
     "sample_batch",
     "score",
     "top_k",
-    "top_k_batch",
 ]
 
 _quiet = np.errstate(invalid="ignore", over="ignore")
@@ -154,8 +140,9 @@ def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArra
 
 
 @_quiet
-def log_softmax_batch(logits: FloatArray) -> FloatArray:
-    """Returns [R, V] natural log-probabilities of [R, V] logits, none above 0; NaN where a row has no distribution."""
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Returns the natural log-probabilities of [R, V] or [V] logits, none above 0, in the same shape; NaN where a row
+    has no distribution."""
     shifted, log_totals = _shift(logits)
     return shifted - log_totals
 
@@ -165,41 +152,15 @@ def score(logits: FloatArray, targets: IntArray) -> FloatArray:
     """Returns the log-probability of each token of a given target (teacher forcing).
 
     logits: [T, V]; targets: [T] tokens, 0 to V - 1, for each row of logits the token that follows. Returns [T], with
-    the same bits as `log_softmax_batch`.
+    the same bits as `log_softmax`.
     """
     shifted, log_totals = _shift(logits)
     return shifted[np.arange(len(targets)), targets] - log_totals[:, 0]
 
 
-def choose(
-    logits: FloatRow,
-    decoding: Decoding,
-    position: int,
-    *,
-    num_produced: int = 0,
-    seen: IntArray | None = None,
-    eos_id: int | None = None,
-) -> tuple[int, float | None]:
-    """Same as `choose_batch`, for one row [V]. Returns the token, and its log-probability if decoding asks for it."""
-    choice = Choice(decoding, position, num_produced, seen, eos_id)
-    tokens, log_probabilities = choose_batch(logits[np.newaxis], [choice])
-    return int(tokens[0]), float(log_probabilities[0]) if decoding.log_probabilities else None
-
-
-def greedy(logits: FloatRow) -> int:
-    """Returns the likeliest token of one row [V]; of equal ones the lowest id."""
-    return int(logits.argmax())
-
-
-def log_softmax(logits: FloatRow) -> FloatRow:
-    """Same as `log_softmax_batch`, for one row [V]."""
-    row: FloatRow = log_softmax_batch(logits[np.newaxis])[0]
-    return row
-
-
 def _shift(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Returns [R, V] logits minus their row's maximum, and [R, 1] the log of the sum of their exponentials, 0 or
-    more."""
+    """Returns [R, V] or [V] logits minus their row's maximum, and [R, 1] or [1] the log of the sum of their
+    exponentials, 0 or more."""
     logits = np.ascontiguousarray(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted, np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -63,42 +63,17 @@ def sample_batch(logits: FloatArray, samplings: Sequence[Sampling], positions: S
     logits = np.ascontiguousarray(logits)
     draws = uniform(np.array([one.seed for one in samplings], np.uint64), np.array(positions, np.uint64))
     tokens = np.empty(len(samplings), np.int64)
-    for rows in _blocks(*logits.shape):
+    step = max(1, _BLOCK_SIZE // logits.shape[-1])
+    for begin in range(0, len(samplings), step):
+        rows = slice(begin, begin + step)
         tokens[rows] = _draw_block(logits[rows], samplings[rows], draws[rows])
     return tokens
 
 
-def top_k_batch(logits: FloatArray, k: int) -> IntArray:
+def top_k(logits: FloatArray, k: int) -> IntArray:
     """Returns the k likeliest tokens of each row, the likeliest first, of equal ones the lowest id first, NaN last.
 
-    logits: [R, V]; k: 1 or more, values above V count as V. Returns [R, k]. Raises nothing.
-    """
-    k = min(k, logits.shape[-1])
-    tokens = np.empty((len(logits), k), np.int64)
-    for rows in _blocks(*logits.shape):
-        tokens[rows] = _rank(logits[rows], k)
-    return tokens
-
-
-def sample(logits: FloatRow, sampling: Sampling, position: int) -> int:
-    """Same as `sample_batch`, for one row [V]."""
-    return int(sample_batch(logits[np.newaxis], [sampling], [position])[0])
-
-
-def top_k(logits: FloatRow, k: int) -> IntArray:
-    """Same as `top_k_batch`, for one row [V]. Returns [k]."""
-    ranked: IntArray = top_k_batch(logits[np.newaxis], k)[0]
-    return ranked
-
-
-def _blocks(num_rows: int, size: int) -> list[slice]:
-    """Returns the rows of [num_rows, size] as slices of about `_BLOCK_SIZE` numbers."""
-    step = max(1, _BLOCK_SIZE // size)
-    return [slice(begin, begin + step) for begin in range(0, num_rows, step)]
-
-
-def _rank(logits: FloatArray, k: int) -> IntArray:
-    """Same as `top_k_batch`, for one block.
+    logits: [R, V] or [V]; k: 1 or more, values above V count as V. Returns [R, k] or [k]. Raises nothing.
 
     Sorts integers with the logit's rank in the upper half and the token in the lower half. No two are equal, so a
     partial sort gives the same order as a stable sort, about twenty times faster at V = 8,000.
@@ -109,7 +84,7 @@ def _rank(logits: FloatArray, k: int) -> IntArray:
     # with the lower 31 bits of negative floats flipped, the bits order as the floats do
     keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | np.arange(logits.shape[-1])
     if k < logits.shape[-1]:
-        keys = np.partition(keys, k - 1, axis=-1)[:, :k]
+        keys = np.partition(keys, k - 1, axis=-1)[..., :k]
     keys.sort(axis=-1)
     return keys & 0xFFFFFFFF
 
@@ -141,7 +116,7 @@ def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: Dou
     size = logits.shape[-1]
     limits = np.array([size if one.top_k is None else min(one.top_k, size) for one in samplings])
     shares = np.array([one.top_p for one in samplings])
-    ranked = _rank(logits, int(limits.max()))
+    ranked = top_k(logits, int(limits.max()))
     ordered = np.take_along_axis(logits, ranked, axis=-1)
     cumulative = _accumulate(ordered, ordered[:, :1], samplings)
     # with top_p = 1 this excludes only tokens whose weight is too small to change the sum

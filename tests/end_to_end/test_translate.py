@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from carousel import Client, Generation
 from examples.local_service import LocalService
-from service.engine.decoding import log_softmax_batch
+from service.engine.decoding import log_softmax
 from tests.conftest import SHIPPED, only
 from tests.reference import ReferenceSession
 from tests.services import local_service
@@ -137,7 +137,7 @@ def test_a_search_finds_likelier_translations_and_returns_their_texts(
         reference, total = ReferenceSession(BUNDLE, pieces.encode(text)), 0.0
         for token in [*ids, 2]:
             assert reference.logits is not None
-            total += float(log_softmax_batch(reference.logits[None])[0, token])
+            total += float(log_softmax(reference.logits)[token])
             reference.step(token)
         assert one.log_probability == pytest.approx(total, abs=1e-4)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.engine.beam import BeamSearch, Hypothesis
-from service.engine.decoding import FinishReason, FloatRow, choose, log_softmax, score, top_k
+from service.engine.decoding import FinishReason, FloatRow, log_softmax, score, top_k
 from service.engine.jobs import (
     EncodeJob,
     FeedJob,
@@ -23,6 +23,7 @@ from service.engine.jobs import (
 from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
 from tests.domain import ids
+from tests.engine.one_row import choose
 
 VOCABULARY_SIZE = 6
 BOS_ID = 4

@@ -185,7 +185,6 @@ class ArenaMachine(RuleBasedStateMachine):
         """An operation on one slot changes no other slot."""
         if not hasattr(self, "arena"):
             return
-        assert self.arena.num_used == len(self.owned)
         slots = list(self.owned)
         # a copy, because `flush` would change the arena, which may still keep a batch's state
         arena = copy.deepcopy(self.arena)
@@ -272,7 +271,6 @@ def test_a_double_release_never_gives_one_row_to_two() -> None:
     arena.release(slot)
     with pytest.raises(ValueError, match="slot 1 of generation 0 was released before"):
         arena.release(slot)
-    assert arena.num_used == 0
     owners = [arena.acquire() for _ in range(4)]
     assert [owner.row for owner in owners if owner] == [1, 2, 3]
     assert owners[3] is None
@@ -288,7 +286,6 @@ def test_a_stale_slot_cannot_release_its_rows_next_owner() -> None:
     assert second.row == first.row
     with pytest.raises(ValueError, match="was released before"):
         arena.release(first)
-    assert arena.num_used == 1
     assert arena.acquire() is None
     arena.release(second)
 

@@ -9,13 +9,14 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.decoding import Decoding, FinishReason, Sampling, choose
+from service.engine.decoding import Decoding, FinishReason, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated
 from service.errors import EngineError
 from tests.bundles import VOCABULARY_SIZE
 from tests.domain import ids
 from tests.engine.calling import Caller, FailingGraph, logits_of, running
+from tests.engine.one_row import choose
 from tests.reference import ReferenceSession
 
 Generation = tuple[int, int, int, frozenset[int], int | None, Sampling | None, float, bool]

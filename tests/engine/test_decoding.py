@@ -17,14 +17,11 @@ from service.engine.decoding import (
     FloatArray,
     FloatRow,
     Sampling,
-    choose,
     choose_batch,
-    greedy,
     log_softmax,
-    log_softmax_batch,
-    sample,
     score,
 )
+from tests.engine.one_row import choose, sample
 
 MODEST = settings(max_examples=100, deadline=None)
 ROWS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
@@ -103,7 +100,7 @@ def chosen_alone(logits: FloatRow, choice: Choice) -> tuple[int, float | None]:
 @given(TIED_ROWS)
 @MODEST
 def test_greedy_takes_the_most_likely_and_of_equals_the_lowest_id(values: list[float]) -> None:
-    assert greedy(row(values)) == values.index(max(values))
+    assert choose(row(values), Decoding(1), 0)[0] == values.index(max(values))
 
 
 @given(ROWS)
@@ -127,7 +124,7 @@ def test_log_softmax_of_a_large_vocabulary_sums_to_one() -> None:
 def test_log_probabilities_of_extreme_logits_are_ordinary(values: list[float]) -> None:
     """No log-probability is NaN, and the probabilities sum to one."""
     found = log_softmax(row(values))
-    assert greedy(row(values)) == values.index(max(values))
+    assert choose(row(values), Decoding(1), 0)[0] == values.index(max(values))
     assert not np.isnan(found).any()
     assert found.max() <= 0.0
     assert math.fsum(np.exp(found.astype(np.float64))) == pytest.approx(1.0, abs=1e-5)
@@ -139,9 +136,9 @@ def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(size: int) 
     logits[5], logits[6, 0], logits[7] = np.nan, np.inf, -np.inf
     alone = np.stack([log_softmax(each) for each in logits])
     for count in (1, 2, 5, 16, 33):
-        np.testing.assert_array_equal(log_softmax_batch(logits[:count]), alone[:count])
-    np.testing.assert_array_equal(log_softmax_batch(logits[::-1]), alone[::-1])
-    np.testing.assert_array_equal(log_softmax_batch(np.asfortranarray(logits)), alone)
+        np.testing.assert_array_equal(log_softmax(logits[:count]), alone[:count])
+    np.testing.assert_array_equal(log_softmax(logits[::-1]), alone[::-1])
+    np.testing.assert_array_equal(log_softmax(np.asfortranarray(logits)), alone)
 
 
 @given(st.data(), st.integers(1, 30), st.integers(1, 9))
@@ -177,7 +174,7 @@ def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, 
     tokens, log_probabilities = choose_batch(logits, choices)
     for each, choice, token, found in zip(logits, choices, tokens.tolist(), log_probabilities, strict=True):
         left, sampling = adjusted(each, choice), choice.decoding.sampling
-        assert token == (greedy(left) if sampling is None else sample(left, sampling, choice.position))
+        assert token == (left.argmax() if sampling is None else sample(left, sampling, choice.position))
         expected = log_softmax(each)[token] if choice.decoding.log_probabilities else np.float32(np.nan)
         np.testing.assert_array_equal(found, expected)
 
