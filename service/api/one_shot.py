@@ -61,7 +61,6 @@ class OneShot:
             request=self._request(self._on_step),
             on_ended=self._on_ended,
             is_chosen=False,
-            owner=principal.name,
             max_owned=principal.max_sessions,
             num_bytes=num_bytes,
             given=given,

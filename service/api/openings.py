@@ -54,7 +54,6 @@ def prepare(
         on_ended=on_ended,
         policy=policy,
         is_chosen=bool(session_id),
-        owner=caller.principal.name,
         max_owned=caller.principal.max_sessions,
         num_bytes=num_bytes,
         within=_WITHIN,

@@ -105,8 +105,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         session = await self._admin.fork(
             caller.any_key(request.session_id),
             caller.new_key(request.fork_session_id, field="fork_session_id"),
-            owner=caller.principal.name,
-            max_owned=caller.principal.max_sessions,
+            caller.principal.max_sessions,
         )
         return pb.SessionsForkResponse(session=_info(session))
 

@@ -77,8 +77,8 @@ class Admin:
         self._observer.snapshot_made(len(snapshot))
         return snapshot, image.lane.position
 
-    async def fork(self, session_id: str, fork_id: str, *, owner: str = "", max_owned: int | None = None) -> Session:
-        """Makes a copy of a session without its unfinished generation. fork_id: "" generates one. owner, max_owned: see
+    async def fork(self, session_id: str, fork_id: str, max_owned: int | None = None) -> Session:
+        """Makes a copy of a session without its unfinished generation. fork_id: "" generates one. max_owned: see
         `Opening.prepare`. Raises what `snapshot` raises, SessionIdInUseError and TooManySessionsError."""
         if fork_id == session_id:
             raise SessionIdInUseError(
@@ -87,7 +87,7 @@ class Admin:
         session, image = await self._image(session_id)
         image = replace(image, lane=image.lane._replace(num_produced=0, seen=None), last=None)
         try:
-            return await self._resume.make_copy(image, session.served, fork_id, owner=owner, max_owned=max_owned)
+            return await self._resume.make_copy(image, session.served, fork_id, max_owned)
         except SessionIdInUseError as error:
             raise SessionIdInUseError(
                 f"fork_{error.message}", field="fork_session_id", session_id=error.facts.get("session_id")

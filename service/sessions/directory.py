@@ -78,11 +78,7 @@ class Directory:
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._by_id.values()))
 
-    def new_id(self, owner: str = "") -> str:
-        """Returns a random id that is not in use."""
-        return f"{owner}/{random_name()}" if owner else random_name()
-
-    def check_room(self, owner: str = "", max_owned: int | None = None) -> None:
+    def check_room(self, owner: str, max_owned: int | None) -> None:
         """Raises TooManySessionsError when one more session exceeds the limit of the server or of its principal."""
         if len(self._by_id) >= self._max_sessions:
             raise TooManySessionsError(

@@ -30,6 +30,7 @@ from service.errors import (
 from service.sessions.checks import check_open, check_session_id
 from service.sessions.claims import ClaimedImage
 from service.sessions.constants import Given, with_number
+from service.sessions.directory import random_name
 from service.sessions.ending import not_open, opening_not_stored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
@@ -86,15 +87,14 @@ class Opening:
         on_ended: OnEnded,
         policy: SessionPolicy = PLAIN,
         is_chosen: bool = True,
-        owner: str = "",
         max_owned: int | None = None,
         num_bytes: int = 0,
         within: str = "",
         given: Given = None,
     ) -> NewSession:
         """Makes a session in OPENING, which owns its id. The caller must call `begin` next. session_id: "" generates
-        one. is_chosen: whether a client chose it. owner: the principal. max_owned: how many sessions the principal may
-        have. within: see `check_open`. given: the constants of the session.
+        one. is_chosen: whether a client chose it. max_owned: how many sessions the principal may have. within: see
+        `check_open`. given: the constants of the session.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
@@ -114,7 +114,7 @@ class Opening:
         )
         request.reserve(answer_bytes)
         is_chosen = is_chosen and bool(session_id)
-        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
+        session = registry.make(served, session_id or random_name(), NO_LANE, on_ended)
         if not policy.is_plain:
             session.persistence = Persistence(policy)
         registry.deferral.reserve(num_bytes)
@@ -150,10 +150,8 @@ class Opening:
         served: Served,
         session_id: str,
         *,
-        owner: str = "",
         max_owned: int | None = None,
         claimed: ClaimedImage | None = None,
-        is_chosen: bool = True,
     ) -> asyncio.Task[Session]:
         """Makes a session from an image, without a stream. It has its id and its place at once; the returned task
         finishes it, and raises the reason for a failure. session_id: "" generates one. claimed: the record that this
@@ -167,8 +165,7 @@ class Opening:
         check_fits(image, served)
         if session_id:
             check_session_id(session_id)
-        is_chosen = is_chosen and bool(session_id)
-        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, no_stream)
+        session = registry.make(served, session_id or random_name(), NO_LANE, no_stream)
         persistence = session.persistence = Persistence(
             image.policy, marks=dict(image.marks), opened_at=image.opened_at
         )
@@ -177,7 +174,7 @@ class Opening:
             persistence.renew_at_s = registry.clock() + 0.5 * claimed.ttl_s
             persistence.stored, persistence.is_fetched = (0, image.lane.position), True
         registry.directory.add(session, max_owned)
-        return self._tasks.start(self._finish_image(session, image, claimed, is_chosen=is_chosen))
+        return self._tasks.start(self._finish_image(session, image, claimed, is_chosen=bool(session_id)))
 
     async def _finish_image(
         self, session: Session, image: Image, claimed: ClaimedImage | None, *, is_chosen: bool

@@ -222,7 +222,7 @@ class Resume:
         max_owned: int | None = None,
     ) -> Session:
         """Makes a session from a snapshot. name: "" takes the snapshot's. version: None takes the snapshot's. key: maps
-        a name to an id.
+        a name to an id. owner: the principal. max_owned: how many sessions it may have.
 
         Raises SnapshotError and its subclasses, SessionIdInUseError, StoreUnavailableError, ShuttingDownError,
         TooManySessionsError.
@@ -233,14 +233,12 @@ class Resume:
         self._registry.directory.ages.check_snapshot(image.opened_at)
         served = served_image(self._find, image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
-        return await self.make_copy(image, served, session_id, owner=owner, max_owned=max_owned)
+        return await self.make_copy(image, served, session_id, max_owned)
 
-    async def make_copy(
-        self, image: Image, served: Served, session_id: str, *, owner: str = "", max_owned: int | None = None
-    ) -> Session:
+    async def make_copy(self, image: Image, served: Served, session_id: str, max_owned: int | None) -> Session:
         """Makes a session from an image, under an id that is not in use. "" generates an id."""
         image = replace(image, session_id=session_id)
-        return await asyncio.shield(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
+        return await asyncio.shield(self._opening.make(image, served, session_id, max_owned=max_owned))
 
     async def _fetch(self, session_id: str, max_owned: int | None, *, is_polite: bool) -> Session:
         """Loads a session from the store. This function owns the claimed record until the session exists."""
@@ -256,9 +254,7 @@ class Resume:
             try:
                 served = served_image(self._find, claimed.image, None, "session_id")
                 await self._opened(session_id)  # an opening meanwhile must first fail and free the id
-                making = self._opening.make(
-                    claimed.image, served, session_id, max_owned=max_owned, claimed=claimed, is_chosen=False
-                )
+                making = self._opening.make(claimed.image, served, session_id, max_owned=max_owned, claimed=claimed)
             except CarouselError:  # another server may be able to use it
                 self._claims.release_record(session_id, claimed)
                 raise
