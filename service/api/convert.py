@@ -21,6 +21,7 @@ from service.errors import InvalidFieldError, quoted
 from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 from service.sessions.checks import check_forks
+from service.sessions.limits import SessionLimits
 
 _OUTPUT_KINDS = {pb.OutputKind.Value(f"OUTPUT_KIND_{kind.name}"): kind for kind in OutputKind}
 Numbers: TypeAlias = Literal["logits", "values", "emitted"]
@@ -71,7 +72,7 @@ def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> Output
     return OutputSpec(kind, message.top_k, message.every_position or kind is OutputKind.EMITTED, message.trace)
 
 
-def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_tokens: int, *, field: str) -> Decoding:
+def decoding(message: pb.Decoding, bundle: Bundle, *, field: str) -> Decoding:
     """Returns how to generate. The domain checks the ranges. Raises InvalidFieldError or a subclass for stop tokens
     that are not in the vocabulary, or too many."""
     sampling = None
@@ -84,6 +85,7 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
             seed=given.seed,
         )
     stop_ids: list[int] = []
+    vocabulary = bundle.target_vocabulary
     if vocabulary is not None:
         # more stop tokens than this only repeat others; short lists may repeat some
         limit = max(len(vocabulary), _STOP_TOKENS)
@@ -95,7 +97,7 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
         name = f"{field}.stop_tokens" if message.stop_tokens else f"{field}.stop_token_ids"
         raise InvalidFieldError(f"{name} must not be set: the model outputs values, not tokens", field=name)
     return Decoding(
-        message.max_tokens if message.HasField("max_tokens") else default_max_tokens,
+        message.max_tokens if message.HasField("max_tokens") else bundle.manifest.max_tokens,
         sampling,
         message.log_probabilities,
         message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
@@ -113,19 +115,11 @@ def _beam(message: pb.BeamSearch) -> Beam:
     )
 
 
-def targets(
-    message: Collection[pb.Sequence],
-    vocabulary: Vocabulary | None,
-    *,
-    field: str,
-    max_targets: int | None = None,
-    limit: int | None = None,
-) -> list[list[int]]:
-    """Returns the token ids of each target of a score. max_targets: the most targets; limit: the most tokens of one;
-    None: no limit. Raises as `sequence_ids`, EmptySequenceError for no target, SequenceTooLongError for too many
-    targets, and InvalidFieldError if there is no vocabulary."""
-    if max_targets is not None:
-        check_forks(max(1, len(message)), max_targets, field=field)
+def targets(message: Collection[pb.Sequence], bundle: Bundle, limits: SessionLimits, *, field: str) -> list[list[int]]:
+    """Returns the token ids of each target of a score. Raises as `sequence_ids`, EmptySequenceError for no target,
+    SequenceTooLongError for too many targets, and InvalidFieldError if there is no vocabulary."""
+    check_forks(max(1, len(message)), limits.max_forks, field=field)
+    vocabulary, limit = bundle.target_vocabulary, limits.max_feed_tokens
     if vocabulary is None:
         raise InvalidFieldError(f"{field} must not be set: the model outputs values, not tokens", field=field)
     return [sequence_ids(one, vocabulary, field=f"{field}[{at}]", limit=limit) for at, one in enumerate(message)]

@@ -84,9 +84,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """Generates once, in a session that exists only for this call."""
         served = self._find(request)
-        decoding = convert.decoding(
-            request.decoding, served.bundle.target_vocabulary, served.bundle.manifest.max_tokens, field="decoding"
-        )
+        decoding = convert.decoding(request.decoding, served.bundle, field="decoding")
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:
@@ -100,13 +98,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         """Returns the scores of targets, in a session that exists only for this call."""
         served = self._find(request)
         limits = self._domain.sessions.limits
-        targets = convert.targets(
-            request.targets,
-            served.bundle.target_vocabulary,
-            field="targets",
-            max_targets=limits.max_forks,
-            limit=limits.max_feed_tokens,
-        )
+        targets = convert.targets(request.targets, served.bundle, limits, field="targets")
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:

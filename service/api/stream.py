@@ -181,10 +181,8 @@ class Stream:
         session = self._session(request, message, "generate")
         if session is None:
             return
-        generate, bundle = message.generate, session.served.bundle
-        decoding = convert.decoding(
-            generate.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
-        )
+        generate = message.generate
+        decoding = convert.decoding(generate.decoding, session.served.bundle, field="generate.decoding")
         position = generate.position if generate.HasField("position") else None
         if decoding.beam is not None:
             request.reply = self.replies.on_searched
@@ -198,14 +196,7 @@ class Stream:
         if session is None:
             return
         score = message.score
-        limits = self._requests.limits
-        targets = convert.targets(
-            score.targets,
-            session.served.bundle.target_vocabulary,
-            field="score.targets",
-            max_targets=limits.max_forks,
-            limit=limits.max_feed_tokens,
-        )
+        targets = convert.targets(score.targets, session.served.bundle, self._requests.limits, field="score.targets")
         position = score.position if score.HasField("position") else None
         self._requests.score(request, position, targets, with_end=score.with_end, field="score.")
 
@@ -262,15 +253,15 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} {elsewhere.whereabouts}", field="session_id"
                 )
-            return session if session.state not in OVER else self._registry.here(session)
-        if len(self.sessions) == 1:
+        elif len(self.sessions) == 1:
             (session,) = self.sessions.values()
-            return session if session.state not in OVER else self._registry.here(session)
-        if not self.sessions:
+        elif not self.sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
-        raise InvalidFieldError(
-            f"session_id is missing: {len(self.sessions)} sessions are open on this stream", field="session_id"
-        )
+        else:
+            raise InvalidFieldError(
+                f"session_id is missing: {len(self.sessions)} sessions are open on this stream", field="session_id"
+            )
+        return session if session.state not in OVER else self._registry.here(session)
 
     def _meant(self, message: pb.StreamRequest) -> Session | None:
         """Returns the session of this stream that a refused request is about, if there is one."""

@@ -31,6 +31,7 @@ from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
 from service.sessions.checks import check_outputs
 from service.sessions.lifecycle import State
+from service.sessions.limits import SessionLimits
 from service.sessions.session import CloseReason
 from tests import domain
 
@@ -186,19 +187,19 @@ def test_an_unknown_token_of_a_feed_is_named_with_the_clients_field() -> None:
 
 
 def test_the_default_decoding_is_greedy_to_the_models_limit() -> None:
-    assert convert.decoding(pb.Decoding(), domain.vocabulary(), 40, field="d") == Decoding(40, None, False)
+    assert convert.decoding(pb.Decoding(), domain.bundle(), field="d") == Decoding(40, None, False)
 
 
 def test_sampling_has_the_documented_defaults() -> None:
-    assert convert.decoding(
-        pb.Decoding(sampling=pb.Sampling()), domain.vocabulary(), 40, field="d"
-    ).sampling == Sampling(1.0, None, 1.0, 0)
+    assert convert.decoding(pb.Decoding(sampling=pb.Sampling()), domain.bundle(), field="d").sampling == Sampling(
+        1.0, None, 1.0, 0
+    )
 
 
 def test_explicit_zeros_are_not_replaced_by_defaults() -> None:
     """Conversion keeps them, and the domain refuses them as out of range."""
     message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
-    assert convert.decoding(message, domain.vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
+    assert convert.decoding(message, domain.bundle(), field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
 
 
 def test_decoding_options_are_kept() -> None:
@@ -213,7 +214,7 @@ def test_decoding_options_are_kept() -> None:
         stop_tokens=[domain.vocabulary().names[5]],
     )
     expected = Decoding(7, Sampling(0.5, 3, 0.25, 2**64 - 1), True, 1.5, 2, frozenset({4, 5}))
-    assert convert.decoding(message, domain.vocabulary(), 40, field="d") == expected
+    assert convert.decoding(message, domain.bundle(), field="d") == expected
 
 
 def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
@@ -222,7 +223,7 @@ def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
         (pb.Decoding(stop_tokens=["nope"]), r"d\.stop_tokens\[0\] = 'nope' is not in"),
     ):
         with pytest.raises((TokenOutOfVocabularyError, UnknownTokenError), match=field):
-            convert.decoding(message, domain.vocabulary(), 40, field="d")
+            convert.decoding(message, domain.bundle(), field="d")
 
 
 def test_the_tokens_of_a_source_are_returned() -> None:
@@ -303,6 +304,7 @@ def bounded(take: Callable[[], object]) -> float:
 def test_a_too_long_sequence_is_refused_before_its_tokens_are_looked_up() -> None:
     many = 1_000_000
     characters, words = domain.bundle(has_encoder=True), domain.vocabulary()
+    limits = SessionLimits(max_feed_tokens=9, max_forks=9)
     text, spaced = pb.Sequence(text="a" * 4 * many), pb.Sequence(text="K " * 2 * many)
     names, ids = pb.Sequence(tokens=pb.TokenNames(names=["K"] * many)), pb.Sequence(ids=pb.TokenIds(ids=[1] * many))
     feed = pb.Feed(token_ids=[1] * many)
@@ -314,9 +316,9 @@ def test_a_too_long_sequence_is_refused_before_its_tokens_are_looked_up() -> Non
         lambda: consumed.sequence_ids(spaced, words, field="prompt", limit=9),
         lambda: consumed.feed_items(feed, domain.bundle(), 9),
         lambda: consumed.step_batch_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
-        lambda: convert.targets([ids], words, field="targets", limit=9),
-        lambda: convert.targets([pb.Sequence(text="K")] * 10, words, field="targets", max_targets=9),
-        lambda: convert.decoding(stop, words, 40, field="d"),
+        lambda: convert.targets([ids], domain.bundle(), limits, field="targets"),
+        lambda: convert.targets([pb.Sequence(text="K")] * 10, domain.bundle(), limits, field="targets"),
+        lambda: convert.decoding(stop, domain.bundle(), field="d"),
     ]
     for take in takes:
         assert min(bounded(take) for _ in range(5)) < 0.03
