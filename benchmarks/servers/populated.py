@@ -23,7 +23,8 @@ from service import process
 from service.engine.jobs import OutputKind, OutputSpec
 from service.repository.manifest import BASE_VARIANT
 from service.server import Server
-from service.sessions.session import Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 from service.settings import Settings
 from service.wire.grpcio import GrpcioWire
 

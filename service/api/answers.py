@@ -21,7 +21,8 @@ from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepO
 from service.repository.manifest import PortSpec
 from service.repository.vocabulary import Vocabulary
 from service.sessions.persistence import PLAIN_PERSISTENCE
-from service.sessions.session import CloseReason, Request, Session
+from service.sessions.request import Request
+from service.sessions.session import CloseReason, Session
 
 
 def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:

@@ -17,15 +17,11 @@ from service.api import answers, openings, session_messages
 from service.api.caller import Caller, Domain
 from service.api.replies import Replies
 from service.engine.jobs import Item
-from service.errors import (
-    CarouselError,
-    InvalidFieldError,
-    QueueFullError,
-    SessionAlreadyOpenError,
-    quoted,
-)
+from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
+from service.sessions.deferral import Failures
 from service.sessions.ending import position_for_client
-from service.sessions.session import Failures, Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024

@@ -19,8 +19,9 @@ from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from service.observer import current_call
 from service.sessions.constants import Given
+from service.sessions.request import Reply, Request
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, Reply, Request, Session
+from service.sessions.session import CloseReason, Session
 
 _NOTHING = OutputSpec(OutputKind.NONE)
 

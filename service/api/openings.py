@@ -9,7 +9,8 @@ from service.api.constants import session_constants
 from service.repository.repository import check_name
 from service.sessions.opening import NewSession
 from service.sessions.persistence import OnDisconnect
-from service.sessions.session import OnEnded, Request
+from service.sessions.request import Request
+from service.sessions.session import OnEnded
 
 _WITHIN = "open."
 """The prefix of the fields of an opening, for errors."""

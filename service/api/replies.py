@@ -24,7 +24,8 @@ from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError, EngineError, report
 from service.observer import ApiObserver, CallReport, current_call
-from service.sessions.session import Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 
 
 class Replies:

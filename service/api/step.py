@@ -33,7 +33,8 @@ from service.errors import (
 from service.observer import current_call
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
-from service.sessions.session import CloseReason, Request, Session, no_stream
+from service.sessions.request import Request
+from service.sessions.session import CloseReason, Session, no_stream
 
 
 class Step:

@@ -14,16 +14,14 @@ from service.api import consumed, convert
 from service.api.replies import Replies
 from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Stepped
-from service.errors import (
-    CarouselError,
-    InvalidFieldError,
-    SessionNotOpenError,
-)
+from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_batch, check_length, check_retries
+from service.sessions.deferral import Failures
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import AnswersByKey, UnstoredAnswer
-from service.sessions.session import Failures, Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
 from service.sessions.step_columns import StepBatch

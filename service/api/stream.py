@@ -25,8 +25,10 @@ from service.engine.results import Failed, Result
 from service.errors import INTERNAL, CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.answer_memory import StreamBudget
+from service.sessions.deferral import Failures
 from service.sessions.lifecycle import OVER, State
-from service.sessions.session import CloseReason, Failures, Reply, Request, Session
+from service.sessions.request import Reply, Request
+from service.sessions.session import CloseReason, Session
 
 _METHOD = "/carousel.v1.Inference/Stream"
 Handler = Callable[[Request, pb.StreamRequest], None]

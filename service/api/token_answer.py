@@ -7,7 +7,7 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import convert
 from service.engine.results import Fed
 from service.sessions.persistence import PLAIN_PERSISTENCE
-from service.sessions.session import Request
+from service.sessions.request import Request
 
 
 class TokenAnswer:

@@ -6,13 +6,7 @@ import math
 from functools import cached_property
 from typing import Annotated, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from service.repository.specs import ConstantSpec, Dtype, FileName, Part, TensorSpec, check_is, last_axis
 

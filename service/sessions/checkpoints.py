@@ -30,7 +30,8 @@ from service.sessions.generation import Generation
 from service.sessions.image import image_of
 from service.sessions.leases import Leases
 from service.sessions.persistence import Durability, Moment, OnDisconnect, WhenDone
-from service.sessions.session import Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 from service.sessions.storage import Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 

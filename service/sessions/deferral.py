@@ -15,9 +15,38 @@ Event loop only.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 from service.errors import INTERNAL, CarouselError, EngineError, QueueFullError, guarded
-from service.sessions.session import Deferred, Session
+from service.sessions.session import Session
+
+Failures = dict[Session, CarouselError]
+"""The sessions that a request of several sessions must skip, and why."""
+
+
+class Deferred:
+    """One deferred request. run(failures) carries it out; refuse(error) answers it with an error; num_bytes: memory it
+    takes.
+
+    blocked: those of its sessions that have no slot yet, or in whose queue this request is not the first.
+    """
+
+    __slots__ = ("blocked", "failures", "is_started", "num_bytes", "refuse", "run", "sessions")
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        run: Callable[[Failures], None],
+        refuse: Callable[[CarouselError], None],
+        num_bytes: int = 0,
+    ) -> None:
+        self.sessions = sessions
+        self.run = run
+        self.refuse = refuse
+        self.num_bytes = num_bytes
+        self.blocked = set(sessions)
+        self.failures: Failures = {}
+        self.is_started = False
 
 
 class Deferral:
@@ -78,9 +107,10 @@ class Deferral:
     def refuse(self, session: Session, error: CarouselError) -> int:
         """Refuses the waiting requests of a session that ended, was cancelled or cannot be restored. A request of
         several sessions runs without this session. Returns the number of refused requests."""
-        waiting, session.deferred = session.deferred, None if session.is_ready else deque()
+        waiting: Iterable[Deferred] = session.deferred or ()
+        session.deferred = None if session.is_ready else deque()
         count = 0
-        for deferred in waiting or ():
+        for deferred in waiting:
             if len(deferred.sessions) == 1:
                 count += 1
                 deferred.is_started = True
@@ -116,7 +146,7 @@ class Deferral:
         if not session.deferred:
             session.deferred = None
             return
-        first = session.deferred[0]
+        first: Deferred = session.deferred[0]
         first.blocked.discard(session)
         if not first.blocked and not first.is_started:
             ready.append(first)

@@ -17,8 +17,9 @@ from service.sessions.checks import check_answer, check_can_generate, check_deco
 from service.sessions.generation import Generation, NotRetryable, is_refused, unlink_done
 from service.sessions.lifecycle import Event, State
 from service.sessions.persistence import PLAIN_PERSISTENCE
+from service.sessions.request import Request
 from service.sessions.requests import Requests
-from service.sessions.session import Request, Session
+from service.sessions.session import Session
 from service.sessions.unstored import unstored_generation
 
 

@@ -37,8 +37,9 @@ from service.sessions.lifecycle import Event
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import PLAIN, Persistence, SessionPolicy
 from service.sessions.registry import Registry
+from service.sessions.request import Request
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, OnEnded, Request, Session, no_stream
+from service.sessions.session import CloseReason, OnEnded, Session, no_stream
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 

@@ -21,20 +21,15 @@ from service.errors import (
 )
 from service.observer import SessionObserver
 from service.sessions.answer_memory import SMALL_ANSWER, SMALL_FEED, Replays, outputs_bytes
-from service.sessions.checks import (
-    check_forks,
-    check_length,
-    check_reads_what_it_gives,
-    check_retries,
-    check_score,
-)
+from service.sessions.checks import check_forks, check_length, check_reads_what_it_gives, check_retries, check_score
 from service.sessions.ending import answer_not_stored
 from service.sessions.generation import Asked, LastFeed, is_refused, unlink_done
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.registry import Registry
-from service.sessions.session import Request, Session
+from service.sessions.request import Request
+from service.sessions.session import Session
 from service.sessions.unstored import UnstoredAnswers, unstored_feed, unstored_score
 from service.sessions.watches import Change
 

@@ -1,22 +1,19 @@
 """The data of a session: its identity, its lane in the engine, its requests, and the answers kept for retries.
 
-Knows no clock and no I/O. A new `Request` reads the trace of its call, and reports a `reply` that raises to the event
-loop. `lifecycle` says which events are legal in which state.
+Knows no clock and no I/O. `lifecycle` says which events are legal in which state.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from service.engine.before import Before
 from service.engine.jobs import Lane
-from service.engine.results import Failed, Generated, Result
-from service.errors import CarouselError, EngineError, IllegalRequestError, guarded, report
-from service.observer import CALL_TRACE
-from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
+from service.engine.results import Result
+from service.errors import IllegalRequestError
 from service.sessions.generation import Asked, Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import PLAIN_PERSISTENCE, Durability, Moment, Persistence, SessionPolicy
@@ -40,121 +37,7 @@ class CloseReason(Enum):
     MAX_AGE = "max_age"
 
 
-class Request:
-    """One request of one session, from its arrival to its last answer. Event loop only.
-
-    `deliver` passes each answer to reply(request, result). A generation has many answers, and the last one carries its
-    finish reason; every other request has one answer.
-
-    began_s: arrival, in monotonic seconds. last_s: when its last tokens came, in monotonic seconds. num_tokens: tokens
-    that it has fed or generated so far, without those that a resumed generation made before it. is_ended: whether the
-    last answer was delivered. before: for a generation that continues an earlier one, the tokens before the first one
-    delivered, if the model keeps them. granted: set for a generation; the caller calls it with the number of tokens
-    written to the client and the position after them. retries: for a feed, its retries that arrived while it was in
-    flight. trace: None when the call is not traced. budget: the memory budget of the stream that the answer is written
-    to, None without a stream. answer_bytes: bytes of that budget that this request holds.
-    """
-
-    __slots__ = (
-        "answer_bytes",
-        "before",
-        "began_s",
-        "budget",
-        "granted",
-        "is_ended",
-        "last_s",
-        "num_tokens",
-        "replayed",
-        "reply",
-        "request_id",
-        "retries",
-        "session",
-        "trace",
-    )
-
-    def __init__(
-        self,
-        session: Session | None,
-        request_id: int,
-        reply: Reply,
-        began_s: float,
-        budget: StreamBudget | None = None,
-    ) -> None:
-        self.session: Session = session  # type: ignore[assignment]  # set before anything is delivered
-        self.request_id = request_id
-        self.reply = reply
-        self.began_s = self.last_s = began_s
-        self.num_tokens = 0
-        self.budget = budget
-        self.answer_bytes = 0
-        self.is_ended = False
-        self.replayed = False
-        self.before: Before | None = None
-        self.retries: list[Request] | None = None
-        self.granted: Callable[[int, int], None] | None = None
-        call = CALL_TRACE.get()
-        self.trace = None if call is None else call.request()
-
-    def reserve(self, num_bytes: int) -> None:
-        """Takes `num_bytes`, the largest possible size of the answer, from the stream's budget. Small answers are not
-        counted. Raises QueueFullError."""
-        if num_bytes > SMALL_ANSWER and self.budget is not None:
-            self.budget.reserve(num_bytes)
-            self.answer_bytes += num_bytes
-
-    def release(self) -> None:
-        """Returns the reserved bytes to the budget: the answer was written, or no large answer will come."""
-        num_bytes, self.answer_bytes = self.answer_bytes, 0
-        if num_bytes and self.budget is not None:
-            self.budget.release(num_bytes)
-
-    def deliver(self, result: Result) -> None:
-        """Passes a result to `reply`. When `reply` raises, delivers a failure instead. Results after the last answer
-        are dropped."""
-        if not self.is_ended:
-            if type(result) is Failed and "close_reason" in result.error.facts:
-                result.error.facts.setdefault("position", result.position)
-            self.is_ended = not isinstance(result, Generated) or result.finish_reason is not None
-            try:
-                self.reply(self, result)
-            except Exception as error:  # a bug in one answer must not leave the request unanswered
-                report(error)
-                self.is_ended = True
-                failure = EngineError("the response could not be made: see the server's log")
-                guarded(self.reply, self, Failed(result.position, failure))
-
-
-Reply = Callable[[Request, Result], None]
 OnEnded = Callable[["Session", CloseReason], None]
-
-
-Failures = dict["Session", CarouselError]
-"""The sessions that a request of several sessions must skip, and why."""
-
-
-class Deferred:
-    """One deferred request. run(failures) carries it out; refuse(error) answers it with an error; num_bytes: memory it
-    takes.
-
-    blocked: those of its sessions that have no slot yet, or in whose queue this request is not the first.
-    """
-
-    __slots__ = ("blocked", "failures", "is_started", "num_bytes", "refuse", "run", "sessions")
-
-    def __init__(
-        self,
-        sessions: Sequence[Session],
-        run: Callable[[Failures], None],
-        refuse: Callable[[CarouselError], None],
-        num_bytes: int = 0,
-    ) -> None:
-        self.sessions = sessions
-        self.run = run
-        self.refuse = refuse
-        self.num_bytes = num_bytes
-        self.blocked = set(sessions)
-        self.failures: Failures = {}
-        self.is_started = False
 
 
 @dataclass(slots=True, eq=False)
@@ -165,8 +48,8 @@ class Session:
     which this server created it, increased where needed to be unique. position: the position after the last answer;
     exact when no request is in flight. on_ended: called when anything except its own stream ends the session.
     last_used_s: monotonic seconds. handle: its number in step batches on its stream; 0 means none yet. last: the
-    request that can be retried. deferred: the requests that wait for the session, in order; None while requests can go
-    straight to the engine. older, newer: neighbours in the order of use; only `Directory` uses them.
+    request that can be retried. deferred: each `Deferred` that waits for the session, in order; None while requests can
+    go straight to the engine. older, newer: neighbours in the order of use; only `Directory` uses them.
     """
 
     id: str
@@ -181,7 +64,7 @@ class Session:
     last: Asked | None = None
     persistence: Persistence = PLAIN_PERSISTENCE
     handle: int = 0
-    deferred: deque[Deferred] | None = None
+    deferred: deque[Any] | None = None
     older: Session | None = None
     newer: Session | None = None
     name: str = field(init=False)

@@ -16,18 +16,13 @@ from service.background import Tasks, awaited
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.jobs import Item, Lane
-from service.errors import (
-    CarouselError,
-    NoSlotError,
-    SessionNotFoundError,
-    SnapshotError,
-    StoreUnavailableError,
-)
+from service.errors import CarouselError, NoSlotError, SessionNotFoundError, SnapshotError, StoreUnavailableError
 from service.sessions.constants import Given
+from service.sessions.deferral import Deferred, Failures
 from service.sessions.image import Image
 from service.sessions.lifecycle import Event, State
 from service.sessions.registry import Registry
-from service.sessions.session import CloseReason, Deferred, Failures, Session
+from service.sessions.session import CloseReason, Session
 from service.sessions.storage import Storage, WriteResult
 from service.sessions.stores.base import Claimed, Held
 from service.sessions.watches import Change

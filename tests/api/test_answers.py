@@ -20,8 +20,8 @@ from service.engine.decoding import FinishReason
 from service.engine.results import Fed, Searched, StepOutput, Stepped
 from service.errors import CarouselError, InvalidFieldError
 from service.repository.vocabulary import Vocabulary
+from service.sessions.request import Request
 from service.sessions.served import Served
-from service.sessions.session import Request
 from tests import domain
 from tests.waiting import turns
 

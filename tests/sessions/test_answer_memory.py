@@ -17,7 +17,7 @@ from service.errors import QueueFullError
 from service.repository.steps import HISTORY
 from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
-from service.sessions.session import Request
+from service.sessions.request import Request
 from tests.waiting import turns
 
 MIB = 1024 * 1024

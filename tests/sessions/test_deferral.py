@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.errors import CarouselError, QueueFullError, RequestCancelledError
-from service.sessions.deferral import Deferral
+from service.sessions.deferral import Deferral, Deferred, Failures
 from service.sessions.lifecycle import State
 from service.sessions.persistence import PLAIN, Persistence
-from service.sessions.session import Deferred, Failures, Session
+from service.sessions.session import Session
 from tests import domain
 
 NAMES = "abc"

@@ -11,7 +11,7 @@ from service.engine.results import Encoded, Failed, Fed
 from service.errors import EngineError, IllegalRequestError
 from service.sessions.generation import LastFeed
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Action, Event, State, diagram
-from service.sessions.session import Request
+from service.sessions.request import Request
 from tests import domain
 
 PAIRS = list(itertools.product(State, Event))

@@ -29,9 +29,10 @@ from service.repository.bundle import load_bundle
 from service.sessions.answer_memory import AnswerBudget, StreamBudget
 from service.sessions.lifecycle import State
 from service.sessions.limits import SessionLimits
+from service.sessions.request import Reply, Request
 from service.sessions.served import Served
 from service.sessions.service import SessionService
-from service.sessions.session import CloseReason, Reply, Request, Session
+from service.sessions.session import CloseReason, Session
 from service.sessions.snapshot import Codec
 from service.sessions.step_columns import StepBatch
 from service.sessions.storage import Storage

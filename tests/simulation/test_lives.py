@@ -26,9 +26,10 @@ from service.errors import SessionNotFoundError
 from service.repository.bundle import Bundle, load_bundle
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
+from service.sessions.request import Reply, Request
 from service.sessions.served import Served
 from service.sessions.service import SessionService
-from service.sessions.session import CloseReason, Reply, Request, Session
+from service.sessions.session import CloseReason, Session
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore, Shelf
