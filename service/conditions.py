@@ -17,7 +17,7 @@ from service.ports import why_not
 from service.process import StartError
 from service.repository.repository import RepositoryError, look_at
 from service.sessions.stores.base import StoreError
-from service.sessions.stores.opening import check_store, is_store_in_use
+from service.sessions.stores.open_store import check_store, is_store_in_use
 from service.settings import Settings
 from service.storing import cipher_of
 from service.wire import choice

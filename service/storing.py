@@ -13,7 +13,7 @@ from service.sessions.snapshot import Codec
 from service.sessions.storage import HEARTBEAT_S, Storage
 from service.sessions.storage_keys import mode_open_to_others, read_keys
 from service.sessions.stores.base import StateStore, StoreError
-from service.sessions.stores.opening import open_store, signing_key
+from service.sessions.stores.open_store import open_store, signing_key
 from service.settings import Settings
 
 log = structlog.get_logger()

@@ -9,11 +9,10 @@ from service.sessions.registry import Registry
 from service.sessions.resume import Resume
 from service.sessions.session import owner_of
 from service.sessions.storage import Storage
+from service.sessions.stores.base import SPILLED
 
 _AT_ONCE = 128
 """Sessions that are closed together, so that the store writes their last records in one batch."""
-_SPILLED = "~"
-"""The prefix of record names that are not session ids."""
 
 
 class Closing:
@@ -36,7 +35,7 @@ class Closing:
         stored = await self._storage.ids(f"{principal}/" if principal else "")
         here = (session.id for session in self._registry.directory)
         ids = [one for one in dict.fromkeys([*here, *stored]) if owner_of(one) == principal]
-        ids = [one for one in ids if not one.startswith(_SPILLED)]
+        ids = [one for one in ids if not one.startswith(SPILLED)]
         num_closed = 0
         failure: CarouselError | None = None
         for at in range(0, len(ids), _AT_ONCE):

@@ -20,7 +20,7 @@ from service.sessions.stores.base import StoreError, Write
 from service.sessions.stores.data_folder import check_folder, is_in_use
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.lmdb_file import check_data_file
-from service.sessions.stores.opening import open_store, signing_key
+from service.sessions.stores.open_store import open_store, signing_key
 from tests.sessions.stores.claims import claim, mine
 
 PAGE = 4096

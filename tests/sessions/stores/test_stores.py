@@ -32,7 +32,7 @@ from service.sessions.stores.base import (
 )
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore, Shelf
-from service.sessions.stores.opening import signing_key
+from service.sessions.stores.open_store import signing_key
 from service.sessions.stores.redis import RedisStore
 from service.sessions.stores.redis_address import check_reachable
 from tests.services import RedisServer, redis_server
