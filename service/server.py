@@ -213,10 +213,10 @@ class Server:
         # Polls for at most the grace time: this happens once in a server's life, so the hot path signals nothing.
         while sessions.directory.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        busy = sessions.expiry.busy()  # a session cannot be stored in the middle of a long feed
+        busy = sessions.handover.busy()  # a session cannot be stored in the middle of a long feed
         while busy() and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        sessions.expiry.end_all()
+        sessions.handover.end_all()
 
     def _open_sessions(self, storage: Storage) -> None:
         settings = self._settings

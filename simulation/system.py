@@ -252,7 +252,7 @@ class Replica:
         self._inference.go_away(grace_s)
         while service.directory.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
             await asyncio.sleep(0.02)
-        service.expiry.end_all()
+        service.handover.end_all()
         self._inference.end_streams()
         await asyncio.sleep(1.0)
         await service.stop(5.0)

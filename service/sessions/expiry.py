@@ -1,12 +1,9 @@
-"""Ends sessions that are idle, too old, not resumed in time, wanted by another server, or open when this server shuts
-down.
+"""Ends sessions that are idle, too old or not resumed in time.
 
 Event loop only.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from service.errors import guarded
 from service.sessions.lifecycle import State
@@ -26,18 +23,6 @@ class Expiry:
         self._registry = registry
         self._idle_timeout_s = idle_timeout_s
 
-    def wanted(self, session_id: str, *, is_polite: bool = False) -> None:
-        """Hands a session over to another server, whose client asked for it. A new session that is not open yet is
-        kept, because the client can only mean an earlier session of that id. is_polite: also keeps a session that a
-        stream has, that a `Step` uses, or that works."""
-        session = self._registry.directory.get(session_id)
-        if session is None or not session.policy.is_stored:
-            return
-        if is_polite and (session_id not in self._registry.held or session.is_working):
-            return
-        if session.state is not State.OPENING or session.persistence.is_in_store:
-            self._registry.hand_over(session)
-
     def expire(self) -> None:
         """Ends sessions that are too old, also busy ones; sessions that were idle for longer than `idle_timeout_s`; and
         detached sessions whose time is over. Sessions with KEEP are stored and leave the memory. Renews records that
@@ -50,18 +35,6 @@ class Expiry:
         for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
             guarded(self._expire_idle, session, now_s)
         self._registry.leases.renew_some(_RENEWALS)
-
-    def busy(self) -> Callable[[], bool]:
-        """Returns a function that says whether any session that is busy now still runs the same request. Generating
-        sessions do not count: see `Directory.num_generating`."""
-        busy = [(session, session.last) for session in self._registry.directory if session.state is State.BUSY]
-        return lambda: any(session.state is State.BUSY and session.last is last for session, last in busy)
-
-    def end_all(self) -> None:
-        """Ends every session because the server shuts down, and notifies their streams. Stored sessions can be resumed
-        elsewhere."""
-        for session in self._registry.directory:
-            guarded(self._end, session)
 
     def _expire_old(self, session: Session) -> None:
         self._registry.close(session, CloseReason.MAX_AGE, notify=True)
@@ -84,9 +57,3 @@ class Expiry:
             self._registry.hand_over(session, CloseReason.IDLE)
         else:
             self._registry.close(session, CloseReason.IDLE, notify=True)
-
-    def _end(self, session: Session) -> None:
-        if session.policy.is_stored:
-            self._registry.hand_over(session)
-        else:
-            self._registry.close(session, CloseReason.SHUTDOWN, notify=True)

@@ -19,6 +19,7 @@ from service.sessions.directory import Directory
 from service.sessions.ending import Ending
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
+from service.sessions.handover import Handover
 from service.sessions.limits import SessionLimits
 from service.sessions.opening import Opening
 from service.sessions.registry import Registry
@@ -85,6 +86,7 @@ class SessionService:
         self.leases = self.registry.leases
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
+        self.handover = Handover(self.registry)
         self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s)
         replays = Replays(limits.max_replay_bytes)
         self.requests = Requests(self.registry, replays, limits, observer)
@@ -144,7 +146,7 @@ class SessionService:
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
         if is_here or self.resume.is_claiming(session_id):
-            self.expiry.wanted(session_id, is_polite=wanted != session_id)
+            self.handover.wanted(session_id, is_polite=wanted != session_id)
         else:
             self.storage.undo_claim(session_id)
 

@@ -177,9 +177,9 @@ async def test_a_drain_waits_for_feeds_but_not_for_generations_without_a_reader(
         request = it.request(parked, 3, lambda _, result: is_full.set() if result.position == 4 else None)
         it.service.generations.generate(request, None, Decoding(100), field="generate.decoding")
         await is_full.wait()
-        assert not it.service.expiry.busy()()
+        assert not it.service.handover.busy()()
         long = it.feed(fed, 0, [5] * 3000, OutputSpec(OutputKind.NONE))
-        is_busy = it.service.expiry.busy()
+        is_busy = it.service.handover.busy()
         assert is_busy()
         await long
         assert not is_busy()
@@ -324,7 +324,7 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
             await it.open("d")
         assert (await it.feed(last, 0, [5]))[1].position == 1  # open sessions continue
         assert len(it.registry) == 2
-        it.service.expiry.end_all()
+        it.service.handover.end_all()
         assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
 
 
