@@ -204,7 +204,7 @@ class Server:
     async def _drain(self, sessions: SessionService) -> None:
         loop = asyncio.get_running_loop()
         grace_s = self._settings.shutdown_grace_s
-        log.info("server.draining", sessions=len(sessions.registry), grace_s=grace_s)
+        log.info("server.draining", sessions=len(sessions.directory), grace_s=grace_s)
         sessions.registry.is_draining = True
         await self._health.enter_graceful_shutdown()
         deadline = loop.time() + grace_s

@@ -19,7 +19,7 @@ from service.api.replies import Replies
 from service.engine.jobs import Item
 from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
 from service.sessions.deferral import Failures
-from service.sessions.ending import position_for_client
+from service.sessions.not_stored import position_for_client
 from service.sessions.request import Request
 from service.sessions.session import Session
 

@@ -60,7 +60,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         return pb.SessionsListResponse(
             sessions=infos,
             next_page_token=str(found[len(infos) - 1].serial) if len(found) > len(infos) else "",
-            total_count=len(self._registry) if owner is None else self._sessions.directory.count(owner),
+            total_count=self._sessions.directory.count(owner or ""),
         )
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:

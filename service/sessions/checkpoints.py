@@ -25,10 +25,11 @@ from functools import partial
 from service.engine.engine import Engine
 from service.engine.results import Failed, Generated, LaneState, Result
 from service.errors import CarouselError
-from service.sessions.ending import LastRecords, answer_not_stored
+from service.sessions.ending import LastRecords
 from service.sessions.generation import Generation
 from service.sessions.image import image_of
 from service.sessions.leases import Leases
+from service.sessions.not_stored import answer_not_stored
 from service.sessions.persistence import Durability, Moment, OnDisconnect, WhenDone
 from service.sessions.request import Request
 from service.sessions.session import Session

@@ -1,5 +1,5 @@
-"""How sessions end: the reason, who is notified, the errors for unfinished requests, and the last record. The last
-record says that the session has ended, or that any server may claim it.
+"""How sessions end: the reason, who is notified, and the last record. The last record says that the session has ended,
+or that any server may claim it.
 
 Event loop only; times come from the injected clock.
 """
@@ -10,15 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from service.errors import (
-    CarouselError,
-    RequestCancelledError,
-    SessionMovedError,
-    SessionNotOpenError,
-    ShuttingDownError,
-    StoreUnavailableError,
-    guarded,
-)
+from service.errors import CarouselError, SessionMovedError, StoreUnavailableError, guarded
 from service.observer import SessionObserver
 from service.sessions.lifecycle import State
 from service.sessions.persistence import WhenDone
@@ -26,6 +18,11 @@ from service.sessions.session import CloseReason, Session, name_of
 from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 from service.sessions.tombstones import Tombstone
+
+_LONGEST_DELAY_S = 30.0
+"""The longest delay between two attempts. Each delay is twice the one before."""
+_TOMBSTONE_S = 3600.0
+"""How long a store keeps the tombstone of an ended session."""
 
 
 class Ending:
@@ -78,91 +75,6 @@ class Ending:
         if self.is_freed and self.is_answered_by_store and self.then is not None:
             then, self.then = self.then, None
             guarded(then, self.error)
-
-
-def error_of(session: Session, reason: CloseReason) -> CarouselError:
-    """Returns the error for requests that are unfinished when a session ends."""
-    if reason is CloseReason.MOVED:
-        return SessionMovedError(
-            f"session {session.name!r} was handed over: resume it on a new stream, or send the call again",
-            session_id=session.name,
-        )
-    if reason is CloseReason.SHUTDOWN:
-        return ShuttingDownError(
-            f"session {session.name!r} ended because the server is shutting down", retry_delay_s=1.0
-        )
-    if reason is CloseReason.TAKEN:
-        return SessionMovedError(f"session {session.name!r} was resumed on another stream", session_id=session.name)
-    if reason is CloseReason.LOST:
-        return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
-    if reason is CloseReason.MAX_AGE:
-        return RequestCancelledError(
-            f"session {session.name!r} was closed: it reached the age that this server allows (max_age_s)",
-            close_reason=reason.value,
-        )
-    return RequestCancelledError("the session was closed", close_reason=reason.value)
-
-
-def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
-    """Returns the error for requests that waited for a session that could not be opened."""
-    return SessionNotOpenError(
-        f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
-    )
-
-
-def opening_not_stored(session: Session, error: CarouselError) -> CarouselError:
-    """Returns the error for an opening that waited for the store when the store failed."""
-    if not isinstance(error, StoreUnavailableError):
-        return error
-    return StoreUnavailableError(
-        f"session {session.name!r} could not be stored, and is not open: send the request again",
-        retry_delay_s=1.0,
-        session_id=session.name,
-    )
-
-
-def position_for_client(session: Session, position: int, error: CarouselError | None) -> int:
-    """Returns the position to report to the client that continues with a session, after the answers that waited for the
-    store are answered. position: the session's own position. error: the store's error, or None.
-
-    - Without an error: `position`. A strict session has stored it by then.
-    - When the store fails: the stored position of a strict session; the present position of any other.
-
-    Raises `error` when the session is unconfirmed, or when it is no StoreUnavailableError. Raises StoreUnavailableError
-    for a session that was rewound without being stored: its client would continue from another state than the reported
-    one.
-    """
-    if error is None:
-        return position
-    if session.persistence.is_unconfirmed or not isinstance(error, StoreUnavailableError):
-        raise error
-    if session.persistence.is_set_back:
-        raise StoreUnavailableError(
-            f"session {session.name!r} was rewound, or its state was replaced, but the store failed to save the"
-            " change: send the request again",
-            retry_delay_s=1.0,
-            session_id=session.name,
-        )
-    return session.reportable_position
-
-
-def answer_not_stored(session: Session) -> StoreUnavailableError:
-    """Returns the error for answers that wait for the store when the store fails."""
-    return StoreUnavailableError(
-        f"session {session.name!r} is at position {session.position}, but the store failed to save it: send the"
-        " request again unchanged, with its position, then all other requests that failed with this error, in order;"
-        " none of them is applied twice",
-        retry_delay_s=1.0,
-        session_id=session.name,
-        position=session.position,
-        stored_position=session.reportable_position,
-    )
-
-
-_LONGEST_DELAY_S = 30.0
-"""The longest delay between two attempts. Each delay is twice the one before."""
-_TOMBSTONE_S = 3600.0
-"""How long a store keeps the tombstone of an ended session."""
 
 
 class LastRecords:

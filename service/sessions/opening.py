@@ -31,10 +31,10 @@ from service.sessions.checks import check_open, check_session_id
 from service.sessions.claims import ClaimedImage
 from service.sessions.constants import Given, with_number
 from service.sessions.directory import random_name
-from service.sessions.ending import not_open, opening_not_stored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.limits import SessionLimits
+from service.sessions.not_stored import opening_not_stored
 from service.sessions.persistence import PLAIN, Persistence, SessionPolicy
 from service.sessions.registry import Registry
 from service.sessions.request import Request
@@ -191,7 +191,7 @@ class Opening:
                 raise persistence.moved or registry.tombstones.not_found(session.id)
         except CarouselError as error:
             if not session.is_over:
-                registry.fail(session, not_open(session, error))
+                registry.fail(session, error)
             raise
         registry.start(session, lane)
         served.engine.write(lane, image.lane)
@@ -287,7 +287,7 @@ class Opening:
     def _fail(self, new: NewSession, error: CarouselError) -> None:
         new.request.deliver(Failed(0, error))
         if not new.session.is_over:
-            self._registry.fail(new.session, not_open(new.session, error))
+            self._registry.fail(new.session, error)
 
     def _on_prepared(self, job: Job, result: Result) -> None:
         """Records a step of an opening before the last one. When it fails, the last step fails, too."""

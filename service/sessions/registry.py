@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from service.engine.jobs import Lane
 from service.engine.results import Failed
-from service.errors import CarouselError, ShuttingDownError, StoreUnavailableError, guarded
+from service.errors import CarouselError, SessionNotOpenError, ShuttingDownError, StoreUnavailableError, guarded
 from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
-from service.sessions.ending import Ending, LastRecords, error_of
+from service.sessions.ending import Ending, LastRecords
 from service.sessions.generation import Generation
 from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
@@ -24,7 +24,7 @@ from service.sessions.persistence import PLAIN_PERSISTENCE, Durability, OnDiscon
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, OnEnded, Session, no_stream
 from service.sessions.storage import Storage
-from service.sessions.tombstones import Tombstone, Tombstones
+from service.sessions.tombstones import Tombstone, Tombstones, unfinished_error
 from service.sessions.watches import Change, Watches
 
 
@@ -86,9 +86,6 @@ class Registry:
             Action.NOTIFY_STREAM: self._notify_stream,
         }
 
-    def __len__(self) -> int:
-        return len(self.directory)
-
     def get(self, session_id: str) -> Session:
         """Returns this server's session. Raises SessionNotFoundError, with the reason for its end if known."""
         session = self.directory.get(session_id)
@@ -130,9 +127,10 @@ class Registry:
         self.observer.session_opened(session.served.model, session.served.version, session.id)
 
     def fail(self, session: Session, error: CarouselError) -> None:
-        """Ends a session in OPENING that cannot be opened. Its deferred requests are refused with the error. A session
-        that came from the store stays there, and any server can resume it."""
-        self.deferral.refuse(session, error)
+        """Ends a session in OPENING that cannot be opened because of `error`. Its deferred requests are refused. A
+        session that came from the store stays there, and any server can resume it."""
+        told = f"session {session.name!r} could not be opened: {error.message}"
+        self.deferral.refuse(session, SessionNotOpenError(told, field="session_id"))
         event = Event.HAND_OVER if session.persistence.is_in_store else Event.FAIL
         self._apply(session, event, Ending(CloseReason.FAILED, notifies=False))
 
@@ -145,7 +143,7 @@ class Registry:
         last = session.last
         if isinstance(last, Generation) and last.request is not None:
             listener, last.request = last.request, None
-            listener.deliver(Failed(session.position, error_of(session, CloseReason.TAKEN)))
+            listener.deliver(Failed(session.position, unfinished_error(session, CloseReason.TAKEN)))
         if session.persistence is not PLAIN_PERSISTENCE:
             session.persistence.is_attached, session.persistence.reported_position = True, None
         self.held.pop(session.id, None)
@@ -234,7 +232,7 @@ class Registry:
 
     def _refuse_deferred(self, session: Session, end: Ending) -> None:
         """Refuses deferred requests, and answers that wait for the store unless the last record decides those."""
-        error = error_of(session, end.reason)
+        error = unfinished_error(session, end.reason)
         if not session.persistence.is_releasing:
             session.persistence.resolve(None, error)
         self.deferral.refuse(session, error)
@@ -245,7 +243,7 @@ class Registry:
             end.freed(self.observer, session)
 
         if end.before in HOLDS_SLOT:
-            session.served.engine.close(session.lane, freed, error_of(session, end.reason))
+            session.served.engine.close(session.lane, freed, unfinished_error(session, end.reason))
         else:
             freed()
 
@@ -282,7 +280,7 @@ class Registry:
         if persistence.after_claim is not None:
             persistence.after_claim.append(lambda: self._release(session, end, ended))
             return
-        persistence.moved = error_of(session, CloseReason.MOVED)
+        persistence.moved = unfinished_error(session, CloseReason.MOVED)
         has_slot = end.before in HOLDS_SLOT
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)

@@ -22,10 +22,10 @@ from service.errors import (
 from service.observer import SessionObserver
 from service.sessions.answer_memory import SMALL_ANSWER, SMALL_FEED, Replays, outputs_bytes
 from service.sessions.checks import check_forks, check_length, check_reads_what_it_gives, check_retries, check_score
-from service.sessions.ending import answer_not_stored
 from service.sessions.generation import Asked, LastFeed, is_refused, unlink_done
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
+from service.sessions.not_stored import answer_not_stored
 from service.sessions.persistence import PLAIN_PERSISTENCE
 from service.sessions.registry import Registry
 from service.sessions.request import Request

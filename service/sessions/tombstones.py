@@ -1,4 +1,5 @@
-"""What the server remembers of ended sessions (tombstones), and the errors made from it.
+"""What the server remembers of ended sessions (tombstones), and the errors for requests of sessions that end or have
+ended.
 
 Event loop only; times come from the injected clock.
 """
@@ -11,8 +12,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from service.errors import SessionNotFoundError
-from service.sessions.session import CloseReason, name_of
+from service.errors import (
+    CarouselError,
+    RequestCancelledError,
+    SessionMovedError,
+    SessionNotFoundError,
+    ShuttingDownError,
+)
+from service.sessions.session import CloseReason, Session, name_of
 
 _REASONS = {
     CloseReason.CLIENT: "was closed by a client",
@@ -111,3 +118,26 @@ class Tombstones:
             close_reason=tombstone.reason.value,
             position=tombstone.position,
         )
+
+
+def unfinished_error(session: Session, reason: CloseReason) -> CarouselError:
+    """Returns the error for requests that are unfinished when a session ends."""
+    if reason is CloseReason.MOVED:
+        return SessionMovedError(
+            f"session {session.name!r} was handed over: resume it on a new stream, or send the call again",
+            session_id=session.name,
+        )
+    if reason is CloseReason.SHUTDOWN:
+        return ShuttingDownError(
+            f"session {session.name!r} ended because the server is shutting down", retry_delay_s=1.0
+        )
+    if reason is CloseReason.TAKEN:
+        return SessionMovedError(f"session {session.name!r} was resumed on another stream", session_id=session.name)
+    if reason is CloseReason.LOST:
+        return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
+    if reason is CloseReason.MAX_AGE:
+        return RequestCancelledError(
+            f"session {session.name!r} was closed: it reached the age that this server allows (max_age_s)",
+            close_reason=reason.value,
+        )
+    return RequestCancelledError("the session was closed", close_reason=reason.value)

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 
 from service.background import awaited
 from service.errors import QueueFullError, SessionNotOpenError, quoted
-from service.sessions.ending import position_for_client
+from service.sessions.not_stored import position_for_client
 from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry
 from service.sessions.resume import Resume

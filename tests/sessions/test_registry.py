@@ -164,7 +164,7 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
         assert isinstance((await long)[1], Fed)
         it.now_s += 10.2
         it.service.expiry.expire()
-        assert len(it.registry) == 0
+        assert len(it.service.directory) == 0
         with pytest.raises(SessionNotFoundError, match="'used' is gone: it was closed because it was idle") as raised:
             it.registry.get("used")
         assert raised.value.facts["position"] == 1
@@ -323,7 +323,7 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
         with pytest.raises(ShuttingDownError):
             await it.open("d")
         assert (await it.feed(last, 0, [5]))[1].position == 1  # open sessions continue
-        assert len(it.registry) == 2
+        assert len(it.service.directory) == 2
         it.service.handover.end_all()
         assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
 
@@ -333,7 +333,7 @@ async def test_outputs_at_open_need_a_start_token(tiny_repository: Path) -> None
     async with opened(tiny_repository, "tiny-lm") as it:
         with pytest.raises(InvalidFieldError, match=r"open\.outputs must not be set: tiny-lm has no start token"):
             await it.open(outputs=top_two)
-        assert len(it.registry) == 0
+        assert len(it.service.directory) == 0
     async with opened(tiny_repository) as it:
         session = await it.open(outputs=top_two)
         assert (session.state, session.position) == (State.IDLE, 0)
