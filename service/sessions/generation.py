@@ -3,6 +3,18 @@
 Each accepted request refers to the request before it, as `former`, until it is done. When the engine refuses a request
 because its position is wrong, the former becomes the last request again. A refused request changes nothing.
 
+How a retry is answered, which is a request that repeats an earlier one with its position:
+
+- Feed: the session's last feed is answered again; while it is in flight, the retry is answered together with it.
+- Generation, unless the session is plain: without a listener it continues for the retry, which gets the tokens after
+  its `received_position` again. One that is not known any more is made again, and delivered from there.
+- Search, unless the session is plain: as a generation, but it has one answer.
+- Step batch: the last one of its stream is answered again unless one of its sessions has moved since; while it is in
+  flight, the retry is answered together with it (`api/step_batches.py`).
+- Score: it is computed again, because it changes nothing.
+- Each of them, when the store did not take its answer: see `unstored`. Any other retry is refused because of its
+  position, or with OutputsLostError when only the position of its answer is kept.
+
 Knows no clock, no I/O and no engine. Event loop only.
 """
 

@@ -37,7 +37,8 @@ class Generations:
         self, request: Request, position: int | None, decoding: Decoding, *, field: str, received: int | None = None
     ) -> None:
         """Starts a generation of `request.session`. It is answered after every few tokens, and at the end. The caller
-        calls `Request.granted` when answers were written to the client. decoding: without a beam.
+        calls `Request.granted` when answers were written to the client. `session.deferred` must be None, as for
+        `Requests.feed`. decoding: without a beam.
 
         A retry, after the session lost its stream, continues the generation: the tokens after the position `received`
         are delivered again. When the server does not know the generation any more, it makes the generation again and
@@ -83,7 +84,7 @@ class Generations:
 
     def search(self, request: Request, position: int | None, decoding: Decoding, beam: Beam, *, field: str) -> None:
         """Starts a beam search of `request.session`. It is answered once, after the session has consumed the best
-        result. A retry is answered again.
+        result. A retry is answered again. `session.deferred` must be None, as for `Requests.feed`.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
         StoreUnavailableError.

@@ -123,7 +123,8 @@ class Requests:
         has_mark: bool = False,
     ) -> None:
         """Makes `request.session` consume tokens from `position` on. A retry of the last feed is answered again and not
-        applied twice. position: None skips that check. has_mark: adds a mark at the position after the feed.
+        applied twice. `session.deferred` must be None; else the caller defers the request: see `Spill.when_live`.
+        position: None skips that check. has_mark: adds a mark at the position after the feed.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
         StoreUnavailableError.
@@ -165,8 +166,8 @@ class Requests:
     def score(
         self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str
     ) -> None:
-        """Answers with the probabilities of targets from the session's position. with_end: appends the end token to
-        each target.
+        """Answers with the probabilities of targets from the session's position. `session.deferred` must be None, as
+        for `feed`. with_end: appends the end token to each target.
 
         field: the prefix of this request's fields in error messages. Raises InvalidFieldError, PositionMismatchError,
         IllegalRequestError, QueueFullError, StoreUnavailableError.
