@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from service.repository.specs import (
     Axis,
@@ -104,6 +104,8 @@ class SpecialTokens(Part):
 
 class Manifest(Part):
     """What one bundle contains and how to run it."""
+
+    newer = ("sample_rate",)
 
     format_version: Literal[1, 2] = 1
     """The version of this contract. It is 2 if the bundle uses a field that servers of version 1 do not know: `inputs`,
@@ -244,12 +246,6 @@ class Manifest(Part):
             known = {state.name for state in self.states} | {context.name for context in self.contexts}
             if unknown := {*readout.states, *readout.contexts} - known:
                 raise ValueError(f"{where}readout reads {min(unknown)}, which is not a state or a context")
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits `sample_rate` if it is not set, so that servers of format version 1 can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value or name != "sample_rate"}
 
     @property
     def _steps_of_variants(self) -> list[StepSpec]:

@@ -6,7 +6,7 @@ Shapes are lists of integers and of the symbolic axes `batch`, `time`, `source` 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,16 +22,28 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "bool"]
 Tokenizer = Literal["characters", "whitespace", "subword"]
-_NEW_OF_STATES = ("initial_file", "constant", "is_uniform")
-"""Fields of a state that format version 1 does not have."""
-_NEW_OF_ENCODERS = ("bos_id", "eos_id")
-"""Fields of an encoder that format version 1 does not have."""
 
 
 class Part(BaseModel):
     """The base of all parts. Parts are frozen and refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    newer: ClassVar[tuple[str, ...]] = ()
+    """Fields that servers of format version 1 do not know. A manifest is written without those that have their default,
+    so that such servers can read it."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it uses fields that format version 1 does not have."""
+        return any(map(self._is_given, self.newer))
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if name not in self.newer or self._is_given(name)}
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 class TensorSpec(Part):
@@ -59,6 +71,8 @@ class SessionConstantSpec(Part):
 
 class StateSpec(Part):
     """One state tensor: a step reads it and writes its next value."""
+
+    newer = ("initial_file", "constant", "is_uniform")
 
     name: str
     """Its name in the API and for users, such as `hidden`."""
@@ -96,17 +110,6 @@ class StateSpec(Part):
     def row_shape(self) -> tuple[int, ...]:
         """Its axes without the batch axis."""
         return tuple(axis for axis in self.input.shape if isinstance(axis, int))
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it uses fields that format version 1 does not have."""
-        return any(getattr(self, name) for name in _NEW_OF_STATES)
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value or name not in _NEW_OF_STATES}
 
 
 class ContextSpec(Part):
@@ -154,6 +157,8 @@ class ConstantSpec(Part):
 class EncoderSpec(Part):
     """The graph that reads a source once. The states and contexts name its outputs."""
 
+    newer = ("bos_id", "eos_id")
+
     file: FileName
     """The ONNX file in the bundle."""
     source: TensorSpec
@@ -182,17 +187,6 @@ class EncoderSpec(Part):
                 " and encoder.eos_id"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value is not None or name not in _NEW_OF_ENCODERS}
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it uses fields that format version 1 does not have."""
-        return any(getattr(self, name) is not None for name in _NEW_OF_ENCODERS)
 
     @property
     def max_given_length(self) -> int:
@@ -248,6 +242,8 @@ class TraceSpec(Part):
 class VocabularySpec(Part):
     """A vocabulary: a UTF-8 file with one token a line. A token's id is its line number, counted from 0."""
 
+    newer = ("subwords",)
+
     file: FileName
     """The text file in the bundle."""
     size: Annotated[int, Field(ge=2)]
@@ -273,20 +269,9 @@ class VocabularySpec(Part):
         return self
 
     @property
-    def is_new(self) -> bool:
-        """Whether it uses fields that format version 1 does not have."""
-        return self.subwords is not None
-
-    @property
     def files(self) -> tuple[str, ...]:
         """Its files in the bundle."""
         return (self.file,) if self.subwords is None else (self.file, self.subwords)
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value is not None or name != "subwords"}
 
 
 class Parity(Part):

@@ -6,7 +6,7 @@ import math
 from functools import cached_property
 from typing import Annotated, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from service.repository.specs import ConstantSpec, Dtype, FileName, Part, TensorSpec, check_is, last_axis
 
@@ -32,10 +32,6 @@ class TopKSpec(Part):
         return self
 
 
-_NEW = ("inputs", "outputs", "loop", "emits", "history")
-"""Fields of a step that format version 1 does not have."""
-
-
 class PortSpec(Part):
     """A named part of a vector: consecutive numbers that follow those of the part before."""
 
@@ -59,6 +55,8 @@ class EmitsSpec(Part):
     encoded frames that emitted their maximum, `capacity` ids (0 after the last token), `capacity` natural
     log-probabilities."""
 
+    newer = ("context",)
+
     blank_id: Annotated[int, Field(ge=0)]
     """The token that ends an encoded frame. It is never emitted."""
     max_symbols: Annotated[int, Field(ge=1)]
@@ -72,12 +70,6 @@ class EmitsSpec(Part):
     """The name of the state with the number of all tokens so far."""
     context: str | None = None
     """The name of the state with the tokens that the prediction network reads next; None: there is no such state."""
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits a context that is None, so that servers that do not know this field can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def states(self) -> set[str]:
@@ -96,6 +88,8 @@ class StepSpec(Part):
     A step consumes a token or a vector of features, and returns logits over a vocabulary, or plain values. ONNX Runtime
     runs the whole graph, whatever is fetched; only the outputs of `top_k` can be omitted from a run.
     """
+
+    newer = ("inputs", "outputs", "loop", "emits", "history")
 
     file: FileName
     """The ONNX file in the bundle."""
@@ -180,17 +174,6 @@ class StepSpec(Part):
             if len({port.name for port in ports}) != len(ports):
                 raise ValueError(f"step.{field} must have distinct names")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
-        found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value or name not in _NEW}
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it uses fields that format version 1 does not have."""
-        return any(getattr(self, name) for name in _NEW)
 
     @property
     def of_one_step(self) -> Self:
