@@ -18,14 +18,29 @@ log = structlog.get_logger()
 _LONGEST_DELAY_S = 30.0
 
 
-class Background:
-    """Owns tasks until they end; its length is their number. `stop` cancels those that still run."""
+class _Owner:
+    """Owns tasks until they end; its length is their number."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    async def stop(self) -> None:
+        """Cancels every task and waits until all have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _own(self, task: asyncio.Task[Any], on_done: Callable[[asyncio.Task[Any]], None]) -> None:
+        self._tasks.add(task)  # because the event loop has only weak references to tasks
+        task.add_done_callback(on_done)
+
+
+class Background(_Owner):
+    """Owns tasks that only report their errors. `stop` cancels those that still run."""
 
     def repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         """Awaits `work()` every `interval_s` seconds, without end. Logs an error as `background.failed` and tries again
@@ -36,17 +51,8 @@ class Background:
         """Runs the work once. Logs an error as `background.failed`."""
         self._start(name, self._once(name, work))
 
-    async def stop(self) -> None:
-        """Cancels every task and waits until all have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)  # because the event loop has only weak references to tasks
-        task.add_done_callback(self._tasks.discard)
+        self._own(asyncio.create_task(work, name=name), self._tasks.discard)
 
     async def _once(self, name: str, work: Awaitable[None]) -> None:
         try:
@@ -82,29 +88,15 @@ def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
     return future, give
 
 
-class Tasks:
-    """Owns tasks until they end. Only the code that awaits a task receives its CarouselError; any other error is also
-    reported to the event loop. Event loop only."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
+class Tasks(_Owner):
+    """Owns tasks that their callers await. Only the code that awaits a task receives its CarouselError; any other error
+    is also reported to the event loop."""
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Starts a task."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self._own(task, self._ended)
         return task
-
-    async def stop(self) -> None:
-        """Cancels every task and waits until all have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
