@@ -9,8 +9,7 @@ import pytest
 
 from export import card
 from service.repository.manifest import Manifest
-from service.sessions.lifecycle import diagram
-from tests import imports
+from tests import imports, session_diagram
 
 ROOT = Path(__file__).parent.parent
 OF_DEVELOPERS = {"docs/architecture.md", "docs/performance.md"}
@@ -20,7 +19,7 @@ MANIFESTS = sorted((ROOT / "model_repository").glob("*/*/manifest.json"))
 
 
 def test_the_diagram_of_a_session_is_drawn_from_its_table() -> None:
-    assert f"```mermaid\n{diagram()}\n```" in (ROOT / "docs" / "architecture.md").read_text()
+    assert f"```mermaid\n{session_diagram.diagram()}\n```" in (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_the_packages_are_drawn_from_the_code() -> None:

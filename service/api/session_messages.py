@@ -51,7 +51,7 @@ def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect =
     InvalidFieldError for unknown values, and for more than the server grants."""
     check_policy(message)
     asked = message.on_disconnect
-    duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
+    duration_s = _seconds(asked.duration) if asked.HasField("duration") else None
     return limits.agree(
         _DURABILITIES[message.durability],
         _ACTIONS[asked.action] or on_disconnect,
@@ -69,15 +69,15 @@ def check_policy(message: pb.Open) -> None:
         raise convert.unknown_value(action, pb.DisconnectAction.DESCRIPTOR, field="open.on_disconnect.action")
 
 
-def _seconds(duration: Duration, field: str) -> float:
+def _seconds(duration: Duration) -> float:
     """Returns a duration in seconds. Raises InvalidFieldError if the nanoseconds are a second or more, or have another
     sign than the seconds: see google/protobuf/duration.proto."""
     seconds, nanos = int(duration.seconds), int(duration.nanos)
     if abs(nanos) >= 10**9 or seconds * nanos < 0:
         raise InvalidFieldError(
-            f"{field} has {seconds} seconds and {nanos} nanos: nanos must be below one second, and have the sign of"
-            " seconds",
-            field=field,
+            f"open.on_disconnect.duration has {seconds} seconds and {nanos} nanos: nanos must be below one second, and"
+            " have the sign of seconds",
+            field="open.on_disconnect.duration",
         )
     return seconds + nanos / 1e9
 

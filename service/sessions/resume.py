@@ -67,10 +67,6 @@ class Resume:
         self.claiming: dict[str, asyncio.Task[Session | int]] = {}
         """The tasks that claim and use records, by id."""
 
-    def is_claiming(self, session_id: str) -> bool:
-        """Whether a task claims or uses the record of this id."""
-        return session_id in self.claiming
-
     async def resume(
         self,
         session_id: str,

@@ -10,9 +10,10 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Encoded, Failed, Fed
 from service.errors import EngineError, IllegalRequestError
 from service.sessions.generation import LastFeed
-from service.sessions.lifecycle import LIVE, OVER, TABLE, Action, Event, State, diagram
+from service.sessions.lifecycle import LIVE, OVER, TABLE, Action, Event, State
 from service.sessions.request import Request
 from tests import domain
+from tests.session_diagram import diagram
 
 PAIRS = list(itertools.product(State, Event))
 REQUESTS = (Event.FEED, Event.STEP_BATCH, Event.SCORE, Event.GENERATE)
