@@ -18,6 +18,10 @@ class SignatureError(ExportError):
     """A graph has other inputs or outputs than the interface describes."""
 
 
+class BatchError(ExportError):
+    """A row changes when it runs with other rows."""
+
+
 _OF_RUNTIME = (
     (re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "), ""),
     (re.compile(r"^Fatal error: "), ""),

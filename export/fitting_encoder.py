@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from export.errors import ExportError, first_line
+from export.errors import BatchError, ExportError, first_line
 from export.exportable import TakesLengths
 from export.fitting import CHANGES_ROWS, LENGTHS, near
 from export.returned import ROWS, SOURCE, sized, tensors_of
@@ -147,7 +147,7 @@ def _match(
 
 def advised(contexts: Shapes, error: ExportError) -> ExportError:
     """Returns the error, with advice if a batch changes a row and contexts have no mask: attention reads padding."""
-    if not contexts or any(len(shape) == 2 for shape in contexts.values()) or "batch of" not in str(error):
+    if not contexts or any(len(shape) == 2 for shape in contexts.values()) or not isinstance(error, BatchError):
         return error
     return ExportError(
         f"{error}. Attention without a mask reads the padding of the shorter sources in a batch: name a mask among the"

@@ -115,11 +115,12 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
         try:
             return write_bundle(_contents(model, fitted, encoder, is_one_step=False), **options)
         except ExportError as error:
-            why = _LOOP if isinstance(error, SignatureError) else str(error)
+            is_loop = isinstance(error, SignatureError)
             try:
                 folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as second:
-                raise advised(_shapes(model.contexts), second if why == _LOOP else error) from None
+                raise advised(_shapes(model.contexts), second if is_loop else error) from None
+            why = _LOOP if is_loop else error
             lines.append(f"it is run one step at a time, because several steps in one run are not possible: {why}")
             return folder
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.errors import ExportError
-from export.foreign.unkept import FORCED
+from export.foreign.notes import Forced
 
 if TYPE_CHECKING:
     from export.foreign.axes import Hints
@@ -45,7 +45,7 @@ def refuse_crossed(
                     f"--state {name}={output} contradicts the graph: {said}. Use --state {other}={output}, or add"
                     " --force-state"
                 )
-            notes.append(f"state {name} = {output}: {FORCED}, although {said}")
+            notes.append(Forced(f"state {name} = {output}", said))
 
 
 def _carried(graph: onnx.GraphProto, name: str) -> set[str]:

@@ -18,7 +18,8 @@ import onnx
 
 from export.errors import ExportError
 from export.foreign.crossed import refuse_crossed
-from export.foreign.unkept import FORCED, refuse_unkept
+from export.foreign.notes import Forced
+from export.foreign.unkept import refuse_unkept
 from export.foreign.wiring import Wiring, may_be
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _check_given(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes
         said = f"{other.name} is the last {slot.part} state of {slot}"
         ended = f", which starts with {' or '.join(begins)}" if begins else f", which does not start with {one.name}"
     if hints.force_state:
-        notes.append(f"state {one.name} = {other.name}: {FORCED}, although {said}{ended}")
+        notes.append(Forced(f"state {one.name} = {other.name}", f"{said}{ended}"))
         return
     raise ExportError(
         f"--state {one.name}={other.name} contradicts the graph: {said}{ended}. Omit the pair, or add --force-state"

@@ -11,6 +11,7 @@ import onnx
 from export.errors import ExportError, first_line
 from export.foreign.chunks import MIN_OPSET, in_chunks, loop
 from export.foreign.loading import opset_of
+from export.foreign.notes import OneByOne
 from export.foreign.original import Original
 from export.graphs import Graphs
 from export.interface import Interface
@@ -35,7 +36,7 @@ def prove_file(
     """
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
-        notes.append("its batch is fixed at one row: sessions run one by one")
+        notes.append(OneByOne("its batch is fixed at one row: sessions run one by one"))
     else:
         try:
             graph = wrapped(interface)
@@ -47,10 +48,10 @@ def prove_file(
             why = f"other rows in a run change a row's output: {cause}"
             if not cause:
                 why = f"the proof with several rows in a run failed: {error}"
-            notes.append(f"sessions run one by one, because {why}")
+            notes.append(OneByOne(f"sessions run one by one, because {why}"))
         except Exception as error:  # ONNX Runtime raises its own error classes
             why = cause or first_line(error)
-            notes.append(f"sessions run one by one, because several rows cannot be run: {why}")
+            notes.append(OneByOne(f"sessions run one by one, because several rows cannot be run: {why}"))
     with random_inputs(interface.step_vocabulary_size):
         graph = wrapped(one_by_one)
         runner = OnnxRunner(Graphs(step=graph), one_by_one)

@@ -84,12 +84,14 @@ class StepOutput:
 class Reading:
     """What was found in a file.
 
-    repeated: constants with one value for each row. start: the input that is true at a session's first step.
-    fixed_batch: the number of rows that the file is fixed to; None: any number.
+    unserved: names of outputs that are neither a step's nor states. repeated: constants with one value for each row.
+    start: the input that is true at a session's first step. fixed_batch: the number of rows that the file is fixed to;
+    None: any number.
     """
 
     inputs: tuple[StepInput, ...]
     outputs: tuple[StepOutput, ...]
+    unserved: tuple[str, ...]
     states: tuple[State, ...]
     constants: Mapping[str, tuple[Tensor, Sequence[float]]]
     repeated: tuple[str, ...]
@@ -145,7 +147,6 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     if hints.end is not None:
         sources = [*(one for one in sources if one.name != hints.end), inputs[hints.end]]
     given = _step_outputs(outputs, pairs, hints)
-    notes += [f"output {name} is not served: name it with --output, too" for name in _left_out(outputs, pairs, given)]
     notes += [
         f"axis {name} = {size}: several steps at once were not compared with steps one by one"
         for name, size in hints.axes.items()
@@ -171,6 +172,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     return Reading(
         tuple(_step_input(source, batch, hints) for source in sources),
         tuple(StepOutput(one, batch_axis(one, hints, partial(axis_named, one, batch))) for one in given),
+        tuple(name for name, one in outputs.items() if name not in pairs.values() and one not in given),
         states,
         constants,
         tuple(name for name in constants if isinstance(batch, str) and inputs[name].shape[:1] == (batch,)),
@@ -282,10 +284,6 @@ def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints
         flags = " ".join(f"--output {one.name}" for one in left)
         raise ExportError(f"which outputs does a step return? {_listed(left)}: use {flags}, or some of these")
     return left
-
-
-def _left_out(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], given: Sequence[Tensor]) -> list[str]:
-    return [name for name in outputs if name not in pairs.values() and name not in {one.name for one in given}]
 
 
 def _listed(tensors: object) -> str:

@@ -85,7 +85,7 @@ def write_translator(
     _check_names(encoder, decoder, hints, joints)
     notes = [*encoder.notes, *decoder.notes]
     reading = with_rows_as_run(decoder.bound, read(decoder.bound, decoder.hints), decoder.hints)
-    notes += [note.removesuffix(": name it with --output, too") for note in reading.notes]
+    notes += [*reading.notes, *(f"output {name} is not served" for name in reading.unserved)]
     size, takes_logarithms = _checked(decoder, reading, described.target, notes)
     _check_ids(described, size, encoder.vocabulary_size)
     target = described.target or _ids(size, "target", "--vocabulary", notes)

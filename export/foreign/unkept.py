@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from export.errors import ExportError
 from export.foreign.flow import Slot
+from export.foreign.notes import Forced
 from export.foreign.wiring import Wiring, may_be
 
 if TYPE_CHECKING:
     from export.foreign.axes import Hints
-
-FORCED = "forced by --force-state"
-"""Text of a note about something that --force-state allows."""
 
 
 def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes: list[str]) -> None:
@@ -48,7 +46,7 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
         )
     message = f"{named(begins or unkept)} {why}"
     if hints.force_state and pairs:
-        notes.append(f"{message}: {FORCED}")
+        notes.append(Forced(message))
         return
     found = "no state was found: " if not pairs else ""
     if hints.expose_state:
@@ -107,8 +105,3 @@ def _is_given_by_flag(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
         hints.force_state or not may_be(wiring.inputs[name], wiring.outputs[hints.states[name]])
         for name in named_inputs
     )
-
-
-def forced(notes: Iterable[str]) -> str:
-    """Returns the text for the bundle's card about what --force-state allowed; empty if it allowed nothing."""
-    return "".join(f". {note[:1].upper()}{note[1:]}" for note in notes if FORCED in note)

@@ -28,12 +28,12 @@ from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
 from export.foreign.loading import load
 from export.foreign.names import plain_names, renamed
+from export.foreign.notes import Forced
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.proving import has_trace, prove_chunks, prove_file, random_inputs
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.rows import free_rows, with_rows_as_run
-from export.foreign.unkept import FORCED, forced
 from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
@@ -93,7 +93,8 @@ def write_model(
     """Writes the bundle of a model that `loading.load` has read: see `write_onnx`."""
     refuse_sample_rate(options, is_of_tokens=described.vocabulary is not None)
     proven = prove_model(whole, hints, described)
-    options["description"] += forced(proven.notes)
+    forced = [note for note in proven.notes if isinstance(note, Forced)]
+    options["description"] += "".join(f". {note[:1].upper()}{note[1:]}" for note in forced)
     vocabularies = Vocabularies(target=described.vocabulary)
     if described.labels is not None:
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
@@ -114,6 +115,7 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     model, exposed = expose_states(model, hints)
     reading = with_rows_as_run(model, read(model, hints), hints)
     notes = [*opened, *left_out, *exposed, *reading.notes]
+    notes += [f"output {name} is not served: name it with --output, too" for name in reading.unserved]
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows; any number is assumed")
         free_rows(model, reading)
@@ -128,8 +130,10 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
         if step.logits is not None and original.gives_probabilities(vocabulary_size):
             original.takes_logarithms = True
             notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
-    all_are = f": {FORCED}" if len(useless) == len(reading.states) else ""
-    notes += [f"state {name} changes nothing{all_are}" for name in useless]
+    of_server = () if described.emits is None else (described.emits.history, described.emits.count)
+    for name in [name for name in useless if name not in of_server]:
+        note = f"state {name} changes nothing"
+        notes.append(Forced(note) if len(useless) == len(reading.states) else note)
     interface = Interface(
         step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size, first_values=first_values(reading)
     )

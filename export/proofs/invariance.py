@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import BatchError, ExportError
 from export.interface import Interface
 from export.proofs.agreement import check_agreement
 from export.proofs.parity import max_abs_error
@@ -28,9 +28,9 @@ _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
 def check_invariance(runner: Runner, interface: Interface, *, seed: int = 0) -> None:
     """Compares rows in a batch, in every case below, with the same rows run alone.
 
-    Raises ExportError that names the tensor, the difference and the case: when a bit differs; when a context is not
-    zero past a row's source (the server pads contexts with zeros, so the graph must do so too); or when heads or
-    readout do not agree with the logits.
+    Raises ExportError that names the tensor, the difference and the case: when a bit differs, as BatchError if only
+    other rows change it; when a context is not zero past a row's source (the server pads contexts with zeros, so the
+    graph must do so too); or when heads or readout do not agree with the logits.
     """
     generator = np.random.default_rng(seed)
     for num_neighbours in _NEIGHBOUR_COUNTS if interface.step.max_rows is None else _FEW_NEIGHBOUR_COUNTS:
@@ -40,22 +40,19 @@ def check_invariance(runner: Runner, interface: Interface, *, seed: int = 0) -> 
         for found in alone:
             check_agreement(found, interface)
         _check_padding(runner, interface, [*subjects, *neighbours])
-        for case, walks in _cases(runner, interface, subjects, neighbours, generator):
-            for row, expected, found in zip(subjects, alone, walks, strict=True):
-                _hold_equal(row, expected, found, case)
+        at_once = [walk(runner, interface, [row], [chunked(row)])[0] for row in subjects]
+        _hold_equal(subjects, alone, at_once, "alone, in one chunk instead of step by step", ExportError)
+        for case, walks in _batches(runner, interface, subjects, neighbours, generator):
+            _hold_equal(subjects, alone, walks, case, BatchError)
 
 
-def _cases(
+def _batches(
     runner: Runner, interface: Interface, subjects: list[Row], neighbours: list[Row], generator: np.random.Generator
 ) -> Iterator[tuple[str, list[Walk]]]:
-    """Yields each case: its description, and the subjects' walks in it."""
+    """Yields each case with other rows: its description, and the subjects' walks in it."""
     rows, count = [*subjects, *neighbours], len(subjects)
     batch = f"in a batch of {len(rows)}"
 
-    yield (
-        "alone, in one chunk instead of step by step",
-        [walk(runner, interface, [row], [chunked(row)])[0] for row in subjects],
-    )
     yield (
         f"{batch}, in one chunk",
         walk(runner, interface, rows, [chunked(row) for row in rows])[:count],
@@ -102,12 +99,15 @@ def _check_padding(runner: Runner, interface: Interface, rows: Sequence[Row]) ->
                 raise ExportError(f"{context.output} is not zero past a source of {len(row.source)} tokens")
 
 
-def _hold_equal(row: Row, expected: Walk, found: Walk, case: str) -> None:
-    for name, reference in expected.items():
-        if found[name].tobytes() != reference.tobytes():
-            differing = np.sum(found[name] != reference)
-            raise ExportError(
-                f"{name} of a row changes when it runs {case}: {differing} of {reference.size} values differ from the"
-                f" row alone, by up to {max_abs_error(found[name], reference):.3g} ({len(row.source)} source and"
-                f" {len(row.tokens)} step inputs)"
-            )
+def _hold_equal(
+    rows: Sequence[Row], alone: Sequence[Walk], walks: Sequence[Walk], case: str, error: type[ExportError]
+) -> None:
+    for row, expected, found in zip(rows, alone, walks, strict=True):
+        for name, reference in expected.items():
+            if found[name].tobytes() != reference.tobytes():
+                differing = np.sum(found[name] != reference)
+                raise error(
+                    f"{name} of a row changes when it runs {case}: {differing} of {reference.size} values differ from"
+                    f" the row alone, by up to {max_abs_error(found[name], reference):.3g} ({len(row.source)} source"
+                    f" and {len(row.tokens)} step inputs)"
+                )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.errors import ExportError
+from export.errors import BatchError, ExportError
 from export.interface import Interface
 from export.proofs.runners import Array, Runner
 from export.proofs.walks import chunked, draw_rows, stepwise, walk
@@ -49,7 +49,7 @@ def measure_parity(
     relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `reference_runner` in
     messages. The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each
     row twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a
-    difference is too large.
+    difference is too large, as BatchError if there are several rows.
     """
     generator = np.random.default_rng(seed)
     worst = {tensor.name: 0.0 for tensor in (*interface.encoder_outputs, *interface.step_outputs)}
@@ -67,7 +67,7 @@ def measure_parity(
                         allowed = tolerance + relative * _largest(expected_row[name])
                         used = max(used, float(np.max(allowed, initial=0.0)))
                         if not _is_within(found_row[name], expected_row[name], error, allowed):
-                            raise ExportError(
+                            raise (BatchError if size > 1 else ExportError)(
                                 f"{name} is off by {error:.3g} from {reference}, more than {tolerance:g}, for a row of "
                                 f"{len(row.source)} source and {len(row.tokens)} step inputs, run {case} in a batch of "
                                 f"{size}"

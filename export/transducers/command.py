@@ -23,9 +23,6 @@ from export.transducers.parts import read_encoder, read_joiner, read_predictor
 from export.transducers.proving import described_as, hints_of, prove_emitting, prove_loop
 from export.vocabulary import Vocabulary
 
-_OF_TOKENS = ("state emitted changes nothing", "state num_emitted changes nothing")
-"""Notes about states that only the server reads."""
-
 
 def run(flags: TransducerFlags) -> Path:
     """Writes the bundle and returns its folder. Raises what `write_transducer` raises."""
@@ -141,5 +138,4 @@ def write_transducer(
         composed = compose(encoder, decoder, rules, rows=1)
     written = write_model(composed.model, hints_of(composed), described_as(composed, vocabulary), **options)
     notes = [note for network in (encoder, *decoder.networks) for note in network.notes]
-    notes += [proven.note, *(note for note in written.notes if not note.startswith(_OF_TOKENS))]
-    return replace(written, notes=notes)
+    return replace(written, notes=[*notes, proven.note, *written.notes])

@@ -13,6 +13,7 @@ import numpy as np
 
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
+from export.foreign.notes import OneByOne
 from export.foreign.writing import Described, prove_model
 from export.proofs.runners import Array, session_of
 from export.transducers.bare_loop import BareLoop, Rules
@@ -98,11 +99,11 @@ def prove_emitting(
     prove_loop(composed, encoder, decoder, often)
     proven = prove_model(composed.model, hints_of(composed), described_as(composed, vocabulary))
     if proven.interface.step.max_rows == 1:
-        return Emitting(True, next((note for note in proven.notes if "one by one" in note and "run" in note), ""))
+        return Emitting(True, next(note for note in proven.notes if isinstance(note, OneByOne)))
     if proven.interface.step.loop is None:
         raise ExportError("frames that emit tokens give other results in several steps at once than one by one")
     return Emitting(
-        False, ("frames that emit tokens have the same bits with other rows in a run and in several steps at once")
+        False, "frames that emit tokens have the same bits with other rows in a run and in several steps at once"
     )
 
 

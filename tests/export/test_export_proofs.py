@@ -14,7 +14,7 @@ pytest.importorskip("onnx")
 import torch
 from torch import Tensor, nn
 
-from export.errors import ExportError
+from export.errors import BatchError, ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import Interface, seq2seq_interface
 from export.proofs.invariance import check_invariance
@@ -162,8 +162,9 @@ def test_bits_that_depend_on_other_rows_padding_or_chunks_are_found(
     graphs: Graphs, fault: Callable[[IntArray, Sequence[Array], list[Array]], None], message: str
 ) -> None:
     """Each fault has a size of a millionth. The case that is made for it detects it and names it."""
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ExportError, match=message) as refused:
         check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), step=fault), INTERFACE)
+    assert isinstance(refused.value, BatchError) == (fault is not _leak_of_chunk)
 
 
 def _next_token_of_another(outputs: list[Array]) -> None:

@@ -12,8 +12,9 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor, nn
 
-from export.errors import ExportError
+from export.errors import BatchError, ExportError
 from export.fitting import Call, Fitted, fit
+from export.fitting_encoder import advised
 from export.fitting_states import check_states
 from export.packing import unpacked
 from export.returned import Expected
@@ -265,6 +266,13 @@ def test_a_module_that_cannot_be_served_is_refused_in_one_sentence(
         found(make, states)
     assert problem in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("error", "is_advised"), [(BatchError("wrong"), True), (ExportError("a batch of 1"), False)])
+def test_a_mask_is_advised_only_if_other_rows_change_a_row(error: ExportError, is_advised: bool) -> None:
+    """A row that is wrong alone has another cause than padding."""
+    told = str(advised({"memory": ("batch", "source", SIZE)}, error))
+    assert ("name a mask among the contexts" in told) == is_advised
 
 
 def test_packing_is_restored_afterwards() -> None:
