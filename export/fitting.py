@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError, first_line
 from export.exportable import TakesLengths
+from export.proofs.tolerances import MODULE
 from export.returned import ROWS, STEPS, Expected, match, sized, tensors_of
 
 Layout = Literal["rows first", "steps first", "one step", "one step, steps first", "one row of steps"]
@@ -28,7 +29,6 @@ LENGTHS = ("lengths", "length", "input_lengths", "x_lengths", "x_lens", "seq_len
 CHANGES_ROWS = (
     "returns other values for a row in a batch than for the row alone: its rows must not depend on each other"
 )
-_NEAR = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,5 +294,5 @@ def _row(tensor: Tensor, shape: tuple[int | str, ...]) -> Tensor:
 
 
 def near(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors have one shape and are equal within `_NEAR`."""
-    return first.shape == second.shape and bool(torch.allclose(first, second, rtol=_NEAR, atol=_NEAR))
+    """Whether two tensors have one shape and are equal within `tolerances.MODULE`."""
+    return first.shape == second.shape and bool(torch.allclose(first, second, rtol=MODULE, atol=MODULE))

@@ -3,7 +3,7 @@
 1. It is made from the proven step graph alone, so it works for any exporter's graphs. A model has a trace graph if its
    layers are ONNX's `RNN`, `GRU` or `LSTM`, or a `Scan` of `models.recurrent`; otherwise it has none.
 2. It takes one step a row. It is for display: its bits may differ from the step's in the last place. Its states are
-   compared with the step's states within `TOLERANCE`.
+   compared with the step's states within `tolerances.TRACE`.
 3. Its weights are not stored twice: they are external data in the step graph's file.
 """
 
@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, version_converter
 from export.errors import ExportError
 from export.graphs import Graphs
 from export.interface import Interface
+from export.proofs import tolerances
 from export.proofs.runners import OnnxRunner, session_of
 from export.proofs.walks import draw_rows
 from export.rounded import store_in_8_bits, with_float_weights
@@ -30,9 +31,6 @@ from models.recurrent import ONNX_DOMAIN_VERSION
 from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
 
 FILE = "trace.onnx"
-TOLERANCE = 1e-4
-"""The largest absolute difference allowed between a state in the trace and the step's own."""
-
 _MIN_OPSET = 18
 """The least opset of the operators written here; older graphs are converted first."""
 
@@ -134,10 +132,10 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
 
 
 def _find_columns(known: NDArray[np.float32], tensor: NDArray[np.float32]) -> int | None:
-    """Returns the first column of `known` at which the columns of `tensor` are, within `TOLERANCE`; None: nowhere."""
+    """Returns the first column of `known` at which the columns of `tensor` are, within `TRACE`; None: nowhere."""
     width = tensor.shape[1]
     for place in range(known.shape[1] - width + 1):
-        if np.abs(known[:, place : place + width] - tensor).max() <= TOLERANCE:
+        if np.abs(known[:, place : place + width] - tensor).max() <= tolerances.TRACE:
             return place
     return None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from export.graphs import Graphs, serialize
 from export.interface import Interface
+from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.proof import check_signature
@@ -16,14 +17,6 @@ from export.rounded import change_in_floats
 from service.repository.manifest import ReadoutSpec, VariantSpec
 
 INT8 = "int8"
-INT8_TOLERANCE = 3.0
-"""The largest allowed absolute difference from the 32-bit graphs, in any value, over a whole sequence.
-
-It only finds broken graphs. The sequences are random, and no model has learnt them. On g2p-en, whose logits are of the
-order of 10, attention that moves to another letter changes a logit by 2.1. A language model with random weights differs
-by 0.001. The recipe's own evaluation says what the difference costs.
-"""
-
 _DESCRIPTION = "LSTM layers and large products in 8-bit integers, quantised row by row; one token a row in a run"
 
 Evaluate = Callable[[OnnxRunner, OnnxRunner], Mapping[str, object]]
@@ -53,7 +46,7 @@ def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = 
     base = OnnxRunner(graphs, interface)
     runner = OnnxRunner(Graphs(step=step, encoder=graphs.encoder, readout=readout), own)
     check_signature(runner, own)
-    parity = measure_parity(runner, base, own, tolerance=INT8_TOLERANCE, reference="the 32-bit graphs")
+    parity = measure_parity(runner, base, own, tolerance=tolerances.INT8, reference="the 32-bit graphs")
     check_invariance(runner, own)
     spec = VariantSpec(
         step=step_spec,

@@ -17,7 +17,6 @@ from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, tensor_of
 from export.foreign.causes import is_quantized
 from export.foreign.encoder_inputs import (
-    QUANTIZED,
     are_alone,
     are_lengths,
     check_opset,
@@ -32,6 +31,7 @@ from export.foreign.loading import load, opset_of
 from export.foreign.masks import Form, Mask, find_form
 from export.foreign.wiring import Wiring
 from export.proofs.runners import Array
+from export.proofs.tolerances import QUANTIZED_ROWS, ROWS
 
 _SHORT, _LONG = 5, 7
 _MOST_TOKENS = 1 << 22
@@ -249,7 +249,7 @@ class EncoderFile:
         long = self._session.run(self._feeds(self.draw(_LONG, 0), _LONG))
         two = None if self.source.rows is None or self.has_fixed_row else self._two(rows)
         wiring = Wiring(self.model, self.inputs, self.tensors)
-        close = {"close": QUANTIZED} if is_quantized(self.model) else {}
+        close = QUANTIZED_ROWS if is_quantized(self.model) else ROWS
         found: dict[str, Placed] = {}
         for name, tensor in self.tensors.items():
             one = short[name]
@@ -260,7 +260,7 @@ class EncoderFile:
                     " tokens: an output must have the source's length, or not depend on it"
                 )
             twice = [] if two is None else [at for at, size in enumerate(one.shape) if two[name].shape[at] != size]
-            if two is not None and not are_alone(two[name], [one, other[name]], twice, **close):
+            if two is not None and not are_alone(two[name], [one, other[name]], twice, close=close):
                 raise ExportError(
                     f"{self.file.name}: {tensor} differs between two rows in one run and each row alone: give the batch"
                     f" axis of {self.source.tensor} with --batch-axis {self.source.tensor.name}=PLACE"

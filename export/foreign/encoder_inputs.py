@@ -20,9 +20,6 @@ WHOLE = ("int64", "int32")
 """The types of token ids."""
 _LENGTHS = re.compile(r"len", re.IGNORECASE)
 _MASKS = re.compile(r"mask|pad", re.IGNORECASE)
-_CLOSE = 1e-4
-QUANTIZED = 0.3
-"""The largest difference of a row in a batch from the row alone, if rows share a quantization scale."""
 
 
 def check_opset(file: Path, opset: int) -> None:
@@ -50,7 +47,7 @@ def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]
     return found
 
 
-def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int], *, close: float = _CLOSE) -> bool:
+def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int], *, close: float) -> bool:
     """Whether two rows of one run equal each row run alone.
 
     axes: the axes that grow with the number of rows; empty: both rows share the output. close: the largest allowed

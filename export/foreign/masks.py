@@ -12,10 +12,10 @@ import numpy as np
 from export.errors import ExportError
 from export.foreign.joints import Placed
 from export.proofs.runners import Array
+from export.proofs.tolerances import MASKED
 
 Form = Literal["real", "padding", "additive"]
 FORMS: tuple[Form, ...] = get_args(Form)
-_CLOSE = 1e-5
 _SAID = (
     "real (1 at its tokens), padding (1 behind them) or additive (0 at its tokens, a large negative number behind them)"
 )
@@ -77,7 +77,7 @@ def _score(mask: Mask, run: Try) -> int:
         return 0
     return sum(
         bool(np.isfinite(array).all())
-        and np.allclose(array, other_behind[name], _CLOSE, _CLOSE)
-        and not np.allclose(array, other[name], _CLOSE, _CLOSE)
+        and np.allclose(array, other_behind[name], MASKED, MASKED)
+        and not np.allclose(array, other[name], MASKED, MASKED)
         for name, array in found.items()
     )

@@ -17,12 +17,10 @@ from export.foreign.causes import of_steps
 from export.foreign.original import Original
 from export.foreign.reading import Reading
 from export.proofs.runners import Array
+from export.proofs.tolerances import SEVERAL_STEPS
 from export.surgery import RECURRENT
 
 NUM_STEPS = 7
-TOLERANCE = 1e-4
-"""The largest difference, absolute or relative: the same numbers are multiplied in other groups."""
-
 _ACROSS_TIME = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "InstanceNormalization", "CumSum", "STFT", "Resize")
 """Operators that combine neighbours along an axis that is usually time."""
 
@@ -87,7 +85,7 @@ def _hold_equal(
 def _tolerance(model: onnx.ModelProto) -> float:
     """Returns the allowed difference: 16-bit states are rounded after each step, but not inside a run."""
     has_halves = any(one.data_type == onnx.TensorProto.FLOAT16 for one in model.graph.initializer)
-    return NUM_STEPS * float(np.finfo(np.float16).eps) if has_halves else TOLERANCE
+    return NUM_STEPS * float(np.finfo(np.float16).eps) if has_halves else SEVERAL_STEPS
 
 
 def _cause(model: onnx.ModelProto, reading: Reading) -> str:

@@ -15,15 +15,13 @@ from export.foreign.notes import OneByOne
 from export.foreign.original import Original
 from export.graphs import Graphs
 from export.interface import Interface
+from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner, Runner
 from export.surgery import share_weights
 from export.trace import make_trace
 from service.repository.manifest import Parity
-
-TOLERANCE = 1e-5
-"""The largest absolute difference from the file itself: the same operators on the same numbers, with other rows."""
 
 
 def prove_file(
@@ -41,7 +39,7 @@ def prove_file(
         try:
             graph = wrapped(interface)
             runner = OnnxRunner(Graphs(step=graph), interface)
-            parity = measure_parity(runner, original, interface, tolerance=TOLERANCE, reference="the file")
+            parity = measure_parity(runner, original, interface, tolerance=tolerances.FILE, reference="the file")
             check_invariance(runner, interface)
             return graph, interface, parity
         except ExportError as error:
@@ -55,7 +53,7 @@ def prove_file(
     with random_inputs(interface.step_vocabulary_size):
         graph = wrapped(one_by_one)
         runner = OnnxRunner(Graphs(step=graph), one_by_one)
-        parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
+        parity = measure_parity(runner, original, one_by_one, tolerance=tolerances.FILE, reference="the file")
         check_invariance(runner, one_by_one)
     return graph, one_by_one, parity
 
@@ -91,7 +89,7 @@ def prove_chunks(
     try:
         looped = loop(graph, interface)
         runner = OnnxRunner(replace(graphs, loop=looped), chunked)
-        found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference=parity.reference)
+        found = measure_parity(runner, original, chunked, tolerance=tolerances.FILE, reference=parity.reference)
         check_invariance(runner, chunked)
     except Exception as error:  # ONNX Runtime raises its own error classes
         is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET

@@ -20,9 +20,7 @@ from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.reading import Reading, read
 from export.proofs.runners import Array, session_of
-
-_TOLERANCE = 1e-4
-"""The largest difference, absolute or relative: other rows in a run may change only the last bits."""
+from export.proofs.tolerances import ROWS
 
 
 def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> Reading:
@@ -99,7 +97,7 @@ class _Two:
             if any(one.shape != state.shape for one in each):
                 return False
             expected = np.concatenate(each, state.batch_axis)
-            if both.shape != expected.shape or not np.allclose(both, expected, _TOLERANCE, _TOLERANCE):
+            if both.shape != expected.shape or not np.allclose(both, expected, ROWS, ROWS):
                 return False
         return True
 

@@ -26,7 +26,7 @@ from export.foreign.encoder_graph import LENGTHS, SOURCE, Use, apart, together
 from export.foreign.joints import Joints
 from export.foreign.names import renamed
 from export.foreign.original import Original
-from export.foreign.proving import TOLERANCE, has_trace, prove_chunks, random_inputs
+from export.foreign.proving import has_trace, prove_chunks, random_inputs
 from export.foreign.reading import Reading, read
 from export.foreign.rows import with_rows_as_run
 from export.foreign.step_graph import SOURCE_LENGTH, contexts_of, needs_length, states_of_source, step_over_source
@@ -35,6 +35,7 @@ from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.foreign.writing import Written
 from export.graphs import Graphs
 from export.interface import Interface
+from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner
@@ -289,7 +290,7 @@ def _prove(
             step = wrap(model, reading, own, sizes=size, takes_logarithms=takes_logarithms)
             graphs = Graphs(step=step, encoder=encoder_graph)
             runner = OnnxRunner(graphs, own)
-            parity = measure_parity(runner, original, own, tolerance=TOLERANCE, reference=_REFERENCE)
+            parity = measure_parity(runner, original, own, tolerance=tolerances.FILE, reference=_REFERENCE)
             inexact = own.step.output.name if takes_logarithms else None  # ONNX Runtime computes its own logarithms
             worst = max(error for name, error in parity.max_abs_error.items() if name != inexact)
             if worst and not is_last:
@@ -305,7 +306,7 @@ def _prove(
             continue
         notes.append(_said(way, has_source=has_source))
         same = f"its outputs differ by up to {worst:.1g} from" if worst else "a session gets the same bits as"
-        logits = f", except for logits, which may be off by {TOLERANCE:g}: they are logarithms" if inexact else ""
+        logits = f", except for logits, which may be off by {tolerances.FILE:g}: they are logarithms" if inexact else ""
         notes.append(f"{same} a bare loop over the two files{logits}")
         return graphs, own, parity
     raise AssertionError("the last way returns or raises")

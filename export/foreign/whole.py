@@ -12,11 +12,10 @@ from export.errors import ExportError
 from export.foreign.flow import Value
 from export.foreign.reading import Reading
 from export.proofs.runners import Array, session_of
+from export.proofs.tolerances import EXPOSED
 
 NUM_STEPS = 6
 """The length of the sequence if the file accepts any length."""
-TOLERANCE = 1e-5
-"""The largest absolute difference between a sequence and its steps: the same products, in matrices of other sizes."""
 
 
 class Whole:
@@ -57,7 +56,7 @@ class Whole:
         """Returns a note about what `check` proves."""
         if self._time_axis is None:
             return "the file takes one step: only a first step was compared with the exposed graph"
-        return f"{self._num_steps} steps with exposed states are within {TOLERANCE:g} of the file over all of them"
+        return f"{self._num_steps} steps with exposed states are within {EXPOSED:g} of the file over all of them"
 
     def values(self, names: Sequence[Value]) -> list[Array]:
         """Returns values inside the file, from its run over the sequence."""
@@ -72,9 +71,9 @@ class Whole:
         steps = self._run_steps(outputs, states)
         for name, expected, found in zip(outputs, whole, steps, strict=True):
             difference = self._difference(name, expected, found)
-            if not difference <= TOLERANCE:  # also true for NaN
+            if not difference <= EXPOSED:  # also true for NaN
                 raise ExportError(
-                    f"--expose-state: {name} differs by {difference:.2g} (at most {TOLERANCE:g}) between"
+                    f"--expose-state: {name} differs by {difference:.2g} (at most {EXPOSED:g}) between"
                     f" {self._num_steps} steps with the exposed states and the whole sequence. The file keeps another"
                     " state, or reads later steps"
                 )

@@ -2,7 +2,7 @@
 
 1. The file's graph stays unchanged. Nodes before it convert a step's input to the file's form (type, axes). Nodes after
    it convert the outputs to the manifest's form: [batch, time, ...], where time is always 1.
-2. The graph is run. One row must be within `proving.TOLERANCE` of what the file itself gives. Rows alone, rows in a
+2. The graph is run. One row must be within `tolerances.FILE` of what the file itself gives. Rows alone, rows in a
    batch, in any order, and consecutive steps must have the same bits as each other. If batching changes bits, or if the
    file takes one row, rows run one by one, and a note says so.
 3. If something is missing, the error names the flag that gives it.

@@ -7,19 +7,15 @@ import numpy as np
 from export.errors import ExportError
 from export.interface import Interface
 from export.proofs.runners import PROVEN_K
+from export.proofs.tolerances import LOG_PROBABILITY
 from export.proofs.walks import READOUT, Walk
-
-LOG_PROBABILITY_TOLERANCE = 2e-5
-"""The largest error of a log-probability, absolute plus relative: that of a single-precision sum of some thousand
-terms."""
 
 
 def check_agreement(found: Walk, interface: Interface) -> None:
     """Compares one row's heads and readout with its logits. Raises ExportError that names the tensor that disagrees.
 
     The readout must have the bits of the last step's logits. Tokens must be those of a stable sort of the logits, so of
-    equal logits the lowest id comes first. Log-probabilities must be within `LOG_PROBABILITY_TOLERANCE` of double
-    precision.
+    equal logits the lowest id comes first. Log-probabilities must be within `LOG_PROBABILITY` of double precision.
     """
     logits = found[interface.step.output.name]  # [T, V]
     if READOUT in found and found[READOUT].tobytes() != logits[-1].tobytes():
@@ -37,5 +33,5 @@ def check_agreement(found: Walk, interface: Interface) -> None:
         shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
         expected = np.take_along_axis(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), best, axis=1)
         name = top_k.log_probabilities.name
-        if not np.allclose(found[name], expected, rtol=LOG_PROBABILITY_TOLERANCE, atol=LOG_PROBABILITY_TOLERANCE):
+        if not np.allclose(found[name], expected, rtol=LOG_PROBABILITY, atol=LOG_PROBABILITY):
             raise ExportError(f"{name} are not the log-probabilities of the logits")

@@ -12,23 +12,9 @@ import numpy as np
 from export.errors import BatchError, ExportError
 from export.interface import Interface
 from export.proofs.runners import Array, Runner
+from export.proofs.tolerances import PYTORCH
 from export.proofs.walks import chunked, draw_rows, stepwise, walk
 from service.repository.manifest import Parity
-
-TOLERANCE = 5e-4
-"""The largest allowed absolute difference of any value.
-
-Single precision alone causes 1e-4 on g2p-en (logits of the order of 10, through an attention whose scores are of the
-order of 100); PyTorch's single precision differs as much from its double. A wrong gate or mask causes more than 0.1.
-"""
-
-RELATIVE_TOLERANCE = 1e-5
-"""The difference allowed in addition to `TOLERANCE`, relative to the largest value at the same place in a row's steps.
-
-A sum of n products in single precision is off by up to n * 2^-24 of the sum of their magnitudes (Higham, Accuracy and
-Stability of Numerical Algorithms, 2002, 3.1); this value is for n = 168. A place whose values are all small is
-compared within `TOLERANCE`, whatever values other places have.
-"""
 
 _BATCH_SIZES = (1, 3, 17, 48)
 _MAX_TOKENS = 24
@@ -39,14 +25,14 @@ def measure_parity(
     reference_runner: Runner,
     interface: Interface,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = PYTORCH,
     relative: float = 0.0,
     reference: str = "PyTorch",
     seed: int = 0,
 ) -> Parity:
     """Compares contexts and logits at real positions, initial states and last states, stepwise and chunked.
 
-    relative: allowed in addition to `tolerance`, see `RELATIVE_TOLERANCE`. reference: the name of `reference_runner` in
+    relative: allowed in addition to `tolerance`: see `tolerances`. reference: the name of `reference_runner` in
     messages. The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each
     row twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a
     difference is too large, as BatchError if there are several rows.

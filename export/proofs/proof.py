@@ -13,8 +13,9 @@ from torch import nn
 from export.errors import ExportError, SignatureError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
+from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
-from export.proofs.parity import RELATIVE_TOLERANCE, measure_parity
+from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner, TorchRunner, one_torch_thread
 from service.repository.manifest import Parity, TensorSpec
 
@@ -32,7 +33,7 @@ def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Mod
         raise ExportError(f"ONNX Runtime cannot run the module's graph: {first_line(error)}") from error
     check_signature(runner, interface)
     with one_torch_thread():
-        parity = measure_parity(runner, TorchRunner(step, encoder), interface, relative=RELATIVE_TOLERANCE)
+        parity = measure_parity(runner, TorchRunner(step, encoder), interface, relative=tolerances.RELATIVE)
     check_invariance(runner, interface)
     return parity
 

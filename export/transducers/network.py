@@ -15,10 +15,8 @@ import numpy as np
 import onnx
 
 from export.proofs.runners import Array
+from export.proofs.tolerances import ROWS_OF_TRANSDUCER
 from service.repository.manifest import Dtype
-
-_CLOSE = 1e-3
-"""The largest difference, absolute or relative: other rows in a run may change only the last bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ class Network:
             return False
         expected = [np.concatenate([one for one, _ in alone]), *self._joined([states for _, states in alone])]
         return all(
-            one.shape == other.shape and np.allclose(one, other, _CLOSE, _CLOSE)
+            one.shape == other.shape and np.allclose(one, other, ROWS_OF_TRANSDUCER, ROWS_OF_TRANSDUCER)
             for one, other in zip([given, *after], expected, strict=True)
         )
 

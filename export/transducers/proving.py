@@ -16,6 +16,7 @@ from export.foreign.axes import Hints
 from export.foreign.notes import OneByOne
 from export.foreign.writing import Described, prove_model
 from export.proofs.runners import Array, session_of
+from export.proofs.tolerances import SCORES
 from export.transducers.bare_loop import BareLoop, Rules
 from export.transducers.composing import Composed, compose
 from export.transducers.decoders import Decoder
@@ -24,9 +25,6 @@ from export.transducers.network import Network
 from export.vocabulary import Vocabulary
 
 _NUM_FRAMES = 48
-TOLERANCE = 1e-5
-"""The largest absolute difference of a token's log-probability, besides NumPy's default relative one of 1e-5. Ids and
-states must be equal bit by bit."""
 
 
 class Emitting(NamedTuple):
@@ -73,7 +71,7 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
         count, capacity = int(output[0, 0]), composed.emits.capacity
         ids = output[0, 2 : 2 + count].astype(int).tolist()
         found = output[0, 2 + capacity : 2 + capacity + count]
-        if ids != tokens or not np.allclose(found, scores, atol=TOLERANCE):
+        if ids != tokens or not np.allclose(found, scores, atol=SCORES):
             shown = [*zip(ids, found.tolist(), strict=True)][:8]
             raise ExportError(
                 f"the graph emits (token, log-probability) {shown} at frame {number}, but a loop over the files emits"

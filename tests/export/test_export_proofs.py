@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from export.errors import BatchError, ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import Interface, seq2seq_interface
+from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
-from export.proofs.parity import RELATIVE_TOLERANCE, measure_parity
+from export.proofs.parity import measure_parity
 from export.proofs.proof import check_signature, prove
 from export.proofs.runners import Array, IntArray, OnnxRunner
 from models.recurrent import RecurrentLayer
@@ -229,7 +230,7 @@ def test_large_values_may_be_off_by_their_rounding_and_small_ones_may_not(
         return FaultyRunner(OnnxRunner(graphs, INTERFACE), step=change)
 
     def measure() -> Parity:
-        return measure_parity(scaled(fault), scaled(0.0), INTERFACE, relative=RELATIVE_TOLERANCE)
+        return measure_parity(scaled(fault), scaled(0.0), INTERFACE, relative=tolerances.RELATIVE)
 
     if is_found:
         with pytest.raises(ExportError, match=r"^logits is off by"):
