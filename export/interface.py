@@ -32,13 +32,15 @@ class Interface:
     """A model's graphs, states and contexts.
 
     source_vocabulary_size, step_vocabulary_size: of the tokens that the encoder and the step read; None if they read
-    features, or if there is no encoder. start: the manifest's `start`. first_values: first values of the states that
-    do not begin with zeros, by name, without the batch axis.
+    features, or if there is no encoder. least_token: the least id that proofs feed to a step: 1 if 0 is padding. start:
+    the manifest's `start`. first_values: first values of the states that do not begin with zeros, by name, without the
+    batch axis.
     """
 
     step: StepSpec
     states: tuple[StateSpec, ...]
     step_vocabulary_size: int | None
+    least_token: int = 1
     encoder: EncoderSpec | None = None
     contexts: tuple[ContextSpec, ...] = ()
     source_vocabulary_size: int | None = None

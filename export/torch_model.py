@@ -248,6 +248,7 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
         ),
         source_vocabulary_size=None if model.source_vocabulary is None else len(model.source_vocabulary.tokens),
         step_vocabulary_size=None if model.vocabulary is None else len(model.vocabulary.tokens),
+        least_token=1 if model.special_tokens.pad_id == 0 else 0,
         start=model.start,
     )
 

@@ -201,6 +201,7 @@ def _interface(pair: Pair, described: Translated, size: int) -> Interface:
         contexts=contexts,
         source_vocabulary_size=encoder.vocabulary_size,
         step_vocabulary_size=size,
+        least_token=0,
         first_values=first_values(reading),
     )
 

@@ -135,7 +135,11 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
         note = f"state {name} changes nothing"
         notes.append(Forced(note) if len(useless) == len(reading.states) else note)
     interface = Interface(
-        step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size, first_values=first_values(reading)
+        step=step,
+        states=states_of(reading),
+        step_vocabulary_size=vocabulary_size,
+        least_token=0,
+        first_values=first_values(reading),
     )
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")

@@ -41,18 +41,19 @@ class Row:
 
 
 def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows: int, max_tokens: int) -> list[Row]:
-    """Returns rows of random ids, 1 and up, or of normally distributed features.
+    """Returns rows of random ids, or of normally distributed features.
 
-    Lengths are random, from 1 to `max_tokens`, and for sources to the model's limit, at most `MAX_DRAWN_SOURCE`.
+    A step's ids begin at `interface.least_token`, a source's at 1: sources are padded with 0. Lengths are random, from
+    1 to `max_tokens`, and for sources to the model's limit, at most `MAX_DRAWN_SOURCE`.
     """
     encoder, rows = interface.encoder, []
     for _ in range(num_rows):
         source: Array = np.empty(0, np.int64)
         if encoder is not None:
             longest = min(encoder.max_source_length, MAX_DRAWN_SOURCE)
-            source = _draw(generator, longest, interface.source_vocabulary_size, encoder.feature_size)
-        step = interface.step
-        tokens = _draw(generator, max_tokens, interface.step_vocabulary_size, step.feature_size)
+            source = _draw(generator, longest, 1, interface.source_vocabulary_size, encoder.feature_size)
+        step, least = interface.step, interface.least_token
+        tokens = _draw(generator, max_tokens, least, interface.step_vocabulary_size, step.feature_size)
         begin = 0
         for port in step.inputs:
             if port.dtype == "bool" or port.is_end:
@@ -81,10 +82,12 @@ def _draw_constant(generator: np.random.Generator, state: StateSpec) -> Array:
     return numbers.reshape(state.row_shape).astype(state.input.dtype)
 
 
-def _draw(generator: np.random.Generator, longest: int, vocabulary_size: int | None, feature_size: int) -> Array:
+def _draw(
+    generator: np.random.Generator, longest: int, least: int, vocabulary_size: int | None, feature_size: int
+) -> Array:
     length = int(generator.integers(1, longest + 1))
     if vocabulary_size is not None:
-        return generator.integers(1, vocabulary_size, length)
+        return generator.integers(least, vocabulary_size, length)
     return generator.standard_normal((length, feature_size)).astype(np.float32)
 
 

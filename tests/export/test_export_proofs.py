@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.proof import check_signature, prove
 from export.proofs.runners import Array, IntArray, OnnxRunner
+from export.proofs.walks import draw_rows
 from models.recurrent import RecurrentLayer
 from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import Parity, StateSpec, StepSpec, TensorSpec
@@ -245,6 +247,15 @@ def test_true_graphs_pass(model: Seq2Seq, graphs: Graphs) -> None:
     assert prove(graphs, INTERFACE, model.decoder, model.encoder) == prove(
         graphs, INTERFACE, model.decoder, model.encoder
     )
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_step_reads_every_token_that_is_no_padding(least: int) -> None:
+    """Token 0 is one of them unless it is padding. Sources are padded with 0, so theirs begin at 1."""
+    interface = replace(INTERFACE, least_token=least)
+    rows = draw_rows(interface, np.random.default_rng(0), num_rows=40, max_tokens=8)
+    assert {int(token) for row in rows for token in row.tokens} == set(range(least, CONFIG.target_vocabulary_size))
+    assert {int(token) for row in rows for token in row.source} == set(range(1, CONFIG.source_vocabulary_size))
 
 
 def test_a_signature_that_differs_from_the_manifest_is_found(graphs: Graphs) -> None:
