@@ -29,6 +29,8 @@ def load_factory(place: str) -> TorchModel:
         raise ExportError(f"{place} cannot be found: {module.__name__} ({module.__file__}) has no {name!r}")
     try:
         model = getattr(module, name)()
+    except ExportError:  # such as a vocabulary that repeats a token
+        raise
     except Exception as error:  # a user's function may raise anything
         raise ExportError(f"{place} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, TorchModel):

@@ -35,11 +35,15 @@ MIN_QUANTIZED = 65_536
 """Fewest weights of a quantised product: a smaller one is as fast, or faster, in floats."""
 
 
+class NothingToQuantizeError(ExportError):
+    """A graph has no LSTM layer and no large product."""
+
+
 def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a graph with the same inputs and outputs that computes LSTM layers and large products in 8-bit integers.
 
     model: a step graph, which then takes one token a row, or a readout. Raises ExportError for an LSTM operator that is
-    not a plain forward one, as this exporter writes them.
+    not a plain forward one, as this exporter writes them, and NothingToQuantizeError.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -53,6 +57,11 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
             rewriter.add_matmul(node)
         else:
             rewriter.add(node)
+    if not rewriter.has_products:
+        raise NothingToQuantizeError(
+            f"nothing can be computed in 8 bits: there is no LSTM layer, and no product with {MIN_QUANTIZED:,} weights"
+            " or more. Export without the variant int8"
+        )
     drop_the_unused(graph)
     return quantized
 
@@ -87,6 +96,11 @@ class _Rewriter(Writer):
             ("all_but_rows", np.array([0, 2], np.int64)),
         ):
             self.constant(name, np.asarray(value))
+
+    @property
+    def has_products(self) -> bool:
+        """Whether a quantised product was written."""
+        return self._zero_points is not None
 
     def is_big(self, name: str) -> bool:
         """Whether `name` is a constant matrix that is worth quantising."""

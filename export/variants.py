@@ -12,7 +12,7 @@ from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.proof import check_signature
 from export.proofs.runners import OnnxRunner
-from export.quantize import quantize
+from export.quantize import NothingToQuantizeError, quantize
 from export.rounded import change_in_floats
 from service.repository.manifest import ReadoutSpec, VariantSpec
 
@@ -34,7 +34,7 @@ class Variant:
 def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = None) -> Variant:
     """Quantises proven graphs and proves the result: signature, parity with the base, invariance, evaluation.
 
-    Raises ExportError that says which proof failed, and what `evaluate` raises.
+    Raises ExportError that says which proof failed, or that nothing can be quantised, and what `evaluate` raises.
     """
     step = serialize(change_in_floats(graphs.step, quantize))
     files = {f"step.{INT8}.onnx": step}
@@ -60,8 +60,9 @@ def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = 
 
 def _make_readout(readout: bytes, spec: ReadoutSpec, files: dict[str, bytes]) -> tuple[bytes, ReadoutSpec]:
     """Returns the quantised readout and adds it to `files`; returns the base's if it has no large product."""
-    quantized = serialize(change_in_floats(readout, quantize))
-    if quantized == readout:
+    try:
+        quantized = serialize(change_in_floats(readout, quantize))
+    except NothingToQuantizeError:
         return readout, spec
     own = spec.model_copy(update={"file": f"readout.{INT8}.onnx"})
     files[own.file] = quantized

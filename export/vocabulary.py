@@ -16,7 +16,8 @@ class Vocabulary:
     """A vocabulary.
 
     tokens: in order of their ids. tokenizer, lowercase, unknown_id: how text becomes tokens, see `VocabularySpec`.
-    subwords: the content of a SentencePiece model, for the tokenizer `subword` only.
+    subwords: the content of a SentencePiece model, for the tokenizer `subword` only. The constructor raises ExportError
+    for a repeated or an empty token, and for fewer than 2 tokens.
     """
 
     tokens: tuple[str, ...]
@@ -24,6 +25,17 @@ class Vocabulary:
     lowercase: bool = False
     unknown_id: int | None = None
     subwords: bytes | None = None
+
+    def __post_init__(self) -> None:
+        seen: dict[str, int] = {}
+        for token_id, token in enumerate(self.tokens):
+            if token in seen:
+                raise ExportError(f"token {token!r} is in the vocabulary twice, as {seen[token]} and {token_id}")
+            if not token:
+                raise ExportError(f"token {token_id} is empty")
+            seen[token] = token_id
+        if len(self.tokens) < 2:
+            raise ExportError(f"the vocabulary must have at least 2 tokens, but has {len(self.tokens)}")
 
     @classmethod
     def of_subwords(cls, model: bytes) -> Vocabulary:
@@ -33,22 +45,15 @@ class Vocabulary:
     @property
     def escaped(self) -> bool:
         """Whether the file must be escaped: some token contains a line break or a backslash."""
-        return any(token.splitlines() != [token] or "\\" in token for token in self.tokens if token)
+        return any(token.splitlines() != [token] or "\\" in token for token in self.tokens)
 
     def to_lines(self) -> bytes:
-        """Returns the text file, UTF-8. Raises ExportError for a repeated or an empty token."""
-        seen: dict[str, int] = {}
-        for token_id, token in enumerate(self.tokens):
-            if token in seen:
-                raise ExportError(f"token {token!r} is in the vocabulary twice, as {seen[token]} and {token_id}")
-            if not token:
-                raise ExportError(f"token {token_id} is empty")
-            seen[token] = token_id
+        """Returns the text file, UTF-8."""
         escaped = self.escaped
         return "".join(f"{_escape(token) if escaped else token}\n" for token in self.tokens).encode()
 
     def files(self, file: str) -> dict[str, bytes]:
-        """Returns the bundle's files of this vocabulary by name. file: of the tokens. Raises as `to_lines` does."""
+        """Returns the bundle's files of this vocabulary by name. file: of the tokens."""
         return {file: self.to_lines()} | ({} if self.subwords is None else {_subwords_file(file): self.subwords})
 
     def spec(self, file: str) -> VocabularySpec:

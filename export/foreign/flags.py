@@ -85,15 +85,13 @@ def vocabulary_of(flag: str, path: Path | None, tokenizer: Tokenizer) -> Vocabul
         return None
     try:
         names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        vocabulary = Vocabulary(tuple(names), tokenizer)
-        vocabulary.to_lines()
+        return Vocabulary(tuple(names), tokenizer)
     except OSError as error:
         raise ExportError(f"{flag} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ExportError(f"{flag} {path} is not UTF-8 text: write one token a line") from error
     except ExportError as error:
         raise ExportError(f"{flag} {path}: {error}. Write one token a line, each once") from error
-    return vocabulary
 
 
 def token_of(flag: str, token_id: int | None, vocabulary: Vocabulary | None, *, is_of_file: bool = True) -> int | None:

@@ -197,12 +197,13 @@ def test_a_vocabulary_of_another_size_is_refused(model: Seq2Seq, tmp_path: Path)
     [
         (("<pad>", "a", "a"), "token 'a' is in the vocabulary twice, as 1 and 2"),
         (("<pad>", ""), "token 1 is empty"),
+        (("<pad>",), "the vocabulary must have at least 2 tokens, but has 1"),
     ],
 )
 def test_a_vocabulary_that_lines_cannot_hold_is_refused(tokens: tuple[str, ...], message: str) -> None:
     """A vocabulary is stored with one token a line, and must be read back as the same tokens."""
     with pytest.raises(ExportError, match=message):
-        Vocabulary(tokens, "characters").to_lines()
+        Vocabulary(tokens, "characters")
 
 
 def _in_evaluation(model: Seq2Seq) -> Seq2Seq:

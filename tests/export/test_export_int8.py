@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,16 @@ def test_an_lstm_of_another_kind_is_refused(graphs: Graphs) -> None:
             )
     with pytest.raises(ExportError, match="cannot be quantised: only plain forward LSTMs can"):
         quantize.quantize(step)
+
+
+def test_a_variant_in_which_nothing_is_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GRU stays in floats, and so does a small product."""
+    monkeypatch.setattr(quantize, "MIN_QUANTIZED", 65_536)
+    config = replace(CONFIG, cell="gru")
+    interface = language_model_interface(config)
+    graphs = export_graphs(interface, random_language_model(config, seed=5))
+    with pytest.raises(ExportError, match="nothing can be computed in 8 bits: there is no LSTM layer, and no product"):
+        make_int8(graphs, interface)
 
 
 def test_the_bundle_has_the_variant_and_its_readout_agrees_with_its_step(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_an_invalid_flag_is_refused_in_one_line(
             ["--labels", "{folder}/twice"],
             "token 'a' is in the vocabulary twice, as 0 and 1. Write one token a line",
         ),
+        (["--vocabulary", "{folder}/one"], "/one: the vocabulary must have at least 2 tokens, but has 1. Write one"),
         (["--bos", "3"], "--bos 3: a token id needs --vocabulary FILE"),
         (["--vocabulary", "{folder}/two", "--eos", "2"], "--eos 2 is outside the vocabulary of 2 tokens (0 to 1)"),
         (["--vocabulary", "{folder}/two", "--bos", "-1"], "--bos -1 is outside the vocabulary of 2 tokens"),
@@ -73,6 +74,7 @@ def test_invalid_names_are_refused_before_the_file_is_read(
 ) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "twice").write_text("a\na\n")
+    (tmp_path / "one").write_text("a\n")
     (tmp_path / "two").write_text("a\nb\n")
     flags = [flag.format(folder=tmp_path) for flag in flags]
     assert message in refusal(capsys, tmp_path / "none.onnx", tmp_path / "repository", *flags)
