@@ -29,7 +29,7 @@ from export.interface import (
 )
 from export.proofs.proof import prove
 from export.rounded import export_in_8_bits
-from export.trace import make_trace
+from export.trace import trace_or_note
 from export.variants import INT8, Evaluate, make_int8
 from export.vocabulary import Vocabulary
 from models.forecaster import Forecaster
@@ -68,9 +68,8 @@ class BundleOptions(_Required, total=False):
     generation whose request sets no limit. write_card: makes the README from the manifest. extra_files: further files
     by name, which the server does not read. int8: whether to make that variant; `evaluate_int8` gets the base and the
     variant and may reject the variant. weights_in_8_bits: whether to round large weights (`models.rounding`) and store
-    them in 8 bits, a quarter of the size. trace: whether to make the trace graph, by default yes. packages: packages
-    whose versions the manifest lists. max_bytes: the bundle's largest size. replace: whether to replace an existing
-    version.
+    them in 8 bits, a quarter of the size. packages: packages whose versions the manifest lists.
+    max_bytes: the bundle's largest size. replace: whether to replace an existing version.
     """
 
     version: int
@@ -82,7 +81,6 @@ class BundleOptions(_Required, total=False):
     int8: bool
     evaluate_int8: Evaluate | None
     weights_in_8_bits: bool
-    trace: bool
     packages: Sequence[str]
     max_bytes: int
     replace: bool
@@ -210,8 +208,8 @@ class Contents:
     encoder_reference: nn.Module | None = None
 
 
-def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
-    """Exports a model, proves its graphs and writes its bundle: see `write_seq2seq`."""
+def write_bundle(contents: Contents, *, notes: list[str] | None = None, **options: Unpack[BundleOptions]) -> Path:
+    """Exports a model, proves its graphs and writes its bundle: see `write_seq2seq`. notes: see `write_graphs`."""
     _refuse_existing(options)
     interface = contents.interface
     export = export_in_8_bits if options.get("weights_in_8_bits", False) else export_graphs
@@ -219,7 +217,9 @@ def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
     parity = prove(
         graphs, interface, contents.reference or contents.step, contents.encoder_reference or contents.encoder
     )
-    return write_graphs(graphs, interface, contents.vocabularies, contents.special_tokens, parity, **options)
+    return write_graphs(
+        graphs, interface, contents.vocabularies, contents.special_tokens, parity, notes=notes, **options
+    )
 
 
 def write_graphs(
@@ -228,9 +228,11 @@ def write_graphs(
     vocabularies: Vocabularies,
     special_tokens: SpecialTokens,
     parity: Parity,
+    *,
+    notes: list[str] | None = None,
     **options: Unpack[BundleOptions],
 ) -> Path:
-    """Writes proven graphs as a bundle: see `write_seq2seq`."""
+    """Writes proven graphs as a bundle: see `write_seq2seq`. notes: see `trace.trace_or_note`."""
     folder = _refuse_existing(options)
     files = {**_graph_files(graphs, interface), **vocabularies.files, **_first_values(interface)}
     variants: dict[str, VariantSpec] = {}
@@ -239,7 +241,7 @@ def write_graphs(
         variants[INT8] = variant.spec
         files |= variant.files
     of_one_step = dataclasses.replace(interface, step=interface.step.of_one_step)
-    trace = make_trace(graphs.step, of_one_step) if options.get("trace", True) else None
+    trace = trace_or_note(graphs.step, of_one_step, notes)
     if trace is not None:
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.specs

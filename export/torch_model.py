@@ -109,15 +109,15 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
         fitted = Fitted(module, call, _expected(model)).eval()
         if call.is_one_step:
             try:
-                return write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
+                return write_bundle(_contents(model, fitted, encoder, is_one_step=True), notes=lines, **options)
             except ExportError as error:
                 raise advised(_shapes(model.contexts), error) from None
         try:
-            return write_bundle(_contents(model, fitted, encoder, is_one_step=False), **options)
+            return write_bundle(_contents(model, fitted, encoder, is_one_step=False), notes=lines, **options)
         except ExportError as error:
             is_loop = isinstance(error, SignatureError)
             try:
-                folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
+                folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), notes=lines, **options)
             except ExportError as second:
                 raise advised(_shapes(model.contexts), second if is_loop else error) from None
             why = _LOOP if is_loop else error

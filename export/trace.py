@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs import tolerances
@@ -41,6 +41,23 @@ class Trace:
 
     spec: TraceSpec
     graph: bytes
+
+
+def trace_or_note(step: bytes, interface: Interface, notes: list[str] | None) -> Trace | None:
+    """Returns the trace of a proven step graph; None if there is none, with a note that says why.
+
+    notes: None: raises what `make_trace` raises instead.
+    """
+    if notes is None:
+        return make_trace(step, interface)
+    trace, reason = None, "no LSTM, GRU or RNN operator"
+    try:
+        trace = make_trace(step, interface)
+    except Exception as error:  # a user's graph may be anything, and needs no trace to be served
+        reason = first_line(error)
+    if trace is None:
+        notes.append(f"it has no trace graph: {reason}")
+    return trace
 
 
 def make_trace(step: bytes, interface: Interface) -> Trace | None:

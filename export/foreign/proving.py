@@ -20,7 +20,6 @@ from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner, Runner
 from export.surgery import share_weights
-from export.trace import make_trace
 from service.repository.manifest import Parity
 
 
@@ -101,15 +100,3 @@ def prove_chunks(
     light = onnx.load_from_string(looped)
     share_weights(light.graph, graph, interface.step.file)
     return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, found
-
-
-def has_trace(graph: bytes, interface: Interface, notes: list[str]) -> bool:
-    """Whether a trace graph can be made from the file's layers. Adds a note if not."""
-    try:
-        if make_trace(graph, interface) is not None:
-            return True
-        reason = "no LSTM, GRU or RNN operator"
-    except Exception as error:  # a file's graph may be anything, and needs no trace to be served
-        reason = first_line(error)
-    notes.append(f"it has no trace graph: {reason}")
-    return False

@@ -26,7 +26,7 @@ from export.foreign.encoder_graph import LENGTHS, SOURCE, Use, apart, together
 from export.foreign.joints import Joints
 from export.foreign.names import renamed
 from export.foreign.original import Original
-from export.foreign.proving import has_trace, prove_chunks, random_inputs
+from export.foreign.proving import prove_chunks, random_inputs
 from export.foreign.reading import Reading, read
 from export.foreign.rows import with_rows_as_run
 from export.foreign.step_graph import SOURCE_LENGTH, contexts_of, needs_length, states_of_source, step_over_source
@@ -99,17 +99,15 @@ def write_translator(
     notes += renamed("state", state_names(reading))
     graphs, interface, parity = _prove(pair, interface, encoder_graph, notes)
     original = TranslatorReference(pair, interface)
-    one_step = interface
     graphs, interface, parity = prove_chunks(graphs, interface, original, notes, parity)
-    options["trace"] = has_trace(graphs.step, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     vocabularies = Vocabularies(source=source, target=target)
     special = described.special_tokens
+    folder = write_graphs(graphs, interface, vocabularies, special, parity, notes=notes, **options)
     if special.bos_id is None:
         notes.append("without --bos, the first token of each session must be fed")
     if special.eos_id is None:
         notes.append("without --eos, a generation ends at its limit")
-    folder = write_graphs(graphs, interface, vocabularies, special, parity, **options)
     return Written(folder, reading, notes)
 
 

@@ -31,7 +31,7 @@ from export.foreign.names import plain_names, renamed
 from export.foreign.notes import Forced
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
-from export.foreign.proving import has_trace, prove_chunks, prove_file, random_inputs
+from export.foreign.proving import prove_chunks, prove_file, random_inputs
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.rows import free_rows, with_rows_as_run
 from export.foreign.wrapping import first_values, state_names, states_of, wrap
@@ -76,15 +76,13 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A file's graphs, compared with the file. graph, one_step: the graph of one step and its interface."""
+    """A file's graphs, compared with the file."""
 
     reading: Reading
     notes: list[str]
     graphs: Graphs
     interface: Interface
     parity: Parity
-    graph: bytes
-    one_step: Interface
 
 
 def write_model(
@@ -100,10 +98,15 @@ def write_model(
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
     elif proven.interface.step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = has_trace(proven.graph, proven.one_step, proven.notes)
     options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
-        proven.graphs, proven.interface, vocabularies, described.special_tokens, proven.parity, **options
+        proven.graphs,
+        proven.interface,
+        vocabularies,
+        described.special_tokens,
+        proven.parity,
+        notes=proven.notes,
+        **options,
     )
     return Written(folder, proven.reading, proven.notes)
 
@@ -149,9 +152,8 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     sizes = list(map(prod, shapes))
     wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
     graph, interface, parity = prove_file(wrapped, interface, original, notes, of_other_rows(model, reading, sizes))
-    one_step = interface
     graphs, interface, parity = prove_chunks(Graphs(step=graph), interface, original, notes, parity)
-    return Proven(reading, notes, graphs, interface, parity, graph, one_step)
+    return Proven(reading, notes, graphs, interface, parity)
 
 
 def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: list[str]) -> bool:

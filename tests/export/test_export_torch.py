@@ -83,6 +83,18 @@ class Peeking(Decoder):
         return outputs + outputs.mean(dim=1, keepdim=True), hidden
 
 
+class OverFeatures(Decoder):
+    """Reads a step's features one by one with a layer of its own, which begins at zero in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.GRU(1, FEATURES, batch_first=True)
+
+    def forward(self, features: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        _, last = self.inner(features[:, 0].unsqueeze(2))
+        return super().forward(last.transpose(0, 1), hidden)
+
+
 MODULES: dict[str, tuple[type[nn.RNNBase], dict[str, Any], int]] = {
     # name: the layer, its options, the last axis of its hidden state
     "two layers of LSTM, batch first, without biases, with dropout": (
@@ -149,6 +161,17 @@ def test_an_encoder_and_a_decoder_of_numbers_forecast_as_they_do(tmp_path: Path)
         for step in range(6):
             value, hidden = decoder(value, hidden)
             np.testing.assert_allclose(found[step], value[0, 0].numpy(), atol=1e-5)
+
+
+def test_a_module_without_a_trace_graph_is_written_and_the_notes_say_why(tmp_path: Path) -> None:
+    """The same holds for a file of another exporter: a bundle is served without a trace graph."""
+    torch.manual_seed(0)
+    shapes = {"hidden": (1, "batch", SIZE)}
+    model = TorchModel(OverFeatures(), shapes, feature_size=FEATURES, value_size=FEATURES, one_step=True)  # type: ignore[arg-type]
+    notes: list[str] = []
+    folder = write_module(model, notes=notes, to=tmp_path, name="mine", description="", evaluation={})
+    assert load_bundle(folder).manifest.trace is None
+    assert notes[-1].startswith("it has no trace graph: ")
 
 
 def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
