@@ -17,6 +17,7 @@ from torch import nn
 
 from export.graphs import Graphs, export_graphs, serialize
 from export.interface import Interface
+from export.surgery import refill
 from models.rounding import MIN_WEIGHTS, NUM_STEPS, round_weights
 
 _STORED, _SCALES, _FLOATS = "int8", "scales", "floats"
@@ -80,11 +81,8 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         integers, scales = (numpy_helper.to_array(tensors[f"{name}/{part}"]) for part in (_STORED, _SCALES))
         graph.initializer.append(numpy_helper.from_array(integers.astype(np.float32) * scales, name))
     gone = {f"{name}/{part}" for name in made for part in (_STORED, _SCALES, _FLOATS)}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in gone]
-    nodes = [node for node in graph.node if not gone.intersection(node.input)]
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(kept)
-    graph.node.extend(nodes)
+    refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in gone])
+    refill(graph.node, [node for node in graph.node if not gone.intersection(node.input)])
     return floats
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+Message = TypeVar("Message")
 Attribute: TypeAlias = int | float | Sequence[int] | onnx.TensorProto
 RECURRENT = ("LSTM", "GRU", "RNN")
 """ONNX's recurrent operators."""
@@ -47,6 +48,40 @@ class Writer:
         return name
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Returns the version of the standard operators; 0 if the model does not say."""
+    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+
+
+def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yields a node's branches or bodies."""
+    for attribute in node.attribute:
+        yield from [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def nodes_in(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yields the nodes of a graph, each before those of the graphs inside it."""
+    for node in graph.node:
+        yield node
+        for inner in graphs_in(node):
+            yield from nodes_in(inner)
+
+
+def read_by(graph: onnx.GraphProto) -> set[str]:
+    """Returns all names that a graph's nodes read, also inside branches and bodies, and its outputs."""
+    read = {one.name for one in graph.output}
+    for node in graph.node:
+        read.update(node.input, *map(read_by, graphs_in(node)))
+    return read
+
+
+def refill(field: MutableSequence[Message], values: Iterable[Message]) -> None:
+    """Replaces all messages in a repeated field, which protobuf cannot assign."""
+    kept = list(values)
+    del field[:]
+    field.extend(kept)
+
+
 def drop_the_unused(graph: onnx.GraphProto) -> None:
     """Removes nodes and weights that no output needs."""
     used = {output.name for output in graph.output}
@@ -55,12 +90,9 @@ def drop_the_unused(graph: onnx.GraphProto) -> None:
         if used.intersection(node.output):
             kept.append(node)
             used.update(node.input)
-            for attribute in node.attribute:
-                used.update(name for inner in attribute.g.node for name in inner.input)
-    weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
-    graph.initializer.extend(weights)
+            used.update(*map(read_by, graphs_in(node)))
+    refill(graph.node, reversed(kept))
+    refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
 
 
 def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
@@ -85,9 +117,8 @@ def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
     """Renames a node's inputs and outputs, also inside its branches and bodies."""
     for field in (node.input, node.output):
         field[:] = [names.get(name, name) for name in field]
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            for inner in graph.node:
-                rename(inner, names)
-            for value in graph.output:
-                value.name = names.get(value.name, value.name)
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            rename(inner, names)
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)

@@ -25,7 +25,7 @@ from export.proofs import tolerances
 from export.proofs.runners import OnnxRunner, session_of
 from export.proofs.walks import draw_rows
 from export.rounded import store_in_8_bits, with_float_weights
-from export.surgery import drop_the_unused, share_weights
+from export.surgery import drop_the_unused, opset_of, read_by, refill, share_weights
 from export.unroll import Unroller
 from models.recurrent import ONNX_DOMAIN_VERSION
 from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
@@ -68,7 +68,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     stored = onnx.load_from_string(step)
     model = with_float_weights(stored)
     is_in_8_bits = model != stored
-    if _opset(model) < _MIN_OPSET:
+    if opset_of(model) < _MIN_OPSET:
         model = version_converter.convert_version(model, ONNX_DOMAIN_VERSION)
     writer = Unroller(model.graph)
     for node in list(model.graph.node):
@@ -76,8 +76,8 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     writer.add_attention()
     if not writer.output_sizes:
         return None
-    del model.graph.node[:], model.graph.output[:], model.graph.value_info[:]
-    model.graph.node.extend(writer.written)
+    del model.graph.output[:], model.graph.value_info[:]
+    refill(model.graph.node, writer.written)
     outputs = [
         TraceOutputSpec(
             name=name, tensor=TensorSpec(name=f"trace/{name}", dtype="float32", shape=("batch", "time", size))
@@ -90,7 +90,8 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
         value = helper.make_tensor_value_info(output.tensor.name, TensorProto.FLOAT, shape)
         model.graph.output.append(value)
     drop_the_unused(model.graph)
-    _drop_unused_inputs(model.graph)
+    used = read_by(model.graph)
+    refill(model.graph.input, [value for value in model.graph.input if value.name in used])
     onnx.checker.check_model(model)  # not full_check: ONNX Runtime checks shapes; onnx infers none for some `If`
     spec = TraceSpec(file=FILE, outputs=tuple(outputs))
     if is_in_8_bits:
@@ -99,24 +100,6 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     graph = model.SerializeToString(deterministic=True)
     _prove(step, graph, spec, interface)
     return Trace(spec, graph)
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-
-
-def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    used |= {
-        name
-        for node in graph.node
-        for attribute in node.attribute
-        for inner in attribute.g.node
-        for name in inner.input
-    }
-    kept = [value for value in graph.input if value.name in used]
-    del graph.input[:]
-    graph.input.extend(kept)
 
 
 def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:

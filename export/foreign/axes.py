@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,11 @@ class Tensor:
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    @property
+    def of_one_row(self) -> tuple[int, ...]:
+        """Its shape with 1 for each axis without a size."""
+        return tuple(axis if isinstance(axis, int) else 1 for axis in self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,18 @@ def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
         name = axis.dim_param or f"{value.name}.{place}"
         shape.append(axis.dim_value if axis.HasField("dim_value") else hints.axes.get(name, name))
     return Tensor(value.name, dtype, tuple(shape))
+
+
+def declared(model: onnx.ModelProto, hints: Hints) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the inputs that are no weights, and the outputs, by name. Raises as `tensor_of`."""
+    weights = {one.name for one in model.graph.initializer}
+    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
+    return inputs, {one.name: tensor_of(one, hints) for one in model.graph.output}
+
+
+def listed(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
+    """Returns tensors as messages list them."""
+    return "; ".join(map(str, tensors.values() if isinstance(tensors, Mapping) else tensors))
 
 
 def check_axes(model: onnx.ModelProto, hints: Hints) -> None:

@@ -10,7 +10,7 @@ import onnx
 from export.foreign.axes import Tensor
 from export.foreign.joints import Placed
 from export.proofs.runners import Array
-from export.surgery import Writer
+from export.surgery import Writer, refill
 
 _PREFIX = "carousel/bound/"
 
@@ -29,9 +29,9 @@ def bind(
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
     graph = bound.graph
-    nodes, inputs = list(graph.node), [one for one in graph.input if one.name not in values]
-    del graph.node[:], graph.input[:], graph.value_info[:]
-    graph.input.extend(inputs)
+    nodes = list(graph.node)
+    del graph.node[:], graph.value_info[:]
+    refill(graph.input, [one for one in graph.input if one.name not in values])
     writer = Writer(graph, _PREFIX)
     if token is not None and rows is not None:
         place = writer.constant("rows", np.array([rows], np.int64))

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.foreign.axes import Hints, check_constant, size_of, tensor_of
 from export.proofs.runners import Array
-from export.surgery import rename
+from export.surgery import read_by, refill, rename
 
 _EVALUATED = (
     "Cast",
@@ -66,9 +66,8 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
         return model, hints, {}, []
     used = _drop_the_unread(graph)
     unread = {name: value for name, value in fixed.items() if name not in used}
-    inputs = [one for one in graph.input if one.name not in unread]
-    del graph.input[:], graph.value_info[:]
-    graph.input.extend(inputs)
+    refill(graph.input, [one for one in graph.input if one.name not in unread])
+    del graph.value_info[:]
     left = {name: value for name, value in hints.constants.items() if name not in unread}
     notes = [
         f"{name} = {', '.join(f'{one:g}' for one in value.reshape(-1).tolist())} selects the branches that run; the"
@@ -136,20 +135,8 @@ def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphPro
 def _drop_the_unread(graph: onnx.GraphProto) -> set[str]:
     """Removes the nodes whose outputs nothing reads. Returns the names that are read."""
     while True:
-        read = _read_by(graph)
+        read = read_by(graph)
         kept = [node for node in graph.node if read.intersection(node.output)]
         if len(kept) == len(graph.node):
             return read
-        del graph.node[:]
-        graph.node.extend(kept)
-
-
-def _read_by(graph: onnx.GraphProto) -> set[str]:
-    """Returns all names that a graph's nodes read, also inside branches and bodies, and its outputs."""
-    read = {one.name for one in graph.output}
-    for node in graph.node:
-        read.update(node.input)
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                read |= _read_by(inner)
-    return read
+        refill(graph.node, kept)

@@ -5,12 +5,13 @@ Runs nothing and decides nothing: the proofs find the difference, and this expla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import onnx
 
 from export.foreign.reading import Reading, StepOutput
+from export.surgery import nodes_in
 
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take their scale from the smallest and largest value of their whole input."""
@@ -64,16 +65,7 @@ def _is_of_one_row(output: StepOutput, size: int) -> bool:
 
 def _quantized(model: onnx.ModelProto) -> str:
     """Returns the name, for messages, of the first node that quantizes dynamically; empty if there is none."""
-    for node in _nodes(model.graph):
+    for node in nodes_in(model.graph):
         if node.op_type in _DYNAMIC:
             return f"{node.op_type} {node.name or node.output[0]!r}"
     return ""
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yields the nodes of a graph and of the graphs inside it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)

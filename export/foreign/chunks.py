@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.interface import Interface
-from export.surgery import Writer, rename
+from export.surgery import Writer, refill, rename
 from service.repository.manifest import TensorSpec
 
 MIN_OPSET = 11
@@ -83,9 +83,8 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     for name in (step.input.name, step.output.name):
         given[name].type.tensor_type.shape.dim[1].dim_param = "time"
     lengths = value(LENGTHS.name, TensorProto.INT64, ["batch"])
-    inputs = list(outer.input)
-    del outer.input[:], outer.value_info[:]
-    outer.input.extend([inputs[0], lengths, *inputs[1:]])
+    refill(outer.input, [outer.input[0], lengths, *outer.input[1:]])
+    del outer.value_info[:]
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
 

@@ -12,18 +12,19 @@ from functools import partial
 from pathlib import Path
 
 from export.errors import ExportError
-from export.foreign.axes import Hints, Tensor, batch_name, tensor_of
+from export.foreign.axes import Hints, Tensor, batch_name, declared, listed
 from export.foreign.binding import bind
 from export.foreign.decoder_steps import LONG, SHORT, DecoderFile, Steps
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.encoder_inputs import WHOLE, check_opset, constants_of
+from export.foreign.encoder_inputs import MIN_OPSET, WHOLE, constants_of
 from export.foreign.joints import Joints, Placed, Session
-from export.foreign.loading import load, opset_of
+from export.foreign.loading import check_opset, load
 from export.foreign.masks import Mask, find_form
 from export.foreign.matching import Wanted, match
 from export.foreign.over_source import TOKENS, fixed_source, is_of_row, is_over_source, place_of
 from export.foreign.pairing import are_kindred, pair_states
 from export.foreign.wiring import Wiring, may_be
+from export.surgery import opset_of
 
 _LENGTHS = re.compile(r"len", re.IGNORECASE)
 _LOGITS = re.compile(r"logit|prob|pred|score|out", re.IGNORECASE)
@@ -35,21 +36,18 @@ def read_decoder(
     """Returns the decoder as it was read. vocabulary_size: of the logits, if known. Raises ExportError that names the
     flags that help."""
     model = load(file)
-    check_opset(file, opset_of(model))
-    weights = {one.name for one in model.graph.initializer}
-    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
-    outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
-    own = replace(hints, inputs=[name for name in hints.inputs if name in inputs])
+    check_opset(file.name, opset_of(model), MIN_OPSET)
+    inputs, outputs = declared(model, hints)
     constants = {
         name: value
         for name, value in hints.constants.items()
         if name in inputs and (name not in encoder.inputs or all(isinstance(axis, int) for axis in inputs[name].shape))
     }
-    own = replace(own, constants=constants)
+    own = replace(hints, inputs=[name for name in hints.inputs if name in inputs], constants=constants)
     found = DecoderFile(file, model, model, own, inputs)
     for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
         if unknown := [name for name in names if name not in inputs]:
-            raise ExportError(f"{flag} names {unknown[0]}, which {file.name} does not have. It has: {_listed(inputs)}")
+            raise ExportError(f"{flag} names {unknown[0]}, which {file.name} does not have. It has: {listed(inputs)}")
     left = {name: one for name, one in inputs.items() if name not in (*own.other_roles, *own.states)}
     found.lengths = _lengths(left, joints, own)
     if found.lengths is not None:
@@ -237,7 +235,7 @@ def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], voc
         found.model,
         {name: one for name, one in found.inputs.items() if name not in (*found.contexts, *found.kept)},
         outputs,
-        replace(found.hints, inputs=found.hints.inputs),
+        found.hints,
         [],
     )
     left = [name for name in outputs if name not in pairs.values()]
@@ -250,7 +248,3 @@ def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], voc
         flags = " or ".join(f"--output {name}" for name in own or outputs)
         raise ExportError(f"{found.file.name}: which output is the logits? Use {flags}")
     return own
-
-
-def _listed(tensors: Mapping[str, Tensor]) -> str:
-    return "; ".join(str(one) for one in tensors.values())

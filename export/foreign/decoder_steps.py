@@ -14,7 +14,6 @@ from export.foreign.axes import Hints, Tensor
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.joints import Placed, Session
 from export.foreign.masks import Mask
-from export.foreign.over_source import one_row
 from export.proofs.runners import Array
 
 SHORT, LONG = 5, 7
@@ -66,9 +65,9 @@ class Steps:
         feeds = {name: found.places[name].as_file(row[output]) for name, output in found.contexts.items()}
         feeds |= {mask.placed.tensor.name: mask.of_row(length) for mask in found.masks}
         for name, output in found.kept.items():
-            feeds[name] = row[output].reshape(one_row(found.inputs[name])).astype(found.inputs[name].dtype)
+            feeds[name] = row[output].reshape(found.inputs[name].of_one_row).astype(found.inputs[name].dtype)
         if found.lengths is not None:
-            feeds[found.lengths.name] = np.full(one_row(found.lengths), length, found.lengths.dtype)
+            feeds[found.lengths.name] = np.full(found.lengths.of_one_row, length, found.lengths.dtype)
         return feeds
 
     def rows(self) -> Iterator[Placed]:
@@ -120,9 +119,8 @@ class Steps:
         for name, tensor in found.inputs.items():
             if name in bound or name in feeds or tensor is found.lengths:
                 continue
-            shape = one_row(tensor)
             if tensor.dtype.startswith("float"):
-                feeds[name] = random.standard_normal(shape).astype(tensor.dtype)
+                feeds[name] = random.standard_normal(tensor.of_one_row).astype(tensor.dtype)
             else:
-                feeds[name] = np.ones(shape, tensor.dtype)
+                feeds[name] = np.ones(tensor.of_one_row, tensor.dtype)
         return feeds

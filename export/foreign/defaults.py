@@ -17,6 +17,7 @@ from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, tensor_of
 from export.foreign.pairing import are_kindred
 from export.foreign.wiring import Wiring, may_be
+from export.surgery import refill
 
 
 def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str]]:
@@ -50,8 +51,7 @@ def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str
                 f"input {name} keeps its default value: use --input {name} or --state {name}=OUTPUT to change that"
             )
     left = [one for name, one in values.items() if name not in defaults or name not in states | flags]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(left)
+    refill(model.graph.initializer, left)
     return replace(hints, initial=initial), notes
 
 

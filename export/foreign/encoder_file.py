@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import ExportError
-from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, tensor_of
+from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, declared, listed
 from export.foreign.causes import is_quantized
 from export.foreign.encoder_inputs import (
+    MIN_OPSET,
     are_alone,
     are_lengths,
-    check_opset,
     constants_of,
     feature_size_of,
     first_states,
@@ -27,11 +27,12 @@ from export.foreign.encoder_inputs import (
     placed_mask,
 )
 from export.foreign.joints import Joints, Placed, Session, advice
-from export.foreign.loading import load, opset_of
+from export.foreign.loading import check_opset, load
 from export.foreign.masks import Form, Mask, find_form
 from export.foreign.wiring import Wiring
 from export.proofs.runners import Array
 from export.proofs.tolerances import QUANTIZED_ROWS, ROWS
+from export.surgery import opset_of
 
 _SHORT, _LONG = 5, 7
 _MOST_TOKENS = 1 << 22
@@ -48,10 +49,8 @@ class EncoderFile:
     def __init__(self, file: Path, hints: Hints, joints: Joints, vocabulary_size: int | None) -> None:
         self.file = file
         self.model = load(file)
-        check_opset(file, opset_of(self.model))
-        weights = {one.name for one in self.model.graph.initializer}
-        self.inputs = {one.name: tensor_of(one, hints) for one in self.model.graph.input if one.name not in weights}
-        self.tensors = {one.name: tensor_of(one, hints) for one in self.model.graph.output}
+        check_opset(file.name, opset_of(self.model), MIN_OPSET)
+        self.inputs, self.tensors = declared(self.model, hints)
         self.constants = constants_of(self.inputs, hints)
         self.notes: list[str] = []
         zeros = first_states(Wiring(self.model, self.inputs, self.tensors), self.constants)
@@ -64,10 +63,9 @@ class EncoderFile:
         named = [one for one in left if one.name in hints.inputs]
         sources = named or [one for one in left if not is_mask(one, left, joints)]
         if len(sources) != 1:
-            shown = "; ".join(map(str, self.inputs.values()))
             raise ExportError(
-                f"which input of {file.name} is the source? {shown}: give each one's role with --input NAME, --mask"
-                " NAME, --lengths NAME and --constant NAME=VALUE"
+                f"which input of {file.name} is the source? {listed(self.inputs)}: give each one's role with --input"
+                " NAME, --mask NAME, --lengths NAME and --constant NAME=VALUE"
             )
         self._session = Session(self.model, file.name)
         tensor, masks = sources[0], [one for one in left if one is not sources[0]]
@@ -105,8 +103,7 @@ class EncoderFile:
         feeds = dict(self.constants)
         feeds[self.source.tensor.name] = self.source.as_file(row).astype(self.source.tensor.dtype)
         if self.lengths is not None:
-            shape = [axis if isinstance(axis, int) else 1 for axis in self.lengths.shape]
-            feeds[self.lengths.name] = np.full(shape, length, self.lengths.dtype)
+            feeds[self.lengths.name] = np.full(self.lengths.of_one_row, length, self.lengths.dtype)
         for name, placed in self._unmasked.items():
             feeds[name] = Mask(placed, self._assumed).of_row(length, len(row))
         return feeds

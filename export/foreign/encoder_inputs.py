@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,6 @@ _LENGTHS = re.compile(r"len", re.IGNORECASE)
 _MASKS = re.compile(r"mask|pad", re.IGNORECASE)
 
 
-def check_opset(file: Path, opset: int) -> None:
-    """Raises ExportError for a file whose opset is too old for the nodes that are added to it."""
-    if opset < MIN_OPSET:
-        raise ExportError(
-            f"{file.name} has opset {opset}, but {MIN_OPSET} or later is needed: convert it first, with"
-            " onnx.version_converter.convert_version"
-        )
-
-
 def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]:
     """Returns the constants from flags, with one row. Raises ExportError for values that do not fit."""
     found: dict[str, Array] = {}
@@ -38,12 +30,11 @@ def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]
         if name not in inputs:
             continue
         tensor = inputs[name]
-        shape = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
-        count = int(np.prod(shape))
+        count = prod(tensor.of_one_row)
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, but {tensor} needs {count}")
         check_constant(tensor, values)
-        found[name] = np.resize(np.array(values, tensor.dtype), shape)
+        found[name] = np.resize(np.array(values, tensor.dtype), tensor.of_one_row)
     return found
 
 
@@ -98,7 +89,7 @@ def first_states(wiring: Wiring, taken: Container[str]) -> dict[str, Array]:
     for name, tensor in wiring.inputs.items():
         slots = wiring.starts(name)
         if name not in taken and slots and wiring.is_moved(name) and all(slot.is_recurrent for slot in slots):
-            found[name] = np.zeros([axis if isinstance(axis, int) else 1 for axis in tensor.shape], tensor.dtype)
+            found[name] = np.zeros(tensor.of_one_row, tensor.dtype)
     return found
 
 

@@ -15,12 +15,13 @@ import onnx
 from onnx import helper
 
 from export.errors import ExportError
-from export.foreign.axes import Hints, batch_name, tensor_of
+from export.foreign.axes import Hints, batch_name, declared
 from export.foreign.flow import Slot
 from export.foreign.reading import Reading, read
 from export.foreign.unkept import named, nodes_over_time, refuse_backward
 from export.foreign.whole import Whole
 from export.foreign.wiring import Wiring
+from export.surgery import refill
 
 
 def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto, list[str]]:
@@ -31,9 +32,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     """
     if not hints.expose_state:
         return model, []
-    weights = {one.name for one in model.graph.initializer}
-    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
-    outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
+    inputs, outputs = declared(model, hints)
     wiring = Wiring(model, inputs, outputs)
     slots = nodes_over_time(wiring, _declared_states(wiring))
     if not slots:
@@ -136,9 +135,7 @@ def _leave_out(model: onnx.ModelProto, wiring: Wiring, exposed: Sequence[Slot], 
     ]
     if len(spare) == len(own):  # then a step's output is its state
         spare = spare[1:]
-    kept = [one for one in graph.output if one.name not in spare]
-    del graph.output[:]
-    graph.output.extend(kept)
+    refill(graph.output, [one for one in graph.output if one.name not in spare])
 
 
 def _time_axis(reading: Reading, length: int | None) -> int | None:

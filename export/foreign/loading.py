@@ -14,6 +14,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from export.errors import ExportError, first_line
+from export.surgery import graphs_in, nodes_in, opset_of
 
 _MIN_IR = 4
 """The first version in which a weight need not be an input; weights that the exporter adds are none."""
@@ -85,9 +86,13 @@ def _parsed(file: Path) -> onnx.ModelProto:
     return model
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """Returns the version of the standard operators; 0 if the model does not say."""
-    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+def check_opset(file: str, opset: int, least: int) -> None:
+    """Raises ExportError for a file whose opset is too old for the nodes that are added to it."""
+    if opset < least:
+        raise ExportError(
+            f"{file} has opset {opset}, but {least} or later is needed: convert it first, with"
+            " onnx.version_converter.convert_version"
+        )
 
 
 def _check_values(model: onnx.ModelProto) -> None:
@@ -148,8 +153,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
+        for inner in graphs_in(node):
+            yield from _tensors(inner)
 
 
 def _name_shapes(model: onnx.ModelProto) -> None:
@@ -171,17 +176,9 @@ def _name_shapes(model: onnx.ModelProto) -> None:
 def _check_operators(model: onnx.ModelProto) -> None:
     """Raises ExportError for operators that ONNX Runtime does not have."""
     own = {(one.domain, one.name) for one in model.functions}
-    for node in _nodes(model.graph):
+    for node in nodes_in(model.graph):
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
             raise ExportError(
                 f"the file has the operator {node.domain}.{node.op_type}, which ONNX Runtime does not have. Export the"
                 " module without it, with standard operators only"
             )
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _nodes(inner)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from export.errors import ExportError
-from export.foreign.axes import Tensor
+from export.foreign.axes import Tensor, listed
 from export.foreign.joints import Placed
 from export.foreign.pairing import are_kindred
 
@@ -54,7 +54,8 @@ def match(
         if name is None:
             continue
         if name not in offers:
-            raise ExportError(f"{flag} {one.tensor.name}={name}: the encoder returns {_listed(offers)}")
+            given = listed(offer.tensor for offer in offers.values()) or "nothing of that kind"
+            raise ExportError(f"{flag} {one.tensor.name}={name}: the encoder returns {given}")
         if not fits(one.tensor, offers[name]):
             raise ExportError(f"{flag} {one.tensor.name}={name}: {offers[name].tensor} does not fit {one.tensor}")
         found[one.tensor.name] = name
@@ -134,7 +135,3 @@ def _plain(name: str) -> str:
     stem = _SIDES.sub("", stem).strip("_") or stem
     stem = re.sub(r"_?(?:[n0t]|in|out|init|initial|last|final|next|prev)$", "", stem) or stem
     return _SAME.get(stem, stem)
-
-
-def _listed(offers: Mapping[str, Placed]) -> str:
-    return "; ".join(str(one.tensor) for one in offers.values()) or "nothing of that kind"

@@ -35,11 +35,7 @@ class Original:
         self._reading = reading
         self._num_states = len(reading.states)
         self._output_shapes: list[tuple[int, ...]] = []
-        self._constants = {
-            name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
-            for name, (tensor, values) in reading.constants.items()
-        }
-        self._constants |= decided
+        self._constants = {**reading.constant_arrays, **decided}
 
     def output_shapes(self) -> list[tuple[int, ...]]:
         """Returns the shape of each step output, without axes of size 1.
@@ -195,8 +191,8 @@ class Original:
             items = [piece.reshape(part.shape).astype(part.tensor.dtype) for piece in pieces]
             feeds[part.tensor.name] = items[0] if len(items) == 1 else np.concatenate(items, axis=part.time_axes[0])
         if reading.start is not None:
-            shape = [axis if isinstance(axis, int) else 1 for axis in reading.start.shape]
-            feeds[reading.start.name] = np.full(shape, others[-1].item() == 0.0).astype(reading.start.dtype)
+            is_first = np.full(reading.start.of_one_row, others[-1].item() == 0.0)
+            feeds[reading.start.name] = is_first.astype(reading.start.dtype)
             after.append(np.ones((1, 1), np.float32))
         for constant, value in zip(reading.session_constants, constants, strict=True):
             feeds[constant.tensor.name] = value[0, ...] if constant.batch_axis is None else value

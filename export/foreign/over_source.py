@@ -14,11 +14,6 @@ TOKENS = re.compile(r"tok|inp|tgt|trg|target|prev|word|char|(?:^|_)(?:y|x|ids?)(
 """Names of a step's token input."""
 
 
-def one_row(tensor: Tensor) -> tuple[int, ...]:
-    """Returns a tensor's shape with 1 for each axis without a size."""
-    return tuple(axis if isinstance(axis, int) else 1 for axis in tensor.shape)
-
-
 def is_over_source(tensor: Tensor, inputs: Mapping[str, Tensor]) -> bool:
     """Whether a tensor has a source axis: an axis without a size that does not count rows."""
     free = [axis for axis in tensor.shape if isinstance(axis, str)]
@@ -89,5 +84,4 @@ def fixed_source(tensor: Tensor, offer: Placed) -> int | None:
 
 def is_of_row(tensor: Tensor, shape: Sequence[int]) -> bool:
     """Whether a tensor with one row may have the numbers of `shape`, in the same order."""
-    sizes = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
-    return without_ones(sizes) == without_ones(shape)
+    return without_ones(tensor.of_one_row) == without_ones(shape)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.errors import ExportError
+from export.foreign.axes import listed
 from export.foreign.crossed import refuse_crossed
 from export.foreign.notes import Forced
 from export.foreign.unkept import refuse_unkept
@@ -73,8 +74,8 @@ def pair_states(
         ]
         same_shape = f"; these have one shape: {' '.join(alike)}" if alike else ""
         raise ExportError(
-            f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs)}."
-            f" Outputs: {_listed(outputs)}{same_shape}"
+            f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {listed(inputs)}."
+            f" Outputs: {listed(outputs)}{same_shape}"
         )
     return pairs
 
@@ -222,7 +223,3 @@ def _stem(name: str) -> str:
     while (shorter := _AFFIXES.sub("", stem).strip("_")) and shorter != stem:
         stem = shorter
     return stem
-
-
-def _listed(tensors: _Tensors) -> str:
-    return "; ".join(str(one) for one in tensors.values())

@@ -10,7 +10,6 @@ import onnx
 
 from export.errors import ExportError, first_line
 from export.foreign.chunks import MIN_OPSET, in_chunks, loop
-from export.foreign.loading import opset_of
 from export.foreign.notes import OneByOne
 from export.foreign.original import Original
 from export.graphs import Graphs
@@ -19,7 +18,7 @@ from export.proofs import tolerances
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner, Runner
-from export.surgery import share_weights
+from export.surgery import opset_of, share_weights
 from service.repository.manifest import Parity
 
 

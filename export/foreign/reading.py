@@ -6,10 +6,11 @@ Finds them in the graph if possible, and takes them from flags otherwise. Runs n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
+import numpy as np
 import onnx
 
 from export.errors import ExportError
@@ -21,17 +22,20 @@ from export.foreign.axes import (
     batch_name,
     check_axes,
     check_constant,
+    declared,
     is_time,
     is_time_name,
+    listed,
     size_of,
     sized_axes,
     state_batch_axis,
-    tensor_of,
 )
 from export.foreign.initial import first_value
+from export.foreign.loading import check_opset
 from export.foreign.pairing import pair_states
 from export.foreign.session_constants import SessionConstant, session_constants
 from export.proofs.runners import Array
+from export.surgery import opset_of
 
 MIN_OPSET = 7
 
@@ -101,6 +105,14 @@ class Reading:
     notes: tuple[str, ...]
 
     @property
+    def constant_arrays(self) -> dict[str, Array]:
+        """The constants' values for one row, by input."""
+        return {
+            name: np.array(values, tensor.dtype).reshape(tensor.of_one_row)
+            for name, (tensor, values) in self.constants.items()
+        }
+
+    @property
     def is_of_tokens(self) -> bool:
         """Whether a step reads a token; otherwise it reads numbers."""
         return len(self.inputs) == 1 and self.inputs[0].tensor.dtype in ("int64", "int32")
@@ -109,15 +121,8 @@ class Reading:
 def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     """Returns the meaning of the file's inputs and outputs. Raises ExportError that says what is missing and which
     flag gives it."""
-    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
-    if opset < MIN_OPSET:
-        raise ExportError(
-            f"the file has opset {opset}, but {MIN_OPSET} or later is needed: convert it first, with"
-            " onnx.version_converter.convert_version"
-        )
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
-    outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
+    check_opset("the file", opset_of(model), MIN_OPSET)
+    inputs, outputs = declared(model, hints)
     for flag, names, known in (
         ("--state", hints.states, inputs),
         ("--state", hints.states.values(), outputs),
@@ -133,9 +138,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     ):
         for name in names:
             if name not in known:
-                raise ExportError(
-                    f"{flag} names {name}, which the file does not have. It has: {_listed(known.values())}"
-                )
+                raise ExportError(f"{flag} names {name}, which the file does not have. It has: {listed(known)}")
     check_axes(model, hints)
     for flag, given_names in (("--input", hints.inputs), ("--output", hints.outputs)):
         if twice := [name for name in given_names if given_names.count(name) > 1]:
@@ -211,14 +214,11 @@ def _constants(
     found: dict[str, tuple[Tensor, Sequence[float]]] = {}
     for name, values in hints.constants.items():
         tensor = inputs[name]
-        shape = tuple(axis if isinstance(axis, int) else 1 for axis in tensor.shape)
-        count = 1
-        for axis in shape:
-            count *= axis
+        count = prod(tensor.of_one_row)
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, but {tensor} needs {count}")
         check_constant(tensor, values)
-        found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
+        found[name] = (replace(tensor, shape=tensor.of_one_row), list(values) * (count // len(values)))
     scalars = [
         one for name, one in inputs.items() if name not in (*pairs, *hints.other_roles, hints.end) and not one.shape
     ]
@@ -241,7 +241,7 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
         raise ExportError("every input is a state or a constant: name the step's input with --input")
     if len(left) > 1 and not hints.inputs:
         roles = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
-        raise ExportError(f"which inputs does a step read? {_listed(left)}. {roles}{_of_more_files(left)}")
+        raise ExportError(f"which inputs does a step read? {listed(left)}. {roles}{_of_more_files(left)}")
     return [inputs[name] for name in hints.inputs] or left
 
 
@@ -282,10 +282,5 @@ def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints
         raise ExportError("every output is a state: name the step's output with --output")
     if len(left) > 1:
         flags = " ".join(f"--output {one.name}" for one in left)
-        raise ExportError(f"which outputs does a step return? {_listed(left)}: use {flags}, or some of these")
+        raise ExportError(f"which outputs does a step return? {listed(left)}: use {flags}, or some of these")
     return left
-
-
-def _listed(tensors: object) -> str:
-    assert isinstance(tensors, Sequence) or hasattr(tensors, "__iter__")  # noqa: S101  # of Tensors
-    return "; ".join(str(one) for one in tensors)

@@ -72,10 +72,7 @@ class _Two:
             }
             for _ in range(2)
         ]
-        self._constants = {
-            name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
-            for name, (tensor, values) in reading.constants.items()
-        }
+        self._constants = reading.constant_arrays
         for constant in reading.session_constants:
             if constant.batch_axis is None:
                 self._constants[constant.tensor.name] = constant.example[0, ...]
@@ -83,8 +80,7 @@ class _Two:
                 for row in self._rows:
                     row[constant.tensor.name] = constant.example
         if reading.start is not None:
-            shape = [axis if isinstance(axis, int) else 1 for axis in reading.start.shape]
-            self._constants[reading.start.name] = np.ones(shape, reading.start.dtype)
+            self._constants[reading.start.name] = np.ones(reading.start.of_one_row, reading.start.dtype)
 
     def are_alone(self) -> bool:
         """Whether both rows have the same states after a step as when run alone. False if they cannot be run."""

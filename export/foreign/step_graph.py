@@ -16,7 +16,7 @@ from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.encoder_graph import are_tokens, made_mask, sized_mask
 from export.foreign.names import plain_names
-from export.surgery import Writer, element_type
+from export.surgery import Writer, element_type, refill
 from service.repository.manifest import ContextSpec, StateSpec, TensorSpec
 
 SOURCE_LENGTH = "carousel/source_length"
@@ -67,7 +67,7 @@ def states_of_source(decoder: DecoderFile, *, by_length: bool, taken: Sequence[s
         tensor = decoder.inputs[name]
         axis = next((at for at, size in enumerate(tensor.shape) if isinstance(size, str)), None)
         axis = state_batch_axis(tensor, 1) if axis is None else axis
-        shape = [size if isinstance(size, int) else 1 for size in tensor.shape]
+        shape = tensor.of_one_row
         states.append(
             StateSpec(
                 name=plain_name,
@@ -87,9 +87,8 @@ def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: b
     nodes = list(graph.node)
     given = {*decoder.contexts, *(mask.placed.tensor.name for mask in decoder.masks)}
     given |= {decoder.lengths.name} if decoder.lengths else set()
-    inputs = [one for one in graph.input if one.name not in given]
-    del graph.node[:], graph.input[:], graph.value_info[:]
-    graph.input.extend(inputs)
+    del graph.node[:], graph.value_info[:]
+    refill(graph.input, [one for one in graph.input if one.name not in given])
     writer = Writer(graph, "carousel/step/")
     zero, one = (writer.constant(str(value), np.array([value], np.int64)) for value in (0, 1))
     if needs_length(decoder):

@@ -18,7 +18,7 @@ import numpy as np
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
-from export.foreign.axes import Hints
+from export.foreign.axes import Hints, listed
 from export.foreign.decoder_file import read_decoder
 from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
@@ -121,7 +121,7 @@ def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joint
         ("--lengths", joints.lengths),
     ):
         if unknown := [name for name in names if name not in inputs]:
-            shown = "; ".join(str(one) for one in inputs.values())
+            shown = listed(inputs)
             raise ExportError(f"{flag} names {unknown[0]}, which the files do not have. They have: {shown}")
 
 

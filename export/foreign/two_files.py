@@ -44,10 +44,6 @@ class TranslatorReference:
         self._axes = [state.input.shape.index("batch") for state in interface.states]
         names = [state.input.name for state in interface.states]
         self._length_at = names.index(SOURCE_LENGTH) if SOURCE_LENGTH in names else None
-        self._constants = {
-            name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
-            for name, (tensor, values) in pair.reading.constants.items()
-        }
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """See `Runner`."""
@@ -79,7 +75,7 @@ class TranslatorReference:
         following = [np.array(array) for array in states]
         for row in range(len(tokens)):
             own = [array.take([row], axis=axis) for array, axis in zip(states, self._axes, strict=True)]
-            feeds = dict(self._constants) | self._of_source(row, own, contexts)
+            feeds = self._reading.constant_arrays | self._of_source(row, own, contexts)
             own = own[: len(names)]
             for place in range(int(lengths[row])):
                 feeds[part.tensor.name] = tokens[row, place].reshape(part.shape).astype(part.tensor.dtype)
@@ -108,8 +104,7 @@ class TranslatorReference:
         }
         feeds |= {mask.placed.tensor.name: mask.of_row(length) for mask in decoder.masks}
         if decoder.lengths is not None:
-            shape = [axis if isinstance(axis, int) else 1 for axis in decoder.lengths.shape]
-            feeds[decoder.lengths.name] = np.full(shape, length, decoder.lengths.dtype)
+            feeds[decoder.lengths.name] = np.full(decoder.lengths.of_one_row, length, decoder.lengths.dtype)
         kept = [state.input.name for state in self._interface.states]
         feeds |= {name: own[kept.index(name)] for name in decoder.kept}
         return feeds

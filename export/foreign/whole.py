@@ -45,10 +45,7 @@ class Whole:
         is_float = reading.inputs[0].tensor.dtype.startswith("float")
         drawn = random.standard_normal(shape) if is_float else random.integers(0, 2, shape)  # ids of every vocabulary
         self._sequence: Array = drawn.astype(reading.inputs[0].tensor.dtype)
-        self._constants: dict[str, Array] = {
-            name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
-            for name, (tensor, values) in reading.constants.items()
-        }
+        self._constants = reading.constant_arrays
         self._states = {state.input.name: np.zeros(state.shape, state.input.dtype) for state in reading.states}
 
     @property

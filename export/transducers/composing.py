@@ -14,9 +14,8 @@ import onnx
 from onnx import TensorProto, helper, version_converter
 
 from export.errors import ExportError, first_line
-from export.foreign.loading import opset_of
 from export.proofs.runners import Array
-from export.surgery import element_type
+from export.surgery import element_type, opset_of
 from export.transducers.bare_loop import Rules, num_frames
 from export.transducers.decoders import CONTEXT, Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts

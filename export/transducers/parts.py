@@ -22,10 +22,11 @@ from export.foreign.axes import (
     axis_named,
     batch_axis,
     batch_name,
+    declared,
     is_time,
+    listed,
     size_of,
     state_batch_axis,
-    tensor_of,
 )
 from export.foreign.loading import load
 from export.foreign.pairing import pair_states
@@ -60,12 +61,12 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
     by_name = {one.name.removeprefix(f"{JOINER}."): one for one in tensors.values()}
     if len(tensors) != len(sizes):
         raise ExportError(
-            f"{file} must read an encoded frame and a prediction, but it reads {_listed(tensors)}: is it the joiner?"
+            f"{file} must read an encoded frame and a prediction, but it reads {listed(tensors)}: is it the joiner?"
         )
     found: dict[str, Tensor] = {}
     for what, name in inputs.items():
         if name not in by_name:
-            raise ExportError(f"--{what} names {name}, but {file} reads {_listed(tensors)}")
+            raise ExportError(f"--{what} names {name}, but {file} reads {listed(tensors)}")
         found[what] = by_name[name]
     for what, size in sizes.items():
         free = [one for one in by_name.values() if one not in found.values()]
@@ -77,7 +78,7 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
     if len(found) < len(sizes) or len({one.name for one in found.values()}) < len(sizes) or (alike and not inputs):
         counts = " and ".join(f"{size} of {_KINDS[what]}" for what, size in sizes.items())
         raise ExportError(
-            f"cannot tell the inputs of {file} apart: it reads {_listed(tensors)}, for {counts} numbers: use --encoded"
+            f"cannot tell the inputs of {file} apart: it reads {listed(tensors)}, for {counts} numbers: use --encoded"
             " NAME and --predicted NAME"
         )
     alone = replace(hints, batch_axes={})
@@ -126,7 +127,7 @@ def _read(
     if next(iter(kinds)) not in reads or left:
         wanted = " and ".join(_KINDS[what] for what in kinds) if role == ENCODER else "tokens"
         raise ExportError(
-            f"{file} must read {wanted} and its states, but it reads {_listed(inputs)}: is it the {role}? Give a state"
+            f"{file} must read {wanted} and its states, but it reads {listed(inputs)}: is it the {role}? Give a state"
             " that was not found with --state INPUT=OUTPUT"
         )
     free = {name: one for name, one in outputs.items() if name not in pairs.values()}
@@ -176,9 +177,7 @@ def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[
     graph = compose.add_prefix_graph(model.graph, f"{role}.")
     del graph.value_info[:]
     model.graph.CopyFrom(graph)
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = {one.name: tensor_of(one, hints) for one in graph.input if one.name not in weights}
-    return model, inputs, {one.name: tensor_of(one, hints) for one in graph.output}
+    return model, *declared(model, hints)
 
 
 def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
@@ -242,7 +241,7 @@ def _one(outputs: Mapping[str, Tensor], flag_value: str | None, role: str, file:
             if flag_value is not None and not names
             else f"which output of {file}?"
         )
-        raise ExportError(f"{asked} it returns {_listed(outputs)}: use --{role}-output NAME")
+        raise ExportError(f"{asked} it returns {listed(outputs)}: use --{role}-output NAME")
     one = outputs[names[0]]
     return Port(one.name, one.dtype, (), 0)
 
@@ -272,7 +271,3 @@ def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
         names = [place for place, axis in enumerate(declared) if isinstance(axis, str) and given[0].shape[place] == 1]
         batch = first.batch_axis if first.batch_axis in names else (names[0] if names else 0)
     return replace(network, gives=Port(network.gives.name, network.gives.dtype, given[0].shape, batch), session=session)
-
-
-def _listed(tensors: Mapping[str, Tensor]) -> str:
-    return "; ".join(str(one) for one in tensors.values())
