@@ -74,30 +74,24 @@ class OneStep(nn.Module):
 
 
 class StepByStep(nn.Module):
-    """Runs a one-step module over several steps, each row alone. The exported graph is compared with it.
+    """Runs a one-step module over all steps of a row, for `RowByRow`.
 
-    carried_axes: the batch axis of each carried tensor; the first `num_states` of them are states.
+    num_states: how many of the carried tensors, the first ones, are states; the others stay the same.
     """
 
-    def __init__(self, module: nn.Module, *, carried_axes: Sequence[int], num_states: int) -> None:
+    def __init__(self, module: nn.Module, num_states: int) -> None:
         super().__init__()
         self.module = module
-        self._carried_axes = carried_axes
         self._num_states = num_states
 
-    def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        """Takes and returns the same as `WithLengths.forward`; outputs are zero past a row's length."""
-        rows = []
-        for row, length in enumerate(lengths.tolist()):
-            given = [tensor.narrow(axis, row, 1) for tensor, axis in zip(carried, self._carried_axes, strict=True)]
-            outputs = []
-            for at in range(length):
-                output, *states = _as_tuple(self.module(inputs[row : row + 1, at : at + 1], *given))
-                outputs.append(output)
-                given[: self._num_states] = states
-            rows.append([_padded(torch.cat(outputs, dim=1), 1, inputs.shape[1]), *given[: self._num_states]])
-        axes = [0, *self._carried_axes[: self._num_states]]
-        return tuple(torch.cat(column, dim=axis) for column, axis in zip(zip(*rows, strict=True), axes, strict=True))
+    def forward(self, inputs: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """Returns the outputs of all steps and the states after them. inputs: [1, T] or [1, T, F]."""
+        outputs, given = [], list(carried)
+        for at in range(inputs.shape[1]):
+            output, *states = _as_tuple(self.module(inputs[:, at : at + 1], *given))
+            outputs.append(output)
+            given[: self._num_states] = states
+        return (torch.cat(outputs, dim=1), *given[: self._num_states])
 
 
 class RowByRow(nn.Module):

@@ -175,9 +175,9 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
         return call, []
     if problem := _unsteady(module, expected, call, inputs, carried):
         return _Failed(3, f"{type(module).__name__} {problem}")
-    alone = _run(
-        module, expected, call, inputs[:1], [_row(tensor, shape) for tensor, shape in _shaped(expected, carried)]
-    )
+    shapes = (*expected.states.values(), *expected.contexts.values())
+    of_row = [one.narrow(shape.index("batch"), 0, 1) for one, shape in zip(carried, shapes, strict=True)]
+    alone = _run(module, expected, call, inputs[:1], of_row)
     whole = _run(module, expected, call, inputs, carried)
     if alone is None or whole is None or not near(alone[0], whole[0][:1]):
         return _Failed(2, f"{type(module).__name__} {CHANGES_ROWS}")
@@ -270,10 +270,6 @@ def draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
     return inputs, carried
 
 
-def _shaped(expected: Expected, carried: Sequence[Tensor]) -> list[tuple[Tensor, tuple[int | str, ...]]]:
-    return list(zip(carried, [*expected.states.values(), *expected.contexts.values()], strict=True))
-
-
 def _unsteady(module: nn.Module, expected: Expected, call: Call, inputs: Tensor, carried: Sequence[Tensor]) -> str:
     """Returns what is wrong with a module that gives NaN, or another result each time; empty if nothing is."""
     once, again = (_run(module, expected, call, inputs, carried) for _ in range(2))
@@ -287,10 +283,6 @@ def _unsteady(module: nn.Module, expected: Expected, call: Call, inputs: Tensor,
             " something between calls that is not among its states"
         )
     return ""
-
-
-def _row(tensor: Tensor, shape: tuple[int | str, ...]) -> Tensor:
-    return tensor.narrow(shape.index("batch"), 0, 1)
 
 
 def near(first: Tensor, second: Tensor) -> bool:

@@ -26,6 +26,9 @@ from models.seq2seq import Seq2SeqConfig
 from models.tagger import TaggerConfig
 from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, Start, StateSpec, StepSpec, TensorSpec
 
+TOKENS = TensorSpec(name="tokens", dtype="int64", shape=("batch", "time"))
+LENGTHS = TensorSpec(name="lengths", dtype="int64", shape=("batch",))
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -108,12 +111,7 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
     size = config.target_vocabulary_size
     names = state_names(config.cell)
     return Interface(
-        encoder=EncoderSpec(
-            file="encoder.onnx",
-            source=TensorSpec(name="source", dtype="int64", shape=("batch", "source")),
-            lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
-            max_source_length=max_source_length,
-        ),
+        encoder=encoder_spec(0, max_source_length),
         step=_step_spec(size),
         states=_states(names, (config.hidden_size,) * len(names), config.num_layers, is_initial=True),
         contexts=contexts,
@@ -149,22 +147,30 @@ def forecaster_interface(config: ForecasterConfig, *, max_source_length: int) ->
     level = TensorSpec(name="level", dtype="float32", shape=("batch", size))
     states = _states(names, (config.hidden_size,) * len(names), config.num_layers, is_initial=True)
     return Interface(
-        encoder=EncoderSpec(
-            file="encoder.onnx",
-            source=TensorSpec(name="source", dtype="float32", shape=("batch", "source", size)),
-            lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
-            max_source_length=max_source_length,
-        ),
+        encoder=encoder_spec(size, max_source_length),
         step=StepSpec(
             file="step.onnx",
             features=TensorSpec(name="features", dtype="float32", shape=("batch", "time", size)),
-            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+            lengths=LENGTHS,
             values=TensorSpec(name="values", dtype="float32", shape=("batch", "time", size)),
             feeds_back=True,
         ),
         states=(*states, StateSpec(name="level", input=level, output="next_level", initial="level")),
         step_vocabulary_size=None,
         start="last_of_source",
+    )
+
+
+def encoder_spec(feature_size: int, max_source_length: int) -> EncoderSpec:
+    """Returns an encoder's entry in the manifest. feature_size: of each source vector; 0: a source is tokens."""
+    features = (feature_size,) if feature_size else ()
+    return EncoderSpec(
+        file="encoder.onnx",
+        source=TensorSpec(
+            name="source", dtype="float32" if features else "int64", shape=("batch", "source", *features)
+        ),
+        lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
+        max_source_length=max_source_length,
     )
 
 
@@ -192,8 +198,8 @@ def _states(
 def _step_spec(vocabulary_size: int) -> StepSpec:
     return StepSpec(
         file="step.onnx",
-        tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
-        lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+        tokens=TOKENS,
+        lengths=LENGTHS,
         logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", vocabulary_size)),
         next_token=NEXT_TOKEN,
         top_k=TOP_K,

@@ -20,7 +20,7 @@ from export.fitting import Fitted, fit
 from export.fitting_encoder import FittedEncoder, advised, fit_encoder
 from export.fitting_states import check_states
 from export.heads import NEXT_TOKEN, TOP_K
-from export.interface import Interface
+from export.interface import LENGTHS, TOKENS, Interface, encoder_spec
 from export.packing import unpacked
 from export.plain_layers import plain
 from export.returned import Expected
@@ -28,7 +28,6 @@ from export.vocabulary import Vocabulary
 from service.repository.manifest import (
     Axis,
     ContextSpec,
-    EncoderSpec,
     SpecialTokens,
     Start,
     StateSpec,
@@ -149,16 +148,12 @@ def _contents(model: TorchModel, module: nn.Module, encoder: FittedEncoder | Non
     state_axes = [state.input.shape.index("batch") for state in interface.states]
     context_axes = [0] * len(interface.contexts)
     carried_axes = [*state_axes, *context_axes]
-    reference: nn.Module
-    if is_one_step:
-        reference = StepByStep(module, carried_axes=carried_axes, num_states=len(state_axes))
-    else:
-        reference = RowByRow(
-            module,
-            carried_axes=carried_axes,
-            result_axes=[0, *state_axes],
-            time_axes=[1, *(None for _ in state_axes)],
-        )
+    reference = RowByRow(
+        StepByStep(module, len(state_axes)) if is_one_step else module,
+        carried_axes=carried_axes,
+        result_axes=[0, *state_axes],
+        time_axes=[1, *(None for _ in state_axes)],
+    )
     encoder_reference = None
     if encoder is not None:
         given = [axis for axis, state in zip(state_axes, interface.states, strict=True) if state.initial]
@@ -206,9 +201,7 @@ def _vocabularies(model: TorchModel) -> Vocabularies:
 def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step: bool) -> Interface:
     initial = () if encoder is None else encoder.call.places
     given = model.tags or model.vocabulary
-    tokens = TensorSpec(name="tokens", dtype="int64", shape=("batch", "time"))
     features = TensorSpec(name="features", dtype="float32", shape=("batch", "time", max(1, model.feature_size)))
-    lengths = TensorSpec(name="lengths", dtype="int64", shape=("batch",))
     if model.value_size:
         output = TensorSpec(name="values", dtype="float32", shape=("batch", "time", model.value_size))
     else:
@@ -218,9 +211,9 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
     return Interface(
         step=StepSpec(
             file="step.onnx",
-            tokens=tokens if model.vocabulary is not None else None,
+            tokens=TOKENS if model.vocabulary is not None else None,
             features=features if model.feature_size else None,
-            lengths=None if is_one_step else lengths,
+            lengths=None if is_one_step else LENGTHS,
             max_chunk=1 if is_one_step else None,
             logits=None if model.value_size else output,
             values=output if model.value_size else None,
@@ -237,7 +230,7 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
             )
             for name, shape in model.states.items()
         ),
-        encoder=None if model.encoder is None else _encoder_spec(model),
+        encoder=None if encoder is None else encoder_spec(model.source_feature_size, model.max_source_length),
         contexts=tuple(
             ContextSpec(
                 name=name,
@@ -250,18 +243,6 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
         step_vocabulary_size=None if model.vocabulary is None else len(model.vocabulary.tokens),
         least_token=1 if model.special_tokens.pad_id == 0 else 0,
         start=model.start,
-    )
-
-
-def _encoder_spec(model: TorchModel) -> EncoderSpec:
-    source = TensorSpec(name="source", dtype="int64", shape=("batch", "source"))
-    if model.source_feature_size:
-        source = TensorSpec(name="source", dtype="float32", shape=("batch", "source", model.source_feature_size))
-    return EncoderSpec(
-        file="encoder.onnx",
-        source=source,
-        lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
-        max_source_length=model.max_source_length,
     )
 
 

@@ -187,10 +187,7 @@ class Unroller(Writer):
 
     def _gru(self, layer: _Layer) -> None:
         if not layer.attributes.pop("linear_before_reset", 0) or layer.attributes:
-            raise ExportError(
-                f"the GRU {layer.node.name} does not have the form that PyTorch exports, so a trace graph does not"
-                " support it"
-            )
+            raise _other_form(layer)
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 3)  # z, r, h
         for place, name in ((0, "update_gate"), (1, "reset_gate")):
@@ -207,10 +204,7 @@ class Unroller(Writer):
     def _rnn(self, layer: _Layer) -> None:
         activations = layer.attributes.pop("activations", [b"Tanh"])
         if activations not in ([b"Tanh"], [b"Relu"]) or layer.attributes:
-            raise ExportError(
-                f"the RNN {layer.node.name} does not have the form that PyTorch exports, so a trace graph does not"
-                " support it"
-            )
+            raise _other_form(layer)
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 1)
         squash = "Tanh" if activations == [b"Tanh"] else "Relu"
@@ -252,6 +246,13 @@ class Unroller(Writer):
         for output, state in zip(node.output[:num_states], states, strict=True):
             self.node("Identity", [state], output)
         self.node("Unsqueeze", [renamed[body.output[num_states].name], "trace/zero"], node.output[num_states])
+
+
+def _other_form(layer: _Layer) -> ExportError:
+    return ExportError(
+        f"the {layer.node.op_type} {layer.node.name} does not have the form that PyTorch exports, so a trace graph does"
+        " not support it"
+    )
 
 
 def _is_layer(node: onnx.NodeProto) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -13,16 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.errors import ExportError
+from export.surgery import element_type
 from service.repository.manifest import Dtype
 
-_DTYPES: dict[int, Dtype] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT64: "int64",
-    TensorProto.INT32: "int32",
-    TensorProto.BOOL: "bool",
-}
+_DTYPES: dict[int, Dtype] = {element_type(dtype): dtype for dtype in get_args(Dtype)}
 _BATCH_NAMES = re.compile(r"^(?:b|n|batch(?:_?size)?|bs|num_batch(?:es)?|batch_?dim)$", re.IGNORECASE)
 _TIME_NAMES = re.compile(
     r"^(?:t|l|time|(?:seq|sequence)(?:_?len(?:gth)?)?|(?:time_?)?steps?|frames?|length)$", re.IGNORECASE

@@ -53,7 +53,7 @@ def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None)
         raise ExportError("the file takes one row")
     if any(isinstance(axis, str) for name in encoder.constants for axis in encoder.inputs[name].shape):
         raise ExportError("a constant has a batch axis")
-    _turned(writer, SOURCE, source.perm, "carousel/turned")
+    turned(writer, SOURCE, source.perm, "carousel/turned")
     writer.node("Cast", ["carousel/turned"], source.tensor.name, to=element_type(source.tensor.dtype))
     if encoder.lengths is not None:
         shape = writer.constant("lengths/shape", np.array([-1, *[1] * (len(encoder.lengths.shape) - 1)], np.int64))
@@ -65,7 +65,7 @@ def together(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None)
     model.graph.node.extend(nodes)
     for use in uses:
         placed, name = encoder.outputs[use.output], use.tensor.name
-        _turned(writer, use.output, placed.places, f"{name}/rows_first")
+        turned(writer, use.output, placed.places, f"{name}/rows_first")
         if use.is_context:
             _clean(writer, f"{name}/rows_first", use)
         else:
@@ -113,7 +113,7 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
     outputs = []
     for use in uses:
         placed, name = encoder.outputs[use.output], f"{use.tensor.name}/row"
-        _turned(inside, use.output, placed.places, f"{name}/turned")
+        turned(inside, use.output, placed.places, f"{name}/turned")
         rest = [-1, *placed.shape] if use.is_context else use.row_shape
         inside.node(
             "Reshape", [f"{name}/turned", writer.constant(f"{name}/rest", np.array(rest, np.int64))], f"{name}/own"
@@ -172,7 +172,7 @@ def made_mask(writer: Writer, tokens: str, at_tokens: Array, behind: Array, plac
         writer.node("Add", [f"{ones}/scaled", least], f"carousel/{name}/plain")
     shape = writer.constant(f"{name}/mask_shape", np.array([0, 0, *placed.shape], np.int64))
     writer.node("Reshape", [f"carousel/{name}/plain", shape], f"carousel/{name}/shaped")
-    _turned(writer, f"carousel/{name}/shaped", placed.perm, name)
+    turned(writer, f"carousel/{name}/shaped", placed.perm, name)
 
 
 def sized_mask(writer: Writer, at_tokens: Array, placed: Placed, rows: str, length: str) -> None:
@@ -212,11 +212,12 @@ def _begin(
     return model, nodes, writer
 
 
-def _turned(writer: Writer, name: str, perm: Sequence[int], turned: str) -> None:
+def turned(writer: Writer, name: str, perm: Sequence[int], output: str) -> None:
+    """Writes a tensor with its axes in another order, or in the same."""
     if list(perm) == sorted(perm):
-        writer.node("Identity", [name], turned)
+        writer.node("Identity", [name], output)
     else:
-        writer.node("Transpose", [name], turned, perm=list(perm))
+        writer.node("Transpose", [name], output, perm=list(perm))
 
 
 def _clean(writer: Writer, name: str, use: Use) -> None:
@@ -236,4 +237,4 @@ def _rows_placed(writer: Writer, name: str, use: Use) -> None:
     axis = use.tensor.shape.index("batch")
     perm = [*range(1, len(use.tensor.shape))]
     perm.insert(axis, 0)
-    _turned(writer, name, perm, use.tensor.name)
+    turned(writer, name, perm, use.tensor.name)

@@ -50,16 +50,16 @@ class Slot:
     graph: int
     node: int
     """The node's place in its graph."""
+    is_in_loop: bool
     part: str
     initial: Value | None
     final: Value | None
-    sequence: Value | None
-    source: Value | None
+    sequence: Value | None = None
+    source: Value | None = None
     """The node's input at each step."""
-    hidden_size: int
-    direction: str
-    is_batch_first: bool
-    is_in_loop: bool
+    hidden_size: int = 0
+    direction: str = "forward"
+    is_batch_first: bool = False
 
     @property
     def is_recurrent(self) -> bool:
@@ -161,6 +161,7 @@ class Flow:
                     _called(node),
                     found.graph,
                     found.place,
+                    found.is_in_loop,
                     part,
                     _at(inputs, at),
                     _at(outputs, at - 4),
@@ -169,7 +170,6 @@ class Flow:
                     attributes["hidden_size"].i if "hidden_size" in attributes else 0,
                     direction,
                     bool(attributes["layout"].i) if "layout" in attributes else False,
-                    found.is_in_loop,
                 )
             )
 
@@ -195,15 +195,10 @@ class Flow:
                     _called(node),
                     found.graph,
                     found.place,
+                    found.is_in_loop,
                     f"{at + 1}. carried",
                     _at(inputs, at),
                     _at(outputs, at),
-                    None,
-                    None,
-                    0,
-                    "forward",
-                    is_batch_first=False,
-                    is_in_loop=found.is_in_loop,
                 )
             )
 

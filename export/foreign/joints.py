@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from export.errors import ExportError, first_line
+from export.errors import first_line
 from export.foreign.axes import Tensor
-from export.proofs.runners import Array, session_of
+from export.proofs.runners import Array, loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,7 @@ class Session:
     """Runs a file as it is. what: the file's name in errors. The constructor raises ExportError."""
 
     def __init__(self, model: onnx.ModelProto, what: str) -> None:
-        try:
-            self._session = session_of(model)
-        except Exception as error:  # ONNX Runtime raises its own error classes
-            raise ExportError(f"ONNX Runtime cannot load {what}: {first_line(error)}") from error
+        self._session = loaded(model, what)
         self.outputs: list[str] = [one.name for one in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -10,9 +10,10 @@ If none does, the user must say. Names and parts choose only among outputs that 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from export.errors import ExportError
 from export.foreign.axes import Tensor, listed
@@ -48,7 +49,8 @@ def match(
     Raises ExportError for an input that several outputs fit, with their names, and for an output from flags that does
     not exist or does not fit.
     """
-    found: dict[str, str] = {}
+    matching = _Matching(wanted, offers, fits)
+    found = matching.found
     for one in wanted:
         name = chosen.get(one.tensor.name)
         if name is None:
@@ -59,70 +61,57 @@ def match(
         if not fits(one.tensor, offers[name]):
             raise ExportError(f"{flag} {one.tensor.name}={name}: {offers[name].tensor} does not fit {one.tensor}")
         found[one.tensor.name] = name
-    for by in (_same_name, _kindred):
-        for one in _left(wanted, found):
-            named = [name for name in _free(one, offers, found, fits) if by(one.tensor.name, name)]
+    for by in (operator.eq, _kindred):
+        for one in matching.left():
+            named = [name for name in matching.free(one) if by(one.tensor.name, name)]
             if len(named) == 1:
                 found[one.tensor.name] = named[0]
     while True:
         before = len(found)
-        _by_shape(wanted, offers, found, fits)
-        _by_part(wanted, offers, found, fits)
+        matching.by_shape()
+        matching.by_part()
         if len(found) == before:
             break
-    for one in _left(wanted, found):
-        if candidates := _free(one, offers, found, fits):
+    for one in matching.left():
+        if candidates := matching.free(one):
             shown = " or ".join(f"{flag} {one.tensor.name}={name}" for name in candidates)
             zeros = "" if one.may_share else f", or --initial {one.tensor.name}=0 for zeros"
             raise ExportError(f"which output of the encoder goes into {one.tensor}? Use {shown}{zeros}")
     return found
 
 
-def _by_shape(
-    wanted: Sequence[Wanted],
-    offers: Mapping[str, Placed],
-    found: dict[str, str],
-    fits: Callable[[Tensor, Placed], bool],
-) -> None:
-    choices = {one.tensor.name: _free(one, offers, found, fits) for one in _left(wanted, found)}
-    for one in _left(wanted, found):
-        mine = choices[one.tensor.name]
-        rivals = [name for name, others in choices.items() if name != one.tensor.name and mine[:1] == others[:1]]
-        if len(mine) == 1 and (one.may_share or not rivals):
-            found[one.tensor.name] = mine[0]
+@dataclass(frozen=True, slots=True)
+class _Matching:
+    """What is matched, and what was found so far: outputs by input."""
 
+    wanted: Sequence[Wanted]
+    offers: Mapping[str, Placed]
+    fits: Callable[[Tensor, Placed], bool]
+    found: dict[str, str] = field(default_factory=dict)
 
-def _by_part(
-    wanted: Sequence[Wanted],
-    offers: Mapping[str, Placed],
-    found: dict[str, str],
-    fits: Callable[[Tensor, Placed], bool],
-) -> None:
-    for one in _left(wanted, found):
-        mine = [name for name in _free(one, offers, found, fits) if one.part and offers[name].part == one.part]
-        rivals = [other for other in _left(wanted, found) if other is not one and other.part == one.part]
-        if len(mine) == 1 and not any(mine[0] in _free(other, offers, found, fits) for other in rivals):
-            found[one.tensor.name] = mine[0]
+    def by_shape(self) -> None:
+        choices = {one.tensor.name: self.free(one) for one in self.left()}
+        for one in self.left():
+            mine = choices[one.tensor.name]
+            rivals = [name for name, others in choices.items() if name != one.tensor.name and mine[:1] == others[:1]]
+            if len(mine) == 1 and (one.may_share or not rivals):
+                self.found[one.tensor.name] = mine[0]
 
+    def by_part(self) -> None:
+        for one in self.left():
+            mine = [name for name in self.free(one) if one.part and self.offers[name].part == one.part]
+            rivals = [other for other in self.left() if other is not one and other.part == one.part]
+            if len(mine) == 1 and not any(mine[0] in self.free(other) for other in rivals):
+                self.found[one.tensor.name] = mine[0]
 
-def _left(wanted: Sequence[Wanted], found: Mapping[str, str]) -> list[Wanted]:
-    return [one for one in wanted if one.tensor.name not in found]
+    def left(self) -> list[Wanted]:
+        return [one for one in self.wanted if one.tensor.name not in self.found]
 
-
-def _free(
-    one: Wanted,
-    offers: Mapping[str, Placed],
-    found: Mapping[str, str],
-    fits: Callable[[Tensor, Placed], bool],
-) -> list[str]:
-    """Returns the outputs that an input may take: unused ones, or else any that fits if the input may share."""
-    fitting = [name for name, offer in offers.items() if fits(one.tensor, offer)]
-    unused = [name for name in fitting if name not in found.values()]
-    return unused or (fitting if one.may_share else [])
-
-
-def _same_name(name: str, other: str) -> bool:
-    return name == other
+    def free(self, one: Wanted) -> list[str]:
+        """Returns the outputs that an input may take: unused ones, or else any that fits if the input may share."""
+        fitting = [name for name, offer in self.offers.items() if self.fits(one.tensor, offer)]
+        unused = [name for name in fitting if name not in self.found.values()]
+        return unused or (fitting if one.may_share else [])
 
 
 def _kindred(name: str, other: str) -> bool:

@@ -10,7 +10,7 @@ import onnx
 
 from export.errors import ExportError, first_line
 from export.foreign.reading import Reading
-from export.proofs.runners import Array, IntArray, session_of
+from export.proofs.runners import Array, IntArray, loaded
 from export.proofs.tolerances import SUM_OF_PROBABILITIES
 
 _MANY = 8
@@ -26,10 +26,7 @@ class Original:
     float_dtype: type[np.floating] = np.float32
 
     def __init__(self, model: onnx.ModelProto, reading: Reading, decided: Mapping[str, Array]) -> None:
-        try:
-            self._session = session_of(model)
-        except Exception as error:  # ONNX Runtime raises its own error classes
-            raise ExportError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+        self._session = loaded(model, "the file")
         self.takes_logarithms = False
         """Whether `step` returns the logarithms of the file's outputs."""
         self._reading = reading

@@ -14,7 +14,7 @@ import onnx
 from export.foreign.axes import state_batch_axis
 from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.encoder_graph import are_tokens, made_mask, sized_mask
+from export.foreign.encoder_graph import are_tokens, made_mask, sized_mask, turned
 from export.foreign.names import plain_names
 from export.surgery import Writer, element_type, refill
 from service.repository.manifest import ContextSpec, StateSpec, TensorSpec
@@ -107,10 +107,7 @@ def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: b
             shape = writer.constant(f"{name}/shape", np.array([0, 0, *placed.shape], np.int64))
             writer.node("Reshape", [context, shape], f"{context}/shaped")
             context = f"{context}/shaped"
-        if placed.perm == sorted(placed.perm):
-            writer.node("Identity", [context], name)
-        else:
-            writer.node("Transpose", [context], name, perm=placed.perm)
+        turned(writer, context, placed.perm, name)
     if decoder.masks and not by_length:
         wide = f"carousel/context/{next(iter(decoder.contexts))}"
         are_tokens(writer, wide, SOURCE_LENGTH, "carousel/are_tokens")

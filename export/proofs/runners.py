@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.errors import ExportError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
 from service.repository.halves import left_out
@@ -180,6 +181,14 @@ def session_of(graph: bytes | onnx.ModelProto | Path) -> Any:  # onnxruntime shi
     return onnxruntime.InferenceSession(
         content, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )
+
+
+def loaded(model: onnx.ModelProto, what: str) -> Any:
+    """Returns the session of a user's file. what: its name in the ExportError that says that it cannot be loaded."""
+    try:
+        return session_of(model)
+    except Exception as error:  # ONNX Runtime raises its own error classes
+        raise ExportError(f"ONNX Runtime cannot load {what}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from export.bundle import BundleOptions, write_forecaster
-from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.recipe_card import Evaluation, Story, describe, making
 from export.shipped.runs import load_evaluation, load_model
 from models.forecaster import Forecaster
 from models.recipes import co2 as recipe
@@ -49,10 +49,7 @@ def _story(model: Forecaster, evaluation: Evaluation) -> Story:
             ],
         ],
         figures_note=f"Measured on {evaluation.figure('num_test_windows'):.0f} windows and the 12 months after each.",
-        commands=[
-            "python -m models.recipes.co2 train --run runs/co2",
-            "python -m export co2 runs/co2/best.safetensors --to model_repository",
-        ],
+        commands=making("co2"),
         limits=[
             "It gives one number per month, without an interval around it.",
             "It was trained on windows of 36 months, and measured 12 months ahead. Further ahead, errors add up.",

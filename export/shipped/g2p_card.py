@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from export.shipped import recipe_card
-from export.shipped.recipe_card import Story
+from export.shipped.recipe_card import Story, making
 from models.seq2seq import Seq2SeqConfig
 from service.repository.manifest import VariantSpec
 
@@ -78,7 +78,7 @@ def story(
         )
         for way, r in measured
     ]
-    options = f" --variants {' '.join(variants)} --max-bytes 18000000" if variants else ""
+    flags = f" --variants {' '.join(variants)} --max-bytes 18000000" if variants else ""
     return Story(
         about=[
             f"An LSTM encoder-decoder with attention: {config.num_layers} bi-directional encoder layers and "
@@ -102,10 +102,7 @@ def story(
         "dictionary has no standard split, other authors split it in other ways, and it is harder than the PRONASYL "
         "2007 split (106,837 training and 12,000 test words), which does not come with the dictionary. The published "
         "figures are those that their authors report; we did not repeat the measurements.",
-        commands=[
-            "python -m models.recipes.g2p train --run runs/g2p",
-            f"python -m export g2p runs/g2p/best.safetensors --to model_repository{options}",
-        ],
+        commands=making("g2p", flags),
         limits=[
             f"It reads words of up to {max_source_length} letters, a to z and the apostrophe, but no digits, hyphens, "
             "full stops, accents or abbreviations: spell them out first.",

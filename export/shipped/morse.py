@@ -9,7 +9,7 @@ from typing import NamedTuple, Unpack
 from export.bundle import BundleOptions
 from export.foreign.axes import Hints
 from export.shipped.morse_files import VOCABULARY, write_files
-from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.recipe_card import Evaluation, Story, describe, making
 from export.shipped.runs import load_evaluation, load_model
 from export.transducers.bare_loop import Rules
 from export.transducers.command import read_files, write_transducer
@@ -86,10 +86,7 @@ def story(model: Transducer, evaluation: MorseEvaluation) -> Story:
         "of one tone with a threshold, measures times in dots, and looks characters up in a table "
         "(`models/recipes/morse_envelope.py`). It learns nothing, and reads a whole recording before it answers; the "
         "model knows only the sound so far.",
-        commands=[
-            "python -m models.recipes.morse train --run runs/morse",
-            "python -m export morse runs/morse/best.safetensors --to model_repository",
-        ],
+        commands=making("morse"),
         limits=[
             f"It reads code that is keyed at {slowest:.0f} to {fastest:.0f} words a minute, in tones of 400 to 1000 "
             "Hz, by one sender at a time. The recipe made all of its training data: none was recorded from radio.",

@@ -10,7 +10,7 @@ import torch
 
 from export.bundle import BundleOptions, write_language_model
 from export.proofs.runners import one_torch_thread
-from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.recipe_card import Evaluation, Story, describe, making
 from export.shipped.runs import load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.language_model import LanguageModel
@@ -64,10 +64,7 @@ def _story(model: LanguageModel, evaluation: Evaluation) -> Story:
         figures_note=f"Measured on {evaluation.figure('num_test_characters'):,.0f} characters of files that are not "
         f"in the training data, which has {evaluation.figure('num_training_characters'):,.0f} characters. Lower is "
         "better: 1 bit is a choice between two.",
-        commands=[
-            "python -m models.recipes.pychar train --run runs/pychar",
-            "python -m export pychar runs/pychar/best.safetensors --to model_repository",
-        ],
+        commands=making("pychar"),
         limits=[
             "It knows the style and the names of the standard library, not those of your code.",
             "It reads printable ASCII, spaces and line feeds. Every other character is one unknown token. Tabs were "

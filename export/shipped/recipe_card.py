@@ -52,6 +52,14 @@ class Story:
     examples: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
+def making(recipe: str, flags: str = "") -> list[str]:
+    """Returns the commands that train a recipe's model and export it. flags: further ones of the export."""
+    return [
+        f"python -m models.recipes.{recipe} train --run runs/{recipe}",
+        f"python -m export {recipe} runs/{recipe}/best.safetensors --to model_repository{flags}",
+    ]
+
+
 def describe(
     options: BundleOptions,
     checkpoint: Path,

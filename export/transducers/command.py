@@ -13,6 +13,7 @@ from export.foreign.axes import Hints
 from export.foreign.command import report
 from export.foreign.flags import once, vocabulary_of
 from export.foreign.names import split_pairs
+from export.foreign.notes import OneByOne
 from export.foreign.writing import Written, write_model
 from export.transducers.arguments import TransducerFlags
 from export.transducers.bare_loop import Rules, encoded_size
@@ -133,9 +134,9 @@ def write_transducer(
         raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, but the joiner returns {size} logits")
     composed = compose(encoder, decoder, rules)
     margins = prove_loop(composed, encoder, decoder, rules)
-    proven = prove_emitting(encoder, decoder, rules, vocabulary, margins)
-    if proven.is_one_by_one:
+    note = prove_emitting(encoder, decoder, rules, vocabulary, margins)
+    if isinstance(note, OneByOne):
         composed = compose(encoder, decoder, rules, rows=1)
     written = write_model(composed.model, hints_of(composed), described_as(composed, vocabulary), **options)
     notes = [note for network in (encoder, *decoder.networks) for note in network.notes]
-    return replace(written, notes=[*notes, proven.note, *written.notes])
+    return replace(written, notes=[*notes, note, *written.notes])

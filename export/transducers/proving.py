@@ -7,9 +7,9 @@ makes about every second turn emit a token.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
+from onnx import helper
 
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
@@ -25,14 +25,6 @@ from export.transducers.network import Network
 from export.vocabulary import Vocabulary
 
 _NUM_FRAMES = 48
-
-
-class Emitting(NamedTuple):
-    """What the proof with emitted tokens found. is_one_by_one: whether other rows in a run change them. note: for the
-    user."""
-
-    is_one_by_one: bool
-    note: str
 
 
 def hints_of(composed: Composed) -> Hints:
@@ -62,7 +54,7 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
         session = session_of(composed.model)
     except Exception as error:  # ONNX Runtime raises its own error classes
         raise ExportError(f"the files cannot be run as one graph: {first_line(error)}") from error
-    states = _first_states(session, composed)
+    states = _first_states(composed)
     for number, frame in enumerate(frames):
         tokens, scores = bare.step(frame)
         entered = composed.frames.enter(frame[np.newaxis])
@@ -87,22 +79,21 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
 
 def prove_emitting(
     encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary, margins: list[float]
-) -> Emitting:
+) -> str:
     """Compares frames that emit tokens with the bare loop, and rows in a batch with rows alone.
 
-    margins: from `prove_loop`. Raises ExportError when a proof fails.
+    margins: from `prove_loop`. Returns a note for the user, a `OneByOne` if other rows in a run change the tokens.
+    Raises ExportError when a proof fails.
     """
     often = replace(rules, blank_penalty=rules.blank_penalty + float(np.quantile(margins, 0.5)))
     composed = compose(encoder, decoder, often)
     prove_loop(composed, encoder, decoder, often)
     proven = prove_model(composed.model, hints_of(composed), described_as(composed, vocabulary))
     if proven.interface.step.max_rows == 1:
-        return Emitting(True, next(note for note in proven.notes if isinstance(note, OneByOne)))
+        return next(note for note in proven.notes if isinstance(note, OneByOne))
     if proven.interface.step.loop is None:
         raise ExportError("frames that emit tokens give other results in several steps at once than one by one")
-    return Emitting(
-        False, "frames that emit tokens have the same bits with other rows in a run and in several steps at once"
-    )
+    return "frames that emit tokens have the same bits with other rows in a run and in several steps at once"
 
 
 def _draw(encoder: Network) -> list[Array]:
@@ -113,21 +104,13 @@ def _draw(encoder: Network) -> list[Array]:
     return [(generator.standard_normal(port.row_shape) * one).astype(port.dtype) for one in loudness]
 
 
-def _first_states(session: Any, composed: Composed) -> dict[str, Array]:
-    kinds: dict[str, type[np.generic]] = {
-        "tensor(float)": np.float32,
-        "tensor(double)": np.float64,
-        "tensor(float16)": np.float16,
-        "tensor(int64)": np.int64,
-        "tensor(int32)": np.int32,
-        "tensor(bool)": np.bool_,
-    }
+def _first_states(composed: Composed) -> dict[str, Array]:
     states = {}
-    for node in session.get_inputs():
-        if node.name in composed.states:
-            axis = composed.batch_axes[node.name]
-            shape = [1 if place == axis else size for place, size in enumerate(node.shape)]
-            states[node.name] = np.zeros(shape, kinds[node.type])
-            if node.name in composed.initial:
-                states[node.name][:] = np.expand_dims(composed.initial[node.name], axis)
+    for one in composed.model.graph.input:
+        if one.name in composed.states:
+            kind, axis = one.type.tensor_type, composed.batch_axes[one.name]
+            shape = [1 if place == axis else size.dim_value for place, size in enumerate(kind.shape.dim)]
+            states[one.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            if one.name in composed.initial:
+                states[one.name][:] = np.expand_dims(composed.initial[one.name], axis)
     return states
