@@ -68,8 +68,8 @@ class BundleOptions(_Required, total=False):
     generation whose request sets no limit. write_card: makes the README from the manifest. extra_files: further files
     by name, which the server does not read. int8: whether to make that variant; `evaluate_int8` gets the base and the
     variant and may reject the variant. weights_in_8_bits: whether to round large weights (`models.rounding`) and store
-    them in 8 bits, a quarter of the size. packages: packages whose versions the manifest lists.
-    max_bytes: the bundle's largest size. replace: whether to replace an existing version.
+    them in 8 bits, a quarter of the size. packages: packages whose versions the manifest lists. max_bytes: the
+    bundle's largest size. replace: whether to replace an existing version.
     """
 
     version: int
@@ -311,11 +311,7 @@ def _first_values(interface: Interface) -> dict[str, bytes]:
 
 
 def _graph_files(graphs: Graphs, interface: Interface) -> dict[str, bytes]:
-    files = {interface.step.file: graphs.step}
-    if interface.step.loop is not None and graphs.loop is not None:
-        files[interface.step.loop] = graphs.loop
-    if interface.encoder is not None and graphs.encoder is not None:
-        files[interface.encoder.file] = graphs.encoder
-    if interface.readout is not None and graphs.readout is not None:
-        files[interface.readout.file] = graphs.readout
-    return files
+    others = ((interface.encoder, graphs.encoder), (interface.readout, graphs.readout))
+    named: dict[str | None, bytes | None] = {interface.step.file: graphs.step, interface.step.loop: graphs.loop}
+    named |= {spec.file: graph for spec, graph in others if spec is not None}
+    return {file: graph for file, graph in named.items() if file is not None and graph is not None}

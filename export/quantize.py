@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
-from export.surgery import Writer, drop_the_unused
+from export.surgery import Writer, copy_of, drop_the_unused
 
 FloatArray = NDArray[np.float32]
 
@@ -45,8 +45,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     model: a step graph, which then takes one token a row, or a readout. Raises ExportError for an LSTM operator that is
     not a plain forward one, as this exporter writes them, and NothingToQuantizeError.
     """
-    quantized = onnx.ModelProto()
-    quantized.CopyFrom(model)
+    quantized = copy_of(model)
     graph = quantized.graph
     rewriter = _Rewriter(graph)
     del graph.node[:]

@@ -17,7 +17,7 @@ from torch import nn
 
 from export.graphs import Graphs, export_graphs, serialize
 from export.interface import Interface
-from export.surgery import refill
+from export.surgery import copy_of, refill
 from models.rounding import MIN_WEIGHTS, NUM_STEPS, round_weights
 
 _STORED, _SCALES, _FLOATS = "int8", "scales", "floats"
@@ -47,8 +47,7 @@ def change_in_floats(graph: bytes, change: Callable[[onnx.ModelProto], onnx.Mode
 
 def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns the graph with large, rounded weights stored in 8 bits. Other weights, and all values, stay the same."""
-    stored = onnx.ModelProto()
-    stored.CopyFrom(model)
+    stored = copy_of(model)
     graph = stored.graph
     initializers, nodes = list(graph.initializer), list(graph.node)
     del graph.initializer[:], graph.node[:]
@@ -71,8 +70,7 @@ def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Undoes `store_in_8_bits`. Returns any other graph unchanged."""
-    floats = onnx.ModelProto()
-    floats.CopyFrom(model)
+    floats = copy_of(model)
     graph = floats.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     names = [name.removesuffix(f"/{_STORED}") for name in tensors if name.endswith(f"/{_STORED}")]

@@ -1,17 +1,19 @@
-"""Basic changes of graphs: adding constants and nodes, removing unused parts, sharing weights, renaming."""
+"""Basic questions to graphs, and basic changes of them: nodes, constants, names, unused parts, shared weights."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 Message = TypeVar("Message")
-Attribute: TypeAlias = int | float | Sequence[int] | onnx.TensorProto
+Attribute: TypeAlias = int | float | Sequence[int] | onnx.TensorProto | onnx.GraphProto
 RECURRENT = ("LSTM", "GRU", "RNN")
 """ONNX's recurrent operators."""
 _MIN_SHARED_BYTES = 1024
@@ -46,6 +48,11 @@ class Writer:
         name = name if name.startswith(self.prefix) else f"{self.prefix}{name}"
         self.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
+
+
+def copy_of(message: Message) -> Message:
+    """Returns a copy of a model, a node or another protobuf message."""
+    return copy.deepcopy(message)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -105,12 +112,10 @@ def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
         place = step.find(data) if len(data) >= _MIN_SHARED_BYTES else -1
         if place < 0:
             continue
-        tensor.ClearField("raw_data")
-        for name in ("float_data", "int64_data"):
+        tensor.raw_data = data
+        set_external_data(tensor, file, place, len(data))
+        for name in ("raw_data", "float_data", "int64_data"):
             tensor.ClearField(name)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", file), ("offset", str(place)), ("length", str(len(data)))):
-            tensor.external_data.add(key=key, value=value)
 
 
 def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
@@ -122,3 +127,10 @@ def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             rename(inner, names)
         for value in graph.output:
             value.name = names.get(value.name, value.name)
+
+
+def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """Returns a copy of a node with renamed inputs and outputs: see `rename`."""
+    copied = copy_of(node)
+    rename(copied, names)
+    return copied

@@ -26,7 +26,6 @@ from export.plain_layers import plain
 from export.returned import Expected
 from export.vocabulary import Vocabulary
 from service.repository.manifest import (
-    Axis,
     ContextSpec,
     SpecialTokens,
     Start,
@@ -191,23 +190,19 @@ def _shapes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int | str, ...]]:
 
 def _vocabularies(model: TorchModel) -> Vocabularies:
     """Returns the bundle's vocabularies; `vocabulary` is the input's if there are no logits or they are over tags."""
-    if model.tags is not None:
+    if model.tags is not None or model.value_size:
         return Vocabularies(source=model.source_vocabulary, input=model.vocabulary, target=model.tags)
-    if model.value_size:
-        return Vocabularies(source=model.source_vocabulary, input=model.vocabulary)
     return Vocabularies(source=model.source_vocabulary, target=model.vocabulary)
 
 
 def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step: bool) -> Interface:
     initial = () if encoder is None else encoder.call.places
-    given = model.tags or model.vocabulary
     features = TensorSpec(name="features", dtype="float32", shape=("batch", "time", max(1, model.feature_size)))
-    if model.value_size:
-        output = TensorSpec(name="values", dtype="float32", shape=("batch", "time", model.value_size))
-    else:
-        output = TensorSpec(
-            name="logits", dtype="float32", shape=("batch", "time", 0 if given is None else len(given.tokens))
-        )
+    output = TensorSpec(
+        name="values" if model.value_size else "logits",
+        dtype="float32",
+        shape=("batch", "time", _expected(model).output_size),
+    )
     return Interface(
         step=StepSpec(
             file="step.onnx",
@@ -224,7 +219,7 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
         states=tuple(
             StateSpec(
                 name=name,
-                input=TensorSpec(name=name, dtype="float32", shape=_axes(shape)),
+                input=TensorSpec(name=name, dtype="float32", shape=tuple(shape)),
                 output=f"next_{name}",
                 initial=name if name in initial else None,
             )
@@ -234,7 +229,7 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
         contexts=tuple(
             ContextSpec(
                 name=name,
-                input=TensorSpec(name=name, dtype="bool" if len(shape) == 2 else "float32", shape=_axes(shape)),
+                input=TensorSpec(name=name, dtype="bool" if len(shape) == 2 else "float32", shape=tuple(shape)),
                 output=name,
             )
             for name, shape in model.contexts.items()
@@ -263,7 +258,3 @@ def _check(model: TorchModel) -> None:
     is_read = model.source_vocabulary is not None or model.source_feature_size > 0
     if (model.encoder is None) == is_read:
         raise ExportError("an encoder needs a source_vocabulary or a source_feature_size, and these need an encoder")
-
-
-def _axes(shape: Shape) -> tuple[Axis | int, ...]:
-    return tuple(shape)

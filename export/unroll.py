@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import ExportError
-from export.surgery import RECURRENT, Attribute, Writer
+from export.surgery import RECURRENT, Attribute, Writer, copy_of
 
 _GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
 """The gates of a projected layer, in PyTorch's order."""
@@ -168,10 +168,8 @@ class Unroller(Writer):
 
         admit = gate("input_gate", 0, cell)
         if is_coupled:
-            self.node(
-                "Sub", [self.constant(self._own("unit"), np.array(1, np.float32)), admit], self._own("forget_gate")
-            )
-            forget = self._own("forget_gate")
+            forget, unit = self._own("forget_gate"), self.constant(self._own("unit"), np.array(1, np.float32))
+            self.node("Sub", [unit, admit], forget)
         else:
             forget = gate("forget_gate", 2, cell)
         self.node("Tanh", [self._sum("candidate/sum", of_x[3], of_h[3])], self._own("candidate"))
@@ -227,8 +225,7 @@ class Unroller(Writer):
         for tensor in body.initializer:
             renamed[tensor.name] = self.constant(self._own(f"body/{tensor.name}"), numpy_helper.to_array(tensor))
         for inner_node in body.node:
-            copied = onnx.NodeProto()
-            copied.CopyFrom(inner_node)
+            copied = copy_of(inner_node)
             renamed |= {name: self._own(f"body/{name}") for name in inner_node.output}
             copied.input[:] = [renamed.get(name, name) for name in inner_node.input]
             copied.output[:] = [renamed[name] for name in inner_node.output]

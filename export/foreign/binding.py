@@ -10,7 +10,7 @@ import onnx
 from export.foreign.axes import Tensor
 from export.foreign.joints import Placed
 from export.proofs.runners import Array
-from export.surgery import Writer, refill
+from export.surgery import Writer, copy_of, refill
 
 _PREFIX = "carousel/bound/"
 
@@ -26,8 +26,7 @@ def bind(
 
     placed: those inputs. token, rows: the input whose axis `rows` has as many rows as the run; None: a run has one row.
     """
-    bound = onnx.ModelProto()
-    bound.CopyFrom(model)
+    bound = copy_of(model)
     graph = bound.graph
     nodes = list(graph.node)
     del graph.node[:], graph.value_info[:]

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.foreign.axes import Hints, check_constant, size_of, tensor_of
 from export.proofs.runners import Array
-from export.surgery import read_by, refill, rename
+from export.surgery import copy_of, read_by, refill, renamed
 
 _EVALUATED = (
     "Cast",
@@ -44,8 +44,7 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
     Raises ExportError for a constant of a type that is not served, or with a value that its type cannot represent.
     """
     fixed = _constants(model, hints)
-    pruned = onnx.ModelProto()
-    pruned.CopyFrom(model)
+    pruned = copy_of(model)
     graph = pruned.graph
     known = {one.name: one for one in graph.initializer}
     values: dict[str, Any] = dict(fixed)
@@ -123,13 +122,7 @@ def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphPro
         moved = graph.initializer.add()
         moved.CopyFrom(tensor)
         moved.name = names[tensor.name]
-    nodes = []
-    for inner in branch.node:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(inner)
-        rename(copied, names)
-        nodes.append(copied)
-    return [*nodes, *copies]
+    return [*(renamed(inner, names) for inner in branch.node), *copies]
 
 
 def _drop_the_unread(graph: onnx.GraphProto) -> set[str]:

@@ -70,16 +70,16 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     body.output.extend(value(f"{one.name}/after", kinds[one.name], one.shape) for one in states)
     body.output.append(value("carousel/loop/output", TensorProto.FLOAT, ["batch", int(step.output.shape[2])]))
     _rows(writer, step.input.name)
-    scan = helper.make_node(
+    writer.node(
         "Scan",
         [*(tensor.name for tensor in states), step.input.name, "carousel/loop/rows_of_steps"],
-        [*(state.output for state in interface.states), step.output.name],
+        *(state.output for state in interface.states),
+        step.output.name,
         body=body,
         num_scan_inputs=2,
         scan_input_axes=[1, 1],
         scan_output_axes=[1],
     )
-    outer.node.append(scan)
     for name in (step.input.name, step.output.name):
         given[name].type.tensor_type.shape.dim[1].dim_param = "time"
     lengths = value(LENGTHS.name, TensorProto.INT64, ["batch"])

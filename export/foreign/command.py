@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from export.errors import ExportError
@@ -11,7 +13,6 @@ from export.foreign.arguments import OnnxFlags
 from export.foreign.axes import Hints
 from export.foreign.flags import once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
-from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
 from export.foreign.session_constants import SessionConstant
 from export.foreign.writing import Described, write_onnx
@@ -25,20 +26,14 @@ def run(flags: OnnxFlags) -> Path:
         report(written.reading, written.notes)
         return written.folder
     translator_command.refuse_without_encoder(flags)
-    hints = Hints(
-        states=once(split_pairs(flags.state, flags.file), "--state"),
-        constants=once(flags.constant, "--constant"),
-        axes=once(flags.axis, "--axis"),
-        batch_axes=once(flags.batch_axis, "--batch-axis"),
-        inputs=flags.input,
-        outputs=flags.output,
+    initial = {name: initial_values(text) for name, text in once(flags.initial, "--initial").items()}
+    hints = replace(
+        translator_command.hints_of(flags, initial),
         windows=once(flags.window, "--window"),
         start=flags.start,
         end=flags.end,
         session_constants=_all(flags.session_constant),
         session_id=flags.session_id,
-        initial={name: initial_values(text) for name, text in once(flags.initial, "--initial").items()},
-        force_state=flags.force_state,
         expose_state=flags.expose_state,
     )
     _check_roles(hints)
@@ -88,7 +83,7 @@ def _check_roles(hints: Hints) -> None:
                 raise ExportError(f"{found[name]} and {flag} both name {name}: use one of them")
 
 
-def report(reading: Reading, notes: object) -> None:
+def report(reading: Reading, notes: Sequence[str]) -> None:
     """Prints what was found in the file."""
     for part in reading.inputs:
         if part.is_end:
@@ -108,7 +103,7 @@ def report(reading: Reading, notes: object) -> None:
         print(f"each session   {constant.tensor}: {_kind(constant)}")
     for name, (tensor, values) in reading.constants.items():
         print(f"constant       {name} {tensor.dtype} = {', '.join(f'{value:g}' for value in values)}")
-    for note in notes if isinstance(notes, list | tuple) else ():
+    for note in notes:
         print(f"note           {note}")
 
 

@@ -18,7 +18,7 @@ from export.foreign.encoder_file import EncoderFile
 from export.foreign.joints import Placed
 from export.graphs import serialize
 from export.proofs.runners import Array
-from export.surgery import Writer, element_type
+from export.surgery import Writer, copy_of, element_type
 from service.repository.manifest import TensorSpec
 
 SOURCE, LENGTHS = "carousel/source", "carousel/source_lengths"
@@ -80,24 +80,17 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
     model, nodes, writer = _begin(encoder, uses, length_name)
     body = helper.make_graph([], "row", [], [])
     inside = Writer(body, "carousel/row/")
-    zero = writer.constant("zero", np.array([0], np.int64))
+    zero, one = (writer.constant(name, np.array([value], np.int64)) for name, value in (("zero", 0), ("one", 1)))
     source = encoder.source
     inside.node("Gather", [LENGTHS, "carousel/row/number"], "carousel/row/scalar_length", axis=0)
-    inside.node(
-        "Reshape",
-        ["carousel/row/scalar_length", writer.constant("one", np.array([1], np.int64))],
-        "carousel/row/length",
-    )
+    inside.node("Reshape", ["carousel/row/scalar_length", one], "carousel/row/length")
     inside.node("Gather", [SOURCE, "carousel/row/number"], "carousel/row/padded", axis=0)
     inside.node("Slice", ["carousel/row/padded", zero, "carousel/row/length", zero], "carousel/row/source")
     shape = [1 if at == source.rows else -1 if at == source.source else 0 for at in range(len(source.places))]
     for at, size in zip([at for at in range(len(shape)) if not shape[at]], source.shape, strict=True):
         shape[at] = size
-    inside.node(
-        "Reshape",
-        ["carousel/row/source", writer.constant("row_shape", np.array(shape, np.int64))],
-        "carousel/row/shaped",
-    )
+    form = writer.constant("row_shape", np.array(shape, np.int64))
+    inside.node("Reshape", ["carousel/row/source", form], "carousel/row/shaped")
     inside.node("Cast", ["carousel/row/shaped"], source.tensor.name, to=element_type(source.tensor.dtype))
     if encoder.lengths is not None:
         form = writer.constant("length_shape", np.ones(len(encoder.lengths.shape), np.int64))
@@ -106,10 +99,10 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
             "Cast", ["carousel/row/shaped_length"], encoder.lengths.name, to=element_type(encoder.lengths.dtype)
         )
     for mask in encoder.masks:
-        sized_mask(inside, mask.at_tokens, mask.placed, "carousel/one", "carousel/row/length")
+        sized_mask(inside, mask.at_tokens, mask.placed, one, "carousel/row/length")
     body.node.extend(nodes)
     writer.node("Shape", [SOURCE], "carousel/shape")
-    writer.node("Gather", ["carousel/shape", "carousel/one"], "carousel/width", axis=0)
+    writer.node("Gather", ["carousel/shape", one], "carousel/width", axis=0)
     outputs = []
     for use in uses:
         placed, name = encoder.outputs[use.output], f"{use.tensor.name}/row"
@@ -134,15 +127,11 @@ def apart(encoder: EncoderFile, uses: Sequence[Use], length_name: str | None) ->
         row: list[str | int] = [f"{use.tensor.name}/width", *use.row_shape] if use.is_context else [*use.row_shape]
         body.output.append(helper.make_tensor_value_info(name, element_type(use.tensor.dtype), row))
     writer.node("Shape", [LENGTHS], "carousel/lengths_shape")
-    writer.node(
-        "Gather",
-        ["carousel/lengths_shape", writer.constant("first", np.array(0, np.int64))],
-        "carousel/num_rows",
-        axis=0,
-    )
+    first = writer.constant("first", np.array(0, np.int64))
+    writer.node("Gather", ["carousel/lengths_shape", first], "carousel/num_rows", axis=0)
     given = [use.tensor.name if use.is_context else f"{use.tensor.name}/rows" for use in uses]
     goes_on = writer.constant("goes_on", np.array(True))
-    model.graph.node.append(helper.make_node("Loop", ["carousel/num_rows", goes_on], given, body=body))
+    writer.node("Loop", ["carousel/num_rows", goes_on], *given, body=body)
     for use in uses:
         if not use.is_context:
             _rows_placed(writer, f"{use.tensor.name}/rows", use)
@@ -189,8 +178,7 @@ def _begin(
     encoder: EncoderFile, uses: Sequence[Use], length_name: str | None
 ) -> tuple[onnx.ModelProto, list[onnx.NodeProto], Writer]:
     """Returns a model with the bundle's inputs and outputs, the file's weights and no nodes; the nodes; a writer."""
-    model = onnx.ModelProto()
-    model.CopyFrom(encoder.model)
+    model = copy_of(encoder.model)
     graph = model.graph
     nodes = list(graph.node)
     weights = {one.name for one in graph.initializer}

@@ -21,7 +21,7 @@ from export.foreign.reading import Reading, read
 from export.foreign.unkept import named, nodes_over_time, refuse_backward
 from export.foreign.whole import Whole
 from export.foreign.wiring import Wiring
-from export.surgery import refill
+from export.surgery import copy_of, refill
 
 
 def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto, list[str]]:
@@ -45,8 +45,7 @@ def expose_states(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto
     if inside:
         raise ExportError(f"--expose-state: {named(inside)} is in a branch of an If, where its state cannot be exposed")
     fed = [slot for slot in hidden if any(slot in wiring.starts(name) for name in inputs)]
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
+    exposed = copy_of(model)
     added = {slot: _expose(exposed, wiring, slot, hints, is_fed=slot in fed) for slot in hidden}
     _leave_out(exposed, wiring, hidden, hints)
     reading = read(exposed, hints)

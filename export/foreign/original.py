@@ -16,6 +16,12 @@ from export.proofs.tolerances import SUM_OF_PROBABILITIES
 _MANY = 8
 
 
+def check_kept(name: str, output: str, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """Raises ExportError for a state whose shape a step changes. name, output: its input and its output."""
+    if before != after:
+        raise ExportError(f"--state {name}={output}: it is {list(before)} before a step but {list(after)} after it")
+
+
 class Original:
     """Implements `export.proofs.runners.Runner` for a file.
 
@@ -49,11 +55,7 @@ class Original:
                 " --batch-axis NAME=PLACE, --state or --constant"
             ) from error
         for state, after in zip(reading.states, first[1], strict=False):
-            if after.shape != state.shape:
-                raise ExportError(
-                    f"--state {state.input.name}={state.output}: it is {list(state.shape)} before a step but"
-                    f" {list(after.shape)} after it"
-                )
+            check_kept(state.input.name, state.output, state.shape, after.shape)
         both = zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True)
         if any(one.tobytes() != other.tobytes() for one, other in both):
             raise ExportError(

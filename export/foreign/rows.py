@@ -19,7 +19,7 @@ import onnx
 from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.reading import Reading, read
-from export.proofs.runners import Array, session_of
+from export.proofs.runners import Array, draw, session_of
 from export.proofs.tolerances import ROWS
 
 
@@ -64,7 +64,7 @@ class _Two:
         random = np.random.default_rng(0)
         self._rows = [
             {
-                tensor.name: _drawn(random, shape, tensor.dtype)
+                tensor.name: draw(random, shape, tensor.dtype)
                 for tensor, shape in [
                     *((part.tensor, part.shape) for part in reading.inputs),
                     *((state.input, state.shape) for state in reading.states),
@@ -136,12 +136,6 @@ class _Two:
     def _run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         found: list[Array] = self._session.run(list(names), {**self._constants, **feeds})
         return found
-
-
-def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    if dtype.startswith("float"):
-        return random.standard_normal(shape).astype(dtype)
-    return random.integers(0, 2, shape).astype(dtype)
 
 
 def free_rows(model: onnx.ModelProto, reading: Reading) -> None:

@@ -16,7 +16,7 @@ from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.encoder_graph import are_tokens, made_mask, sized_mask, turned
 from export.foreign.names import plain_names
-from export.surgery import Writer, element_type, refill
+from export.surgery import Writer, copy_of, element_type, refill
 from service.repository.manifest import ContextSpec, StateSpec, TensorSpec
 
 SOURCE_LENGTH = "carousel/source_length"
@@ -81,8 +81,7 @@ def states_of_source(decoder: DecoderFile, *, by_length: bool, taken: Sequence[s
 
 def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: bool) -> onnx.ModelProto:
     """Returns the decoder's model with the bundle's contexts as inputs. by_length: see `states_of_source`."""
-    model = onnx.ModelProto()
-    model.CopyFrom(decoder.model)
+    model = copy_of(decoder.model)
     graph = model.graph
     nodes = list(graph.node)
     given = {*decoder.contexts, *(mask.placed.tensor.name for mask in decoder.masks)}
@@ -119,9 +118,8 @@ def step_over_source(decoder: DecoderFile, encoder: EncoderFile, *, by_length: b
     if decoder.lengths is not None:
         form = [-1, *[1] * (len(decoder.lengths.shape) - 1)] if decoder.lengths.shape else []
         source = SOURCE_LENGTH if decoder.lengths.shape else _LENGTH
-        writer.node(
-            "Reshape", [source, writer.constant("lengths", np.array(form, np.int64))], "carousel/lengths_shaped"
-        )
+        shape = writer.constant("lengths", np.array(form, np.int64))
+        writer.node("Reshape", [source, shape], "carousel/lengths_shaped")
         writer.node("Cast", ["carousel/lengths_shaped"], decoder.lengths.name, to=element_type(decoder.lengths.dtype))
     for name in decoder.kept:
         writer.node("Identity", [name], f"carousel/kept/{name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from export.errors import ExportError
@@ -44,16 +44,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
     outputs = [one.name for one in load(encoder).graph.output]
     initial = once(flags.initial, "--initial")
     given = {name: text for name, text in initial.items() if text in outputs}
-    hints = Hints(
-        states=once(split_pairs(flags.state, flags.file), "--state"),
-        constants=once(flags.constant, "--constant"),
-        axes=once(flags.axis, "--axis"),
-        batch_axes=once(flags.batch_axis, "--batch-axis"),
-        inputs=flags.input,
-        outputs=flags.output,
-        initial={name: _values(name, text, outputs) for name, text in initial.items() if name not in given},
-        force_state=flags.force_state,
-    )
+    hints = hints_of(flags, {name: _values(name, text, outputs) for name, text in initial.items() if name not in given})
     masks = dict(_mask(text) for text in flags.mask)
     joints = Joints(once(flags.context, "--context"), given, masks, flags.lengths)
     source = vocabulary_of("--source-vocabulary", flags.source_vocabulary, flags.source_tokenizer)
@@ -87,6 +78,20 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
                 f" one step. Use python -m export onnx {encoder} --encoder {flags.file}"
             ) from error
         raise
+
+
+def hints_of(flags: OnnxFlags, initial: Mapping[str, Array]) -> Hints:
+    """Returns what flags say of any file, alone or with an encoder. initial: first values of states, by input."""
+    return Hints(
+        states=once(split_pairs(flags.state, flags.file), "--state"),
+        constants=once(flags.constant, "--constant"),
+        axes=once(flags.axis, "--axis"),
+        batch_axes=once(flags.batch_axis, "--batch-axis"),
+        inputs=flags.input,
+        outputs=flags.output,
+        initial=initial,
+        force_state=flags.force_state,
+    )
 
 
 def _are_swapped(encoder: Path, decoder: Path) -> bool:

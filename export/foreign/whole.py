@@ -11,8 +11,9 @@ import onnx
 from export.errors import ExportError
 from export.foreign.flow import Value
 from export.foreign.reading import Reading
-from export.proofs.runners import Array, session_of
+from export.proofs.runners import Array, draw, session_of
 from export.proofs.tolerances import EXPOSED
+from export.surgery import copy_of
 
 NUM_STEPS = 6
 """The length of the sequence if the file accepts any length."""
@@ -41,10 +42,7 @@ class Whole:
         shape = list(reading.inputs[0].shape)
         if time_axis is not None:
             shape[time_axis] = self._num_steps
-        random = np.random.default_rng(0)
-        is_float = reading.inputs[0].tensor.dtype.startswith("float")
-        drawn = random.standard_normal(shape) if is_float else random.integers(0, 2, shape)  # ids of every vocabulary
-        self._sequence: Array = drawn.astype(reading.inputs[0].tensor.dtype)
+        self._sequence = draw(np.random.default_rng(0), shape, reading.inputs[0].tensor.dtype)
         self._constants = reading.constant_arrays
         self._states = {state.input.name: np.zeros(state.shape, state.input.dtype) for state in reading.states}
 
@@ -93,8 +91,7 @@ class Whole:
         return float(np.max(np.abs(expected.astype(np.float64) - given.astype(np.float64))))
 
     def _run_whole(self, names: Sequence[str]) -> list[Array]:
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        model = copy_of(self._model)
         declared = {one.name for one in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
         given = {one.name for one in model.graph.input}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.foreign.flow import Flow, Slot, Value
+from export.surgery import copy_of
 
 if TYPE_CHECKING:
     from export.foreign.axes import Tensor
@@ -91,8 +92,7 @@ class Wiring:
     @cached_property
     def _inferred(self) -> dict[Value, onnx.TypeProto.Tensor]:
         """Types and shapes of values when every axis without a length has length 1; empty if inference fails."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        model = copy_of(self._model)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         for one in model.graph.input:

@@ -21,7 +21,7 @@ from export.foreign.reading import Reading, StepInput, StepOutput
 from export.foreign.session_constants import SessionConstant
 from export.interface import Interface
 from export.proofs.runners import Array
-from export.surgery import Writer, element_type
+from export.surgery import Writer, copy_of, element_type
 from service.repository.manifest import StateSpec, TensorSpec
 
 _STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
@@ -93,8 +93,7 @@ def wrap(
     sizes: how many numbers each output has. takes_logarithms: whether the outputs are probabilities, so that logits are
     their logarithms.
     """
-    wrapped = onnx.ModelProto()
-    wrapped.CopyFrom(model)
+    wrapped = copy_of(model)
     graph, step = wrapped.graph, interface.step
     rows: int | str = "batch" if step.max_rows is None else 1
     writer = Writer(graph, "carousel/")

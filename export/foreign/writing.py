@@ -94,10 +94,8 @@ def write_model(
     forced = [note for note in proven.notes if isinstance(note, Forced)]
     options["description"] += "".join(f". {note[:1].upper()}{note[1:]}" for note in forced)
     vocabularies = Vocabularies(target=described.vocabulary)
-    if described.labels is not None:
+    if described.labels is not None or proven.interface.step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
-    elif proven.interface.step.values is not None:
-        vocabularies = Vocabularies(input=described.vocabulary)
     options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
         proven.graphs,

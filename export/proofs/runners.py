@@ -203,6 +203,13 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def draw(generator: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
+    """Returns random numbers: normally distributed floats, or 0 and 1, which are ids of every vocabulary."""
+    if dtype.startswith("float"):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
 def _double(array: Array) -> Array:
     """Returns features in double precision, and ids unchanged."""
     return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array

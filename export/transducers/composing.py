@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, version_converter
 
 from export.errors import ExportError, first_line
 from export.proofs.runners import Array
-from export.surgery import element_type, opset_of
+from export.surgery import copy_of, element_type, opset_of
 from export.transducers.bare_loop import Rules, num_frames
 from export.transducers.decoders import CONTEXT, Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts
@@ -52,8 +52,7 @@ def compose(encoder: Network, decoder: Decoder, rules: Rules, *, rows: int | Non
     that cannot be joined."""
     encoder, *others = _in_opset([encoder, *decoder.networks])
     capacity = num_frames(encoder, decoder) * rules.max_symbols
-    model = onnx.ModelProto()
-    model.CopyFrom(encoder.model)
+    model = copy_of(encoder.model)
     graph = model.graph
     for network in others:
         _add_imports(model, network.model)

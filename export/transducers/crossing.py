@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from export.surgery import Writer, rename
+from export.surgery import Writer, renamed
 from export.transducers.network import Network, Port
 
 
@@ -53,9 +53,4 @@ def nodes_of(network: Network) -> list[onnx.NodeProto]:
     """Returns a file's nodes with renamed inputs, because the inputs' own names are the bundle's states."""
     ports = [*network.reads.values(), *(kept.input for kept in network.states)]
     names = {port.name: f"{port.name}/given" for port in ports}
-    nodes = []
-    for one in network.model.graph.node:
-        nodes.append(onnx.NodeProto())
-        nodes[-1].CopyFrom(one)
-        rename(nodes[-1], names)
-    return nodes
+    return [renamed(one, names) for one in network.model.graph.node]

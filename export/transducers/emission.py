@@ -82,14 +82,8 @@ class Emission:
             outer.node("Reshape", [name, self._flat], f"{name}/0")
         true = outer.constant("true", np.array(True))
         loop = [f"{_NAME}{name}" for name in _VARIABLES] + self._names
-        outer.graph.node.append(
-            helper.make_node(
-                "Loop",
-                ["", true, *(f"{name}/0" for name in loop)],
-                [f"{name}/last" for name in loop],
-                body=self._body(loop),
-            )
-        )
+        before, after = [f"{name}/0" for name in loop], [f"{name}/last" for name in loop]
+        outer.node("Loop", ["", true, *before], *after, body=self._body(loop))
         self._after()
 
     def _constants(self) -> None:
@@ -155,15 +149,9 @@ class Emission:
         node("Size", ["turn/emitting"], "turn/num_emitting")
         node("Greater", ["turn/num_emitting", self._zero], "turn/any_emits")
         changed = [f"{_NAME}{name}" for name in ("count", "tokens", "scores")] + self._names
-        body.graph.node.append(
-            helper.make_node(
-                "If",
-                ["turn/any_emits"],
-                [f"{name}/next" for name in changed],
-                then_branch=self._emitted(changed, now, joined),
-                else_branch=self._unchanged(changed, now),
-            )
-        )
+        emitted, unchanged = self._emitted(changed, now, joined), self._unchanged(changed, now)
+        following = [f"{name}/next" for name in changed]
+        node("If", ["turn/any_emits"], *following, else_branch=unchanged, then_branch=emitted)
         node("ReduceMin", [f"{_NAME}at/next"], "turn/least", keepdims=0)
         node("Less", ["turn/least", self._frames], "turn/goes_on")
         kinds = self._kinds()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.proofs.runners import Array
+from export.proofs.runners import Array, draw
 from export.proofs.tolerances import ROWS_OF_TRANSDUCER
 from service.repository.manifest import Dtype
 
@@ -86,17 +86,11 @@ class Network:
 
     def has_rows(self) -> bool:
         """Whether two rows in one run equal each row alone. False if they cannot run, as in a file of one row."""
-        generator = np.random.default_rng(0)
-
-        def draw(port: Port) -> Array:
-            if port.dtype.startswith("float"):
-                return generator.standard_normal(port.shape).astype(port.dtype)
-            return generator.integers(0, 2, port.shape).astype(port.dtype)
-
+        random = np.random.default_rng(0)
         each = [
             (
-                {what: port.leave(draw(port)) for what, port in self.reads.items()},
-                [draw(kept.input) for kept in self.states],
+                {what: port.leave(draw(random, port.shape, port.dtype)) for what, port in self.reads.items()},
+                [draw(random, kept.input.shape, kept.input.dtype) for kept in self.states],
             )
             for _ in range(2)
         ]

@@ -29,6 +29,7 @@ from export.foreign.axes import (
     state_batch_axis,
 )
 from export.foreign.loading import load
+from export.foreign.original import check_kept
 from export.foreign.pairing import pair_states
 from export.proofs.runners import session_of
 from export.transducers.network import Kept, Network, Port
@@ -260,11 +261,7 @@ def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
             " --batch-axis NAME=PLACE"
         ) from error
     for kept, after in zip(network.states, given[1:], strict=True):
-        if after.shape != kept.input.shape:
-            raise ExportError(
-                f"--state {kept.input.name}={kept.output}: it is {list(kept.input.shape)} before a step but"
-                f" {list(after.shape)} after it"
-            )
+        check_kept(kept.input.name, kept.output, kept.input.shape, after.shape)
     declared, first = outputs[network.gives.name].shape, next(iter(network.reads.values()))
     batch = 0
     if len(declared) == given[0].ndim:
