@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as tracing
 
 from export.errors import ExportError, first_line
 from export.heads import add_heads
@@ -81,7 +82,10 @@ def export_module(
             layer.prepare_for_export()
     sizes = {**_EXAMPLE_SIZES, "time": 1} if is_one_step else _EXAMPLE_SIZES
     axes = {name: torch.export.Dim(name) for name, size in sizes.items() if size > 1}
-    with _quiet(), torch.no_grad(), _torch_errors(module):
+    # The cache of traced operators costs more than it saves when shapes are symbolic: without it, an export of seq2seq
+    # takes 2.8 instead of 4.0 s of CPU time. The graph is the same.
+    no_cache = tracing.patch(fake_tensor_cache_enabled=False)
+    with _quiet(), torch.no_grad(), no_cache, _torch_errors(module):
         program = torch.onnx.export(
             module,
             tuple(_example(tensor, sizes) for tensor in inputs),
