@@ -81,6 +81,7 @@ class BundleOptions(_Required, total=False):
     int8: bool
     evaluate_int8: Evaluate | None
     weights_in_8_bits: bool
+    trace: bool
     packages: Sequence[str]
     max_bytes: int
     replace: bool
@@ -241,7 +242,7 @@ def write_graphs(
         variants[INT8] = variant.spec
         files |= variant.files
     of_one_step = dataclasses.replace(interface, step=interface.step.of_one_step)
-    trace = trace_or_note(graphs.step, of_one_step, notes)
+    trace = trace_or_note(graphs.step, of_one_step, notes) if options.get("trace", True) else None
     if trace is not None:
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.specs
