@@ -9,7 +9,7 @@ from service.sessions.registry import Registry
 from service.sessions.resume import Resume
 from service.sessions.session import owner_of
 from service.sessions.storage import Storage
-from service.sessions.stores.base import SPILLED
+from service.sessions.stores.base import NO_ID
 
 _AT_ONCE = 128
 """Sessions that are closed together, so that the store writes their last records in one batch."""
@@ -35,7 +35,7 @@ class Closing:
         stored = await self._storage.ids(f"{principal}/" if principal else "")
         here = (session.id for session in self._registry.directory)
         ids = [one for one in dict.fromkeys([*here, *stored]) if owner_of(one) == principal]
-        ids = [one for one in ids if not one.startswith(SPILLED)]
+        ids = [one for one in ids if not one.startswith(NO_ID)]
         num_closed = 0
         failure: CarouselError | None = None
         for at in range(0, len(ids), _AT_ONCE):

@@ -24,7 +24,7 @@ from service.sessions.lifecycle import Event, State
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Session
 from service.sessions.storage import Storage, WriteResult
-from service.sessions.stores.base import SPILLED, Claimed, Held
+from service.sessions.stores.base import NO_ID, Claimed, Held
 from service.sessions.watches import Change
 
 NO_LANE = Lane(Slot(0, -1), [])
@@ -41,7 +41,7 @@ class Spill:
         self._registry = registry
         self._storage = storage
         self._tasks = tasks
-        self._prefix = f"{SPILLED}{secrets.token_hex(8)}"
+        self._prefix = f"{NO_ID}{secrets.token_hex(8)}"
         self.num_moves = 0
         """How often a session got or lost a lane. Caches of lanes are valid while this number stays the same."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from service.errors import StoreUnavailableError
 from service.observer import StoreObserver
-from service.sessions.stores.base import Beat, Claim, CorruptRecordError, StateStore, StoreError, Write, Written
+from service.sessions.stores.base import NO_ID, Beat, Claim, CorruptRecordError, StateStore, StoreError, Write, Written
 
 _MAX_CALLS = 512
 """The limit of reads and reservations that wait for the store."""
@@ -138,9 +138,7 @@ class StoreThread:
                     claim.set_result(claims[record_id])
 
     def _take(self, record_ids: Sequence[str], take: Callable[[], T]) -> T:
-        for record_id in self.maybe_taken.intersection(record_ids):
-            self._store.undo_claim(record_id)
-            self.maybe_taken.discard(record_id)
+        self._undo_claims(self.maybe_taken.intersection(record_ids))
         try:
             return take()
         except CorruptRecordError:
@@ -162,7 +160,7 @@ class StoreThread:
     async def undo_claims(self) -> None:
         """Releases records that may be owned: see rule 3. Raises StoreUnavailableError."""
         if self.maybe_taken:
-            await self.call(self._undo_claims, operation="upkeep")
+            await self.call(lambda: self._undo_claims(list(self.maybe_taken)), operation="upkeep")
 
     async def sweep(self, limit: int) -> int:
         """See `StateStore.sweep`. Raises StoreUnavailableError."""
@@ -182,7 +180,7 @@ class StoreThread:
             await self.call(self._probe, operation="write")
 
     def _probe(self) -> None:
-        name = f"~probe~{self._store.owner}"
+        name = f"{NO_ID}probe~{self._store.owner}"
         self._store.reserve(name, _PROBE_TTL_S)
         self._store.undo_claim(name)
 
@@ -198,8 +196,8 @@ class StoreThread:
         self.executor.shutdown(wait=False)
         self._heart.shutdown(wait=False)
 
-    def _undo_claims(self) -> None:
-        for record_id in list(self.maybe_taken):
+    def _undo_claims(self, record_ids: Iterable[str]) -> None:
+        for record_id in record_ids:
             self._store.undo_claim(record_id)
             self.maybe_taken.discard(record_id)
 

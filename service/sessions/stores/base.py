@@ -23,9 +23,9 @@ LEASE_S = 3.0
 CLAIMED_S = 60.0
 """The least lifetime of a claimed record: long enough for its new owner to write it, also to a slow store."""
 
-SPILLED = "~"
-"""The first character of the names under which sessions are spilled whose policy does not store them. No session id
-begins with it."""
+NO_ID = "~"
+"""The first character of the names of records that have no session id: of spilled sessions that their policy does not
+store, and of probes."""
 _POLITE = "?"
 
 
