@@ -119,9 +119,6 @@ class EngineTelemetry:
         log.error("batch.failed", graph=kind, num_rows=num_rows, exc_info=error, **self._log_fields)
 
 
-log = structlog.get_logger()
-
-
 class ModelTelemetry:
     """The `ModelObserver` of the server. sessions: also drops its metrics of a version that is dropped; changed: called
     after a version was loaded, has failed or was unloaded."""

@@ -98,10 +98,7 @@ class SessionTelemetry:
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         """See `SessionObserver`."""
         self._of_model(model, version).active.dec()
-        self._metrics.sessions_closed.labels(model, str(version), reason).inc()
-        log.debug(
-            "session.closed", session_id=session_id, model=model, version=version, reason=reason, position=position
-        )
+        self.stored_session_closed(model, version, session_id, reason, position)
 
     def stored_session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         """See `SessionObserver`."""

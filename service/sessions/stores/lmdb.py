@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -98,12 +99,8 @@ class LmdbStore:
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`. A record that cannot be read counts: its id is not free."""
-        self._folder.check()
-        try:
-            with self._environment.begin(db=self._records) as transaction:
-                value = transaction.get(session_id.encode())
-        except lmdb.Error as error:
-            raise StoreError(f"the embedded store cannot be read: {error}") from error
+        with self._reading() as transaction:
+            value = transaction.get(session_id.encode())
         if value is None or len(value) < _HEADER.size:
             return value is not None
         number, standing, has_payload, _, expires_at, owner = _HEADER.unpack_from(value)
@@ -113,20 +110,16 @@ class LmdbStore:
 
     def ids(self, prefix: str) -> list[str]:
         """See `StateStore`. Includes the ids of records that cannot be read."""
-        self._folder.check()
         start, now, found = prefix.encode(), self._clock(), []
-        try:
-            with self._environment.begin(db=self._records) as transaction, transaction.cursor() as cursor:
-                for key, value in cursor.iternext() if cursor.set_range(start) else ():
-                    if not key.startswith(start):
-                        break
-                    if len(value) >= _HEADER.size and value[:2] == struct.pack("<H", _FORMAT):
-                        _, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
-                        if expires_at <= now or _STANDINGS[standing] is Standing.GONE:
-                            continue
-                    found.append(key.decode())
-        except lmdb.Error as error:
-            raise StoreError(f"the embedded store cannot be read: {error}") from error
+        with self._reading() as transaction, transaction.cursor() as cursor:
+            for key, value in cursor.iternext() if cursor.set_range(start) else ():
+                if not key.startswith(start):
+                    break
+                if len(value) >= _HEADER.size and value[:2] == struct.pack("<H", _FORMAT):
+                    _, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
+                    if expires_at <= now or _STANDINGS[standing] is Standing.GONE:
+                        continue
+                found.append(key.decode())
         return found
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
@@ -275,6 +268,16 @@ class LmdbStore:
             return None
         payload = bytes(value[_HEADER.size :]) if has_payload else None
         return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """Begins a transaction that reads records. Raises StoreError."""
+        self._folder.check()
+        try:
+            with self._environment.begin(db=self._records) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise StoreError(f"the embedded store cannot be read: {error}") from error
 
     def _change(self, act: Callable[[lmdb.Transaction], T]) -> T:
         """Runs a transaction. Repeats it with a larger map when it does not fit. Raises StoreError also when the data

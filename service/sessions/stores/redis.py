@@ -28,7 +28,7 @@ from service.sessions.stores.base import (
     id_of,
     politely,
 )
-from service.sessions.stores.redis_address import address_of, failed
+from service.sessions.stores.redis_address import address_of, as_store_errors
 
 _REMEMBERED_S = 86_400.0
 """How long after a server's last heartbeat Redis keeps the times at which it was alive."""
@@ -76,78 +76,64 @@ class RedisStore:
         """See `StateStore`."""
         wanted = (session_id, politely(session_id))
         args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), *wanted, _term(), self._lease_ms]
-        try:
+        with as_store_errors(self._address):
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         return None if epoch is None else int(epoch)
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
-        try:
+        with as_store_errors(self._address):
             is_taken = self._is_taken(keys=[self._key(session_id)], args=[self.owner, self._prefix])
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         return bool(is_taken)
 
     def ids(self, prefix: str) -> list[str]:
         """See `StateStore`."""
         pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._key(prefix)) + "*"
-        try:
+        with as_store_errors(self._address):
             keys = sorted(set(self._client.scan_iter(match=pattern, count=_SCANNED)))
             with self._client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.hget(key, "k")
                 standings = pipeline.execute()
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         found = [key.decode() for key, standing in zip(keys, standings, strict=True) if standing not in (None, b"gone")]
         return [key.removeprefix(self._key("")) for key in found]
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
         term = _term()
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for session_id in session_ids:
-                    own: list[Any] = [session_id, _milliseconds(CLAIMED_S), politely(session_id)]
-                    args = [self.owner, self._prefix, *own, term, self._lease_ms]
-                    self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
-                return [_claimed(*result) for result in pipeline.execute()]
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
+        with as_store_errors(self._address), self._client.pipeline(transaction=False) as pipeline:
+            for session_id in session_ids:
+                own: list[Any] = [session_id, _milliseconds(CLAIMED_S), politely(session_id)]
+                args = [self.owner, self._prefix, *own, term, self._lease_ms]
+                self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
+            return [_claimed(*result) for result in pipeline.execute()]
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
         """See `StateStore`."""
         keys = [f"{self._prefix}o:{owner}", f"{self._prefix}w:{owner}", *(self._key(id_of(one)) for one in session_ids)]
-        try:
+        with as_store_errors(self._address):
             free = self._ask(keys=keys, args=[owner, self._lease_ms, *session_ids])
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         return set(session_ids) if free == -1 else {session_ids[at] for at in free}
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
         term = _term()
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for write in writes:
-                    args: list[Any] = [
-                        self.owner,
-                        write.epoch,
-                        write.standing.value,
-                        _milliseconds(write.ttl_s),
-                        0 if write.payload is None else 1,
-                        write.payload or b"",
-                        1 if write.makes else 0,
-                        f"{self._prefix}o:{self.owner}",
-                        term,
-                        self._lease_ms,
-                    ]
-                    self._write(keys=[self._key(write.session_id)], args=args, client=pipeline)
-                written = pipeline.execute()
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
+        with as_store_errors(self._address), self._client.pipeline(transaction=False) as pipeline:
+            for write in writes:
+                args: list[Any] = [
+                    self.owner,
+                    write.epoch,
+                    write.standing.value,
+                    _milliseconds(write.ttl_s),
+                    0 if write.payload is None else 1,
+                    write.payload or b"",
+                    1 if write.makes else 0,
+                    f"{self._prefix}o:{self.owner}",
+                    term,
+                    self._lease_ms,
+                ]
+                self._write(keys=[self._key(write.session_id)], args=args, client=pipeline)
+            written = pipeline.execute()
         results = list(zip((write.session_id for write in writes), written, strict=True))
         return Written({one for one, code in results if code == 0}, {one for one, code in results if code < 0})
 
@@ -159,32 +145,24 @@ class RedisStore:
     def _send_heartbeat(self, client: Any) -> Beat:
         keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}", f"{self._prefix}there"]
         args: list[Any] = [self._lease_ms, _term(), self.owner, _milliseconds(_REMEMBERED_S)]
-        try:
+        with as_store_errors(self._address):
             term, ids, rivals_ms = self._beat(keys=keys, args=args, client=client)
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         return Beat(term.decode(), sorted(one.decode() for one in ids), int(rivals_ms) / 1000)
 
     def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
-        try:
+        with as_store_errors(self._address):
             self._undo_claim(keys=[self._key(session_id)], args=[self.owner])
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""
-        try:
+        with as_store_errors(self._address):
             self._client.rename(self._key(session_id), f"{self._prefix}aside:{session_id}")
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
 
     def risk(self) -> str:
         """See `StateStore`. A Redis that evicts keys deletes records without notice."""
-        try:
+        with as_store_errors(self._address):
             memory = self._client.info("memory")
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
         policy = memory.get("maxmemory_policy", "noeviction")
         if not memory.get("maxmemory") or policy == "noeviction":
             return ""
@@ -200,18 +178,14 @@ class RedisStore:
     def close(self) -> None:
         """See `StateStore`."""
         try:
-            self._client.delete(f"{self._prefix}o:{self.owner}")
-        except (redis.RedisError, OSError) as error:
-            raise self._failed(error) from error
+            with as_store_errors(self._address):
+                self._client.delete(f"{self._prefix}o:{self.owner}")
         finally:
             self._client.close()
             self._beats.close()
 
     def _key(self, session_id: str) -> str:
         return f"{self._prefix}s:{session_id}"
-
-    def _failed(self, error: Exception) -> StoreError:
-        return failed(self._address, error)
 
 
 def _claimed(kind: bytes, *rest: Any) -> Claim:

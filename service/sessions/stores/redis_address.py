@@ -1,7 +1,9 @@
-"""The address of a Redis as messages show it, and a check that it answers."""
+"""The address of a Redis as messages show it, its errors as errors of the store, and a check that it answers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import redis
@@ -11,11 +13,9 @@ from service.sessions.stores.base import StoreError
 
 def check_reachable(url: str, timeout_s: float = 2.0) -> None:
     """Pings a Redis, and waits for at most `timeout_s`. Raises StoreError."""
-    with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
-        try:
-            client.ping()
-        except (redis.RedisError, OSError) as error:
-            raise failed(address_of(url), error) from error
+    client = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    with client, as_store_errors(address_of(url)):
+        client.ping()
 
 
 def address_of(url: str) -> str:
@@ -24,9 +24,13 @@ def address_of(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-def failed(address: str, error: Exception) -> StoreError:
-    """Returns the StoreError for an error of Redis or of the connection, with advice."""
-    return StoreError(f"the store at {address} fails: {error}{_hint(address, str(error))}")
+@contextmanager
+def as_store_errors(address: str) -> Iterator[None]:
+    """Raises StoreError, with advice, for an error of Redis or of the connection in the block."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StoreError(f"the store at {address} fails: {error}{_hint(address, str(error))}") from error
 
 
 def _hint(address: str, message: str) -> str:
