@@ -59,8 +59,8 @@ def test_a_file_that_is_not_a_model_is_refused_with_the_reason(
 
 def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model(tmp_path / "a.onnx")
-    told = refusal(capsys, tmp_path, tmp_path / "repository")
-    assert "is a folder: give an .onnx file in it: a.onnx" in told
+    found = refusal(capsys, tmp_path, tmp_path / "repository")
+    assert "is a folder: give an .onnx file in it: a.onnx" in found
 
 
 def _kind(kind: onnx.TypeProto) -> Change:
@@ -119,9 +119,9 @@ def test_a_model_that_is_not_a_step_is_refused_with_the_reason(
     changed = model(tmp_path / "file.onnx")
     change(changed)
     (tmp_path / "file.onnx").write_bytes(changed.SerializeToString())
-    told = refusal(capsys, tmp_path / "file.onnx", tmp_path / "repository")
-    assert message in told
-    assert len(told.splitlines()) == 1
+    found = refusal(capsys, tmp_path / "file.onnx", tmp_path / "repository")
+    assert message in found
+    assert len(found.splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["STRING", "FLOAT8E4M3FN", "BFLOAT16", "UINT8", "COMPLEX64"])
@@ -132,10 +132,10 @@ def test_types_that_are_not_served_are_named(tmp_path: Path, capsys: pytest.Capt
     inputs = [foreign.value("x", ["batch", 3], number), foreign.value("h", ["batch", 3])]
     outputs = [foreign.value("y", ["batch", 3], number), foreign.value("hn", ["batch", 3])]
     foreign.save(file, nodes, inputs, outputs, [], 20)
-    told = refusal(capsys, file, tmp_path / "repository")
+    found = refusal(capsys, file, tmp_path / "repository")
     assert (
         f"x has the type {kind}: only bool, float16, float32, float64, int32, int64 are served. Export the module"
-    ) in told
+    ) in found
 
 
 @pytest.mark.parametrize(

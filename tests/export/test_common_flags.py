@@ -68,19 +68,19 @@ def test_each_common_flag_arrives_with_each_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = [*command(tmp_path), *SAID, "--to", str(tmp_path / "to")]
+    arguments = [*command(tmp_path), *SAID, "--to", str(tmp_path / "to")]
     sound = ["--sample-rate", "16000"]
     if command is translator:
-        assert main([*told, *sound]) == 1
+        assert main([*arguments, *sound]) == 1
         assert "--sample-rate and --encoder cannot be combined" in capsys.readouterr().err
         sound = []
     (tmp_path / "to" / "said" / "3").mkdir(parents=True)
-    assert main([*told, *sound]) == 1
+    assert main([*arguments, *sound]) == 1
     assert "exists: use another version" in capsys.readouterr().err
     if command in (onnx_file, module):  # the fastest commands
-        assert main([*told, *sound, "--replace", "--max-bytes", "10"]) == 1
+        assert main([*arguments, *sound, "--replace", "--max-bytes", "10"]) == 1
         assert "more than the 10 allowed" in capsys.readouterr().err
-    assert main([*told, *sound, "--replace"]) == 0
+    assert main([*arguments, *sound, "--replace"]) == 0
     manifest = Manifest.model_validate_json((tmp_path / "to" / "said" / "3" / FILE_NAME).read_bytes())
     assert (manifest.model, manifest.version, manifest.description) == ("said", 3, "As it was said")
     assert (manifest.max_tokens, manifest.sample_rate) == (17, 16000 if sound else None)

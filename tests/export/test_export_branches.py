@@ -56,8 +56,8 @@ def test_a_branch_that_a_constant_rules_out_need_not_fit(
     """The step's width fits only one branch."""
     file = two_rates(tmp_path / "rates.onnx")
     folder = export(file, tmp_path / "repository", "--constant", f"sr={rate}", "--axis", f"width={width}")
-    told = capsys.readouterr().out
-    assert f"sr = {rate} selects the branches that run; the others are removed" in told
+    output = capsys.readouterr().out
+    assert f"sr = {rate} selects the branches that run; the others are removed" in output
     manifest = manifest_of(folder)
     assert (manifest.step.feature_size, manifest.step.constants, manifest.step.max_rows) == (width, (), None)
     assert {node.op_type for node in onnx.load(folder / "step.onnx").graph.node}.isdisjoint({"If", "Equal"})
@@ -77,8 +77,8 @@ def test_a_state_that_nothing_depends_on_is_refused(tmp_path: Path, capsys: pyte
     inputs = [foreign.value("x", ["batch", 4]), foreign.value("h", ["batch", 3])]
     outputs = [foreign.value("y", ["batch", 3]), foreign.value("hn", ["batch", 3])]
     file = foreign.save(tmp_path / "useless.onnx", nodes, inputs, outputs, weights)
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "no output depends on h: the file keeps its state elsewhere" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "no output depends on h: the file keeps its state elsewhere" in found
 
 
 def test_a_zero_keeps_its_sign_past_the_end_of_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

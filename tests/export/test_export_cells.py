@@ -63,7 +63,7 @@ def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, n
     V]."""
     cells = [layer.cell() for layer in model.stack.layers if isinstance(layer, RecurrentLayer)]
     states = [[np.zeros((1, size)) for size in cell.state_sizes] for cell in cells]
-    told, logits = [], []
+    reported, logits = [], []
     for token in tokens:
         shown: numpy_cells.Array = model.embedding.weight.detach().double().numpy()[[token]]
         step: dict[str, numpy_cells.Array] = {}
@@ -74,8 +74,8 @@ def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, n
             step |= {f"layer{layer}.{name}": value[0] for name, value in found.items()}
         weight, bias = (one.detach().double().numpy() for one in (model.projection.weight, model.projection.bias))
         logits.append((shown @ weight.T + bias)[0])
-        told.append(step)
-    return told, np.array(logits)
+        reported.append(step)
+    return reported, np.array(logits)
 
 
 def test_the_graph_agrees_with_the_equations(exported: tuple[LanguageModel, Path]) -> None:
@@ -107,15 +107,15 @@ def test_the_trace_has_the_gates_of_the_equations(exported: tuple[LanguageModel,
     assert bundle.trace is not None
     assert (folder / "trace.onnx").stat().st_size < 60_000
     tokens = np.random.default_rng(1).integers(0, len(LETTERS), T).tolist()
-    told, _ = reference(model, tokens)
+    reported, _ = reference(model, tokens)
     names = {output.name: output.tensor.name for output in manifest.trace.outputs}
-    assert set(names) == set(told[0])
+    assert set(names) == set(reported[0])
     states = {
         one.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in one.input.shape], np.float32)
         for one in manifest.states
     }
     wanted = {node.name for node in bundle.trace.get_inputs()}
-    for token, expected in zip(tokens, told, strict=True):
+    for token, expected in zip(tokens, reported, strict=True):
         feeds = {"tokens": np.array([[token]]), "lengths": np.array([1]), **states}
         found = bundle.trace.run(list(names.values()), {name: feeds[name] for name in wanted})
         for name, value in zip(names, found, strict=True):

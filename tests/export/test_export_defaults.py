@@ -73,10 +73,10 @@ def test_an_input_with_a_default_value_gets_a_note_or_a_flag(
     model.graph.output[0].CopyFrom(foreign.value("shown", ["batch", 3]))
     onnx.save(model, tmp_path / "cell.onnx")
     export(tmp_path / "cell.onnx", tmp_path / "left")
-    told = "input bias keeps its default value: use --input bias or --state bias=OUTPUT to change that"
-    assert told in capsys.readouterr().out
+    message = "input bias keeps its default value: use --input bias or --state bias=OUTPUT to change that"
+    assert message in capsys.readouterr().out
     folder = export(tmp_path / "cell.onnx", tmp_path / "told", "--input", "x", "--input", "bias")
-    assert told not in capsys.readouterr().out
+    assert message not in capsys.readouterr().out
     assert [port.name for port in manifest_of(folder).step.inputs] == ["x", "bias"]
     for number, value in enumerate((0.25, 0.5)):
         folder = export(tmp_path / "cell.onnx", tmp_path / f"constant{number}", "--constant", f"bias={value}")

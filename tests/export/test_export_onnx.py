@@ -70,10 +70,10 @@ def test_a_frame_of_samples_is_a_step_of_a_feature_vector(tmp_path: Path, capsys
     """A voice activity detector: the command finds its state. Flags give the sampling rate and the frame's length."""
     file = foreign.voice_activity(tmp_path / "vad.onnx")
     folder = export(file, tmp_path / "repository", "--constant", "sr=16000", "--axis", f"samples={SAMPLES}")
-    told = capsys.readouterr().out
-    assert "state          state float32 [2, batch, 8] -> stateN, batch axis 1" in told
-    assert "note           state state = stateN: same shape and related names" in told
-    assert "constant       sr int64 = 16000" in told
+    output = capsys.readouterr().out
+    assert "state          state float32 [2, batch, 8] -> stateN, batch axis 1" in output
+    assert "note           state state = stateN: same shape and related names" in output
+    assert "constant       sr int64 = 16000" in output
     manifest = manifest_of(folder)
     assert (manifest.step.feature_size, manifest.step.value_size, manifest.step.max_rows) == (SAMPLES, 1, None)
     assert load_bundle(folder).state_size_bytes == 2 * 8 * 4
@@ -129,12 +129,12 @@ def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys:
 def test_rows_that_other_rows_change_are_run_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file has a batch axis, but its rows change each other."""
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository", "--force-state")
-    told = capsys.readouterr().out
-    assert "sessions run one by one, because the proof with several rows in a run failed: " in told
-    assert "checked: Several rows in a run: a row's bits change, or it cannot run. Sessions run one by one." in told
-    assert "alone and in batches" not in told
-    assert "it has no trace graph: no LSTM, GRU or RNN operator" in told
-    assert "parity with the file on" in told
+    output = capsys.readouterr().out
+    assert "sessions run one by one, because the proof with several rows in a run failed: " in output
+    assert "checked: Several rows in a run: a row's bits change, or it cannot run. Sessions run one by one." in output
+    assert "alone and in batches" not in output
+    assert "it has no trace graph: no LSTM, GRU or RNN operator" in output
+    assert "parity with the file on" in output
     assert manifest_of(folder).step.max_rows == 1
     assert "Sessions run one by one." in (folder / "README.md").read_text()
 
@@ -186,9 +186,9 @@ def test_missing_facts_are_asked_for_with_their_flag(
 
 def test_tokens_without_names_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign.time_first_tokens(tmp_path / "lm.onnx")
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "ids int32 [seq_len, batch_size] reads integers. If they are tokens, give their names, one a line" in told
-    assert "if they are numbers, such as a count or a price in cents, use --input ids" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "ids int32 [seq_len, batch_size] reads integers. If they are tokens, give their names, one a line" in found
+    assert "if they are numbers, such as a count or a price in cents, use --input ids" in found
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,9 +218,9 @@ def test_states_of_other_names_are_proposed(tmp_path: Path, capsys: pytest.Captu
     inputs = [foreign.value("x", ["batch", 3]), foreign.value("left", ["batch", 3])]
     outputs = [foreign.value("y", ["batch", 1]), foreign.value("right", ["batch", 3])]
     file = foreign.save(tmp_path / "pair.onnx", nodes, inputs, outputs, [])
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "no state was found: give each pair with --state INPUT=OUTPUT" in told
-    assert "these have one shape: --state x=right --state left=right" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "no state was found: give each pair with --state INPUT=OUTPUT" in found
+    assert "these have one shape: --state x=right --state left=right" in found
     export(file, tmp_path / "repository", "--state", "left=right")
 
 

@@ -92,10 +92,10 @@ def test_a_layer_whose_state_is_no_input_is_refused(tmp_path: Path, capsys: pyte
     assert "LSTM a (hidden size 8) starts from a constant in every step" in refusal(
         capsys, file, tmp_path / "repository"
     )
-    told = refusal(capsys, file, tmp_path / "repository", "--force-state")
-    assert "y differs between steps one by one and at once" in told
+    found = refusal(capsys, file, tmp_path / "repository", "--force-state")
+    assert "y differs between steps one by one and at once" in found
     assert (
-        "Its LSTM 'a' starts from zero in each run: its state is not an input of the file. Use --expose-state" in told
+        "Its LSTM 'a' starts from zero in each run: its state is not an input of the file. Use --expose-state" in found
     )
 
 
@@ -120,9 +120,9 @@ def test_a_convolution_over_time_is_refused(
     constants.append(numpy_helper.from_array(np.array(-1, np.int64), "last"))
     shape = ["T", "batch", SIZE] if does_keep_time else ["batch", SIZE]
     file = save(tmp_path / "conv.onnx", nodes, [*weights, *constants], y=shape)
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "y differs between steps one by one and at once" in told
-    assert "Its Conv 'look' combines neighbouring steps" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "y differs between steps one by one and at once" in found
+    assert "Its Conv 'look' combines neighbouring steps" in found
 
 
 def test_a_declared_batch_size_is_ignored_if_the_graph_accepts_other_sizes(
@@ -213,11 +213,11 @@ def test_a_vocabulary_that_is_larger_than_the_files_is_refused(
 ) -> None:
     names = tmp_path / "names"
     names.write_text("".join(f"t{place}\n" for place in range(60)))
-    told = refusal(
+    found = refusal(
         capsys, foreign.time_first_tokens(tmp_path / "lm.onnx"), tmp_path / "repository", "--vocabulary", str(names)
     )
-    assert "The file may accept fewer tokens than the vocabulary's 60" in told
-    assert told.count("\n") <= 3
+    assert "The file may accept fewer tokens than the vocabulary's 60" in found
+    assert found.count("\n") <= 3
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_a_vocabulary_that_is_larger_than_the_files_is_refused(
 def test_what_a_file_does_not_have_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
 ) -> None:
-    told = refusal(capsys, plain(tmp_path / "plain.onnx"), tmp_path / "repository", *flags)
-    assert message in told
-    assert told.count("\n") <= 2
+    found = refusal(capsys, plain(tmp_path / "plain.onnx"), tmp_path / "repository", *flags)
+    assert message in found
+    assert found.count("\n") <= 2
 
 
 def test_a_missing_file_is_reported_as_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,10 +260,10 @@ def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd:
     ]
     shape = numpy_helper.from_array(np.array([3, 1, SIZE], np.int64), "shape")
     file = save(tmp_path / "wrong.onnx", nodes, [*weights, shape])
-    told = refusal(capfd, file, tmp_path / "repository")
-    assert "nothing was written: the file cannot be run on x float32" in told
-    assert "[E:onnxruntime" not in told
-    assert told.count("\n") <= 10
+    found = refusal(capfd, file, tmp_path / "repository")
+    assert "nothing was written: the file cannot be run on x float32" in found
+    assert "[E:onnxruntime" not in found
+    assert found.count("\n") <= 10
 
 
 def test_several_steps_are_one_run_of_a_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

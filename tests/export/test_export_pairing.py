@@ -68,10 +68,10 @@ def test_a_pair_in_a_flag_that_contradicts_the_graph_is_refused(
 ) -> None:
     """With --force-state it is accepted, and the bundle's card says so."""
     file = foreign_states.lstm_step(tmp_path / "lstm.onnx")
-    told = refusal(capsys, file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy")
-    assert "--state hx=cy contradicts the graph: LSTM rnn starts with hx as its hidden state, and ends with y" in told
-    assert "Omit the pair, or add --force-state" in told
-    assert told.count("\n") == 1
+    found = refusal(capsys, file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy")
+    assert "--state hx=cy contradicts the graph: LSTM rnn starts with hx as its hidden state, and ends with y" in found
+    assert "Omit the pair, or add --force-state" in found
+    assert found.count("\n") == 1
     folder = export(file, tmp_path / "repository", "--state", "hx=cy", "--state", "cx=hy", "--force-state")
     note = "tate hx = cy: forced by --force-state, although LSTM rnn starts with hx as its hidden state"
     assert f"note           s{note}" in capsys.readouterr().out
@@ -95,9 +95,9 @@ def test_a_second_state_that_is_lost_is_named(tmp_path: Path, begins: bool, ends
     """The state of the first of two GRUs is inside the file: its first value is no input, or its last value is no
     output."""
     file = foreign_states.two_grus(tmp_path / "grus.onnx", begins=begins, ends=ends)
-    told = refused(file, Hints())
-    assert message in told
-    assert "--expose-state makes such states inputs and outputs. If this is intended, use --force-state" in told
+    found = refused(file, Hints())
+    assert message in found
+    assert "--expose-state makes such states inputs and outputs. If this is intended, use --force-state" in found
     forced = Hints(force_state=True, outputs=["y"], constants={"ha": [0.0]} if begins else {})
     reading = read(onnx.load(file), forced)
     assert [(state.input.name, state.output) for state in reading.states] == [("h", "hn")]
@@ -142,30 +142,30 @@ def test_exposed_states_give_what_the_file_gives_of_the_whole(tmp_path: Path, ma
 
 def test_a_file_without_states_names_its_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx")
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "no state was found: LSTM /r/rnn (hidden size 6) starts from a constant in every step" in told
-    assert "--expose-state makes such states inputs and outputs" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "no state was found: LSTM /r/rnn (hidden size 6) starts from a constant in every step" in found
+    assert "--expose-state makes such states inputs and outputs" in found
 
 
 def test_states_that_are_not_zero_at_first_are_not_exposed(tmp_path: Path) -> None:
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx", first=0.5)
-    told = not_exposed(file, Hints(expose_state=True))
-    assert told == "--expose-state: the first hidden state of LSTM /r/rnn is not zero, but sessions begin at zero"
+    found = not_exposed(file, Hints(expose_state=True))
+    assert found == "--expose-state: the first hidden state of LSTM /r/rnn is not zero, but sessions begin at zero"
 
 
 def test_states_are_not_exposed_if_single_steps_give_other_results(tmp_path: Path) -> None:
     """The file first centres the values over the whole sequence."""
     file = foreign_states.lstm_without_state(tmp_path / "file.onnx", mixes="ReduceMean")
-    told = not_exposed(file, Hints(expose_state=True))
-    assert "--expose-state: y differs by" in told
-    assert "(at most 1e-05) between 6 steps with the exposed states and the whole sequence" in told
+    found = not_exposed(file, Hints(expose_state=True))
+    assert "--expose-state: y differs by" in found
+    assert "(at most 1e-05) between 6 steps with the exposed states and the whole sequence" in found
 
 
 def test_states_that_are_inputs_and_outputs_are_not_exposed_again(tmp_path: Path) -> None:
-    told = not_exposed(foreign_states.lstm_step(tmp_path / "lstm.onnx"), Hints(expose_state=True))
-    assert "the states of LSTM rnn (hidden size 8) are inputs and outputs already: omit the flag" in told
-    told = not_exposed(foreign_states.plain_cell(tmp_path / "cell.onnx"), Hints(expose_state=True))
-    assert told == "--expose-state: the file has no LSTM, GRU or RNN node that reads its time axis"
+    found = not_exposed(foreign_states.lstm_step(tmp_path / "lstm.onnx"), Hints(expose_state=True))
+    assert "the states of LSTM rnn (hidden size 8) are inputs and outputs already: omit the flag" in found
+    found = not_exposed(foreign_states.plain_cell(tmp_path / "cell.onnx"), Hints(expose_state=True))
+    assert found == "--expose-state: the file has no LSTM, GRU or RNN node that reads its time axis"
 
 
 @pytest.mark.parametrize("direction", ["bidirectional", "reverse"])
@@ -174,8 +174,8 @@ def test_a_file_that_reads_backwards_over_time_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], direction: str, expose: bool
 ) -> None:
     file = foreign_states.both_directions(tmp_path / "gru.onnx", direction)
-    told = refusal(capsys, file, tmp_path / "repository", *(["--expose-state"] if expose else []))
-    assert f"GRU rnn needs the whole sequence, because its direction is {direction}: it cannot be served one" in told
+    found = refusal(capsys, file, tmp_path / "repository", *(["--expose-state"] if expose else []))
+    assert f"GRU rnn needs the whole sequence, because its direction is {direction}: it cannot be served one" in found
 
 
 def test_a_file_that_reads_backwards_over_one_frame_is_served(tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_states_are_followed_into_branches(tmp_path: Path) -> None:
     reading = read(onnx.load(file), Hints(constants={"sr": [16000.0]}))
     assert {state.input.name: state.output for state in reading.states} == {"p": "u", "q": "v"}
     assert "state p = u: LSTM narrow connects them" in reading.notes
-    told = refused(file, Hints(constants={"sr": [16000.0]}, states={"p": "v"}))
-    assert "--state p=v contradicts the graph: LSTM narrow starts with p as its cell state, and ends with u" in told
+    found = refused(file, Hints(constants={"sr": [16000.0]}, states={"p": "v"}))
+    assert "--state p=v contradicts the graph: LSTM narrow starts with p as its cell state, and ends with u" in found
 
 
 def test_a_state_that_is_only_partly_an_output_is_refused_with_the_reason(tmp_path: Path) -> None:

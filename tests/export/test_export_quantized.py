@@ -35,10 +35,10 @@ def test_rows_that_share_a_scale_are_run_one_by_one(
     make = foreign_states.lstm_step if kind == "LSTM" else foreign_states.plain_cell
     file = quantized(make(tmp_path / "file.onnx"), kind)
     folder = export(file, tmp_path / "repository")
-    told = capsys.readouterr().out
-    assert f"sessions run one by one, because other rows in a run change a row's output: {name}" in told
-    assert "is quantized dynamically: its scale is taken over all rows of a run, so that each row changes" in told
-    assert "Export the module without dynamic quantization" in told
+    output = capsys.readouterr().out
+    assert f"sessions run one by one, because other rows in a run change a row's output: {name}" in output
+    assert "is quantized dynamically: its scale is taken over all rows of a run, so that each row changes" in output
+    assert "Export the module without dynamic quantization" in output
     assert manifest_of(folder).step.max_rows == 1
     states = {"hx": "hy", "cx": "cy"} if kind == "LSTM" else {"p": "u"}
     alone, session = Alone(file, states), ReferenceSession(folder)
@@ -57,10 +57,10 @@ def test_steps_that_share_a_scale_are_refused_with_the_cause(
         file = quantized(plain(tmp_path / "file.onnx"), kind)
     else:
         file = quantized(foreign_states.two_grus(tmp_path / "file.onnx", begins=True, ends=True), "MatMul")
-    told = refusal(capsys, file, tmp_path / "repository")
+    found = refusal(capsys, file, tmp_path / "repository")
     time = "T" if kind == "LSTM" else "time"
-    assert "is quantized dynamically: its scale is taken over all steps of a run, so that each step changes" in told
-    assert f"Serve it one step at a time with --axis {time}=1, which leaves this comparison out" in told
+    assert "is quantized dynamically: its scale is taken over all steps of a run, so that each step changes" in found
+    assert f"Serve it one step at a time with --axis {time}=1, which leaves this comparison out" in found
     folder = export(file, tmp_path / "repository", "--axis", f"{time}=1")
     assert manifest_of(folder).step.max_rows == 1
 
@@ -82,10 +82,10 @@ def test_an_output_without_an_axis_for_rows_is_served_row_by_row(
     zero = numpy_helper.from_array(np.array([0], np.int64), "zero")
     file = foreign.save(tmp_path / "file.onnx", nodes, inputs, outputs, [zero] if keeps else [])
     folder = export(file, tmp_path / "repository")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert manifest_of(folder).step.max_rows == 1
     if rows == "batch" and is_told:
-        assert f"y float32 {'[3]' if keeps else '[]'} has no batch axis. Export it with one" in told
+        assert f"y float32 {'[3]' if keeps else '[]'} has no batch axis. Export it with one" in output
     alone, session = Alone(file, {"h": "hn"}), ReferenceSession(folder)
     for frame in frames(4, 3):
         assert session.step(frame).tobytes() == alone.step("y", x=frame[np.newaxis]).tobytes()

@@ -33,9 +33,9 @@ def test_the_axis_of_rows_is_found_by_running(
             if not axis.dim_value:
                 axis.Clear()
     onnx.save(model, file)
-    told = refusal(capsys, file, tmp_path / "repository", "--batch-axis", "x=0")
+    found = refusal(capsys, file, tmp_path / "repository", "--batch-axis", "x=0")
     assert (
-        "--batch-axis x=0: that is the time axis, and axis 1 is the batch axis, as runs of two rows show. Use" in told
+        "--batch-axis x=0: that is the time axis, and axis 1 is the batch axis, as runs of two rows show. Use" in found
     )
     folder = export(file, tmp_path / "repository")
     out = capsys.readouterr().out
@@ -51,9 +51,9 @@ def test_the_axis_of_rows_is_found_by_running(
 def test_another_axis_than_that_named_batch_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
-    told = refusal(capsys, plain(tmp_path / "file.onnx"), tmp_path / "repository", "--batch-axis", flag)
-    assert f"--batch-axis {flag}: axis 1 of {flag[0]} float32" in told
-    assert f"is named batch. Use --batch-axis {flag[0]}=1" in told
+    found = refusal(capsys, plain(tmp_path / "file.onnx"), tmp_path / "repository", "--batch-axis", flag)
+    assert f"--batch-axis {flag}: axis 1 of {flag[0]} float32" in found
+    assert f"is named batch. Use --batch-axis {flag[0]}=1" in found
 
 
 def test_wrong_declared_shapes_of_outputs_are_accepted(tmp_path: Path) -> None:

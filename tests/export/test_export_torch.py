@@ -247,20 +247,20 @@ def test_the_command_finds_a_factory_in_the_present_folder(
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "reason"),
     [
         ("import nobodys", "an import in it failed: No module named 'nobodys'"),
         ("from export import nothing", "an import in it failed: cannot import name 'nothing' from 'export' ("),
     ],
 )
 def test_a_module_whose_own_import_fails_is_not_reported_as_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], statement: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], statement: str, reason: str
 ) -> None:
     (tmp_path / "importer.py").write_text(statement)
     monkeypatch.chdir(tmp_path)
     assert main(["torch", "importer:make", "--name", "other", "--to", "repository"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"nothing was written: importer:make exists, but {told}")
+    assert said.startswith(f"nothing was written: importer:make exists, but {reason}")
     assert "cannot be found" not in said
     assert "installed server" not in said
 

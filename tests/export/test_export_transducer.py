@@ -19,15 +19,15 @@ from tests.export.transducer_files import ENCODED, HIDDEN, PREDICTED, TOKENS, wr
 
 def export(folder: Path, files: list[Path], *flags: str) -> Path:
     """Exports the files. Returns the bundle's folder."""
-    told = [str(file) for file in files]
-    assert main(["transducer", *told, "--name", "spells", "--to", str(folder), "--history", "16", *flags]) == 0
+    arguments = [str(file) for file in files]
+    assert main(["transducer", *arguments, "--name", "spells", "--to", str(folder), "--history", "16", *flags]) == 0
     return folder / "spells" / "1"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], files: list[Path], *flags: str) -> str:
     """Exports files that must be refused. Returns the one line that says why nothing was written."""
-    told = [str(file) for file in files]
-    assert main(["transducer", *told, "--name", "spells", "--to", str(files[0].parent / "to"), *flags]) == 1
+    arguments = [str(file) for file in files]
+    assert main(["transducer", *arguments, "--name", "spells", "--to", str(files[0].parent / "to"), *flags]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
@@ -108,8 +108,8 @@ def test_the_lengths_of_rows_are_not_a_state(tmp_path: Path, capsys: pytest.Capt
     model.graph.node.append(onnx.helper.make_node("Identity", ["length"], ["encoded_lengths"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("encoded_lengths", onnx.TensorProto.INT64, ["batch"]))
     onnx.save(model, encoder)
-    told = refusal(capsys, [encoder, predictor, joiner])
-    assert f"{encoder} reads encoder.length int64 [batch], the length of each row" in told
+    found = refusal(capsys, [encoder, predictor, joiner])
+    assert f"{encoder} reads encoder.length int64 [batch], the length of each row" in found
 
 
 def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:

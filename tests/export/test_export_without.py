@@ -24,7 +24,7 @@ def run_without(folder: Path, missing: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("missing", "arguments", "told", "extra"),
+    ("missing", "arguments", "message", "extra"),
     [
         ("torch", "random-lm --name a --to a", "torch is", "export"),
         ("onnx", "onnx a.onnx --name a --to a", "onnx is", "export"),
@@ -37,10 +37,10 @@ def run_without(folder: Path, missing: str, *arguments: str) -> tuple[int, str]:
     ],
 )
 def test_an_export_names_all_that_is_missing(
-    tmp_path: Path, missing: str, arguments: str, told: str, extra: str
+    tmp_path: Path, missing: str, arguments: str, message: str, extra: str
 ) -> None:
     code, said = run_without(tmp_path, missing, "-m", "export", *arguments.split())
-    expected = f"nothing was written: {told} not installed: ./scripts/setup {extra} (in {ROOT})"
+    expected = f"nothing was written: {message} not installed: ./scripts/setup {extra} (in {ROOT})"
     assert (code, said.splitlines()[-1]) == (1, expected)
 
 

@@ -271,8 +271,8 @@ def test_a_module_that_cannot_be_served_is_refused_in_one_sentence(
 @pytest.mark.parametrize(("error", "is_advised"), [(BatchError("wrong"), True), (ExportError("a batch of 1"), False)])
 def test_a_mask_is_advised_only_if_other_rows_change_a_row(error: ExportError, is_advised: bool) -> None:
     """A row that is wrong alone has another cause than padding."""
-    told = str(advised({"memory": ("batch", "source", SIZE)}, error))
-    assert ("name a mask among the contexts" in told) == is_advised
+    found = str(advised({"memory": ("batch", "source", SIZE)}, error))
+    assert ("name a mask among the contexts" in found) == is_advised
 
 
 def test_packing_is_restored_afterwards() -> None:

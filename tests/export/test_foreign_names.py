@@ -41,9 +41,9 @@ def test_states_with_the_same_plain_name_get_distinct_names(tmp_path: Path, caps
     file = two_sums(tmp_path / "file.onnx", "s:0", "s/0", "t:0", "t/0")
     folder = export(file, tmp_path / "repository", "--state", "s:0=t:0", "--state", "s/0=t/0")
     assert [state.name for state in manifest_of(folder).states] == ["s_0", "s_0_2"]
-    told = capsys.readouterr().out
-    assert "state s:0 is named s_0 in the bundle and its API" in told
-    assert "state s/0 is named s_0_2 in the bundle and its API" in told
+    output = capsys.readouterr().out
+    assert "state s:0 is named s_0 in the bundle and its API" in output
+    assert "state s/0 is named s_0_2 in the bundle and its API" in output
 
 
 def test_inputs_and_outputs_with_the_same_plain_name_get_distinct_names(
@@ -63,9 +63,9 @@ def test_inputs_and_outputs_with_the_same_plain_name_get_distinct_names(
     step = manifest_of(export(file, tmp_path / "repository", *flags)).step
     assert [port.name for port in step.inputs] == ["in_0", "in_0_2"]
     assert [port.name for port in step.outputs] == ["out_0", "_.out"]
-    told = capsys.readouterr().out
-    assert "input in/0 is named in_0_2 in the bundle and its API" in told
-    assert "output .out is named _.out in the bundle and its API" in told
+    output = capsys.readouterr().out
+    assert "input in/0 is named in_0_2 in the bundle and its API" in output
+    assert "output .out is named _.out in the bundle and its API" in output
 
 
 def test_names_with_equals_signs_are_known_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,17 +75,19 @@ def test_names_with_equals_signs_are_known_names(tmp_path: Path, capsys: pytest.
     folder = export(file, tmp_path / "repository", *flags)
     assert {one.input.name: one.output for one in manifest_of(folder).states} == {"a": "c", "a=b": "b=c"}
     assert ReferenceSession(folder).step([1.0, 2.0, 3.0]).tolist() == [0.0, 0.0, 0.0]
-    told = refusal(capsys, file, tmp_path / "other", "--state", "a=b=c")
-    assert "--state a=b=c is ambiguous, it may be 'a' and 'b=c' or 'a=b' and 'c': rename a tensor of the file" in told
-    told = refusal(capsys, file, tmp_path / "other", "--state", "no=thing=c")
-    assert "--state names no, which the file does not have. It has: x float32 [batch, 3]; a float32" in told
+    found = refusal(capsys, file, tmp_path / "other", "--state", "a=b=c")
+    assert "--state a=b=c is ambiguous, it may be 'a' and 'b=c' or 'a=b' and 'c': rename a tensor of the file" in found
+    found = refusal(capsys, file, tmp_path / "other", "--state", "no=thing=c")
+    assert "--state names no, which the file does not have. It has: x float32 [batch, 3]; a float32" in found
 
 
 def test_other_flags_have_their_value_after_the_last_equals_sign(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = two_sums(tmp_path / "file.onnx", "a=b", "q", "c", "d")
-    told = refusal(capsys, file, tmp_path / "repository", "--constant", "a=b=1")
-    assert "--constant names" not in told
-    told = refusal(capsys, file, tmp_path / "repository", "--batch-axis", "a=b=7", "--state", "a=b=c", "--state", "q=d")
-    assert "--batch-axis a=b=7: a=b float32 [batch, 3] has 2 axes, counted from 0" in told
+    found = refusal(capsys, file, tmp_path / "repository", "--constant", "a=b=1")
+    assert "--constant names" not in found
+    found = refusal(
+        capsys, file, tmp_path / "repository", "--batch-axis", "a=b=7", "--state", "a=b=c", "--state", "q=d"
+    )
+    assert "--batch-axis a=b=7: a=b float32 [batch, 3] has 2 axes, counted from 0" in found

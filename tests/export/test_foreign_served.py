@@ -107,15 +107,15 @@ def test_foreign_models_can_be_traced(service: LocalService, model: str, size: i
     """The gates satisfy the equations of the cell, whether rows are batched or not."""
     with Client(service.target) as client, client.session(model) as session:
         step = session.feed(features=frames(6, size, 0), every_position=True, trace=True)
-        told = {name: np.array([output.trace[name] for output in step.outputs]) for name in step.trace}
+        found = {name: np.array([output.trace[name] for output in step.outputs]) for name in step.trace}
     if model == "vad":
-        cell = told["layer0.forget_gate"][1:] * told["layer0.cell"][:-1]
-        cell += told["layer0.input_gate"][1:] * told["layer0.candidate"][1:]
-        np.testing.assert_allclose(told["layer0.cell"][1:], cell, atol=1e-5)
+        cell = found["layer0.forget_gate"][1:] * found["layer0.cell"][:-1]
+        cell += found["layer0.input_gate"][1:] * found["layer0.candidate"][1:]
+        np.testing.assert_allclose(found["layer0.cell"][1:], cell, atol=1e-5)
     else:
-        update, candidate = told["layer0.update_gate"][1:], told["layer0.candidate"][1:]
-        hidden = (1 - update) * candidate + update * told["layer0.hidden"][:-1]
-        np.testing.assert_allclose(told["layer0.hidden"][1:], hidden, atol=1e-5)
+        update, candidate = found["layer0.update_gate"][1:], found["layer0.candidate"][1:]
+        hidden = (1 - update) * candidate + update * found["layer0.hidden"][:-1]
+        np.testing.assert_allclose(found["layer0.hidden"][1:], hidden, atol=1e-5)
 
 
 def test_a_model_without_gates_refuses_a_trace_with_the_reason(service: LocalService) -> None:

@@ -72,8 +72,8 @@ def test_one_input_of_whole_numbers_is_served_as_numbers(
 ) -> None:
     """No vocabulary is needed if --input names the input."""
     file = prices(tmp_path / "prices.onnx", kind)
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "if they are numbers, such as a count or a price in cents, use --input cents" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "if they are numbers, such as a count or a price in cents, use --input cents" in found
     export(file, tmp_path / "repository", "--input", "cents")
     assert "cents has integers up to 2^24, not tokens" in capsys.readouterr().out
     with (
@@ -103,8 +103,8 @@ def test_outputs_that_are_not_integers_are_not_fed_back_to_integers(
     inputs = [foreign.value("count", ["batch", 1], TensorProto.INT64), foreign.value("h", ["batch", 1])]
     outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
     file = foreign.save(tmp_path / "count.onnx", nodes, inputs, outputs, [])
-    told = refusal(capsys, file, tmp_path / "repository", "--input", "count", "--feeds-back")
-    assert "--feeds-back: count int64 [batch, 1] reads integers, but a step returns floats" in told
+    found = refusal(capsys, file, tmp_path / "repository", "--input", "count", "--feeds-back")
+    assert "--feeds-back: count int64 [batch, 1] reads integers, but a step returns floats" in found
 
 
 async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ async def test_many_concurrent_translations_have_the_same_bits_as_alone(
             step = await session.feed(fed[cut:], logits=True)
             logits = [reference.step(token) for token in fed][-1]
             assert np.array(step.outputs[-1].logits, np.float32).tobytes() == logits.tobytes()
-            told = [token.id async for token in session.generate(max_tokens=12)]
-        assert [token for token in told if token != 2] == reference.generate(12)
+            found = [token.id async for token in session.generate(max_tokens=12)]
+        assert [token for token in found if token != 2] == reference.generate(12)
 
     async with AsyncClient(service.target) as client:
         await asyncio.gather(*(run(client, number) for number in range(24)))

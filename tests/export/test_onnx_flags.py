@@ -42,9 +42,9 @@ def test_an_invalid_flag_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
 ) -> None:
     assert main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to"), *flags]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert len(output.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_invalid_names_are_refused_before_the_file_is_read(
 @pytest.mark.parametrize("rate", ["nan", "inf", "1e300", "0.5"])
 def test_an_integer_constant_must_be_an_integer(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str) -> None:
     file = foreign.voice_activity(tmp_path / "vad.onnx", samples=32)
-    told = refusal(capsys, file, tmp_path / "repository", "--constant", f"sr={rate}")
-    assert "sr int64 [] takes integers from -9223372036854775808 to 9223372036854775807" in told
+    found = refusal(capsys, file, tmp_path / "repository", "--constant", f"sr={rate}")
+    assert "sr int64 [] takes integers from -9223372036854775808 to 9223372036854775807" in found
 
 
 def test_an_existing_version_is_refused_before_the_file_is_read(
@@ -93,16 +93,16 @@ def test_an_existing_version_is_refused_before_the_file_is_read(
     export(foreign.denoiser(tmp_path / "file.onnx"), tmp_path / "to")
     capsys.readouterr()
     assert main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to")]) == 1
-    told = capsys.readouterr()
-    assert "exists: use another version, or replace it with --replace" in told.err
-    assert not told.out
+    output = capsys.readouterr()
+    assert "exists: use another version, or replace it with --replace" in output.err
+    assert not output.out
 
 
 def test_fields_of_a_manifest_are_refused_in_a_line() -> None:
     """The same holds for everything else that a manifest refuses."""
     with pytest.raises(ValidationError) as caught:
         SpecialTokens.model_validate({"pad_id": -1, "bos_id": "x"})
-    told = refused_fields(caught.value)
-    assert "pad_id = -1: Input should be greater than or equal to 0; bos_id = 'x': Input should be a valid" in told
-    assert "\n" not in told
-    assert "pydantic" not in told
+    found = refused_fields(caught.value)
+    assert "pad_id = -1: Input should be greater than or equal to 0; bos_id = 'x': Input should be a valid" in found
+    assert "\n" not in found
+    assert "pydantic" not in found

@@ -133,8 +133,8 @@ def test_the_command_line_lists_named_inputs_and_outputs(
 ) -> None:
     """The table shows them instead of the size of the whole vector."""
     monkeypatch.setenv("COLUMNS", "200")
-    told = " ".join(Shell(service.target).out("models").split())
-    assert f"obs [{OBSERVED}], samples [{NEW}] action [3], value, seen int64" in told
+    output = " ".join(Shell(service.target).out("models").split())
+    assert f"obs [{OBSERVED}], samples [{NEW}] action [3], value, seen int64" in output
 
 
 def test_steps_are_those_of_a_bare_loop(service: LocalService, file: Path) -> None:
@@ -238,8 +238,8 @@ def test_a_scalar_start_flag_splits_a_batch(tmp_path: Path, capsys: pytest.Captu
     ]
     outputs = [foreign.value("y", ["batch", 2]), foreign.value("sum_out", ["batch", 2])]
     file = foreign.save(tmp_path / "first.onnx", nodes, inputs, outputs, [])
-    told = refusal(capsys, file, tmp_path / "repository")
-    assert "--start first if it is true only at a session's first step" in told
+    found = refusal(capsys, file, tmp_path / "repository")
+    assert "--start first if it is true only at a session's first step" in found
     folder = export(file, tmp_path / "repository", "--start", "first")
     assert "sessions run one by one" not in capsys.readouterr().out
     assert manifest_of(folder).step.max_rows is None
@@ -277,12 +277,12 @@ def test_a_scalar_start_flag_splits_a_batch(tmp_path: Path, capsys: pytest.Captu
 def test_a_refusal_says_what_an_input_may_be(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    told = refusal(capsys, file, tmp_path / "repository", "--state", "count=count_out", "--start", "first", *flags)
-    assert message in told
-    assert told.count("\n") <= 2
+    found = refusal(capsys, file, tmp_path / "repository", "--state", "count=count_out", "--start", "first", *flags)
+    assert message in found
+    assert found.count("\n") <= 2
 
 
 def test_a_start_of_many_numbers_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--state", "count=count_out", "--input", "samples", "--input", "first", "--output", "value"]
-    told = refusal(capsys, file, tmp_path / "repository", *flags, "--start", "obs")
-    assert "--start obs: obs float32 [batch, 1, 4] must be one number, or one a row" in told
+    found = refusal(capsys, file, tmp_path / "repository", *flags, "--start", "obs")
+    assert "--start obs: obs float32 [batch, 1, 4] must be one number, or one a row" in found

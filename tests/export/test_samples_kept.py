@@ -22,7 +22,7 @@ from examples.local_service import LocalService
 from tests.cli.shell import Shell
 from tests.export.test_export_onnx import export
 from tests.export.test_samples_streamed import write_wav
-from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vectors, drawn, number_of, same, told
+from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vectors, drawn, number_of, same, write_model
 from tests.services import local_service
 
 STEPS = 70
@@ -35,7 +35,7 @@ LEFT_OUT = (
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a model that reads a flag for a session's last step, and 4 numbers a step."""
-    return told(tmp_path_factory.mktemp("made") / "told.onnx")
+    return write_model(tmp_path_factory.mktemp("made") / "model.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_a_kept_session_is_padded_where_that_is_asked_for(shell: Shell) -> None:
     numbers = drawn(6, 3)[0].ravel()[:-1]
     found, lines = stream(shell, "padded", raw(numbers), *GIVEN, "--keep", "--pad")
     assert len(found) == 3
-    told = "standard input: the last step has only 3 of 4 numbers: 1 zero is added (with --no-pad, this step is left"
-    assert lines[0] == f"{told} out)"
+    warning = "standard input: the last step has only 3 of 4 numbers: 1 zero is added"
+    assert lines[0] == f"{warning} (with --no-pad, this step is left out)"
     found, lines = stream(shell, "padded", raw(numbers), "--resume", "--no-pad", "--keep")
     assert (len(found), lines[0]) == (2, LEFT_OUT.format("standard input", 3))
     shell.run("sessions", "close", "padded")
@@ -140,8 +140,8 @@ def test_a_file_that_was_cut_off_is_fed_and_fails(shell: Shell, service: LocalSe
     path.write_bytes(path.read_bytes()[:-6])
     done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "cut", "--json", code=2)
     values = [json.loads(line)["outputs"]["y"] for line in done.stdout.splitlines()]
-    *told, error = done.stderr.decode().splitlines()[1:]
-    assert told == [
+    *warnings, error = done.stderr.decode().splitlines()[1:]
+    assert warnings == [
         f"{path}: the last step has only 1 of 4 numbers: 3 zeros are added (with --no-pad, this step is left out)"
     ]
     message = f"{path} is cut off: 6 of the 24 bytes of samples that it declares are missing"

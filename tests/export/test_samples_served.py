@@ -82,12 +82,12 @@ async def test_an_incomplete_step_is_refused_on_the_wire_and_changes_nothing(ser
     async with wire(service.target) as stream:
         handle = (await stream.ask("s", open=pb.Open(model="foreign"))).opened.handle
         short = flat(samples(2)[:-7])
-        told = "has 57 numbers, but each step of foreign reads 32: 7 are missing for 2 steps"
+        message = "has 57 numbers, but each step of foreign reads 32: 7 are missing for 2 steps"
         refused = await stream.ask("s", feed=pb.Feed(features=short))
-        assert (refused.error.message, refused.error.field) == (f"feed.features {told}", "feed.features")
+        assert (refused.error.message, refused.error.field) == (f"feed.features {message}", "feed.features")
         assert (refused.error.code, refused.position) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], 0)
         refused = await stream.ask(step_batch=pb.StepBatch(handles=[handle], counts=[2], features=short))
-        assert (refused.error.message, refused.error.field) == (f"step_batch.features {told}", "step_batch.features")
+        assert (refused.error.message, refused.error.field) == (f"step_batch.features {message}", "step_batch.features")
         fed = await stream.ask("s", feed=pb.Feed(features=flat(samples(1)), position=0))
         assert fed.position == 1
 

@@ -109,9 +109,9 @@ def test_a_pipe_gives_the_same_lines_as_a_file(shell: Shell, repository: Path, t
 def test_empty_input_is_reported(shell: Shell, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "empty"
     path.touch()
-    for name, told in (("-", "standard input"), (str(path), str(path))):
+    for name, found in (("-", "standard input"), (str(path), str(path))):
         done = shell.run("stream", "vad", name, "--format", kind, code=2)
-        assert (done.stdout, done.stderr.decode()) == (b"", f"error: {told} has no complete step: nothing was fed\n")
+        assert (done.stdout, done.stderr.decode()) == (b"", f"error: {found} has no complete step: nothing was fed\n")
 
 
 def test_stereo_is_averaged_and_arrays_are_read(shell: Shell, repository: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
 
 
 @pytest.mark.parametrize(
-    ("model", "words", "told"),
+    ("model", "words", "message"),
     [
         ("vad", ("none.wav",), "none.wav cannot be read: No such file or directory"),
         ("vad", ("-",), "the format of standard input is not clear from its name: give --format, one of wav, s16"),
@@ -197,7 +197,7 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
     ],
 )
 def test_unreadable_input_is_refused_in_one_sentence(
-    service: LocalService, tmp_path: Path, model: str, words: tuple[str, ...], told: str
+    service: LocalService, tmp_path: Path, model: str, words: tuple[str, ...], message: str
 ) -> None:
     write_wav(tmp_path / "fine.wav", recorded(FRAME))
     for name in ("text.wav", "text.csv"):
@@ -206,7 +206,7 @@ def test_unreadable_input_is_refused_in_one_sentence(
     done = subprocess.run(command, cwd=tmp_path, input=b"", capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
     (line,) = done.stderr.decode().splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {message}")
 
 
 def test_a_reader_that_leaves_ends_it_quietly(service: LocalService, tmp_path: Path) -> None:

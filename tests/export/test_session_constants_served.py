@@ -41,7 +41,7 @@ FLAGS += ["--initial", f"h={FIRST}"]
 Vectors = NDArray[np.float32]
 
 
-def told(path: Path) -> Path:
+def write_model(path: Path) -> Path:
     """Writes a model that reads a language, a speaker, a gain and a session's number, and flags for the first and the
     last step."""
     nodes = [
@@ -103,7 +103,7 @@ class Bare:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return told(tmp_path_factory.mktemp("made") / "told.onnx")
+    return write_model(tmp_path_factory.mktemp("made") / "model.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_the_command_line_gives_constants_and_ends_with_the_file(
     (tmp_path / "x.csv").write_text("".join(",".join(map(repr, x.tolist())) + "\n" for x in xs))
     given = ["--constant", f"speaker=@{tmp_path / 'speaker.txt'}", "--constant", "language=3", "--id", "typed"]
     lines = shell.out("stream", "foreign", str(tmp_path / "x.csv"), *given, "--json").splitlines()
-    told = [json.loads(line) for line in lines]
+    answers = [json.loads(line) for line in lines]
     with (
         Client(service.target) as client,
         client.session("foreign", session_id="typed", constants={"speaker": speaker}),
@@ -253,8 +253,8 @@ def test_the_command_line_gives_constants_and_ends_with_the_file(
         number = number_of(client, "typed")
     bare = Bare(file, number, speaker, 3)
     expected = [bare.step(x, is_last=at == len(xs) - 1) for at, x in enumerate(xs)]
-    assert [one["position"] for one in told] == list(range(1, 71))
-    assert all(same(one["outputs"]["y"], y) for one, y in zip(told, expected, strict=True))
+    assert [one["position"] for one in answers] == list(range(1, 71))
+    assert all(same(one["outputs"]["y"], y) for one, y in zip(answers, expected, strict=True))
 
 
 @pytest.mark.parametrize(

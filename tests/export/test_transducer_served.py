@@ -38,9 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 def service(files: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     to = tmp_path_factory.mktemp("repository")
     for kind, own in files.items():
-        told = [str(file) for file in own]
+        arguments = [str(file) for file in own]
         flags = ["--max-symbols", str(LIMIT), "--history", str(KEPT)]
-        assert main(["transducer", *told, "--name", f"{MODEL}-{kind}", "--to", str(to), *flags]) == 0
+        assert main(["transducer", *arguments, "--name", f"{MODEL}-{kind}", "--to", str(to), *flags]) == 0
     with local_service(to) as running:
         yield running
         assert not [line for line in running.log if line["level"] == "error"]
@@ -66,7 +66,7 @@ def emissions(loop: BareLoop, fed: Frames) -> list[tuple[int, list[int], int]]:
     return found
 
 
-def told(step: Step) -> list[tuple[int, list[int], int]]:
+def emitted_in(step: Step) -> list[tuple[int, list[int], int]]:
     return [(one.position, [token.id for token in one.tokens], one.num_limited) for one in step.outputs]
 
 
@@ -84,7 +84,7 @@ async def test_many_sessions_each_emit_what_a_bare_loop_does(
             while session.position < len(fed):
                 chunk = fed[session.position : session.position + 1 + (number + session.position) % 7]
                 step = await session.feed(features=chunk)
-                found += told(step)
+                found += emitted_in(step)
                 scores += [token.log_probability or 0.0 for token in step.emitted]
         loop = bare(files[kind])
         assert found == emissions(loop, fed)
@@ -119,12 +119,12 @@ def test_forks_marks_snapshots_and_state_have_the_tokens_so_far(
         so_far = client.sessions.emitted("whole")
         assert so_far.count == len(loop.tokens) > KEPT
         assert [token.id for token in so_far.tokens] == loop.tokens[-KEPT:]
-        expected = told(session.feed(features=other))
+        expected = emitted_in(session.feed(features=other))
         assert client.sessions.fork("whole", fork_session_id="copy").position == 34
         snapshot = client.sessions.snapshot("whole")
         session.rewind(24)
         assert client.sessions.emitted("whole") == so_far
-        assert told(session.feed(features=other)) == expected
+        assert emitted_in(session.feed(features=other)) == expected
         restored = client.sessions.restore(snapshot, session_id="restored").session_id
         names = ("whole", "copy", restored)
         assert len({client.sessions.emitted(name) for name in names}) == 1

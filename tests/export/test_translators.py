@@ -74,8 +74,8 @@ def test_a_decoder_without_its_encoder_is_refused_with_the_flag(
 ) -> None:
     file = translators.export(decoder, tmp_path / "decoder.onnx")
     assert main(["onnx", str(file), "--name", "alone", "--to", str(tmp_path / "to")]) == 1
-    told = "If this is the decoder of a translator, give its encoder with --encoder FILE"
-    assert told in capsys.readouterr().err
+    message = "If this is the decoder of a translator, give its encoder with --encoder FILE"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("opset", [11, 17, 20])
@@ -209,12 +209,12 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
 def test_files_that_do_not_fit_are_refused_in_one_line(
     refusal: tuple[Side, Side, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder, decoder, flags, told = refusal
+    encoder, decoder, flags, found = refusal
     one, other = files(encoder, decoder, tmp_path)
     given = ["onnx", str(other), "--encoder", str(one), "--name", "x", "--to", str(tmp_path / "to"), *flags.split()]
     assert main(given) == 1
     said = capsys.readouterr().err
-    assert told in said
+    assert found in said
     assert said.count("\n") == 1
     assert not (tmp_path / "to").exists()
 
@@ -227,8 +227,8 @@ def test_flags_of_two_files_need_the_encoder(tmp_path: Path, capsys: pytest.Capt
 
 def test_swapped_files_are_reported_as_swapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder, decoder = files(SOURCE, ATTENDING, tmp_path)
-    told = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
-    assert main(told) == 1
+    found = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
+    assert main(found) == 1
     said = capsys.readouterr().err
     assert f"Use python -m export onnx {decoder} --encoder {encoder}" in said
     assert len(said.splitlines()) == 1

@@ -43,5 +43,5 @@ def test_the_page_trains_exports_serves_and_calls_a_translator(
         assert "log_probability" in capsys.readouterr().out
         for command in asks.splitlines():
             given = [sys.executable, "-m", "carousel", "--target", service.target, *shlex.split(command)[1:]]
-            told = subprocess.run(given, capture_output=True, text=True, check=False)
-            assert told.returncode == 0, told.stderr
+            output = subprocess.run(given, capture_output=True, text=True, check=False)
+            assert output.returncode == 0, output.stderr

@@ -163,15 +163,15 @@ def write(
 def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], file: Path, names: dict[str, dict[int, str]], *, num_inputs: int
 ) -> None:
-    told = list(names)
+    found = list(names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the exporter that made most files
         torch.onnx.export(
             module.eval(),
             inputs,
             str(file),
-            input_names=told[:num_inputs],
-            output_names=told[num_inputs:],
+            input_names=found[:num_inputs],
+            output_names=found[num_inputs:],
             dynamic_axes=names,
             opset_version=17,
             dynamo=False,
