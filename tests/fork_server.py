@@ -8,6 +8,7 @@ arguments, environment, folder and files, and it ends with its own exit code.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -153,6 +154,7 @@ def main(number: int) -> None:
     for name in IMPORTED:
         with contextlib.suppress(ModuleNotFoundError):  # a program that needs what is not installed says so
             importlib.import_module(name)
+    gc.freeze()  # else each program's garbage collector visits, and so copies, what it shares with this process
     requests = socket.socket(fileno=number)
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
