@@ -27,7 +27,14 @@ from typing import IO, Any, NoReturn
 
 from examples.local_service import Process
 
-IMPORTED = ("service.server", "service.wire.grpcio", "service.check", "service.wire.envoy.launcher", "carousel.cli.app")
+IMPORTED = (
+    "service.commands",
+    "service.server",
+    "service.wire.grpcio",
+    "service.check",
+    "service.wire.envoy.launcher",
+    "carousel.cli.app",
+)
 """What the programs import, without the modules `__main__`, which act when they are imported."""
 
 _MAX_REQUEST_BYTES = 1 << 20
