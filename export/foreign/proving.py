@@ -82,13 +82,18 @@ def prove_chunks(
     notes: list[str],
     parity: Parity,
 ) -> tuple[Graphs, Interface, Parity]:
-    """Adds a loop over the proven step, if it gives the same. Returns the graphs, their interface and parity."""
+    """Adds a loop over the proven step, if it gives the same. Returns the graphs, their interface and parity.
+
+    parity: of the step, which `measure_parity` and `check_invariance` have proven.
+    """
     graph, chunked = graphs.step, in_chunks(interface)
     try:
         looped = loop(graph, interface)
         runner = OnnxRunner(replace(graphs, loop=looped), chunked)
-        found = measure_parity(runner, original, chunked, tolerance=tolerances.FILE, reference=parity.reference)
-        check_invariance(runner, chunked)
+        found = measure_parity(
+            runner, original, chunked, tolerance=tolerances.FILE, reference=parity.reference, is_step_proven=True
+        )
+        check_invariance(runner, chunked, is_step_proven=True)
     except Exception as error:  # ONNX Runtime raises its own error classes
         is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
         why = "the loop returns other values" if isinstance(error, ExportError) else "the loop cannot be run"
@@ -98,4 +103,6 @@ def prove_chunks(
     notes.append("several steps of a session run at once, with the same bits as one by one")
     light = onnx.load_from_string(looped)
     share_weights(light.graph, graph, interface.step.file)
-    return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, found
+    worst = {name: max(error, found.max_abs_error[name]) for name, error in parity.max_abs_error.items()}
+    both = parity.model_copy(update={"max_abs_error": worst})
+    return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, both

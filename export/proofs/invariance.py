@@ -5,7 +5,7 @@ The reference is the row run alone, step by step. All comparisons here are bit b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,18 @@ from export.interface import Interface
 from export.proofs.agreement import check_agreement
 from export.proofs.parity import max_abs_error
 from export.proofs.runners import Runner
-from export.proofs.walks import Row, Walk, chunked, draw_rows, interleaved, padded_width, stepwise, walk
+from export.proofs.walks import (
+    Plan,
+    Row,
+    Walk,
+    chunked,
+    distinct_plans,
+    draw_rows,
+    interleaved,
+    padded_width,
+    stepwise,
+    walk,
+)
 from service.repository.manifest import SOURCE_MULTIPLE
 
 _SUBJECTS = 6
@@ -25,14 +36,16 @@ _MAX_TOKENS = 24
 _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
 
 
-def check_invariance(runner: Runner, interface: Interface, *, seed: int = 0) -> None:
+def check_invariance(runner: Runner, interface: Interface, *, is_step_proven: bool = False, seed: int = 0) -> None:
     """Compares rows in a batch, in every case below, with the same rows run alone.
 
-    Raises ExportError that names the tensor, the difference and the case: when a bit differs, as BatchError if only
-    other rows change it; when a context is not zero past a row's source (the server pads contexts with zeros, so the
-    graph must do so too); or when heads or readout do not agree with the logits.
+    is_step_proven: whether the graph of one step was checked before, with this seed; then only chunks are run in
+    batches. Raises ExportError that names the tensor, the difference and the case: when a bit differs, as BatchError if
+    only other rows change it; when a context is not zero past a row's source (the server pads contexts with zeros, so
+    the graph must do so too); or when heads or readout do not agree with the logits.
     """
     generator = np.random.default_rng(seed)
+    plans = distinct_plans(interface, is_step_proven=is_step_proven)
     for num_neighbours in _NEIGHBOUR_COUNTS if interface.step.max_rows is None else _FEW_NEIGHBOUR_COUNTS:
         subjects = draw_rows(interface, generator, num_rows=_SUBJECTS, max_tokens=_MAX_TOKENS)
         neighbours = draw_rows(interface, generator, num_rows=num_neighbours, max_tokens=_MAX_TOKENS)
@@ -40,27 +53,28 @@ def check_invariance(runner: Runner, interface: Interface, *, seed: int = 0) -> 
         for found in alone:
             check_agreement(found, interface)
         _check_padding(runner, interface, [*subjects, *neighbours])
-        at_once = [walk(runner, interface, [row], [chunked(row)])[0] for row in subjects]
-        _hold_equal(subjects, alone, at_once, "alone, in one chunk instead of step by step", ExportError)
-        for case, walks in _batches(runner, interface, subjects, neighbours, generator):
+        if interface.step.max_chunk != 1:
+            at_once = [walk(runner, interface, [row], [chunked(row)])[0] for row in subjects]
+            _hold_equal(subjects, alone, at_once, "alone, in one chunk instead of step by step", ExportError)
+        for case, walks in _batches(runner, interface, (subjects, neighbours), plans, generator):
             _hold_equal(subjects, alone, walks, case, BatchError)
 
 
 def _batches(
-    runner: Runner, interface: Interface, subjects: list[Row], neighbours: list[Row], generator: np.random.Generator
+    runner: Runner,
+    interface: Interface,
+    drawn: tuple[list[Row], list[Row]],
+    plans: Sequence[tuple[str, Callable[[Row], Plan]]],
+    generator: np.random.Generator,
 ) -> Iterator[tuple[str, list[Walk]]]:
-    """Yields each case with other rows: its description, and the subjects' walks in it."""
+    """Yields each case with other rows: its description, and the subjects' walks in it. drawn: subjects and
+    neighbours."""
+    subjects, neighbours = drawn
     rows, count = [*subjects, *neighbours], len(subjects)
     batch = f"in a batch of {len(rows)}"
 
-    yield (
-        f"{batch}, in one chunk",
-        walk(runner, interface, rows, [chunked(row) for row in rows])[:count],
-    )
-    yield (
-        f"{batch}, step by step",
-        walk(runner, interface, rows, [stepwise(row) for row in rows])[:count],
-    )
+    for name, plan in reversed(plans):
+        yield f"{batch}, {name}", walk(runner, interface, rows, [plan(row) for row in rows])[:count]
     order = generator.permutation(len(rows))
     shuffled = [rows[index] for index in order]
     walks = walk(runner, interface, shuffled, [interleaved(row, generator) for row in shuffled])
@@ -74,7 +88,7 @@ def _batches(
             )
     spoilers = draw_rows(interface, generator, num_rows=len(_SPOILS), max_tokens=_MAX_TOKENS)
     spoiled = [*rows, *spoilers]
-    for case, plan in (("in one chunk", chunked), ("step by step", stepwise)):
+    for name, plan in reversed(plans):
         walks = walk(
             runner,
             interface,
@@ -82,7 +96,7 @@ def _batches(
             [plan(row) for row in spoiled],
             spoiled={len(rows) + index: value for index, value in enumerate(_SPOILS)},
         )
-        yield f"in a batch of {len(spoiled)} beside rows of NaN, infinity and 1e30, {case}", walks[:count]
+        yield f"in a batch of {len(spoiled)} beside rows of NaN, infinity and 1e30, {name}", walks[:count]
 
 
 def _check_padding(runner: Runner, interface: Interface, rows: Sequence[Row]) -> None:

@@ -13,7 +13,7 @@ from export.errors import BatchError, ExportError
 from export.interface import Interface
 from export.proofs.runners import Array, Runner
 from export.proofs.tolerances import PYTORCH
-from export.proofs.walks import chunked, draw_rows, stepwise, walk
+from export.proofs.walks import distinct_plans, draw_rows, walk
 from service.repository.manifest import Parity
 
 _BATCH_SIZES = (1, 3, 17, 48)
@@ -28,21 +28,24 @@ def measure_parity(
     tolerance: float = PYTORCH,
     relative: float = 0.0,
     reference: str = "PyTorch",
+    is_step_proven: bool = False,
     seed: int = 0,
 ) -> Parity:
     """Compares contexts and logits at real positions, initial states and last states, stepwise and chunked.
 
     relative: allowed in addition to `tolerance`: see `tolerances`. reference: the name of `reference_runner` in
-    messages. The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each
-    row twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a
-    difference is too large, as BatchError if there are several rows.
+    messages. is_step_proven: whether single steps were compared before, with this seed; then only chunks are compared.
+    The `tolerance` of the result is the largest one that was allowed at any place; its `num_rows` counts each row
+    twice, stepwise and chunked. Raises ExportError that names the tensor, the difference and the case when a difference
+    is too large, as BatchError if there are several rows.
     """
     generator = np.random.default_rng(seed)
     worst = {tensor.name: 0.0 for tensor in (*interface.encoder_outputs, *interface.step_outputs)}
     num_rows, used = 0, tolerance
     for size in _BATCH_SIZES:
         rows = draw_rows(interface, generator, num_rows=size, max_tokens=_MAX_TOKENS)
-        for case, plan in (("step by step", stepwise), ("in one chunk", chunked)):
+        num_rows += 2 * size
+        for case, plan in distinct_plans(interface, is_step_proven=is_step_proven):
             plans = [plan(row) for row in rows]
             expected = walk(reference_runner, interface, rows, plans)
             found = walk(runner, interface, rows, plans)
@@ -59,7 +62,6 @@ def measure_parity(
                                 f"{size}"
                             )
                     worst[name] = max(so_far, error)
-            num_rows += size
     return Parity(tolerance=used, max_abs_error=worst, num_rows=num_rows, reference=reference)
 
 

@@ -5,7 +5,7 @@ Shapes: `B` batch, `T` time, `S` source.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +109,17 @@ def interleaved(row: Row, generator: np.random.Generator) -> Plan:
     return plan
 
 
+def distinct_plans(interface: Interface, *, is_step_proven: bool = False) -> list[tuple[str, Callable[[Row], Plan]]]:
+    """Returns `stepwise` and `chunked`, with their names, but none that only repeats runs.
+
+    If the graph takes one step, both are the same runs. is_step_proven: whether an earlier proof ran single steps.
+    """
+    by_step, by_chunk = ("step by step", stepwise), ("in one chunk", chunked)
+    if interface.step.max_chunk == 1:
+        return [by_step]
+    return [by_chunk] if is_step_proven else [by_step, by_chunk]
+
+
 def padded_width(rows: Sequence[Row]) -> int:
     """Returns the smallest multiple of `SOURCE_MULTIPLE` that is at least the length of each source."""
     longest = max(len(row.source) for row in rows)
@@ -155,7 +166,7 @@ def walk(
         for array, output in zip(answers, outputs, strict=True):
             array[places] = output[is_token]
         for array, advanced, axis in zip(states, found[1:], axes, strict=False):
-            np.moveaxis(array, axis, 0)[active] = np.moveaxis(advanced, axis, 0)
+            array[_at(axis, active)] = advanced
         fed += chunks
     readout = runner.read_out([*states, *contexts])
     per_token = (interface.step.output, *interface.head_outputs)
@@ -241,6 +252,11 @@ def _first(state: StateSpec, interface: Interface, rows: Sequence[Row], float_dt
 
 def _batch_axis(tensor: TensorSpec) -> int:
     return tensor.shape.index("batch")
+
+
+def _at(axis: int, rows: IntArray) -> tuple[slice | IntArray, ...]:
+    """Returns the index of these rows of an array whose batch axis is `axis`."""
+    return (*(slice(None),) * axis, rows)
 
 
 def _row(tensor: TensorSpec, index: int) -> tuple[slice | int, ...]:
