@@ -15,12 +15,13 @@ from service.api.consumed import check_count, sequence_ids
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, FloatArray, Sampling
 from service.engine.emitted import emitted
-from service.engine.jobs import VALUES, Item, OutputKind, OutputSpec
+from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import InvalidFieldError, quoted
 from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 from service.sessions.checks import check_forks
+from service.sessions.kinds import default_outputs
 from service.sessions.limits import SessionLimits
 
 _OUTPUT_KINDS = {pb.OutputKind.Value(f"OUTPUT_KIND_{kind.name}"): kind for kind in OutputKind}
@@ -29,10 +30,6 @@ Numbers: TypeAlias = Literal["logits", "values", "emitted"]
 _PAGE_TOKEN_LENGTH = 18
 """Any number of this many digits fits in a signed 64-bit integer."""
 _STOP_TOKENS = 1024
-NEXT_TOKEN = OutputSpec()
-EMITTED = OutputSpec(OutputKind.EMITTED, every_position=True)
-"""The default outputs: `NEXT_TOKEN` of models with a vocabulary, `VALUES` of models that output values, `EMITTED` of
-transducers."""
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -57,16 +54,9 @@ def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFie
     return InvalidFieldError(f"{field} = {value} is unknown: it must be one of {expected}", field=field)
 
 
-def default_outputs(bundle: Bundle) -> OutputSpec:
-    """Returns the outputs of a request that does not ask for any."""
-    if bundle.target_vocabulary is None:
-        return VALUES
-    return NEXT_TOKEN if bundle.manifest.step.emits is None else EMITTED
-
-
 def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> OutputSpec:
     """Returns the outputs that a message asks for. Raises InvalidFieldError for an unknown kind."""
-    kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
+    kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle.manifest).kind
     if kind is None:
         raise unknown_value(message.kind, pb.OutputKind.DESCRIPTOR, field=f"{field}.kind")
     return OutputSpec(kind, message.top_k, message.every_position or kind is OutputKind.EMITTED, message.trace)

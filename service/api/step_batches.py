@@ -18,6 +18,7 @@ from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_batch, check_length, check_retries
 from service.sessions.deferral import Failures
+from service.sessions.kinds import default_outputs
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import AnswersByKey, UnstoredAnswer
 from service.sessions.request import Request
@@ -158,7 +159,7 @@ class StreamBatches:
         bundle = found.bundle
         if bundle is not None:
             tokens = consumed.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
-            outputs = convert.default_outputs(bundle)._replace(every_position=False)
+            outputs = default_outputs(bundle.manifest)._replace(every_position=False)
             if batch.HasField("outputs"):
                 requested = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
                 outputs = requested._replace(every_position=batch.outputs.every_position)

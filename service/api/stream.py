@@ -175,7 +175,7 @@ class Stream:
         if feed.HasField("outputs"):
             outputs = convert.output_spec(feed.outputs, bundle, field="feed.outputs")
         else:
-            outputs = convert.default_outputs(bundle)
+            outputs = session.served.default_outputs
         position = feed.position if feed.HasField("position") else None
         self._requests.feed(request, position, tokens, outputs, has_mark=feed.mark)
 

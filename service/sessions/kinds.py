@@ -1,16 +1,25 @@
-"""Which kinds of outputs a model has. Pure."""
+"""Which kinds of outputs a model has, and which it gives by default. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import VALUES, OutputKind, OutputSpec
 from service.errors import InvalidFieldError
 from service.repository.manifest import BASE_VARIANT, Manifest
 
+_NEXT_TOKEN = OutputSpec()
+_EMITTED = OutputSpec(OutputKind.EMITTED, every_position=True)
 _OF_LOGITS = frozenset((OutputKind.NEXT_TOKEN, OutputKind.TOP_K, OutputKind.LOGITS))
 _OF_VALUES = frozenset((OutputKind.VALUES,))
 _OF_TRANSDUCERS = frozenset((OutputKind.EMITTED,))
+
+
+def default_outputs(manifest: Manifest) -> OutputSpec:
+    """Returns the outputs of a request that does not ask for any."""
+    if manifest.target_vocabulary is None:
+        return VALUES
+    return _NEXT_TOKEN if manifest.step.emits is None else _EMITTED
 
 
 def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:

@@ -8,7 +8,7 @@ from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 from service.sessions.answer_memory import SMALL_ANSWER
 from service.sessions.checks import check_outputs, trace_size
-from service.sessions.kinds import check_kind
+from service.sessions.kinds import check_kind, default_outputs
 
 _MAX_CHECKED = 256
 """The most kinds of outputs of one model whose checks are cached."""
@@ -17,9 +17,9 @@ _MAX_CHECKED = 256
 class Served:
     """A bundle and the engine that runs one of its variants. model, version: those of the bundle. answer_bytes: a cache
     for `check_outputs`: by the outputs of a feed, the most bytes for each of its tokens. item_bytes: about the bytes of
-    an item of a feed in memory."""
+    an item of a feed in memory. default_outputs: see `kinds`; stored, because most feeds ask for no outputs."""
 
-    __slots__ = ("answer_bytes", "bundle", "engine", "item_bytes", "model", "variant", "version")
+    __slots__ = ("answer_bytes", "bundle", "default_outputs", "engine", "item_bytes", "model", "variant", "version")
 
     def __init__(self, bundle: Bundle, engine: Engine, variant: str = BASE_VARIANT) -> None:
         self.bundle = bundle
@@ -27,6 +27,7 @@ class Served:
         self.variant = variant
         self.model = bundle.model
         self.version = bundle.version
+        self.default_outputs = default_outputs(bundle.manifest)
         self.answer_bytes: dict[OutputSpec, int] = {}
         self.item_bytes = 40 + 4 * bundle.manifest.step.feature_size  # a reference and an object
 

@@ -30,6 +30,7 @@ from service.errors import (
 from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
 from service.sessions.checks import check_outputs
+from service.sessions.kinds import default_outputs
 from service.sessions.lifecycle import State
 from service.sessions.limits import SessionLimits
 from service.sessions.session import CloseReason
@@ -70,9 +71,7 @@ def test_the_default_output_is_the_next_token_at_the_last_position() -> None:
     assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == OutputSpec(
         OutputKind.NEXT_TOKEN, 0, False
     )
-    assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == convert.default_outputs(
-        domain.bundle()
-    )
+    assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == default_outputs(domain.manifest())
 
 
 def test_output_options_are_kept() -> None:
