@@ -16,11 +16,12 @@ import onnx
 import onnxruntime
 import torch
 
-from export.bundle import write_seq2seq
+from export.bundle import write_language_model, write_seq2seq
 from export.errors import ExportError
 from export.graphs import export_graphs
 from export.interface import seq2seq_interface
 from export.vocabulary import Vocabulary
+from models.language_model import LanguageModelConfig, random_language_model
 from models.recurrent import RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import Manifest, SpecialTokens, sha256_of
@@ -158,13 +159,20 @@ def test_the_card_agrees_with_the_manifest(bundle: Path) -> None:
 
 def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> None:
     """The error shows that a layer has the wrong gate order, and nothing is written."""
-    model = _model()
-    wrong = WrongGateOrder("lstm", CONFIG.embedding_size, CONFIG.hidden_size)
-    layers = model.decoder.layers
+    model = random_language_model(LanguageModelConfig(3, 8, 16, 1), seed=0)
+    layers = model.stack.layers
+    wrong = WrongGateOrder("lstm", 8, 16)
     wrong.load_state_dict(layers[0].state_dict())
     layers[0] = wrong
-    with pytest.raises(ExportError, match=r"is off by 0\.\d+ from PyTorch, more than 0.0005, for a row of \d+ source"):
-        _write(model, tmp_path)
+    with pytest.raises(ExportError, match=r"is off by 0\.\d+ from PyTorch, more than 0.0005, for a row of 0 source"):
+        write_language_model(
+            model,
+            to=tmp_path,
+            name="tiny",
+            description="",
+            vocabulary=Vocabulary(("a", "b", "c"), "characters"),
+            special_tokens=SpecialTokens(),
+        )
     assert not list(tmp_path.iterdir())
 
 

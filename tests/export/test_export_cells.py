@@ -25,6 +25,7 @@ from models.language_model import LanguageModel, LanguageModelConfig, random_lan
 from models.recurrent import CellKind, RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.tagger import Tagger, TaggerConfig
+from service.repository import vocabulary as served
 from service.repository.bundle import load_bundle
 from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
 from tests.models import numpy_cells
@@ -149,15 +150,12 @@ async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path])
             await asyncio.gather(*(run(client, number) for number in range(len(fed))))
 
 
-@pytest.mark.parametrize("kind", ["lstm-coupled"])
-def test_an_encoder_decoder_of_any_cell_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
+@pytest.mark.parametrize(("kind", "attention"), [("lstm-coupled", "none")])
+def test_an_encoder_decoder_of_any_cell_and_attention_becomes_a_proven_bundle(
+    tmp_path: Path, kind: CellKind, attention: AttentionKind
+) -> None:
     """Bidirectional layers of the cell read the source."""
-    _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind))
-
-
-@pytest.mark.parametrize("attention", ["none"])
-def test_an_encoder_decoder_of_any_attention_becomes_a_proven_bundle(tmp_path: Path, attention: AttentionKind) -> None:
-    folder = _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, attention=attention))
+    folder = _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind, attention=attention))
     manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
     assert [context.name for context in manifest.contexts] == ([] if attention == "none" else ["memory", "memory_mask"])
     assert manifest.trace is not None
@@ -210,18 +208,10 @@ def test_a_forecaster_of_several_features_becomes_a_proven_bundle(tmp_path: Path
 def test_a_vocabulary_of_any_characters_is_read_back_as_it_was(tmp_path: Path) -> None:
     """This includes line feeds, tabs, backslashes and line separators."""
     tokens = ("<unk>", "\n", " ", "\t", "\\", "\r", "\u2028", "\x85", "a", "\\n")
-    torch.manual_seed(0)
-    folder = write_language_model(
-        LanguageModel(LanguageModelConfig(len(tokens), 4, 6)),
-        to=tmp_path,
-        name="escaped",
-        description="A model of random weights",
-        vocabulary=Vocabulary(tokens, "characters", unknown_id=0),
-        special_tokens=SpecialTokens(),
-        evaluation={},
-    )
-    vocabulary = load_bundle(folder).target_vocabulary
-    assert vocabulary is not None
+    written = Vocabulary(tokens, "characters", unknown_id=0)
+    for name, content in written.files("target.txt").items():
+        (tmp_path / name).write_bytes(content)
+    vocabulary = served.Vocabulary.load(tmp_path / "target.txt", written.spec("target.txt"), owner="the vocabulary")
     assert vocabulary.names == tokens
     assert vocabulary.ids_of_text("a\n\\é", field="text") == [8, 1, 4, 0]
 
