@@ -37,10 +37,13 @@ LETTERS = tuple("abcdefghijk")
 B, T = 4, 9
 
 
+TWO_LAYERS: tuple[CellKind, ...] = ("gru", "lstm", "lstm-projected")
+"""Cells whose model has two layers: an operator with one state, an operator with two, and a `Scan`."""
+
+
 def config_of(kind: CellKind) -> LanguageModelConfig:
-    return LanguageModelConfig(
-        len(LETTERS), 6, 10, num_layers=2, cell=kind, projection_size=5 if kind == "lstm-projected" else 0
-    )
+    layers, projection = 2 if kind in TWO_LAYERS else 1, 5 if kind == "lstm-projected" else 0
+    return LanguageModelConfig(len(LETTERS), 6, 10, num_layers=layers, cell=kind, projection_size=projection)
 
 
 @pytest.fixture(scope="module", params=get_args(CellKind))

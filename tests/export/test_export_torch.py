@@ -17,6 +17,8 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from export.__main__ import main
 from export.errors import ExportError
+from export.exportable import WithLengths
+from export.plain_layers import plain
 from export.torch_model import TorchModel, write_module
 from export.vocabulary import Vocabulary
 from service.repository.bundle import load_bundle
@@ -104,7 +106,7 @@ MODULES: dict[str, tuple[type[nn.RNNBase], dict[str, Any], int]] = {
     ),
     "an LSTM, time first": (nn.LSTM, {}, SIZE),
     "a projected LSTM": (nn.LSTM, {"proj_size": 4, "num_layers": 2}, 4),
-    "three layers of GRU": (nn.GRU, {"num_layers": 3, "batch_first": True}, SIZE),
+    "two layers of GRU": (nn.GRU, {"num_layers": 2, "batch_first": True}, SIZE),
     "a GRU without biases": (nn.GRU, {"bias": False}, SIZE),
     "an RNN of relu": (nn.RNN, {"nonlinearity": "relu"}, SIZE),
 }
@@ -307,24 +309,34 @@ def over_vectors(rnn: nn.Module) -> TorchModel:
     ],
     ids=["weight_norm", "spectral_norm", "parametrized", "orthogonal"],
 )
-def test_weights_that_are_computed_before_each_run_are_served(
-    change: Callable[[nn.Module], nn.Module], tmp_path: Path
-) -> None:
+def test_weights_that_are_computed_before_each_run_are_served(change: Callable[[nn.Module], nn.Module]) -> None:
+    """The module that is exported has the results of the user's module, with weights that are no longer computed."""
     torch.manual_seed(0)
     notes: list[str] = []
-    model = over_vectors(change(nn.LSTM(FEATURES, SIZE, batch_first=True)).eval())
+    module = over_vectors(change(nn.LSTM(FEATURES, SIZE, batch_first=True)).eval()).module
     inputs, zeros = torch.randn(1, 1, FEATURES), torch.zeros(1, 1, SIZE)
     with torch.no_grad():
-        expected = model.module(inputs, zeros, zeros)[0][0, 0].numpy()
-    options: Any = {"to": tmp_path, "name": "normed", "description": "", "evaluation": {}}
-    folder = write_module(model, notes=notes, **options)
-    assert "weight_hh_l0 of rnn keeps its current value" in notes
-    found = ReferenceSession(folder).step(inputs[0, 0].numpy())
-    assert np.allclose(found, expected, atol=1e-5)
+        expected = module(inputs, zeros, zeros)
+    exported = WithLengths(plain(module, notes))
+    assert notes == ["weight_hh_l0 of rnn keeps its current value"]
+    assert "module.rnn.weight_hh_l0" in dict(exported.named_parameters())
+    with torch.no_grad():
+        found = exported(inputs, torch.tensor([1]), zeros, zeros)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.*norm:FutureWarning")
 def test_a_layer_with_a_forward_of_its_own_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """A subclass without one is served, also when its weights are computed before each run."""
     options: Any = {"to": tmp_path, "name": "own", "description": "", "evaluation": {}}
     with pytest.raises(ExportError, match=r"^rnn is a Gated, a subclass of nn\.LSTM with its own forward"):
         write_module(over_vectors(Gated(FEATURES, SIZE, batch_first=True)), **options)
-    assert write_module(over_vectors(Renamed(FEATURES, SIZE, batch_first=True)), **options).exists()
+    torch.manual_seed(0)
+    model = over_vectors(parametrizations.orthogonal(Renamed(FEATURES, SIZE, batch_first=True), "weight_hh_l0").eval())
+    inputs, zeros = torch.randn(1, 1, FEATURES), torch.zeros(1, 1, SIZE)
+    with torch.no_grad():
+        expected = model.module(inputs, zeros, zeros)[0][0, 0].numpy()
+    notes: list[str] = []
+    folder = write_module(model, notes=notes, **options)
+    assert "weight_hh_l0 of rnn keeps its current value" in notes
+    assert np.allclose(ReferenceSession(folder).step(inputs[0, 0].numpy()), expected, atol=1e-5)
