@@ -18,10 +18,19 @@ from service.repository.bundle import load_bundle
 from tests.reference import ReferenceSession
 
 
-def test_a_random_language_model_becomes_a_bundle_that_steps_as_pytorch_does(tmp_path: Path) -> None:
+def export(repository: Path) -> Path:
+    """Exports a language model of random weights. Returns the bundle's folder."""
     sizes = ["--hidden", "12", "--layers", "2", "--vocabulary", "9", "--seed", "3"]
-    assert main(["random-lm", "--name", "lm-tiny", "--to", str(tmp_path), *sizes]) == 0
-    folder = tmp_path / "lm-tiny" / "1"
+    assert main(["random-lm", "--name", "lm-tiny", "--to", str(repository), *sizes]) == 0
+    return repository / "lm-tiny" / "1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("repository"))
+
+
+def test_a_random_language_model_becomes_a_bundle_that_steps_as_pytorch_does(folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.encoder is None
     assert bundle.target_vocabulary is not None
@@ -37,10 +46,7 @@ def test_a_random_language_model_becomes_a_bundle_that_steps_as_pytorch_does(tmp
     assert np.allclose([served.step(token) for token in tokens], logits[0].numpy(), atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_bundle(tmp_path: Path) -> None:
-    for repository in ("a", "b"):
-        sizes = ["--hidden", "8", "--vocabulary", "5"]
-        assert main(["random-lm", "--name", "lm", "--to", str(tmp_path / repository), *sizes]) == 0
+def test_the_same_seed_gives_the_same_bundle(folder: Path, tmp_path: Path) -> None:
+    again = export(tmp_path)
     for file in ("step.onnx", "manifest.json"):
-        first, second = (tmp_path / repository / "lm" / "1" / file for repository in ("a", "b"))
-        assert first.read_bytes() == second.read_bytes()
+        assert (folder / file).read_bytes() == (again / file).read_bytes()
