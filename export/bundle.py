@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from export import card
-from export.errors import ExportError
+from export.errors import ExportError, SizeError
 from export.folder import refuse_existing, write_folder
 from export.graphs import Graphs, export_graphs
 from export.history import with_history
@@ -277,7 +277,7 @@ def write_graphs(
     files = {**options.get("extra_files", {}), **files}
     total, limit = sum(len(content) for content in files.values()), options.get("max_bytes", MAX_BUNDLE_BYTES)
     if total > limit:
-        raise ExportError(f"the bundle would have {total} bytes, more than the {limit} allowed by --max-bytes")
+        raise SizeError(f"the bundle would have {total} bytes, more than the {limit} allowed by --max-bytes")
     write_folder(folder, files, replace=options.get("replace", False))
     return folder
 

@@ -22,6 +22,10 @@ class BatchError(ExportError):
     """A row changes when it runs with other rows."""
 
 
+class SizeError(ExportError):
+    """The bundle would be larger than allowed. Another way to export it would not help."""
+
+
 _OF_RUNTIME = (
     (re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "), ""),
     (re.compile(r"^Fatal error: "), ""),

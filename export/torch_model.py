@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from export.bundle import BundleOptions, Contents, Vocabularies, refuse_sample_rate, write_bundle
-from export.errors import ExportError, SignatureError, first_line
+from export.errors import ExportError, SignatureError, SizeError, first_line
 from export.exportable import OneStep, RowByRow, StepByStep, WithLengths
 from export.fitting import Fitted, fit
 from export.fitting_encoder import FittedEncoder, advised, fit_encoder
@@ -112,6 +112,8 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
                 raise advised(_shapes(model.contexts), error) from None
         try:
             return write_bundle(_contents(model, fitted, encoder, is_one_step=False), notes=lines, **options)
+        except SizeError:
+            raise
         except ExportError as error:
             is_loop = isinstance(error, SignatureError)
             try:

@@ -73,16 +73,19 @@ def _loaded(model: str) -> Bundle:
     return load_bundle(REPOSITORY / model / "1")
 
 
-def export(model: str, repository: Path) -> None:
-    """Exports the model's bundle again. Raises CalledProcessError if the exporter refuses it."""
+def run_exporter(arguments: Sequence[str]) -> None:
+    """Runs `python -m export ARGUMENTS`. Raises CalledProcessError if the exporter refuses them."""
+    subprocess.run([sys.executable, "-m", "export", *arguments], check=True, cwd=_ROOT)  # noqa: S603  # this checkout's
+
+
+def export(model: str, repository: Path, run: Callable[[Sequence[str]], object] = run_exporter) -> None:
+    """Exports the model's bundle again. run: gets the arguments of the exporter's command. Raises what it raises."""
     with TemporaryDirectory() as name:
         files = [str(Path(name) / f"{part}.onnx") for part in FILES[model]]
         for file, made in zip(files, FILES[model].values(), strict=True):
             onnx.save(made(), file)
         what = ["transducer", *files] if model == LISTENER else ["onnx", files[1], "--encoder", files[0]]
-        command = [sys.executable, "-m", "export", *what, "--name", model, "--to", str(repository), "--replace"]
-        command += _FLAGS[model].split()
-        subprocess.run(command, check=True, cwd=_ROOT)  # noqa: S603  # runs this checkout's exporter
+        run([*what, "--name", model, "--to", str(repository), "--replace", *_FLAGS[model].split()])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from export.__main__ import main
-from export.errors import ExportError
+from export.bundle import Contents
+from export.errors import ExportError, SizeError
 from export.exportable import WithLengths
 from export.plain_layers import plain
 from export.torch_model import TorchModel, write_module
@@ -206,6 +207,22 @@ def test_a_description_that_contradicts_itself_is_refused(tmp_path: Path, fields
     states = fields.pop("states", {"hidden": (1, "batch", SIZE)})
     with pytest.raises(ExportError, match=message):
         _write(TorchModel(Decoder(), states, **fields), tmp_path)
+
+
+def test_a_bundle_that_is_too_large_is_not_tried_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def refuse(contents: Contents, **options: Any) -> Path:
+        tried.append(contents.interface.step.max_chunk)
+        raise SizeError("it is too large")
+
+    monkeypatch.setattr("export.torch_model.write_bundle", refuse)
+    model = TorchModel(Decoder(), {"hidden": (1, "batch", SIZE)}, feature_size=FEATURES, value_size=FEATURES)
+    with pytest.raises(SizeError, match="^it is too large$"):
+        _write(model, tmp_path)
+    assert tried == [None]
 
 
 FACTORY = """
