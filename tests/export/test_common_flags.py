@@ -49,7 +49,7 @@ def translator(folder: Path) -> list[str]:
 
 
 def transducer(folder: Path) -> list[str]:
-    return ["transducer", *map(str, transducer_files.write(folder))]
+    return ["transducer", *map(str, transducer_files.write(folder)), "--max-symbols", "2"]
 
 
 def module(folder: Path) -> list[str]:

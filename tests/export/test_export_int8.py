@@ -50,9 +50,11 @@ def graphs(model: LanguageModel) -> Graphs:
     return export_graphs(INTERFACE, model, readout=TokenReadout(model).eval())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def variant(graphs: Graphs) -> Variant:
-    return make_int8(graphs, INTERFACE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "MIN_QUANTIZED", 1)
+        return make_int8(graphs, INTERFACE)
 
 
 @pytest.fixture
