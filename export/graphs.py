@@ -147,9 +147,22 @@ def _example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
 
 def _strip(model: onnx.ModelProto) -> None:
     """Removes what torch writes about its source: stack traces, file names, module paths, shapes of inner values."""
-    graph = model.graph
+    _clear(model)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    """Strips a graph, and the bodies of its nodes, such as those of Scan."""
     del graph.value_info[:]
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    _clear(graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _strip_graph(body)
+
+
+def _clear(*parts: Any) -> None:
+    for part in parts:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
 

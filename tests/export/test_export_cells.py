@@ -102,6 +102,12 @@ def test_the_graph_agrees_with_the_equations(exported: tuple[LanguageModel, Path
         assert logits[0, 0].tobytes() == chunk[step].tobytes()
 
 
+def test_a_graph_says_nothing_of_the_machine_that_made_it(exported: tuple[LanguageModel, Path]) -> None:
+    """Not even the bodies of loops hold file names or stack traces."""
+    for file in exported[1].glob("*.onnx"):
+        assert not [word for word in (b".py", b"site-packages", b"stack_trace") if word in file.read_bytes()], file
+
+
 def test_the_trace_has_the_gates_of_the_equations(exported: tuple[LanguageModel, Path]) -> None:
     """The trace contains every gate and every state of every layer, at every step."""
     model, folder = exported
