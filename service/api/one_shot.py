@@ -19,6 +19,7 @@ from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from service.observer import current_call
 from service.sessions.constants import Given
+from service.sessions.deferral import Deferred
 from service.sessions.request import Reply, Request
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, Session
@@ -120,7 +121,7 @@ class OneShot:
             except CarouselError as error:
                 self._fail(error)
 
-        self._sessions.spill.when_live([session], run, self._fail)
+        self._sessions.spill.when_live(Deferred([session], run, self._fail))
 
     def _on_step(self, request: Request, result: Result) -> None:
         if isinstance(result, Failed):

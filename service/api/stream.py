@@ -25,7 +25,7 @@ from service.engine.results import Failed, Result
 from service.errors import INTERNAL, CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.answer_memory import StreamBudget
-from service.sessions.deferral import Failures
+from service.sessions.deferral import Deferred, Failures
 from service.sessions.lifecycle import OVER, State
 from service.sessions.request import Reply, Request
 from service.sessions.session import CloseReason, Session
@@ -280,10 +280,12 @@ class Stream:
     ) -> None:
         """Makes a request wait until its sessions have their slots. act: see `run`."""
         self._spill.when_live(
-            sessions,
-            partial(self.run, request, message, act=act),
-            partial(self.refuse, request, message),
-            message.ByteSize(),
+            Deferred(
+                sessions,
+                partial(self.run, request, message, act=act),
+                partial(self.refuse, request, message),
+                message.ByteSize(),
+            )
         )
 
     def run(

@@ -55,17 +55,11 @@ class Spill:
                 await self._make_room(engine, error)
         return engine.open(source, given)
 
-    def when_live(
-        self,
-        sessions: Sequence[Session],
-        run: Callable[[Failures], None],
-        refuse: Callable[[CarouselError], None],
-        num_bytes: int = 0,
-    ) -> None:
+    def when_live(self, deferred: Deferred) -> None:
         """Defers a request until all its sessions have slots and its turn has come. Restores those that are spilled. A
         session that has ended is refused here; its stream may not be notified yet. Raises QueueFullError."""
-        self._registry.deferral.defer(Deferred(sessions, run, refuse, num_bytes))
-        for session in sessions:
+        self._registry.deferral.defer(deferred)
+        for session in deferred.sessions:
             if session.is_over:
                 error = session.persistence.moved or self._registry.tombstones.not_found(session.id)
                 self._registry.deferral.refuse(session, error)
@@ -92,7 +86,7 @@ class Spill:
             if not done.done():
                 done.set_exception(error)
 
-        self.when_live([session], run, refuse)
+        self.when_live(Deferred([session], run, refuse))
         return await done
 
     async def _make_room(self, engine: Engine, error: NoSlotError) -> None:
