@@ -68,8 +68,9 @@ class BundleOptions(_Required, total=False):
     generation whose request sets no limit. write_card: makes the README from the manifest. extra_files: further files
     by name, which the server does not read. int8: whether to make that variant; `evaluate_int8` gets the base and the
     variant and may reject the variant. weights_in_8_bits: whether to round large weights (`models.rounding`) and store
-    them in 8 bits, a quarter of the size. packages: packages whose versions the manifest lists. max_bytes: the
-    bundle's largest size. replace: whether to replace an existing version.
+    them in 8 bits, a quarter of the size. trace: whether to make the trace graph, by default yes. packages: packages
+    whose versions the manifest lists. max_bytes: the bundle's largest size. replace: whether to replace an existing
+    version.
     """
 
     version: int

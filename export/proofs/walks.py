@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from export.interface import Interface
 from export.proofs.runners import Array, IntArray, Runner
 from service.repository.manifest import SOURCE_MULTIPLE, StateSpec, TensorSpec
 
+T = TypeVar("T")
 MAX_DRAWN_SOURCE = 64
 """Longest random source, also for models that accept longer ones."""
 
@@ -254,11 +256,11 @@ def _batch_axis(tensor: TensorSpec) -> int:
     return tensor.shape.index("batch")
 
 
-def _at(axis: int, rows: IntArray) -> tuple[slice | IntArray, ...]:
-    """Returns the index of these rows of an array whose batch axis is `axis`."""
+def _at(axis: int, rows: T) -> tuple[slice | T, ...]:
+    """Returns the index of a row, or of rows, of an array whose batch axis is `axis`."""
     return (*(slice(None),) * axis, rows)
 
 
 def _row(tensor: TensorSpec, index: int) -> tuple[slice | int, ...]:
     """Returns the index of one row of a tensor, at its batch axis."""
-    return (*(slice(None),) * _batch_axis(tensor), index)
+    return _at(_batch_axis(tensor), index)
