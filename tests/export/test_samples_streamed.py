@@ -197,14 +197,14 @@ def test_named_inputs_are_columns_and_named_outputs_too(shell: Shell, service: L
     ],
 )
 def test_unreadable_input_is_refused_in_one_sentence(
-    service: LocalService, tmp_path: Path, model: str, words: tuple[str, ...], message: str
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, model: str, words: tuple[str, ...], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write_wav(tmp_path / "fine.wav", recorded(FRAME))
     for name in ("text.wav", "text.csv"):
         (tmp_path / name).write_text("1,2\n")
-    command = [*COMMAND, "--target", service.target, "stream", model, *words]
-    done = subprocess.run(command, cwd=tmp_path, input=b"", capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (2, b"")
+    done = shell.run("stream", model, *words, code=2)
+    assert done.stdout == b""
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith(f"error: {message}")
 

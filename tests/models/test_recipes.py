@@ -23,6 +23,12 @@ from models.training import TrainingConfig
 SMALL = TrainingConfig(epochs=2, learning_rate=5e-3, warmup_steps=2, average_decay=0.9)
 
 
+@pytest.fixture(scope="module")
+def words() -> list[stress_data.Word]:
+    """The words of the validation split. Tests must not change them."""
+    return stress_data.load("validation")
+
+
 def test_python_source_is_whole_files_of_one_split_each() -> None:
     splits = {name: python_source.load(name) for name in ("train", "validation", "test")}
     assert sum(map(len, splits["train"])) > 5_000_000
@@ -70,9 +76,8 @@ def test_pychar_trains_and_beats_guessing(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_stress_tags_come_four_phonemes_late_with_their_words() -> None:
-    words = stress_data.load("validation")[:50]
-    tokens, tags = stress_data.stream(words)
+def test_stress_tags_come_four_phonemes_late_with_their_words(words: list[stress_data.Word]) -> None:
+    tokens, tags = stress_data.stream(words[:50])
     assert len(tokens) == len(tags)
     names = stress_data.vocabulary()
     vowels = [names[token] for token, tag in zip(tokens, tags[stress_data.DELAY :], strict=False) if tag]
@@ -81,29 +86,30 @@ def test_stress_tags_come_four_phonemes_late_with_their_words() -> None:
     assert all(tag == stress_data.UNSTRESSED_ID for tag in tags[: stress_data.DELAY])
 
 
-def test_a_tagger_is_judged_word_by_word() -> None:
+def test_a_tagger_is_judged_word_by_word(words: list[stress_data.Word]) -> None:
     """Correct tags of a stream of words score 1, and a wrong vowel makes its word wrong."""
-    words = [word for word in stress_data.load("validation") if sum(tag > 0 for tag in word.tags) == 2][:20]
-    truth = [word.tags for word in words]
-    assert stress.accuracy(truth, words) == (1.0, 1.0)
+    some = [word for word in words if sum(tag > 0 for tag in word.tags) == 2][:20]
+    truth = [word.tags for word in some]
+    assert stress.accuracy(truth, some) == (1.0, 1.0)
     flipped = [tuple(1 if tag == 2 else tag for tag in truth[0]) if 2 in truth[0] else (0,) * len(truth[0]), *truth[1:]]
-    vowels, whole = stress.accuracy(flipped, words)
+    vowels, whole = stress.accuracy(flipped, some)
     assert whole == pytest.approx(19 / 20)
     assert vowels < 1
     model = Tagger(TaggerConfig(len(stress_data.vocabulary()), 4, 8, 12)).eval()
-    assert [len(tags) for tags in stress.tags_of(model, words)] == [len(word.tags) for word in words]
+    assert [len(tags) for tags in stress.tags_of(model, some)] == [len(word.tags) for word in some]
 
 
-def test_the_window_baseline_knows_what_it_has_seen() -> None:
-    words = stress_data.load("validation")[:400]
-    windows = stress_data.Windows(words)
-    right = sum(windows.tag(word) == word.tags for word in words) / len(words)
+def test_the_window_baseline_knows_what_it_has_seen(words: list[stress_data.Word]) -> None:
+    seen = words[:400]
+    windows = stress_data.Windows(seen)
+    right = sum(windows.tag(word) == word.tags for word in seen) / len(seen)
     assert right > 0.9, "whole words are within its reach"
 
 
-def test_stress_trains_and_writes_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = stress_data.load("validation")[:240]
-    monkeypatch.setattr(stress_data, "load", lambda split: words)
+def test_stress_trains_and_writes_its_evaluation(
+    words: list[stress_data.Word], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stress_data, "load", lambda split: words[:240])
     stress.train(tmp_path, SMALL, TaggerConfig(len(stress_data.vocabulary()), 4, 8, 12), batch_size=4)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert 0 <= found["word_accuracy"] <= 1
