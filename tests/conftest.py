@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "model_repository"
 
 
+gc.disable()  # it would take a third of the time in which tests are collected
 hypothesis.settings.register_profile("carousel", deadline=None)  # a busy machine is no fault of the example
 hypothesis.settings.load_profile("carousel")
 
@@ -34,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the garbage collector from visiting thousands of collected tests again and again."""
+    """Starts the garbage collector, and keeps it from visiting thousands of collected tests again and again."""
+    gc.enable()
     gc.freeze()
 
 

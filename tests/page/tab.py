@@ -78,6 +78,18 @@ class Tab:
         """Returns the status message of the session."""
         return self.column(index).locator(".status")
 
+    def press(self, name: str) -> None:
+        """Presses a button of the session."""
+        self.column().get_by_role("button", name=name, exact=True).click()
+
+    def sound(self) -> Locator:
+        """Returns the page's message about the sound."""
+        return self.column().locator(".sound [role=status]")
+
+    def position(self) -> int:
+        """Returns the session's position on the server."""
+        return int(ask(self.target, "Inference/Step", sessionId=self.ids()[0])["position"])
+
     def ids(self) -> list[str]:
         """Returns the session ids in the page's address."""
         return self.page.url.partition("#")[2].split(",")
