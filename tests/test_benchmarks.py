@@ -33,6 +33,7 @@ from carousel import Client
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
+from tests.services import local_service
 
 LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million", "foreign"}
 """Benchmarks that work as `shortest` or `seq2seq` do, but whose servers start slowly or whose models take long to make.
@@ -58,6 +59,14 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (pytest.fail if os.environ.get("TESTS_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
         yield native_load.generator()
     native_load.generator.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_services() -> Iterator[None]:
+    """Starts services sooner: see `tests.services`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.processes.local_service", local_service)
+        yield
 
 
 @pytest.fixture(scope="module")

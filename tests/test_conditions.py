@@ -21,6 +21,7 @@ from service.sessions.stores.lmdb import LmdbStore
 from service.settings import Settings
 from tests.bundles import write_language_model
 from tests.certificates import Authority
+from tests.fork_server import run
 from tests.services import local_service
 from tests.waiting import wait_until
 
@@ -191,9 +192,8 @@ def test_a_start_that_fails_says_why_once_and_makes_no_folder(
 ) -> None:
     with socket.create_server((ADDRESS, 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "service", f"--wire={wire}", f"--data-folder={tmp_path / 'data'}", "--port=0"]
-        command += ["--metrics-port=0", "--log-format=json", *(flag.format(port=port) for flag in flags)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        arguments = [f"--wire={wire}", f"--data-folder={tmp_path / 'data'}", "--port=0", "--metrics-port=0"]
+        done = run("service", *arguments, "--log-format=json", *(flag.format(port=port) for flag in flags))
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode == 1
     assert [line["event"] for line in lines] == ["wire.chosen", "server.starting", "server.cannot_start"]
@@ -230,7 +230,6 @@ def test_serving_nothing_is_a_warning(tmp_path: Path, wire: str) -> None:
     with local_service(tmp_path, {"wire": wire, "health-port": 0}) as service:
         (warned,) = [line for line in service.log if line["level"] == "warning"]
         started = next(line for line in service.log if line["event"] == "server.started")
-        asked = [sys.executable, "-m", "service", "health", f"--health-port={started['health_port']}"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        done = run("service", "health", f"--health-port={started['health_port']}")
     assert (warned["event"], warned["folder"], warned["versions"]) == ("models.none_served", str(tmp_path), 0)
-    assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
+    assert (done.returncode, done.stdout) == (1, b"NOT_SERVING\n")

@@ -23,6 +23,7 @@ from examples.local_service import LocalService
 from tests.certificates import Authority
 from tests.cli.shell import COMMAND, Shell
 from tests.conftest import ROOT
+from tests.fork_server import run
 
 
 @pytest.fixture
@@ -328,8 +329,7 @@ def test_shells_complete(name: str) -> None:
 
 @pytest.mark.parametrize("place", ["carousel", "carousel.cli.app"])
 def test_version_is_printed(place: str) -> None:
-    done = subprocess.run([sys.executable, "-m", place, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"carousel {carousel.__version__}\n"
+    assert run(place, "--version").stdout.decode() == f"carousel {carousel.__version__}\n"
 
 
 def test_version_works_without_the_clis_libraries() -> None:

@@ -13,6 +13,7 @@ import pytest
 from carousel import Client, TargetScore
 from carousel.cli.printing import json_line
 from examples.local_service import LocalService
+from tests.cli.shell import Shell
 
 SOURCE = "370 371 372 373"
 
@@ -28,10 +29,7 @@ def strict(line: str) -> Any:
 
 def run(target: str, *words: str, typed: str = "") -> list[Any]:
     """Returns the values that a command prints, one for each line."""
-    command = [sys.executable, "-m", "carousel", "--target", target, *words, "--json"]
-    done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return [strict(line) for line in done.stdout.splitlines()]
+    return [strict(line) for line in Shell(target).out(*words, "--json", typed=typed).splitlines()]
 
 
 @pytest.mark.parametrize(

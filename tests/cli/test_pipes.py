@@ -16,6 +16,7 @@ import pytest
 from examples.local_service import LocalService
 from tests.cli.shell import COMMAND, Shell
 from tests.conftest import ROOT
+from tests.fork_server import run
 
 
 @pytest.fixture
@@ -41,11 +42,10 @@ def on_a_terminal(command: list[str], columns: int, typed: str = "") -> tuple[in
     return process.returncode, text.decode().replace("\r\n", "\n")
 
 
-def test_a_table_on_a_pipe_has_a_line_for_each_row(shell: Shell) -> None:
+def test_a_table_on_a_pipe_has_a_line_for_each_row(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The width of a terminal does not matter for a pipe."""
-    command = [*COMMAND, "-t", shell.target, "models"]
-    out = subprocess.run(command, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=True)
-    header, *rows = out.stdout.splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+    header, *rows = shell.out("models").splitlines()
     assert [row.split()[:3] for row in rows] == [
         [name, "1", "serving"]
         for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "translate-en-de")
@@ -141,11 +141,12 @@ def test_a_source_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: P
         ("generate", "-t", "TARGET", "g2p-en", "gate", "--token", "none", "--timeout", "5"),
     ],
 )
-def test_connection_options_stand_before_or_after_a_command(shell: Shell, words: tuple[str, ...]) -> None:
+def test_connection_options_stand_before_or_after_a_command(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     """The last option counts, also over the environment."""
-    command = [*COMMAND, *(word.replace("TARGET", shell.target) for word in words)]
-    environment = {**os.environ, "CAROUSEL_TARGET": "localhost:2"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    monkeypatch.setenv("CAROUSEL_TARGET", "localhost:2")
+    done = run("carousel", *(word.replace("TARGET", shell.target) for word in words))
     assert done.returncode == 0, done.stderr
 
 

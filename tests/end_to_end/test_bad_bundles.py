@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
 from tests.bundles import write_language_model
 from tests.end_to_end.wire import lm, wire
+from tests.fork_server import run
 from tests.services import local_service
 
 
@@ -266,9 +265,8 @@ async def test_the_server_starts_without_a_bad_bundle_says_why_and_shows_it_in_h
 def test_check_reports_every_bundle_and_fails_if_one_is_bad(tmp_path: Path) -> None:
     def check() -> tuple[int, str]:
         free = ("--port", "0", "--metrics-port", "0", "--data-folder", str(tmp_path / "data"))
-        command = [sys.executable, "-m", "service", "--check", "--models", str(tmp_path), *free]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        return done.returncode, done.stdout
+        done = run("service", "--check", "--models", str(tmp_path), *free)
+        return done.returncode, done.stdout.decode()
 
     write_language_model(tmp_path)
     assert check() == (0, "ok      tiny-lm/1\n")

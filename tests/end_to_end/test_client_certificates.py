@@ -6,8 +6,6 @@ import hashlib
 import os
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPSConnection
@@ -22,6 +20,7 @@ from carousel.v1 import models_pb2, models_pb2_grpc
 from examples.local_service import LocalService
 from tests.certificates import Authority, Issued
 from tests.end_to_end.test_security import all_calls
+from tests.fork_server import run
 from tests.services import local_service
 from tests.waiting import wait_until
 
@@ -199,10 +198,9 @@ def test_a_certificate_alone_is_enough_for_the_command_line(guarded: Guarded, tm
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         arguments += [f"--{name}", str(tmp_path / name)]
-    command = [sys.executable, "-m", "carousel", *arguments, "models"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = run("carousel", *arguments, "models")
     assert done.returncode == 0, done.stderr
-    assert MODEL in done.stdout
+    assert MODEL in done.stdout.decode()
 
 
 def test_a_token_decides_over_a_certificate_and_must_be_right(guarded: Guarded) -> None:
@@ -337,10 +335,9 @@ def test_certificate_names_without_a_client_authority_stop_the_start(
 ) -> None:
     flags = write_files(Authority(), tmp_path)
     arguments = [f"--{name}={flags[name]}" for name in ("tokens-file", "tls-cert-file", "tls-key-file")]
-    full = [sys.executable, "-m", "service", f"--models={tiny_repository}", "--port=0", *arguments, *command]
-    done = subprocess.run(full, capture_output=True, text=True, timeout=60, check=False)
+    done = run("service", f"--models={tiny_repository}", "--port=0", *arguments, *command)
     assert done.returncode == 1
     assert (
         "principals.admin.certificate_names: this server does not request client certificates"
-        in done.stdout + done.stderr
+        in (done.stdout + done.stderr).decode()
     )

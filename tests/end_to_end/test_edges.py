@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from itertools import product
@@ -21,6 +20,7 @@ from carousel.v1 import inference_pb2 as pb
 from examples.local_service import LocalService
 from service.api.principals import new_token
 from service.api.status import METADATA_KEY
+from tests import fork_server
 from tests.bundles import write_language_model
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
@@ -204,7 +204,7 @@ def test_a_signal_while_the_server_starts_ends_it_cleanly(tmp_path: Path, number
     command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", "0", "--metrics-port", "0"]
     command += ["--store", "lmdb", "--data-folder", str(tmp_path / "data"), "--log-format", "json"]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file)
+        process = fork_server.start(command, file)
     try:
         wait_until(lambda: "server.starting" in log.read_text(), 60.0)
         process.send_signal(number)

@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +26,7 @@ from service.sessions.stores.lmdb import LmdbStore
 from service.telemetry.metrics import Metrics, markdown
 from tests.conftest import ROOT, SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
+from tests.fork_server import run
 from tests.services import local_service
 from tests.waiting import until
 
@@ -246,23 +245,21 @@ def test_a_port_in_use_is_an_error_that_names_it(tiny_repository: Path, flag: st
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         free = {"--port": "0", "--health-port": "0", "--metrics-port": "0", flag: str(port)}
-        command = [sys.executable, "-m", "service", "--models", str(tiny_repository), "--store", "memory"]
-        command += [part for pair in free.items() for part in pair]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        flags = [part for pair in free.items() for part in pair]
+        done = run("service", "--models", str(tiny_repository), "--store", "memory", *flags)
     assert done.returncode == 1
-    (output,) = [line for line in done.stderr.splitlines() if "127.0.0.1" in line]
+    (output,) = [line for line in done.stderr.decode().splitlines() if "127.0.0.1" in line]
     assert f"cannot listen on 127.0.0.1:{port}: " in output
     assert "address already in use" in output.lower()
-    assert "GRPC" not in done.stderr
+    assert b"GRPC" not in done.stderr
 
 
-def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:
-    environment = {**os.environ, "CAROUSEL_MODELS": str(tmp_path / "nowhere"), "CAROUSEL_STORE": "memory"}
-    done = subprocess.run(
-        [sys.executable, "-m", "service"], capture_output=True, text=True, check=False, timeout=60, env=environment
-    )
+def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAROUSEL_MODELS", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("CAROUSEL_STORE", "memory")
+    done = run("service")
     assert done.returncode == 1
-    assert f"models = {tmp_path / 'nowhere'} is not a folder" in done.stderr
+    assert f"models = {tmp_path / 'nowhere'} is not a folder" in done.stderr.decode()
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder"])
@@ -274,14 +271,14 @@ def test_a_data_file_that_cannot_be_used_ends_the_start_with_what_to_do(tmp_path
         with closing(LmdbStore(path.parent)) as store:
             store.write([Write("a", 1, bytes(100_000), 60.0)])
         os.truncate(path, path.stat().st_size // 2)
-    command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", "0", "--metrics-port", "0"]
-    command += ["--data-folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    flags = ("--models", str(SHIPPED), "--port", "0", "--metrics-port", "0", "--data-folder", str(tmp_path))
+    done = run("service", *flags)
+    errors = done.stderr.decode()
     assert done.returncode == 1
-    assert "server.cannot_start" in done.stderr
-    assert f"{path} is {'not a regular file' if damage == 'folder' else 'cut off'}" in done.stderr
-    assert "move it away" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "server.cannot_start" in errors
+    assert f"{path} is {'not a regular file' if damage == 'folder' else 'cut off'}" in errors
+    assert "move it away" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

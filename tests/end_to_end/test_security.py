@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,6 +31,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService
 from examples.ports import free_port
+from tests.fork_server import run
 from tests.services import local_service
 from tests.waiting import wait_until
 
@@ -429,33 +428,27 @@ def test_a_probe_by_the_command_line_reports_whether_the_server_serves(
         flags |= {**write_certificate(ca, tmp_path), "health-port": health_port}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
-    def probe() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "service", "health", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-
-    before = probe()
+    before = run("service", "health", *arguments)
     assert before.returncode == 1
-    assert "UNAVAILABLE" in before.stderr
+    assert b"UNAVAILABLE" in before.stderr
     with local_service(tiny_repository, flags):
-        during = probe()
-        assert (during.returncode, during.stdout) == (0, "SERVING\n")
+        during = run("service", "health", *arguments)
+        assert (during.returncode, during.stdout) == (0, b"SERVING\n")
 
 
 def test_a_probe_of_tls_without_a_port_for_health_says_what_is_missing(tmp_path: Path, ca: trustme.CA) -> None:
     flags = write_certificate(ca, tmp_path)
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "service", "health", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = run("service", "health", *arguments)
     assert done.returncode == 2
-    assert "health_port is not set" in done.stderr
+    assert b"health_port is not set" in done.stderr
 
 
 def test_a_token_made_by_the_command_line_is_accepted(tiny_repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service", "token", "app"]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    token = made.stderr.rpartition(": ")[2].strip()
-    assert token not in made.stdout
-    (tmp_path / "tokens.toml").write_text(made.stdout)
+    made = run("service", "token", "app")
+    token = made.stderr.decode().rpartition(": ")[2].strip()
+    assert token.encode() not in made.stdout
+    (tmp_path / "tokens.toml").write_bytes(made.stdout)
     with (
         local_service(tiny_repository, {"tokens-file": tmp_path / "tokens.toml"}) as service,
         Client(service.target, token=token) as client,
