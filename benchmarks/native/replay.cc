@@ -96,6 +96,7 @@ class Replay {
   static void* tag(size_t index, Kind kind) { return reinterpret_cast<void*>(index * kNumKinds + kind); }
 
   bool is_over() const { return end_ != Time(); }
+  bool has_answer() const { return figures_.num_answers + figures_.num_errors > 0; }
 
   // Sets the streams up and keeps them busy until the window is over. Returns false when that failed.
   bool measure() {
@@ -118,7 +119,7 @@ class Replay {
         is_counting_ = true;
         begin_ = now;
         figures_.cpu_s = -cpu_seconds(options_.server_pid);
-      } else if (is_counting_ && now >= end_at_ + (figures_.num_answers == 0 ? seconds(kGraceS) : seconds(0))) {
+      } else if (is_counting_ && now >= end_at_ + seconds(has_answer() ? 0 : kGraceS)) {
         is_counting_ = false;
         end_ = now;
         figures_.cpu_s += cpu_seconds(options_.server_pid);
