@@ -9,13 +9,14 @@ import grpc
 import pytest
 
 from carousel import Client
-from examples.local_service import local_service
+from examples.local_service import local_service as service_process
 from tests.certificates import Authority
+from tests.services import local_service
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
 def test_a_start_without_a_log_line_is_detected(tiny_repository: Path, level: str) -> None:
-    with local_service(tiny_repository, {"log-level": level}) as service:
+    with service_process(tiny_repository, {"log-level": level}) as service:
         assert not [line for line in service.log if line["event"] == "server.started"]
         with Client(service.target) as client:
             assert client.models()
