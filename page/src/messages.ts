@@ -3,11 +3,13 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { DisconnectAction, type OpenSchema, OutputKind, type OutputSpecSchema } from "./gen/carousel/v1/inference_pb";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
-import type { Source } from "./steps";
 import { tensorOf } from "./tensors";
 
 /** The content of a feed: tokens, or vectors. */
 export type Fed = string[] | number[][];
+
+/** The source of a session: a text, vectors of numbers, or none. */
+export type Source = string | number[][] | null;
 
 type Spec = MessageInitShape<typeof OutputSpecSchema>;
 

@@ -14,10 +14,10 @@ import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { SessionsForkRequestSchema, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { forkLines, type Lines, rewindLines, stepLines } from "./lines";
 import { anew, fedAgain, type Listener, LOST } from "./listener";
-import { type Fed, freshSessionId, hasStart, opening, outputs, what } from "./messages";
+import { type Fed, freshSessionId, hasStart, opening, outputs, type Source, what } from "./messages";
 import { isRefusal, type Server, type Timed } from "./server";
 import { fedBy, forget, forgetTraces, NUM_TOGETHER, numToForget, type Output, outputOf } from "./steps";
-import { type Source, type Step, stepsOf, store, type Stored } from "./steps";
+import { type Step, stepsOf, store, type Stored } from "./steps";
 
 const NUM_MARKS = 8;
 /** The most numbers, or tokens, in one call that feeds steps again. */

@@ -2,7 +2,7 @@
 
 import { freshId, h, onEnter, say } from "./dom";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
-import type { Source } from "./steps";
+import type { Source } from "./messages";
 import { numbersOf, rowsOf, shown } from "./tokens";
 
 const WORD = "carousel";

@@ -3,7 +3,7 @@
 import type { Emissions } from "./emissions";
 import type { StepOutput } from "./gen/carousel/v1/inference_pb";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
-import type { Fed } from "./messages";
+import type { Fed, Source } from "./messages";
 import type { Candidate } from "./sampling";
 
 /** The trace of a step, by name: a gate or a state has one number for each unit, attention one for each source token. */
@@ -29,9 +29,6 @@ export interface Step {
   output: Output | null;
   ms: number;
 }
-
-/** The source of a session: a text, vectors of numbers, or none. */
-export type Source = string | number[][] | null;
 
 /** The stored form of a session, for a reload. base: the position before the first step. */
 export interface Stored {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from service.engine.before import Before
+from service.engine.last_tokens import LastTokens
 from service.repository.bundle import Bundle
 from service.repository.steps import HISTORY
 from service.repository.subwords import Subwords
@@ -22,7 +22,7 @@ _Decoder = codecs.getincrementaldecoder("utf-8")
 class Text:
     """Turns the tokens after a position into text. Event loop only."""
 
-    def __init__(self, subwords: Subwords, before: Before) -> None:
+    def __init__(self, subwords: Subwords, before: LastTokens) -> None:
         self._spelt, self._begins_word = subwords.spelt, subwords.begins_word
         tokens = before.tokens
         begin = next((index for index in reversed(range(len(tokens))) if self._begins_word[tokens[index]]), None)
@@ -72,7 +72,7 @@ class Text:
         return text.removeprefix(" ") if self._is_first else text
 
 
-def text_after(before: Before | None, bundle: Bundle) -> Text | None:
+def text_after(before: LastTokens | None, bundle: Bundle) -> Text | None:
     """Returns the text after a position; None for a model that has none."""
     vocabulary = bundle.target_vocabulary
     if before is None or vocabulary is None or vocabulary.subwords is None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from service.engine.before import Before
 from service.engine.decoding import Choice, FinishReason, choose_batch
 from service.engine.history import History
 from service.engine.jobs import NO_TOKENS, EncodeJob, GenerateJob, Item, Lane, Remainder
+from service.engine.last_tokens import LastTokens
 from service.engine.results import CHOICE, NEXT_TOKEN, Chosen, Encoded, Failed, Generated, StepResult, known
 from service.engine.scheduler import RowJob
 from service.engine.stepper import Stepper, nothing_consumed
@@ -73,7 +73,7 @@ class ActiveGeneration(RowJob):
 
     __slots__ = ("_before", "_choice", "_stepper", "request", "takes_likeliest")
 
-    def __init__(self, stepper: Stepper, lane: Lane, job: GenerateJob, before: Before | None = None) -> None:
+    def __init__(self, stepper: Stepper, lane: Lane, job: GenerateJob, before: LastTokens | None = None) -> None:
         self._stepper = stepper
         self._before = before
         self.lane = lane

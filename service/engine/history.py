@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.engine.before import Before
 from service.engine.jobs import Lane
+from service.engine.last_tokens import LastTokens
 from service.engine.results import LaneState
 from service.repository.steps import HISTORY
 
@@ -21,9 +21,9 @@ class History:
         self._place = place
         self._read = read
 
-    def before(self, lane: Lane) -> Before | None:
+    def before(self, lane: Lane) -> LastTokens | None:
         """Returns the tokens before the position of a lane without an active job; None if the model keeps none."""
         if self._place is None or (state := self._read(lane)) is None:
             return None
         tokens = [*state.states[self._place].tolist(), *state.pending]
-        return Before(lane.position, tokens[len(tokens) - min(HISTORY, lane.position) :])
+        return LastTokens(lane.position, tokens[len(tokens) - min(HISTORY, lane.position) :])

@@ -18,10 +18,10 @@ import numpy as np
 
 from service.engine.arena import Arena, Array
 from service.engine.beam import Hypothesis
-from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, FloatArray, FloatRow, IntArray, log_softmax, top_k
 from service.engine.emitted import emitted
 from service.engine.jobs import NO_TOKENS, Item, Items, Job, Lane, OutputKind, OutputSpec, Remainder, StepBatchJob
+from service.engine.last_tokens import LastTokens
 from service.errors import CarouselError
 
 
@@ -119,7 +119,7 @@ class Generated(NamedTuple):
     token_ids: Sequence[Item]
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
-    before: Before | None = None
+    before: LastTokens | None = None
 
 
 class Searched(NamedTuple):
@@ -128,7 +128,7 @@ class Searched(NamedTuple):
 
     position: int
     hypotheses: list[Hypothesis]
-    before: Before | None = None
+    before: LastTokens | None = None
 
 
 class Scored(NamedTuple):

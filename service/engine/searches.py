@@ -14,10 +14,10 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from service.engine.before import Before
 from service.engine.decoding import FloatArray, score
 from service.engine.history import History
 from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Remainder, ScoreJob, SearchJob
+from service.engine.last_tokens import LastTokens
 from service.engine.results import LOGITS, Failed, Fed, Result, Scored, Searched, StepResult
 from service.engine.scheduler import Group
 from service.engine.stepper import ActiveFeed, Stepper
@@ -121,7 +121,7 @@ class _LookingAhead(ABC):
 class ActiveSearch(_LookingAhead):
     """An active beam search."""
 
-    def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob, before: Before | None = None) -> None:
+    def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob, before: LastTokens | None = None) -> None:
         super().__init__(stepper, lane, job)
         self._before = before
         self._search = job.search

@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, IntArray
 from service.engine.jobs import NO_TOKENS, GenerateJob, Item, OutputSpec
+from service.engine.last_tokens import LastTokens
 from service.engine.results import Failed, Fed, Generated, Result, Searched
 from service.errors import OutputsLostError, PositionMismatchError
 from service.sessions.answer_memory import outputs_bytes
@@ -142,7 +142,7 @@ class Generation:
         self.former = former
         self.decoding = decoding
         self.request = request
-        self.before: Before | None = None
+        self.before: LastTokens | None = None
         self.tokens: list[Item] = []
         self.log_probabilities: list[float] | None = [] if decoding.log_probabilities else None
         self.num_dropped = 0
@@ -221,7 +221,7 @@ class Generation:
         before = self._before(begin)
         return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason, before)
 
-    def _before(self, index: int) -> Before | None:
+    def _before(self, index: int) -> LastTokens | None:
         """Returns the tokens before the kept token at `index`."""
         return None if self.before is None else self.before.after(self.tokens[:index])
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, FloatRow, IntArray
 from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
+from service.engine.last_tokens import LastTokens
 from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
@@ -44,7 +44,7 @@ class GeneratedBefore:
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
     found: Searched | None = None
-    before: Before | None = None
+    before: LastTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)

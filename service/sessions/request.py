@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.engine.before import Before
+from service.engine.last_tokens import LastTokens
 from service.engine.results import Failed, Generated, Result
 from service.errors import EngineError, guarded, report
 from service.observer import CALL_TRACE
@@ -65,7 +65,7 @@ class Request:
         self.answer_bytes = 0
         self.is_ended = False
         self.replayed = False
-        self.before: Before | None = None
+        self.before: LastTokens | None = None
         self.retries: list[Request] | None = None
         self.granted: Callable[[int, int], None] | None = None
         call = CALL_TRACE.get()

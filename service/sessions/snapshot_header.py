@@ -14,9 +14,9 @@ from msgspec.structs import astuple
 
 from service.engine.arena import Array
 from service.engine.beam import Hypothesis
-from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.jobs import OutputSpec
+from service.engine.last_tokens import LastTokens
 from service.engine.results import LaneState, Searched, StepOutput
 from service.sessions import snapshot_format as form
 from service.sessions.image import FedBefore, GeneratedBefore, Image
@@ -158,7 +158,7 @@ def _read_generation(one: form.Generation) -> GeneratedBefore:
         frozenset(options.stop_ids),
         None if options.beam is None else Beam(*astuple(options.beam)),
     )
-    before = None if one.before is None else Before(one.start + one.num_dropped, one.before)
+    before = None if one.before is None else LastTokens(one.start + one.num_dropped, one.before)
     found = None
     if one.found_position is not None:
         found = Searched(one.found_position, [Hypothesis(*astuple(each)) for each in one.found], before)

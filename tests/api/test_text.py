@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.text import Text
-from service.engine.before import Before
+from service.engine.last_tokens import LastTokens
 from service.repository.steps import HISTORY
 from service.repository.subwords import Subwords
 from tests.subwords import model
@@ -27,9 +27,9 @@ TOKENS = st.lists(
 LONG = st.lists(st.sampled_from([*OTHERS, *BYTES]), min_size=HISTORY - 2, max_size=3 * HISTORY)
 
 
-def before(tokens: list[int]) -> Before:
+def before(tokens: list[int]) -> LastTokens:
     """Returns what a session keeps of these tokens."""
-    return Before(len(tokens), tokens[max(0, len(tokens) - HISTORY) :])
+    return LastTokens(len(tokens), tokens[max(0, len(tokens) - HISTORY) :])
 
 
 def spelt(tokens: list[int]) -> bytes:
@@ -41,7 +41,7 @@ def spelt(tokens: list[int]) -> bytes:
 @given(TOKENS)
 def test_the_text_of_all_is_what_sentencepiece_decodes(tokens: list[int]) -> None:
     """This holds where the bytes are valid UTF-8. Otherwise the two differ in their replacement characters."""
-    text = Text(SUBWORDS, Before(0, []))
+    text = Text(SUBWORDS, LastTokens(0, []))
     whole = text.add(tokens) + text.unfinished
     try:
         assert whole == spelt(tokens).decode()
@@ -55,7 +55,7 @@ def test_the_text_continues_from_any_position(tokens: list[int], data: st.DataOb
     """The tokens are cut anywhere, and each part begins from what a session keeps there. The joined parts equal the
     whole."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=6)))
-    whole = Text(SUBWORDS, Before(0, []))
+    whole = Text(SUBWORDS, LastTokens(0, []))
     expected = whole.add(tokens)
     found, begin = "", 0
     for end in [*cuts, len(tokens)]:
@@ -78,14 +78,14 @@ def test_returned_text_is_never_changed(tokens: list[int], more: list[int]) -> N
 def test_a_word_is_returned_when_the_next_word_begins() -> None:
     pieces = SUBWORDS.pieces
     ids = [pieces.index(one) for one in ("▁m", "ouse", "▁house", "s")]
-    text = Text(SUBWORDS, Before(0, []))
+    text = Text(SUBWORDS, LastTokens(0, []))
     assert [text.add([one]) for one in ids] == ["", "", "mouse", ""]
     assert text.unfinished == " houses"
 
 
 def test_a_character_waits_for_its_last_byte() -> None:
     euro = [SUBWORDS.pieces.index(f"<0x{byte:02X}>") for byte in "€".encode()]
-    text = Text(SUBWORDS, Before(0, []))
+    text = Text(SUBWORDS, LastTokens(0, []))
     text.add(euro[:2])
     assert text.unfinished == ""
     text.add(euro[2:])
@@ -94,7 +94,7 @@ def test_a_character_waits_for_its_last_byte() -> None:
 
 def test_a_very_long_word_is_returned_in_parts() -> None:
     letter = OTHERS[-1]
-    text = Text(SUBWORDS, Before(0, []))
+    text = Text(SUBWORDS, LastTokens(0, []))
     assert text.add([letter] * HISTORY) == ""
     assert text.add([letter]) == SUBWORDS.pieces[letter] * (HISTORY + 1)
     assert text.add([letter]) == SUBWORDS.pieces[letter]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from service.engine.beam import Hypothesis
-from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, FinishReason
 from service.engine.jobs import Item, OutputSpec, size_of
+from service.engine.last_tokens import LastTokens
 from service.engine.results import Fed, Generated, Searched, StepOutput
 from service.errors import QueueFullError
 from service.repository.steps import HISTORY
@@ -170,15 +170,15 @@ def test_of_a_search_that_is_not_kept_the_position_is() -> None:
 def test_a_generation_knows_what_was_before_each_of_its_tokens() -> None:
     """This holds also if the generation has dropped its first tokens."""
     generation = Generation(None, Decoding(1000), None)
-    generation.add(Generated(5, [14, 15], None, None, Before(3, [11, 12, 13])), 2)
+    generation.add(Generated(5, [14, 15], None, None, LastTokens(3, [11, 12, 13])), 2)
     for position in range(6, 30):
         generation.add(Generated(position, [10 + position], None, None), 2)
     for position in range(3 + generation.num_dropped, 30):
         found = generation.after(position)
-        assert found.before == Before(position, list(range(11, 11 + position)))
+        assert found.before == LastTokens(position, list(range(11, 11 + position)))
         assert found.token_ids == list(range(11 + position, 40))
 
 
 def test_before_is_as_long_as_a_history() -> None:
     many = list(range(HISTORY))
-    assert Before(HISTORY, many).after([1, 2]) == Before(HISTORY + 2, [*many[2:], 1, 2])
+    assert LastTokens(HISTORY, many).after([1, 2]) == LastTokens(HISTORY + 2, [*many[2:], 1, 2])

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.beam import Hypothesis
-from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.jobs import Item, OutputKind, OutputSpec
+from service.engine.last_tokens import LastTokens
 from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import FedBefore, GeneratedBefore, Image
@@ -57,8 +57,8 @@ def images() -> dict[str, Image]:
     beam = Decoding(9, beam=Beam(4, 0.5, 2))
     hypotheses = [Hypothesis([1, 2], 0, 0.5, -1.0, [-0.5, -0.25, -0.25], FinishReason.EOS)]
     searched = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses))
-    worded = GeneratedBefore(2, decoding, 3, [3, 5], [-0.25, -0.5], None, before=Before(5, [9, 8, 7]))
-    before = Before(6, [4, 4])
+    worded = GeneratedBefore(2, decoding, 3, [3, 5], [-0.25, -0.5], None, before=LastTokens(5, [9, 8, 7]))
+    before = LastTokens(6, [4, 4])
     searched_words = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses, before), before)
     common = ("s-1", "g2p-en", 3, "int8", "ab" * 32, 1_700_000_000.5, ["hidden", "cell"])
     return {

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from service.repository.steps import HISTORY
 
 
-class Before(NamedTuple):
+class LastTokens(NamedTuple):
     """The last tokens before a position: `HISTORY` of them, or all when there are fewer."""
 
     position: int
     tokens: Sequence[Any]
 
-    def after(self, tokens: Sequence[Any]) -> Before:
+    def after(self, tokens: Sequence[Any]) -> LastTokens:
         """Returns the last tokens before the position that follows more `tokens`."""
-        return Before(self.position + len(tokens), [*self.tokens, *tokens][-HISTORY:])
+        return LastTokens(self.position + len(tokens), [*self.tokens, *tokens][-HISTORY:])
