@@ -145,9 +145,9 @@ class BatchRecovery:
         """Records how the stream ended. Fails the request at fault, and each opening under an id that the program
         chose, because another session may now have that id."""
         failed = [number for number, member in self._openings.items() if not member.has_own_id]
-        culprit = self._refusals.culprit(error, list(self._outstanding.values()))
-        if culprit is not None:
-            failed.append(culprit.request_id)
+        at_fault = self._refusals.at_fault(error, list(self._outstanding.values()))
+        if at_fault is not None:
+            failed.append(at_fault.request_id)
         for number in failed:
             if number in self._outstanding and number not in self.answers:
                 response = pb.StreamResponse(request_id=number, error=_answers.error_message(error))

@@ -134,9 +134,9 @@ class Recovery:
 
     def stream_ended(self, error: CarouselError) -> None:
         """Records how the stream ended. If a pending request is at fault, puts its error into the backlog."""
-        culprit = self._refusals.culprit(error, self.pending)
-        if culprit is not None:
-            self._fail(culprit, _answers.error_message(error))
+        at_fault = self._refusals.at_fault(error, self.pending)
+        if at_fault is not None:
+            self._fail(at_fault, _answers.error_message(error))
 
     def resume(self, number: Number, position: int) -> Exchange[list[pb.StreamRequest]]:
         """Resumes the session on a new stream. Returns the pending requests, which must be sent after it.

@@ -22,7 +22,7 @@ class Refusals:
         self.max_request_bytes = _LARGEST_MESSAGE_BYTES
         self._last: grpc.StatusCode | None = None
 
-    def culprit(self, error: CarouselError, pending: Sequence[pb.StreamRequest]) -> pb.StreamRequest | None:
+    def at_fault(self, error: CarouselError, pending: Sequence[pb.StreamRequest]) -> pb.StreamRequest | None:
         """Returns the pending request at fault: the one that is too large, or the oldest if the same refusal repeats.
 
         error: the error that ended the stream.

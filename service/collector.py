@@ -53,7 +53,7 @@ class Collector:
         self._took_s = 0.0
         self._is_wanted = False
 
-    def want(self) -> None:
+    def request(self) -> None:
         """Makes a full collection due, because something large has become garbage."""
         self._is_wanted = True
 
@@ -64,7 +64,7 @@ class Collector:
         gc.freeze()
         gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
 
-    async def look(self) -> None:
+    async def collect_if_due(self) -> None:
         """Makes a full collection if one is due and the moment is quiet. Call it repeatedly."""
         waited_s = self._clock() - self._collected_at_s
         is_worth_it = self._is_wanted or self._num_due() >= _WORTH

@@ -10,7 +10,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
-from service.api.principals import Everybody, Principals, TokenFileError
+from service.api.principals import Principals, TokenFileError, Unauthenticated
 from service.hosts import is_loopback
 from service.ports import reason_of, reserve
 from service.process import StartError
@@ -77,10 +77,10 @@ class Reserved:
                 one.release()
 
 
-def principals(settings: Settings) -> Principals | Everybody:
+def principals(settings: Settings) -> Principals | Unauthenticated:
     """Returns the principals that may call. Raises StartError when the file of principals is not valid."""
     if settings.tokens_file is None:
-        return Everybody()
+        return Unauthenticated()
     try:
         return Principals(
             settings.tokens_file,

@@ -116,7 +116,7 @@ class Server:
             if not self._leave.is_set():
                 self._collector = Collector(self._hosting.num_batches)
                 self._collector.take_over()
-                self._background.repeat("collect", _COLLECT_S, self._collector.look)
+                self._background.repeat("collect", _COLLECT_S, self._collector.collect_if_due)
             await self.wait()
         finally:
             leaving.cancel()
@@ -285,7 +285,7 @@ class Server:
 
     def _models_changed(self) -> None:
         if self._collector is not None:
-            self._collector.want()  # the graphs of an unloaded version are large garbage
+            self._collector.request()  # the graphs of an unloaded version are large garbage
         if self._is_open:
             self._background.start("health", self._model_health.update())
 

@@ -152,7 +152,7 @@ class _WithoutArena(RuntimeOptions):
         return options
 
 
-class _Deaf:
+class _Unobserved:
     """An `EngineObserver` that does nothing."""
 
     is_tracing = False
@@ -176,15 +176,15 @@ def _reason_why_not(request: dict[str, Any]) -> str:
         return found.reason
     try:
         for variant in found.variants:
-            core = EngineCore(found, variant, EngineLimits(**request["limits"]), _Deaf(), _ignore)
+            core = EngineCore(found, variant, EngineLimits(**request["limits"]), _Unobserved(), _ignore)
             core.warm_up()
-            _look_inside(found, core)
+            _run_trace_graph(found, core)
     except Exception as error:  # from ONNX Runtime, or out of memory
         return f"its engine cannot start: {str(error)[:2000] or type(error).__name__}"
     return ""
 
 
-def _look_inside(bundle: Bundle, core: EngineCore) -> None:
+def _run_trace_graph(bundle: Bundle, core: EngineCore) -> None:
     """Runs the trace graph on row 0, which no session uses."""
     if bundle.trace is not None:
         rows = np.zeros(1, dtype=np.int64)
@@ -198,7 +198,7 @@ def _ignore(error: Exception) -> None:
     """Ignores the error: a trial has no jobs that can fail."""
 
 
-def _go_last() -> None:
+def _lower_priority() -> None:
     """Lets the system end this process before the server when memory is short, and gives it the processor after the
     server."""
     os.nice(_NICENESS)
@@ -207,5 +207,5 @@ def _go_last() -> None:
 
 
 if __name__ == "__main__":
-    _go_last()
+    _lower_priority()
     print(json.dumps(_reason_why_not(json.load(sys.stdin))))

@@ -29,7 +29,7 @@ class Process:
 
     async def after(self, seconds: float) -> int:
         self.now_s += seconds
-        await self.collector.look()
+        await self.collector.collect_if_due()
         return self.num_collections
 
 
@@ -44,7 +44,7 @@ async def test_a_quiet_process_is_collected_when_it_is_worth_it() -> None:
 async def test_a_requested_collection_runs_once_at_the_next_quiet_moment() -> None:
     process = Process()
     process.num_due = 1
-    process.collector.want()
+    process.collector.request()
     process.is_busy = True
     assert await process.after(1.0) == 0
     process.is_busy = False

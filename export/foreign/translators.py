@@ -63,7 +63,7 @@ class Translated:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _Mode:
     """A way to run the step: with rows of one source length or of any, and with one row (max_rows 1) or many (None)."""
 
     by_length: bool
@@ -266,12 +266,12 @@ def _prove(
     encoder, decoder, reading = pair.encoder, pair.decoder, pair.reading
     takes_logarithms = pair.takes_logarithms
     has_source = needs_length(decoder)
-    ways = [_Way(by_length=False, max_rows=None)]
+    ways = [_Mode(by_length=False, max_rows=None)]
     if has_source:
-        ways.append(_Way(by_length=True, max_rows=None))
+        ways.append(_Mode(by_length=True, max_rows=None))
     if reading.fixed_batch is not None:
         ways = []
-    ways.append(_Way(by_length=has_source, max_rows=1))
+    ways.append(_Mode(by_length=has_source, max_rows=1))
     for way in ways:
         own = replace(
             interface,
@@ -303,7 +303,7 @@ def _prove(
             if is_last:
                 raise ExportError(f"the two files cannot be run together: {first_line(error)}") from error
             continue
-        notes.append(_said(way, has_source=has_source))
+        notes.append(_as_note(way, has_source=has_source))
         same = f"its outputs differ by up to {worst:.1g} from" if worst else "a session gets the same bits as"
         logits = f", except for logits, which may be off by {tolerances.FILE:g}: they are logarithms" if inexact else ""
         notes.append(f"{same} a bare loop over the two files{logits}")
@@ -311,7 +311,7 @@ def _prove(
     raise AssertionError("the last way returns or raises")
 
 
-def _said(way: _Way, *, has_source: bool) -> str:
+def _as_note(way: _Mode, *, has_source: bool) -> str:
     if way.max_rows == 1:
         return "sessions step one by one"
     if way.by_length:

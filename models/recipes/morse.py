@@ -75,7 +75,7 @@ class Schedule:
         ]
 
 
-class Pupil(nn.Module):
+class HintedTransducer(nn.Module):
     """A transducer with a hint during training: at each frame, the encoder must also say which part of a character it
     has heard. After 450 batches of short, clean sounds at one speed, the character error rate was 20 % with the hint
     and 93 % without."""
@@ -110,13 +110,13 @@ def train(run: Path, config: training.TrainingConfig, model_config: TransducerCo
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         generators = (np.random.default_rng([_TRAINING_SEED, config.seed, seed]) for seed in batch.seeds)
         utterances = [data.draw(generator, "train", batch.difficulty) for generator in generators]
-        return cast(Pupil, module).loss(utterances, batch.hint_weight)
+        return cast(HintedTransducer, module).loss(utterances, batch.hint_weight)
 
     def validation_error(module: nn.Module) -> float:
-        return character_error_rate(spell(cast(Pupil, module).transducer, validation), validation)
+        return character_error_rate(spell(cast(HintedTransducer, module).transducer, validation), validation)
 
     history = training.train(
-        Pupil(model_config),
+        HintedTransducer(model_config),
         run=run,
         config=config,
         batches=schedule.batches,
@@ -150,7 +150,9 @@ def character_error_rate(found: Sequence[str], utterances: Sequence[data.Utteran
 
 def load_model(checkpoint: Path) -> Transducer:
     """Returns a checkpoint's trained model, in evaluation mode. Raises ValueError for another recipe's checkpoint."""
-    return training.load_trained(checkpoint, MODEL, lambda sizes: Pupil(TransducerConfig(**sizes))).transducer
+    return training.load_trained(
+        checkpoint, MODEL, lambda sizes: HintedTransducer(TransducerConfig(**sizes))
+    ).transducer
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:

@@ -171,7 +171,7 @@ async def _read(
         if request is grpc.aio.EOF:
             break
         if clock() > leases.until_s:
-            leases.look()
+            leases.mark_unconfirmed()
         if outbox.hold():
             # `handle` answers a lone session before it returns: writing the response here saves a task switch
             stream.handle(request)

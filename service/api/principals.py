@@ -213,7 +213,7 @@ class Principals:
         return status.st_mtime_ns, status.st_ino
 
 
-class Everybody:
+class Unauthenticated:
     """Finds the caller if there is no file of principals: all clients are one principal, which has no name and may do
     everything."""
 

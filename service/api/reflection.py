@@ -13,7 +13,7 @@ _OLD = reflection.SERVICE_NAME
 _NEW = _OLD.replace("v1alpha", "v1")
 
 
-class _Twice:
+class _BothNames:
     """Takes the place of a server: registers the methods of the service under both names."""
 
     def __init__(self, server: Any) -> None:
@@ -33,7 +33,7 @@ def add_reflection(services: Iterable[str], server: Any) -> None:
     """Adds the reflection service, which lists the given services and itself."""
     _describe_new()
     servicer = reflection.aio.ReflectionServicer((*services, _OLD, _NEW))
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, _Twice(server))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, _BothNames(server))
 
 
 def _describe_new() -> None:

@@ -253,7 +253,7 @@ class Stream:
             if session is None:
                 elsewhere = self._registry.get(self._caller.key(session_id))
                 raise SessionNotOpenError(
-                    f"{kind}: session {elsewhere.name!r} {elsewhere.whereabouts}", field="session_id"
+                    f"{kind}: session {elsewhere.name!r} {elsewhere.why_unusable}", field="session_id"
                 )
         elif len(self.sessions) == 1:
             (session,) = self.sessions.values()

@@ -109,7 +109,7 @@ class Claims:
                 f"session_id = {here.name!r} is in use by a session that is open on this server", field="session_id"
             )
         if claimed.payload is None:  # its server ended before the first write
-            raise await self._buried(session_id, claimed.epoch, CloseReason.LOST)
+            raise await self._end_claimed(session_id, claimed.epoch, CloseReason.LOST)
         try:
             image = await self._storage.decode(session_id, claimed.payload)
         except SnapshotCorruptError:  # the record was set aside
@@ -122,7 +122,7 @@ class Claims:
             reason, position = CloseReason.MAX_AGE, image.lane.position
             observer = self._registry.observer
             observer.stored_session_closed(image.model, image.version, session_id, reason.value, position)
-            raise await self._buried(session_id, claimed.epoch, reason, position)
+            raise await self._end_claimed(session_id, claimed.epoch, reason, position)
         usable = ClaimedImage(claimed.epoch, image, min(claimed.ttl_s, ages.left_s(image.opened_at)))
         try:
             check(image)
@@ -182,12 +182,12 @@ class Claims:
         finally:
             del self._asked[owner]
 
-    async def _buried(
+    async def _end_claimed(
         self, session_id: str, epoch: int, reason: CloseReason, position: int = 0
     ) -> SessionNotFoundError:
         """Ends a session whose record this server has claimed. Returns the error for it."""
         tombstone = Tombstone(reason, position, self._registry.wall_clock())
         self._registry.tombstones.add(session_id, tombstone)
-        self._registry.last_records.bury(session_id, epoch, tombstone.encode())
+        self._registry.last_records.record_end(session_id, epoch, tombstone.encode())
         await self._storage.after_writes(session_id)  # after this error a client may open the id anywhere
         return Tombstones.error_of(session_id, tombstone)

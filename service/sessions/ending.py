@@ -86,7 +86,7 @@ class LastRecords:
         self._waiting: dict[Callable[[], None], asyncio.TimerHandle] = {}
         """The attempts to repeat, each with its timer."""
 
-    def bury(
+    def record_end(
         self,
         session_id: str,
         epoch: int,

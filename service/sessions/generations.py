@@ -177,7 +177,7 @@ class Generations:
         generation.num_read = max(generation.num_read, position - (generation.start or 0))
         self._grant(session, generation, generation.num_read)
 
-    def _unheard(self, session: Session, generation: Generation) -> None:
+    def _without_listener(self, session: Session, generation: Generation) -> None:
         """Handles tokens without a listener: an earlier answer could not be stored, or the stream has ended."""
         self._run_unattended(session, generation)
         on_unstored = self._unstored.of(session, generation)
@@ -226,7 +226,7 @@ class Generations:
             generation.former = None
             generation.job = generation.request = None
         if listener is None:
-            self._unheard(session, generation)
+            self._without_listener(session, generation)
         elif generation.received_position is None or not isinstance(result, Generated):
             self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
         else:

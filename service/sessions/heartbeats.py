@@ -57,14 +57,14 @@ class Heartbeats:
 
         return [
             asyncio.create_task(_for_ever(beat, self._interval_s)),
-            asyncio.create_task(_for_ever(self._tidy, self._interval_s)),
+            asyncio.create_task(_for_ever(self._maintain, self._interval_s)),
         ]
 
     def hasten(self) -> None:
         """Sends a heartbeat at once."""
         self._is_due.set()
 
-    async def _tidy(self) -> None:
+    async def _maintain(self) -> None:
         """One round of upkeep: releases records that may be owned, probes writes, removes all expired records, and
         sometimes checks the store's settings."""
         if self._clock() >= self._risk_at_s:

@@ -45,7 +45,7 @@ _ALL = (sys.maxsize, 0)
 OnSession = Callable[[Session], None]
 
 
-class _Doubt(Enum):
+class _Unconfirmed(Enum):
     """What is known about the owner of an unconfirmed session."""
 
     UNKNOWN = "unknown"  # no heartbeat was answered since: the lease may be valid after all
@@ -59,7 +59,8 @@ class Leases:
     when it is confirmed. idle_timeout_s: how long a record outlives a session whose policy has no duration. ages:
     limits how long records last.
 
-    until_s: the monotonic time until which this server may answer for its sessions. After it, call `look` first.
+    until_s: the monotonic time until which this server may answer for its sessions. After it, call `mark_unconfirmed`
+    first.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class Leases:
         self._clock = clock
         self._recorded: dict[Session, None] = {}
         """Sessions with a record or a reservation, the one checked longest ago first."""
-        self._unconfirmed: dict[Session, _Doubt] = {}
+        self._unconfirmed: dict[Session, _Unconfirmed] = {}
         self._confirming: set[Session] = set()
-        self._looked_s = -math.inf
+        self._marked_s = -math.inf
         """When the expiry of the lease was last noticed, in monotonic seconds."""
         self._is_lapsed = False
         """Whether an expiry of the lease was noticed, and no heartbeat has renewed it yet."""
@@ -170,7 +171,7 @@ class Leases:
         elif result is WriteResult.MISSING:
             if self._may_make(session):
                 self._on_missing(session)
-            elif self._unconfirmed[session] is _Doubt.UNKNOWN:
+            elif self._unconfirmed[session] is _Unconfirmed.UNKNOWN:
                 self._storage.hasten_heartbeat()
             else:
                 self._on_lost(session)
@@ -182,33 +183,33 @@ class Leases:
     def _may_make(self, session: Session) -> bool:
         """Whether a record may be created when the store has none. A session that was never stored cannot have had a
         record at another server."""
-        return self._unconfirmed.get(session) in (None, _Doubt.EXPIRED) or session.persistence.stored is None
+        return self._unconfirmed.get(session) in (None, _Unconfirmed.EXPIRED) or session.persistence.stored is None
 
     def check(self) -> None:
         """Checks the lease. Call this before any answer about a session."""
         if self.is_cut:
-            self.look()
+            self.mark_unconfirmed()
 
-    def look(self) -> None:
+    def mark_unconfirmed(self) -> None:
         """Marks the stored sessions as unconfirmed, because the lease has expired. The store must be asked before they
         are used."""
-        self._looked_s = self._clock()
-        suspects = list(self._owned_since_lapse if self._is_lapsed else self._recorded)
+        self._marked_s = self._clock()
+        sessions = list(self._owned_since_lapse if self._is_lapsed else self._recorded)
         self._owned_since_lapse.clear()
         if not self._is_lapsed:
             self._is_lapsed = True
             self._storage.hasten_heartbeat()
-        for session in suspects:
+        for session in sessions:
             persistence = session.persistence
             if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
                 persistence.is_unconfirmed, persistence.known_s = True, self._known_s
-                self._unconfirmed[session] = _Doubt.UNKNOWN
+                self._unconfirmed[session] = _Unconfirmed.UNKNOWN
                 self._deferral.suspend(session)
 
     def confirmed(self, session: Session, asked_s: float) -> None:
         """Handles that the store accepted something under a session's epoch: confirms the session and runs what waits.
         asked_s: the monotonic time of the question; ignored when the expiry was noticed after it."""
-        if session.persistence.is_unconfirmed and asked_s >= self._looked_s:
+        if session.persistence.is_unconfirmed and asked_s >= self._marked_s:
             session.persistence.is_unconfirmed = False
             self._unconfirmed.pop(session, None)
             if self._is_lapsed:
@@ -225,19 +226,19 @@ class Leases:
             return
         is_gap, self._term = bool(self._term) and beat.term != self._term, beat.term
         if is_gap:
-            self.look()
+            self.mark_unconfirmed()
             is_contested = beat.rivals_s > self._idle_timeout_s
-            for session, doubt in self._unconfirmed.items():
-                if doubt is not _Doubt.CONTESTED:
-                    self._unconfirmed[session] = _Doubt.CONTESTED if is_contested else _Doubt.EXPIRED
+            for session, known in self._unconfirmed.items():
+                if known is not _Unconfirmed.CONTESTED:
+                    self._unconfirmed[session] = _Unconfirmed.CONTESTED if is_contested else _Unconfirmed.EXPIRED
         self.until_s = sent_s + lease_s
         if self.is_cut:  # the answer took longer than the lease
-            self.look()
+            self.mark_unconfirmed()
             return
         self._is_lapsed = False
         self._owned_since_lapse.clear()
-        for session, doubt in list(self._unconfirmed.items()):
-            if doubt is _Doubt.UNKNOWN:
+        for session, known in list(self._unconfirmed.items()):
+            if known is _Unconfirmed.UNKNOWN:
                 self.confirmed(session, self._clock())
             else:
                 self._confirm(session)

@@ -12,8 +12,8 @@ out the actions and report the results as further events. `diagram` draws the ta
 3. Every accepted request gets exactly one last answer: from the engine; from memory, when it is a retry; or by
    REFUSE_DEFERRED or FREE_SLOT, for example when its session ends. Only a generation that lost its stream has no
    request to answer.
-4. ENDING lasts until all requests in flight are answered and the store has the last record of the session (`BURY`,
-   `RELEASE`). Without a record, only the requests in flight are waited for. LOSE skips ENDING.
+4. ENDING lasts until all requests in flight are answered and the store has the last record of the session
+   (`RECORD_END`, `RELEASE`). Without a record, only the requests in flight are waited for. LOSE skips ENDING.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Action(Enum):
     STORE = "store"
     FREE_SLOT = "free the slot"  # also answers the requests in flight
     READ_RECORD = "read the record"
-    BURY = "record the end"
+    RECORD_END = "record the end"
     RELEASE = "record that it is free"
     FREE_ID = "free the id"
 
@@ -111,7 +111,7 @@ _REQUESTS = (Event.FEED, Event.STEP_BATCH, Event.SCORE, Event.GENERATE, Event.RE
 def _table() -> dict[tuple[State, Event], Transition]:
     table: dict[tuple[State, Event], Transition] = {
         (State.OPENING, Event.START): Transition(State.IDLE, (Action.RUN_DEFERRED,)),
-        (State.OPENING, Event.FAIL): Transition(State.ENDING, (Action.REFUSE_DEFERRED, Action.BURY)),
+        (State.OPENING, Event.FAIL): Transition(State.ENDING, (Action.REFUSE_DEFERRED, Action.RECORD_END)),
         (State.IDLE, Event.GENERATE): Transition(State.GENERATING, (Action.SUBMIT,)),
         (State.BUSY, Event.GENERATE): Transition(State.GENERATING, (Action.SUBMIT,)),
         (State.BUSY, Event.FINISH): Transition(State.IDLE),
@@ -140,8 +140,8 @@ def _table() -> dict[tuple[State, Event], Transition]:
         table[state, Event.RESUME] = Transition(state, (Action.NOTIFY_STREAM,))
         table[state, Event.DETACH] = Transition(state, (Action.HOLD,))
         end = (Action.REFUSE_DEFERRED, Action.FREE_SLOT)
-        table[state, Event.CLOSE] = Transition(State.ENDING, (*end, Action.BURY, Action.NOTIFY_STREAM))
-        table[state, Event.EXPIRE] = Transition(State.ENDING, (*end, Action.BURY, Action.NOTIFY_STREAM))
+        table[state, Event.CLOSE] = Transition(State.ENDING, (*end, Action.RECORD_END, Action.NOTIFY_STREAM))
+        table[state, Event.EXPIRE] = Transition(State.ENDING, (*end, Action.RECORD_END, Action.NOTIFY_STREAM))
         table[state, Event.HAND_OVER] = Transition(State.ENDING, (Action.RELEASE, *end, Action.NOTIFY_STREAM))
         table[state, Event.LOSE] = Transition(State.ENDED, (*end, Action.NOTIFY_STREAM))
     return table

@@ -81,7 +81,7 @@ class Registry:
         self._on_end: dict[Action, Callable[[Session, Ending], None]] = {
             Action.REFUSE_DEFERRED: self._refuse_deferred,
             Action.FREE_SLOT: self._free_slot,
-            Action.BURY: self._bury,
+            Action.RECORD_END: self._record_end,
             Action.RELEASE: self._release,
             Action.NOTIFY_STREAM: self._notify_stream,
         }
@@ -247,17 +247,17 @@ class Registry:
         else:
             freed()
 
-    def _bury(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
+    def _record_end(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
         """Records the end of a session that has a record. Deletes the record of a session that was never open or that
         no other server could resume. ended: the callback of `Directory.begin_ending`, if it was called already."""
         claiming = session.persistence.after_claim
         if claiming is not None:
             ended = self.directory.begin_ending(session.id)
-            claiming.append(lambda: self._bury(session, end, ended))
+            claiming.append(lambda: self._record_end(session, end, ended))
             return
         if session.num_in_flight and end.before in HOLDS_SLOT and not end.is_freed:  # its position is not final
             ended = ended or self.directory.begin_ending(session.id)
-            end.after_freed = lambda: self._bury(session, end, ended)
+            end.after_freed = lambda: self._record_end(session, end, ended)
             return
         if not session.persistence.has_record:
             self._recorded(session, end, None, ended)
@@ -265,7 +265,7 @@ class Registry:
         is_new = end.before is State.OPENING and not session.persistence.is_in_store
         is_remembered = session.policy.is_stored and not is_new
         ended = ended or self.directory.begin_ending(session.id)
-        self.last_records.bury(
+        self.last_records.record_end(
             session.id,
             session.persistence.epoch,
             end.tombstone.encode() if is_remembered and end.tombstone is not None else None,
@@ -275,7 +275,7 @@ class Registry:
 
     def _release(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
         """Stores a session so that any server can claim it. The answers and the notification of a strict session wait
-        for that. ended: see `_bury`."""
+        for that. ended: see `_record_end`."""
         persistence, ended = session.own_persistence(), ended or self.directory.begin_ending(session.id)
         if persistence.after_claim is not None:
             persistence.after_claim.append(lambda: self._release(session, end, ended))

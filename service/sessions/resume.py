@@ -279,7 +279,7 @@ class Resume:
                     ended()
                 give(error)
 
-            registry.last_records.bury(session_id, epoch, tombstone.encode(), recorded_or_failed)
+            registry.last_records.record_end(session_id, epoch, tombstone.encode(), recorded_or_failed)
             self._observer.stored_session_closed(
                 image.model, image.version, session_id, CloseReason.CLIENT.value, position
             )

@@ -74,7 +74,7 @@ class Session:
         self.name = name_of(self.id)
 
     @property
-    def whereabouts(self) -> str:
+    def why_unusable(self) -> str:
         """Returns why a stream cannot use this session of another stream, as a phrase for error messages."""
         if self.is_detached:
             return "is detached: resume it"

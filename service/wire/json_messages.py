@@ -147,13 +147,13 @@ def _check_field(value: Any, field: FieldDescriptor, path: str, *, is_thorough: 
     elif field.is_repeated:
         if not isinstance(value, list):
             _refuse(path, value, "a list, [...]")
-        for at, given in _worth_a_look(value, field, is_thorough=is_thorough):
+        for at, given in _possibly_invalid(value, field, is_thorough=is_thorough):
             _check_one(given, field, f"{path}[{at}]", is_thorough=is_thorough)
     else:
         _check_one(value, field, path, is_thorough=is_thorough)
 
 
-def _worth_a_look(values: list[Any], field: FieldDescriptor, *, is_thorough: bool) -> Iterable[tuple[int, Any]]:
+def _possibly_invalid(values: list[Any], field: FieldDescriptor, *, is_thorough: bool) -> Iterable[tuple[int, Any]]:
     """Returns the values of a list that may be invalid, each with its index. For numbers and strings, of which there
     may be millions, returns at most one."""
     if field.message_type is not None or field.enum_type is not None or field.type == FieldDescriptor.TYPE_BYTES:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.api.caller import NOBODY, Caller, Principal
-from service.api.principals import Everybody, Principals, TokenFileError, new_token
+from service.api.principals import Principals, TokenFileError, Unauthenticated, new_token
 from service.errors import ForbiddenError, InvalidFieldError, RateLimitedError, UnauthenticatedError
 from tests.certificates import Authority
 
@@ -188,7 +188,7 @@ def test_a_new_token_is_long_and_never_the_same() -> None:
 
 
 def test_without_a_token_file_every_caller_may_do_everything() -> None:
-    assert Everybody().find(None, no_certificate) is NOBODY
+    assert Unauthenticated().find(None, no_certificate) is NOBODY
     NOBODY.check_admin("load")
     NOBODY.admit()
     assert NOBODY.key("a") == NOBODY.any_key("a") == NOBODY.new_key("a") == NOBODY.shown("a") == "a"

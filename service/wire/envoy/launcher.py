@@ -128,7 +128,7 @@ class _Launcher:
             tasks = [
                 asyncio.create_task(asyncio.to_thread(_forward, envoys_log)),
                 asyncio.create_task(self._tell_port()),
-                asyncio.create_task(self._hear(envoy)),
+                asyncio.create_task(self._stop_with_server(envoy)),
             ]
             ended = await envoy.wait()
             for task in tasks[1:]:
@@ -139,7 +139,7 @@ class _Launcher:
             return 1
         return self._code
 
-    async def _hear(self, envoy: asyncio.subprocess.Process) -> None:
+    async def _stop_with_server(self, envoy: asyncio.subprocess.Process) -> None:
         """Ends Envoy when the server has ended."""
         assert self._link is not None  # noqa: S101  # set by `run`
         async for kind, value in self._link.messages():
