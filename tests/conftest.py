@@ -46,9 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets what child processes inherit: the wire, and that an interrupt ends them, also when a shell started the tests
-    in the background."""
+    """Sets what child processes inherit: the wire, one thread for PyTorch, and that an interrupt ends them, also when a
+    shell started the tests in the background."""
     os.environ["CAROUSEL_WIRE"] = config.getoption("--wire")
+    # two threads wait for each other in a busy loop: with several processes of tests, for most of the CPU time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

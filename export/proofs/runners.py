@@ -69,6 +69,13 @@ class OnnxRunner:
         self._interface = interface
         self._outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
         self._carried = [tensor.name for tensor in interface.carried_inputs]
+        given = interface.step.constants
+        self._constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in given}
+        self._uniform = [
+            (place, state.input.shape.index("batch"))
+            for place, state in enumerate(interface.states)
+            if state.is_uniform
+        ]
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """See `Runner`. Raises ValueError for a model without an encoder."""
@@ -91,25 +98,21 @@ class OnnxRunner:
         feeds |= dict(zip(self._carried, carried, strict=True))
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
-        constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
-        uniform = [place for place, state in enumerate(interface.states) if state.is_uniform]
         groups: list[list[int]] = []
         if interface.step.max_rows is not None:
             groups = [[row] for row in range(len(tokens))]
-        elif uniform:
-            axes = [interface.states[place].input.shape.index("batch") for place in uniform]
-            groups = groups_of([(carried[place], axis) for place, axis in zip(uniform, axes, strict=True)], len(tokens))
+        elif self._uniform:
+            groups = groups_of([(carried[place], axis) for place, axis in self._uniform], len(tokens))
         if not groups:
-            found: list[Array] = session.run(outputs, feeds | constants)
+            found: list[Array] = session.run(outputs, feeds | self._constants)
             return found
-        return self._step_apart(session, outputs, feeds, constants, groups)
+        return self._step_apart(session, outputs, feeds, groups)
 
     def _step_apart(
         self,
         session: Any,
         outputs: list[str],
         feeds: dict[str, Array],
-        constants: dict[str, Array],
         groups: list[list[int]],
     ) -> list[Array]:
         """Runs each group of rows by itself, like the server: for graphs of one row, or of one value for all rows."""
@@ -118,7 +121,8 @@ class OnnxRunner:
         along = {state.output: axes[state.input.name] for state in interface.states}
         results = [
             session.run(
-                outputs, {name: array.take(rows, axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
+                outputs,
+                {name: array.take(rows, axis=axes.get(name, 0)) for name, array in feeds.items()} | self._constants,
             )
             for rows in groups
         ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -156,10 +156,16 @@ def walk(
     for chunks in _rounds([_cut(plan, interface.step.max_chunk) for plan in plans]):
         active = np.flatnonzero(chunks)
         lengths = chunks[active]
-        is_token = np.arange(lengths.max()) < lengths[:, None]  # [B, T] of this round
-        places = np.repeat(active, lengths), (fed[active, None] + np.arange(lengths.max()))[is_token]
-        tokens = np.zeros((*is_token.shape, *all_tokens.shape[2:]), all_tokens.dtype)
-        tokens[is_token] = all_tokens[places]
+        begin, width = int(fed[active[0]]), int(lengths[0])
+        is_token: Any = slice(None)  # [B, T] of this round
+        places: Any = (is_token, slice(begin, begin + width))
+        if len(active) == len(rows) and (lengths == width).all() and (fed == begin).all():  # always if there is one row
+            tokens = np.ascontiguousarray(all_tokens[places])
+        else:
+            is_token = np.arange(lengths.max()) < lengths[:, None]
+            places = np.repeat(active, lengths), (fed[active, None] + np.arange(lengths.max()))[is_token]
+            tokens = np.zeros((*is_token.shape, *all_tokens.shape[2:]), all_tokens.dtype)
+            tokens[is_token] = all_tokens[places]
         carried = [_taken(array, active, axis) for array, axis in zip((*states, *contexts), axes, strict=True)]
         found = runner.step(tokens, lengths, carried)
         outputs = [found[0], *found[1 + len(states) :]]

@@ -164,7 +164,7 @@ def test_the_carousel_keeps_the_gradient_and_the_vanilla_network_loses_it() -> N
 def test_the_lstm_learns_to_recall_and_the_vanilla_network_does_not() -> None:
     subjects = {subject.name: subject for subject in gradient_flow.RECALL}
     last = {
-        name: gradient_flow.learn_recall(subjects[name], lag=100, num_updates=200, batch_size=64, seed=0)[-1]
+        name: gradient_flow.learn_recall(subjects[name], lag=40, num_updates=100, batch_size=64, seed=0)[-1]
         for name in ("vanilla RNN", "LSTM, forget bias 3")
     }
     assert last["LSTM, forget bias 3"] > 0.9
