@@ -22,8 +22,7 @@ TIMES = re.compile(r"  first word after (\d+\.\d) ms, last after (\d+\.\d) ms")
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service with a translator of random weights."""
-    folder = tmp_path_factory.mktemp("repository")
-    write_translator(folder, MODEL, trace=True)
+    folder = write_translator(tmp_path_factory, MODEL)
     with local_service(folder) as service, Client(service.target) as client:
         yield client
 

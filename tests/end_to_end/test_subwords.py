@@ -24,9 +24,7 @@ MODEL = "mice"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("repository")
-    write_translator(folder, MODEL)
-    return folder
+    return write_translator(tmp_path_factory, MODEL)
 
 
 @pytest.fixture(scope="module")

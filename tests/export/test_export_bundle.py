@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +17,12 @@ import torch
 
 from export.bundle import write_language_model, write_seq2seq
 from export.errors import ExportError
-from export.graphs import export_graphs
-from export.interface import seq2seq_interface
 from export.vocabulary import Vocabulary
 from models.language_model import LanguageModelConfig, random_language_model
 from models.recurrent import RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import Manifest, SpecialTokens, sha256_of
-
-CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
+from tests.export.tiny_seq2seq import EXTRA_FILES, tiny_bundle, tiny_model, write_tiny
 
 
 class WrongGateOrder(RecurrentLayer):
@@ -38,36 +34,16 @@ class WrongGateOrder(RecurrentLayer):
         self.onnx_recurrence = torch.cat([first, third, fourth, second], dim=1)
 
 
-def _model() -> Seq2Seq:
-    torch.manual_seed(0)
-    return Seq2Seq(CONFIG)
-
-
-def _write(model: Seq2Seq, to: Path, **options: Any) -> Path:
-    return write_seq2seq(
-        model,
-        to=to,
-        name="tiny",
-        description="A tiny model with random weights",
-        source=Vocabulary(("<pad>", "a", "b", "c", "d", "e"), "characters", lowercase=True),
-        target=Vocabulary(("<pad>", "<s>", "</s>", "A", "B", "C", "D"), "whitespace"),
-        special_tokens=SpecialTokens(pad_id=0, bos_id=1, eos_id=2),
-        evaluation={"error": 1.0},
-        max_source_length=24,
-        **options,
-    )
-
-
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
     """Returns the model to export. It is in training mode, as after training."""
-    return _model()
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def bundle(model: Seq2Seq, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the model's bundle, in its own model repository."""
-    return _write(model, tmp_path_factory.mktemp("repository"), extra_files={"notes.txt": b"beside it\n"})
+    return tiny_bundle(tmp_path_factory)
 
 
 def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
@@ -133,19 +109,19 @@ def test_the_graphs_contain_nothing_about_the_machine(bundle: Path) -> None:
         assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 22)]
 
 
-def test_the_same_model_gives_the_same_bytes(model: Seq2Seq, bundle: Path) -> None:
-    """A second export changes no byte of the graphs, so graphs have different digests only if the models differ."""
-    again = _in_evaluation(model)
-    graphs = export_graphs(seq2seq_interface(CONFIG, max_source_length=24), again.decoder, again.encoder)
-    assert graphs.encoder == (bundle / "encoder.onnx").read_bytes()
-    assert graphs.step == (bundle / "step.onnx").read_bytes()
-
-
-def test_the_model_is_left_as_it_was(model: Seq2Seq, bundle: Path) -> None:
-    """The export works on a copy: mode and weights do not change, and no buffer is added."""
+def test_the_same_model_gives_the_same_bytes_and_is_left_as_it_was(
+    model: Seq2Seq, bundle: Path, tmp_path: Path
+) -> None:
+    """A second export changes no byte, so graphs have different digests only if the models differ. It works on a copy
+    of the model: mode and weights do not change, and no buffer is added."""
+    again = write_tiny(model, tmp_path, extra_files=EXTRA_FILES)
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == {
+        file.name: file.read_bytes() for file in bundle.iterdir()
+    }
     assert model.training
     assert not list(model.buffers())
-    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), _model().parameters(), strict=True))
+    weights = zip(model.parameters(), tiny_model().parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in weights)
 
 
 def test_the_card_agrees_with_the_manifest(bundle: Path) -> None:
@@ -180,7 +156,7 @@ def test_an_existing_version_is_refused_before_any_work(model: Seq2Seq, bundle: 
     """The existing bundle does not change, and the message says what to do."""
     before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
     with pytest.raises(ExportError, match=r"tiny/1 exists: use another version, or .* --replace"):
-        _write(model, bundle.parents[1])
+        write_tiny(model, bundle.parents[1])
     assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
 
 

@@ -17,7 +17,8 @@ import onnxruntime
 import torch
 
 from carousel import AsyncClient
-from export.bundle import write_forecaster, write_language_model, write_seq2seq, write_tagger
+from export.bundle import Contents, Vocabularies, write_bundle, write_forecaster, write_seq2seq, write_tagger
+from export.interface import language_model_interface
 from export.vocabulary import Vocabulary
 from models.attention import AttentionKind
 from models.forecaster import Forecaster, ForecasterConfig
@@ -25,6 +26,7 @@ from models.language_model import LanguageModel, LanguageModelConfig, random_lan
 from models.recurrent import CellKind, RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.tagger import Tagger, TaggerConfig
+from models.token_stack import TokenReadout
 from service.repository import vocabulary as served
 from service.repository.bundle import load_bundle
 from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
@@ -38,7 +40,7 @@ B, T = 4, 9
 
 
 TWO_LAYERS: tuple[CellKind, ...] = ("gru", "lstm", "lstm-projected")
-"""Cells whose model has two layers: an operator with one state, an operator with two, and a `Scan`."""
+"""Cells whose model has two layers and a readout: an operator with one state, an operator with two, and a `Scan`."""
 
 
 def config_of(kind: CellKind) -> LanguageModelConfig:
@@ -49,15 +51,18 @@ def config_of(kind: CellKind) -> LanguageModelConfig:
 @pytest.fixture(scope="module", params=get_args(CellKind))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Path]:
     """Returns a language model of each cell, and its bundle, which was proven when it was written."""
-    model = random_language_model(config_of(request.param), seed=3)
-    folder = write_language_model(
-        model,
+    model = random_language_model(config_of(request.param), seed=3).eval()
+    contents = Contents(
+        interface=language_model_interface(model.config),
+        step=model,
+        readout=TokenReadout(model).eval() if request.param in TWO_LAYERS else None,
+        vocabularies=Vocabularies(target=Vocabulary(LETTERS, "characters")),
+    )
+    folder = write_bundle(
+        contents,
         to=tmp_path_factory.mktemp("repository"),
         name=request.param,
         description="A model of random weights",
-        vocabulary=Vocabulary(LETTERS, "characters"),
-        special_tokens=SpecialTokens(),
-        evaluation={},
     )
     return model, folder
 

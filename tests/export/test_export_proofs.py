@@ -25,11 +25,11 @@ from export.proofs.proof import check_signature, prove
 from export.proofs.runners import Array, IntArray, OnnxRunner
 from export.proofs.walks import draw_rows
 from models.recurrent import RecurrentLayer
-from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import Parity, StateSpec, StepSpec, TensorSpec
+from tests.export.tiny_seq2seq import CONFIG, MAX_SOURCE_LENGTH, tiny_bundle, tiny_model
 
-CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
-INTERFACE = seq2seq_interface(CONFIG, max_source_length=24)
+INTERFACE = seq2seq_interface(CONFIG, max_source_length=MAX_SOURCE_LENGTH)
 
 
 class LanguageModel(nn.Module):
@@ -86,14 +86,15 @@ class FaultyRunner:
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
     """Returns a tiny model in evaluation mode."""
-    torch.manual_seed(0)
-    return Seq2Seq(CONFIG).eval()
+    return tiny_model().eval()
 
 
 @pytest.fixture(scope="module")
-def graphs(model: Seq2Seq) -> Graphs:
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     """Returns the model's graphs."""
-    return export_graphs(INTERFACE, model.decoder, model.encoder, DecoderReadout(model.decoder).eval())
+    bundle = tiny_bundle(tmp_path_factory)
+    step, encoder, readout = ((bundle / f"{name}.onnx").read_bytes() for name in ("step", "encoder", "readout"))
+    return Graphs(step=step, encoder=encoder, readout=readout)
 
 
 def test_a_weight_that_changed_after_the_export_is_found(model: Seq2Seq, graphs: Graphs) -> None:

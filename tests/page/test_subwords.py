@@ -27,8 +27,7 @@ NUM = 12
 @pytest.fixture(scope="module")
 def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     """A service with a translator of random weights."""
-    folder = tmp_path_factory.mktemp("repository")
-    write_translator(folder, MODEL, trace=True)
+    folder = write_translator(tmp_path_factory, MODEL)
     with local_service(folder, {"wire": "envoy"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
