@@ -104,8 +104,7 @@ MODULES: dict[str, tuple[type[nn.RNNBase], dict[str, Any], int]] = {
     ),
     "an LSTM, time first": (nn.LSTM, {}, SIZE),
     "a projected LSTM": (nn.LSTM, {"proj_size": 4, "num_layers": 2}, 4),
-    "two layers of GRU": (nn.GRU, {"num_layers": 2, "batch_first": True}, SIZE),
-    "a GRU without biases": (nn.GRU, {"bias": False}, SIZE),
+    "two layers of GRU without biases": (nn.GRU, {"num_layers": 2, "batch_first": True, "bias": False}, SIZE),
     "an RNN of relu": (nn.RNN, {"nonlinearity": "relu"}, SIZE),
 }
 

@@ -33,7 +33,8 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "pieces.model").write_bytes(model())
     size = len(Subwords(model()).pieces)
-    config = Seq2SeqConfig(size, size, embedding_size=64, hidden_size=64, attention_size=16, has_shared_embedding=True)
+    sizes = {"embedding_size": 64, "hidden_size": 64, "attention_size": 16, "num_layers": 1}
+    config = Seq2SeqConfig(size, size, **sizes, has_shared_embedding=True)  # type: ignore[arg-type]  # by name
     weights = dict(Seq2Seq(config).named_parameters())
     metadata = {"model": MODEL, "config": json.dumps(config.to_json())}
     checkpoint = folder / "best.safetensors"
