@@ -21,50 +21,10 @@ from service.engine.decoding import (
     log_softmax,
     score,
 )
+from tests.engine.drawn import EXTREME_ROWS, ROWS, TIED_ROWS, orders, questions
 from tests.engine.one_row import choose, sample
 
 MODEST = settings(max_examples=100, deadline=None)
-ROWS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
-TIED_ROWS = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=12)
-EXTREME_ROWS = st.lists(
-    st.sampled_from([1e30, -1e30, 3.4e38, -3.4e38, -math.inf, 0.0, -3.0, 2.0]), min_size=1, max_size=8
-).filter(lambda values: max(values) > -math.inf)
-AWKWARD = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0]
-LOGITS = np.array([*AWKWARD * 8, *np.linspace(-20, 20, 192)], np.float32)
-"""The logit for each byte: to draw bytes costs a tenth of what it costs to draw numbers."""
-SIZE = 11
-SAMPLINGS = st.builds(
-    Sampling,
-    temperature=st.floats(0.05, 10),
-    top_k=st.none() | st.integers(1, SIZE),
-    top_p=st.just(1.0) | st.floats(0.01, 1.0),
-    seed=st.integers(0, 2**64 - 1),
-)
-DECODINGS = st.builds(
-    Decoding,
-    max_tokens=st.just(20),
-    sampling=st.none() | SAMPLINGS,
-    log_probabilities=st.booleans(),
-    repetition_penalty=st.just(1.0) | st.floats(0.1, 5),
-    min_tokens=st.integers(0, 3),
-    stop_ids=st.frozensets(st.integers(0, SIZE - 1), max_size=2),
-)
-CHOICES = st.builds(
-    Choice,
-    DECODINGS,
-    position=st.integers(0, 2**40),
-    num_produced=st.integers(0, 5),
-    seen=st.none() | st.lists(st.integers(0, SIZE - 1), max_size=9).map(lambda seen: np.array(seen, np.int64)),
-    eos_id=st.none() | st.integers(0, SIZE - 1),
-)
-
-
-@st.composite
-def questions(draw: st.DrawFn) -> tuple[FloatArray, list[Choice]]:
-    """Returns [R, V] logits, some with NaN or infinity, and the choice for each row."""
-    choices = draw(st.lists(CHOICES, min_size=1, max_size=9))
-    drawn = draw(st.binary(min_size=len(choices) * SIZE, max_size=len(choices) * SIZE))
-    return LOGITS[np.frombuffer(drawn, np.uint8)].reshape(-1, SIZE), choices
 
 
 def row(values: list[float]) -> FloatRow:
@@ -185,7 +145,7 @@ def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[
     """The other rows do not matter, whether they contain NaN and however they choose. The logits do not change."""
     logits, choices = question
     before = logits.copy()
-    order = data.draw(st.permutations(range(len(choices))))
+    order = data.draw(orders(len(choices)))
     tokens, log_probabilities = choose_batch(logits[order], [choices[at] for at in order])
     np.testing.assert_array_equal(logits, before)
     for at, token, found in zip(order, tokens.tolist(), log_probabilities.tolist(), strict=True):

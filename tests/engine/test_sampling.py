@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 
 from service.engine.decoding import FloatArray, FloatRow, Sampling, sample_batch, top_k
 from service.engine.sampling import uniform
+from tests.engine.drawn import EXTREME_ROWS, POSITIONS, ROWS, SAMPLINGS, TIED_ROWS, batches, orders
+from tests.engine.drawn import positions as many_positions
+from tests.engine.drawn import samplings as many_samplings
 from tests.engine.one_row import sample
 
 MODEST = settings(max_examples=100, deadline=None)
-ROWS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
-TIED_ROWS = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=12)
-SAMPLINGS = st.builds(
-    Sampling,
-    temperature=st.floats(0.05, 10),
-    top_k=st.none() | st.integers(1, 12),
-    top_p=st.just(1.0) | st.floats(0.01, 1.0),
-    seed=st.integers(0, 2**64 - 1),
-)
-POSITIONS = st.integers(0, 2**40)
 
 
 def row(values: list[float]) -> FloatRow:
@@ -53,6 +46,11 @@ def permitted(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
         given = given[:kept]
     whole = totals(given)[-1]
     return [(token, share / whole) for token, share in given]
+
+
+def drawn_at(positions: range, logits: FloatRow, sampling: Sampling) -> list[int]:
+    """Returns the tokens that are drawn from the same logits [V] at these positions."""
+    return sample_batch(np.tile(logits, (len(positions), 1)), [sampling] * len(positions), positions).tolist()
 
 
 def is_clear_of(threshold: float, given: list[tuple[int, float]]) -> bool:
@@ -103,7 +101,7 @@ def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampl
 def test_filters_apply_in_the_order_temperature_top_k_top_p(sampling: Sampling, tokens: set[int]) -> None:
     """With the probabilities 0.4, 0.3, 0.2 and 0.1, exactly these tokens are drawn."""
     logits = np.log(row([0.4, 0.3, 0.2, 0.1]))
-    assert {sample(logits, sampling, position) for position in range(200)} == tokens
+    assert set(drawn_at(range(200), logits, sampling)) == tokens
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_draws_at_successive_positions_follow_the_distribution(sampling: Samplin
     logits = row([1.0, 0.3, 2.0, -0.5, 0.9, 0.0, 1.4])
     allowed = permitted(logits, sampling)
     draws = 4000
-    counts = Counter(sample(logits, sampling, position) for position in range(draws))
+    counts = Counter(drawn_at(range(draws), logits, sampling))
     assert set(counts) <= {token for token, _ in allowed}
     statistic = sum((counts[token] - draws * share) ** 2 / (draws * share) for token, share in allowed)
     quantiles = {3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46}
@@ -131,10 +129,8 @@ def test_draws_at_successive_positions_follow_the_distribution(sampling: Samplin
 def test_different_seeds_draw_independently_at_one_position() -> None:
     """The chi-square of the pairs that two seeds draw at the same positions is below its 99.9 % quantile."""
     logits = row([0.0, 0.0, 0.0])
-    pairs = Counter(
-        (sample(logits, Sampling(seed=1), position), sample(logits, Sampling(seed=2), position))
-        for position in range(1800)
-    )
+    first, second = (drawn_at(range(1800), logits, Sampling(seed=seed)) for seed in (1, 2))
+    pairs = Counter(zip(first, second, strict=True))
     statistic = sum((pairs[left, right] - 200) ** 2 / 200 for left in range(3) for right in range(3))
     assert statistic < 26.12
 
@@ -148,8 +144,8 @@ def test_the_same_seed_and_position_draw_the_same_token(values: list[float], sam
 def test_positions_draw_differently() -> None:
     """Two sequences of 64 draws from 1,000 equally likely tokens have almost nothing in common."""
     logits = np.zeros(1000, np.float32)
-    first = [sample(logits, Sampling(seed=5), position) for position in range(64)]
-    later = [sample(logits, Sampling(seed=5), position) for position in range(64, 128)]
+    first = drawn_at(range(64), logits, Sampling(seed=5))
+    later = drawn_at(range(64, 128), logits, Sampling(seed=5))
     assert len(set(first)) > 50
     assert sum(a == b for a, b in zip(first, later, strict=True)) < 3
 
@@ -168,12 +164,7 @@ def test_a_tiny_temperature_is_greedy_among_the_best(values: list[float], positi
     assert values[drawn] == pytest.approx(max(values), abs=1e-9)
 
 
-EXTREME = st.lists(st.sampled_from([1e30, -1e30, -math.inf, 0.0, -3.0, 2.0]), min_size=1, max_size=8).filter(
-    lambda values: max(values) > -math.inf
-)
-
-
-@given(EXTREME, SAMPLINGS, st.integers(0, 1000))
+@given(EXTREME_ROWS, SAMPLINGS, st.integers(0, 1000))
 @MODEST
 def test_extreme_logits_are_ordinary(values: list[float], sampling: Sampling, position: int) -> None:
     """A token whose logit is -inf is never drawn."""
@@ -181,19 +172,6 @@ def test_extreme_logits_are_ordinary(values: list[float], sampling: Sampling, po
     assume(sampling.top_p == 1.0 or is_clear_of(sampling.top_p, shares(logits, sampling)))
     drawn = sample(logits, sampling, position)
     assert drawn in {token for token, share in permitted(logits, sampling) if share > 0.0}
-
-
-AWKWARD = [math.nan, -math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0, 1.0, 2.5]
-LOGITS = np.array([*AWKWARD * 8, *np.linspace(-20, 20, 168)], np.float32)
-"""The logit for each byte: to draw bytes costs a tenth of what it costs to draw numbers."""
-
-
-@st.composite
-def batches(draw: st.DrawFn, max_size: int = 40) -> FloatArray:
-    """Returns [R, V] logits."""
-    size, num_rows = draw(st.integers(1, max_size)), draw(st.integers(1, 9))
-    drawn = draw(st.binary(min_size=num_rows * size, max_size=num_rows * size))
-    return LOGITS[np.frombuffer(drawn, np.uint8)].reshape(num_rows, size)
 
 
 @given(batches(), st.integers(1, 40))
@@ -205,13 +183,12 @@ def test_top_k_of_a_batch_is_a_stable_sort_of_each_row(logits: FloatArray, k: in
 
 
 @given(batches(), st.data())
-@settings(max_examples=200, deadline=None)
+@MODEST
 def test_a_row_is_drawn_alone_as_in_any_batch(logits: FloatArray, data: st.DataObject) -> None:
     """The other rows and their sampling do not matter."""
     count = len(logits)
-    samplings = data.draw(st.lists(SAMPLINGS, min_size=count, max_size=count))
-    positions = data.draw(st.lists(POSITIONS, min_size=count, max_size=count))
-    order = data.draw(st.permutations(range(count)))
+    samplings, positions = data.draw(many_samplings(count)), data.draw(many_positions(count))
+    order = data.draw(orders(count))
     alone = [sample(*each) for each in zip(logits, samplings, positions, strict=True)]
     assert sample_batch(logits, samplings, positions).tolist() == alone
     shuffled = sample_batch(logits[order], [samplings[at] for at in order], [positions[at] for at in order])
