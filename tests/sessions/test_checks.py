@@ -55,7 +55,7 @@ def test_any_other_session_id_is_refused_and_shown_cut(session_id: str, shown: s
     assert (refusal.value.message, refusal.value.field) == (expected, "session_id")
 
 
-@given(st.text(max_size=5))
+@given(st.text(st.sampled_from([chr(code) for code in range(0x700)]), max_size=5))  # with letters and digits of others
 @settings(max_examples=100, deadline=None)
 def test_a_session_id_that_passes_is_plain_ascii(session_id: str) -> None:
     try:
