@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -27,13 +31,35 @@ async def shell(request: pytest.FixtureRequest, server: FakeServer) -> AsyncIter
 
 
 @pytest.fixture
-def server_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A fake server in a child process, and its address."""
+def without_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a client try again without delay: delays are reduced at random, here to nothing."""
+    monkeypatch.setattr("carousel._backoff.random.uniform", lambda least, most: 0.0)
+
+
+class ServerProcess(NamedTuple):
+    """A fake server in a child process."""
+
+    target: str
+    number: int
+
+    def kill(self) -> None:
+        """Kills the process, also when it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def _forking() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported what a fake server needs, and becomes one more for each line that it reads."""
     code = """if True:
+        import os, signal, sys
         from tests.client.fake_server import FakeServer
-        server = FakeServer()
-        print(server.target, flush=True)
-        input()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        for _ in sys.stdin:
+            if not os.fork():
+                server = FakeServer()
+                print(server.target, os.getpid(), flush=True)
+                signal.pause()
     """
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -42,6 +68,16 @@ def server_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
+        yield process
         process.kill()
+
+
+@pytest.fixture
+def server_process(_forking: subprocess.Popen[str]) -> Iterator[ServerProcess]:
+    assert _forking.stdin is not None
+    assert _forking.stdout is not None
+    print(file=_forking.stdin, flush=True)
+    target, number = _forking.stdout.readline().split()
+    process = ServerProcess(target, int(number))
+    yield process
+    process.kill()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carousel import Frames
@@ -37,6 +37,7 @@ def test_samples_of_any_form_are_cut_into_steps(form: Any) -> None:
     assert (len(frames), frames.missing, frames.flush()) == (0, 0, [])
 
 
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), max_size=9), max_size=9), st.integers(1, 7))
 def test_steps_are_the_samples_in_order_however_they_come(parts: list[list[float]], size: int) -> None:
     frames = Frames(size)
@@ -48,6 +49,7 @@ def test_steps_are_the_samples_in_order_however_they_come(parts: list[list[float
     assert {len(step) for step in steps} <= {size}
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(-(2**15), 2**15 - 1)), st.integers(1, 5), st.integers(1, 5))
 def test_pcm_is_scaled_and_may_be_cut_within_a_sample(samples: list[int], size: int, length: int) -> None:
     data = np.array(samples, "<i2").tobytes()

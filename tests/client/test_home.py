@@ -219,12 +219,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("on_disconnect", ["free", "hold"])
-def test_a_forked_process_is_refused_and_does_not_disturb_its_parent(
-    server_process: tuple[object, str], on_disconnect: str
-) -> None:
-    assert run(FORKS.replace("ON_DISCONNECT", repr(on_disconnect)), server_process[1]) == "undisturbed\n"
+def test_a_forked_process_is_refused_and_does_not_disturb_its_parent(server: FakeServer, on_disconnect: str) -> None:
+    assert run(FORKS.replace("ON_DISCONNECT", repr(on_disconnect)), server.target) == "undisturbed\n"
 
 
 @pytest.mark.parametrize("program", [BATCH_FORKS, ASYNC_FORKS, PROCESSES], ids=["batch", "asyncio", "multiprocessing"])
-def test_objects_are_refused_in_any_other_process(server_process: tuple[object, str], program: str) -> None:
-    assert run(program, server_process[1]) == "undisturbed\n"
+def test_objects_are_refused_in_any_other_process(server: FakeServer, program: str) -> None:
+    assert run(program, server.target) == "undisturbed\n"

@@ -95,7 +95,10 @@ async def test_an_opening_that_fails_leaves_no_task(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("on_disconnect", ["free", "hold"])
-async def test_an_unanswered_cancelled_feed_is_reported_later(server: FakeServer, on_disconnect: str) -> None:
+async def test_an_unanswered_cancelled_feed_is_reported_later(
+    server: FakeServer, on_disconnect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carousel._async_reconnecting_stream.ABANDON_S", 0.05)
     async with AsyncClient(server.target) as client, client.session("toy", on_disconnect=on_disconnect) as session:
         server.requests.get()
         server.mute()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import threading
 
 import pytest
@@ -16,6 +15,7 @@ from carousel import (
     UnavailableError,
 )
 
+from .conftest import ServerProcess
 from .fake_server import FakeServer
 from .shells import AsyncioShell, BlockingShell, Shell, take
 
@@ -47,15 +47,12 @@ async def test_a_server_that_stops_ends_a_waiting_feed(shell: Shell, server: Fak
 
 
 @pytest.mark.parametrize("kind", [BlockingShell, AsyncioShell])
-async def test_a_server_that_is_killed_ends_what_waits_for_it(
-    kind: type[Shell], server_process: tuple[subprocess.Popen[str], str]
-) -> None:
-    process, target = server_process
-    shell = kind(target)
+async def test_a_server_that_is_killed_ends_what_waits_for_it(kind: type[Shell], server_process: ServerProcess) -> None:
+    shell = kind(server_process.target)
     session = await shell.open("toy", "stall")
     generation = session.generate(timeout=30)
     assert len(await take(generation, 3)) == 3
-    process.kill()
+    server_process.kill()
     with pytest.raises(UnavailableError):
         await take(generation)
     for _ in range(2):
@@ -65,17 +62,14 @@ async def test_a_server_that_is_killed_ends_what_waits_for_it(
     await shell.close()
 
 
-def test_a_lost_session_that_nobody_closes_leaves_no_thread(
-    server_process: tuple[subprocess.Popen[str], str],
-) -> None:
-    process, target = server_process
-    with Client(target) as client:
+def test_a_lost_session_that_nobody_closes_leaves_no_thread(server_process: ServerProcess) -> None:
+    with Client(server_process.target) as client:
         client.models()
         before = set(threading.enumerate())
         session = client.session("toy", "stall", on_disconnect="free")
         threads = set(threading.enumerate()) - before
         assert "carousel-stream" in {thread.name for thread in threads}
-        process.kill()
+        server_process.kill()
         for thread in threads:
             thread.join(5)
         assert not [thread.name for thread in threads if thread.is_alive()]
@@ -83,17 +77,14 @@ def test_a_lost_session_that_nobody_closes_leaves_no_thread(
             session.feed("A")
 
 
-async def test_a_lost_session_that_nobody_closes_leaves_no_task(
-    server_process: tuple[subprocess.Popen[str], str],
-) -> None:
-    process, target = server_process
-    async with AsyncClient(target) as client:
+async def test_a_lost_session_that_nobody_closes_leaves_no_task(server_process: ServerProcess) -> None:
+    async with AsyncClient(server_process.target) as client:
         await client.models()
         before = asyncio.all_tasks()
         session = await client.session("toy", "stall", on_disconnect="free")
         tasks = asyncio.all_tasks() - before
         assert "carousel-stream" in {task.get_name() for task in tasks}
-        process.kill()
+        server_process.kill()
         await asyncio.wait(tasks, timeout=5)
         assert not [task for task in tasks if not task.done()]
         with pytest.raises(UnavailableError):

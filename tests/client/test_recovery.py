@@ -77,6 +77,7 @@ async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, s
     await session.close()
 
 
+@pytest.mark.usefixtures("without_delays")
 async def test_a_session_that_a_server_cannot_resume_is_asked_for_by_other_routes(
     shell: Shell, server: FakeServer
 ) -> None:
@@ -96,6 +97,7 @@ async def test_a_session_that_a_server_cannot_resume_is_asked_for_by_other_route
     assert refused.value.reason == "SNAPSHOT_MODEL"
 
 
+@pytest.mark.usefixtures("without_delays")
 async def test_a_session_that_is_resumed_is_asked_for_by_other_routes(server: FakeServer) -> None:
     for number in range(2):
         name = f"s{number}"
@@ -113,7 +115,7 @@ async def test_a_session_that_is_resumed_is_asked_for_by_other_routes(server: Fa
 
 
 async def test_a_recovery_ends_in_time_and_a_later_call_tries_again(shell: Shell, server: FakeServer) -> None:
-    session = await shell.open(on_disconnect="hold", resume_timeout=0.3)
+    session = await shell.open(on_disconnect="hold", resume_timeout=0.1)
     server.kill()
     for _ in range(2):
         began_s = time.monotonic()
@@ -128,7 +130,7 @@ async def test_a_calls_timeout_in_an_outage_ends_that_call_alone(shell: Shell, s
     server.kill()
     for _ in range(2):
         with pytest.raises(DeadlineExceededError):
-            await session.feed("A", timeout=0.2)
+            await session.feed("A", timeout=0.05)
         assert not session.facts.closed
 
 
@@ -171,6 +173,7 @@ async def test_cancel_tells_the_position(shell: Shell, server: FakeServer) -> No
 
 @pytest.mark.parametrize("error", [SHUTTING_DOWN, OLD_SHUTDOWN], ids=["now", "version 0.1"])
 @pytest.mark.parametrize("num_tokens", [0, 2])
+@pytest.mark.usefixtures("without_delays")
 async def test_one_call_is_made_again_when_its_server_shuts_down(
     shell: Shell, server: FakeServer, error: error_pb2.Error, num_tokens: int
 ) -> None:
@@ -189,10 +192,11 @@ async def test_one_call_gives_up_in_time(shell: Shell, server: FakeServer) -> No
     server.failures = [(0, SHUTTING_DOWN)] * 1000
     began_s = time.monotonic()
     with pytest.raises(UnavailableError, match="SHUTTING_DOWN"):
-        await shell.generate("toy", "ab", resume_timeout=0.3)
+        await shell.generate("toy", "ab", resume_timeout=0.1)
     assert time.monotonic() - began_s < 5
 
 
+@pytest.mark.usefixtures("without_delays")
 async def test_a_score_is_asked_for_again_when_its_server_shuts_down(shell: Shell, server: FakeServer) -> None:
     server.failures = [(0, SHUTTING_DOWN), (0, OLD_SHUTDOWN)]
     with pytest.raises(UnimplementedError):  # the fake server's answer after the failures

@@ -109,7 +109,7 @@ async def test_something_else_after_a_feed_that_ran_out_of_time_is_refused(shell
 
 @pytest.mark.parametrize("kind", [BlockingShell, AsyncioShell])
 async def test_the_clients_timeout_is_the_default(kind: type[Shell], server: FakeServer) -> None:
-    shell = kind(server.target, timeout=10 * SHORT)
+    shell = kind(server.target, timeout=5 * SHORT)
     server.mute()
     with pytest.raises(DeadlineExceededError):
         await shell.open()

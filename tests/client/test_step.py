@@ -73,6 +73,7 @@ async def test_an_opening_gets_an_id_and_may_ask_what_comes_first(shell: Shell, 
 
 @pytest.mark.parametrize("failure", [LEAVING, MOVED])
 @pytest.mark.parametrize("options", [{"tokens": "A", "position": 3}, {"close": True}, {}])
+@pytest.mark.usefixtures("without_delays")
 async def test_an_idempotent_call_is_retried(
     shell: Shell, server: FakeServer, failure: error_pb2.Error, options: dict[str, Any]
 ) -> None:

@@ -108,19 +108,19 @@ async def test_an_error_of_a_watch_is_raised_after_its_events(shell: Shell, serv
 
 async def test_a_watch_uses_its_own_timeout_and_not_the_clients(server: FakeServer) -> None:
     server.events = [BEGUN]
-    with Client(server.target, timeout=0.2) as client, client.watch("mine") as watch:
+    with Client(server.target, timeout=0.05) as client, client.watch("mine") as watch:
         next(watch)
-        threading.Timer(0.5, watch.close).start()  # later than the client's time-out of 0.2 s
+        threading.Timer(0.15, watch.close).start()  # later than the client's time-out of 0.05 s
         assert list(watch) == [], "it was closed, and had more time than the client's calls have"
         with pytest.raises(DeadlineExceededError):
-            list(client.watch("mine", timeout=0.2))
-    async with AsyncClient(server.target, timeout=0.2) as other:
+            list(client.watch("mine", timeout=0.05))
+    async with AsyncClient(server.target, timeout=0.05) as other:
         async with other.watch("mine") as second:
             await anext(second)
-            asyncio.get_running_loop().call_later(0.5, lambda: asyncio.ensure_future(second.aclose()))
+            asyncio.get_running_loop().call_later(0.15, lambda: asyncio.ensure_future(second.aclose()))
             assert [event async for event in second] == []
         with pytest.raises(DeadlineExceededError):
-            [event async for event in other.watch("mine", timeout=0.2)]
+            [event async for event in other.watch("mine", timeout=0.05)]
 
 
 async def test_a_client_that_is_closed_ends_its_watches(server: FakeServer) -> None:
@@ -128,7 +128,7 @@ async def test_a_client_that_is_closed_ends_its_watches(server: FakeServer) -> N
     client = Client(server.target)
     watch = client.watch("mine")
     next(watch)
-    threading.Timer(0.2, client.close).start()
+    threading.Timer(0.05, client.close).start()
     with pytest.raises(RequestCancelledError, match="the client was closed"):
         await asyncio.to_thread(next, watch)
     other = AsyncClient(server.target)
