@@ -63,6 +63,7 @@ async def test_a_request_that_ends_two_streams_fails_and_the_session_goes_on(she
     await session.close()
 
 
+@pytest.mark.usefixtures("without_delays")
 async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, server: FakeServer) -> None:
     """A feed whose caller has given up ends the stream. The client drops it and sends the next request."""
     session = await shell.open(on_disconnect="hold")

@@ -50,7 +50,8 @@ def permitted(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
 
 def drawn_at(positions: range, logits: FloatRow, sampling: Sampling) -> list[int]:
     """Returns the tokens that are drawn from the same logits [V] at these positions."""
-    return sample_batch(np.tile(logits, (len(positions), 1)), [sampling] * len(positions), positions).tolist()
+    tokens = sample_batch(np.tile(logits, (len(positions), 1)), [sampling] * len(positions), positions)
+    return [int(token) for token in tokens]
 
 
 def is_clear_of(threshold: float, given: list[tuple[int, float]]) -> bool:
