@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as tracing
-from torch._export import utils as capturing
 
 from export.errors import ExportError, first_line
+from export.faster_export import faster_export
 from export.heads import add_heads
 from export.interface import Interface
 from models.recurrent import ONNX_DOMAIN_VERSION, RecurrentLayer
@@ -85,10 +82,7 @@ def export_module(
             layer.prepare_for_export()
     sizes = {**_EXAMPLE_SIZES, "time": 1} if is_one_step else _EXAMPLE_SIZES
     axes = {name: torch.export.Dim(name) for name, size in sizes.items() if size > 1}
-    # The cache of traced operators costs more than it saves when shapes are symbolic: without it, an export of seq2seq
-    # takes 2.8 instead of 4.0 s of CPU time. The graph is the same.
-    no_cache = tracing.patch(fake_tensor_cache_enabled=False)
-    with _quiet(), _without_garbage(), torch.no_grad(), no_cache, _torch_errors(module), _tables():
+    with _quiet(), torch.no_grad(), faster_export(), _torch_errors(module):
         program = torch.onnx.export(
             module,
             tuple(_example(tensor, sizes) for tensor in inputs),
@@ -168,48 +162,6 @@ def _clear(*parts: Any) -> None:
     for part in parts:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-
-
-@cache
-def _registry() -> tuple[Any, Any]:
-    """Returns PyTorch's class of tables of ONNX operators, and what makes such a table, once for each opset."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: PLC0415  # takes a second to import
-
-    return ONNXRegistry, staticmethod(cache(ONNXRegistry.from_torchlib))
-
-
-@contextlib.contextmanager
-def _tables() -> Iterator[None]:
-    """Makes PyTorch's table of ONNX operators once in a process, and loads its own operators once in the body.
-
-    By default it makes the table for each graph and loads the operators dozens of times, which takes half a second.
-    """
-    registry, make = _registry()
-    load = cache(vars(capturing)["_materialize_cpp_cia_ops"])
-    with _replaced(registry, "from_torchlib", make), _replaced(capturing, "_materialize_cpp_cia_ops", load):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
-def _without_garbage() -> Iterator[None]:
-    """Stops the garbage collector: tracing makes many objects, most of which stay in use until its end."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
