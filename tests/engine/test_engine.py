@@ -36,7 +36,7 @@ FEEDS = st.lists(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_s
         inline_s=st.sampled_from([10.0, 0.0, 0.00005]),
     ),
 )
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_session_gets_the_same_bits_in_any_batch_and_any_chunks(
     tiny_repository: Path, sessions: list[list[list[int]]], limits: EngineLimits
 ) -> None:
