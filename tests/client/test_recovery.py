@@ -69,7 +69,7 @@ async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, s
     session = await shell.open(on_disconnect="hold")
     server.mute()
     with pytest.raises(DeadlineExceededError):
-        await session.feed("D", timeout=0.05)
+        await session.feed("D", timeout=0.02)
     server.session.lose()  # the feed's response and its effect are lost with the stream
     server.poison = "D"
     server.end_stream()
@@ -131,7 +131,7 @@ async def test_a_calls_timeout_in_an_outage_ends_that_call_alone(shell: Shell, s
     server.kill()
     for _ in range(2):
         with pytest.raises(DeadlineExceededError):
-            await session.feed("A", timeout=0.05)
+            await session.feed("A", timeout=0.02)
         assert not session.facts.closed
 
 
@@ -147,7 +147,7 @@ async def test_another_call_in_place_of_a_feed_cancels_it(shell: Shell, server: 
     session = await shell.open()
     server.mute()
     with pytest.raises(DeadlineExceededError):
-        await session.feed(["A", "B"], timeout=0.05)
+        await session.feed(["A", "B"], timeout=0.02)
     server.unmute()
     with pytest.raises(PositionMismatchError, match="whose answer was not awaited"):
         await take(session.generate())
@@ -165,7 +165,7 @@ async def test_cancel_tells_the_position(shell: Shell, server: FakeServer) -> No
     assert await session.cancel() == 3
     server.mute()
     with pytest.raises(DeadlineExceededError):
-        await session.feed("A", timeout=0.05)
+        await session.feed("A", timeout=0.02)
     server.unmute()
     assert await session.cancel() == 4
     assert (await session.feed("B")).position == 5
