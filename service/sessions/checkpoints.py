@@ -219,15 +219,15 @@ class Checkpoints:
     def _flush(self) -> None:
         self._timer = None
         sessions, self._dirty = self._dirty, set()
-        self._write(sessions)
+        self._write(sessions, is_urgent=False)
 
     def _flush_urgent(self) -> None:
         self._is_urgent_due = False
         sessions, self._urgent = self._urgent, set()
         self._dirty -= sessions
-        self._write(sessions)
+        self._write(sessions, is_urgent=True)
 
-    def _write(self, sessions: set[Session]) -> None:
+    def _write(self, sessions: set[Session], *, is_urgent: bool) -> None:
         by_engine: dict[Engine, list[Session]] = {}
         for session in sessions:
             persistence = session.persistence
@@ -237,6 +237,8 @@ class Checkpoints:
                 continue
             if persistence.is_writing:
                 self._mark_dirty(session)
+                if is_urgent:
+                    self._urgent.add(session)  # it is written again when this write has ended
                 continue
             persistence.is_dirty, persistence.is_writing = False, True
             by_engine.setdefault(session.served.engine, []).append(session)
@@ -269,7 +271,7 @@ class Checkpoints:
             return
         if result is WriteResult.FAILED:
             self._mark_dirty(session)
-        elif persistence.awaiting:
+        elif persistence.awaiting or session in self._urgent:
             self._hasten(session)
 
     def _stored(self, session: Session, put_s: float, moment: Moment, then: Then, result: WriteResult) -> None:

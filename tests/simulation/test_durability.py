@@ -65,6 +65,24 @@ def test_a_strict_feed_after_a_rewind_is_stored_as_it_is() -> None:
     play(act, idle_timeout_s=9.0, does_finish=False)
 
 
+def test_a_session_whose_stream_ends_while_it_is_written_is_stored_at_once() -> None:
+    async def act(world: World) -> None:
+        for number in range(40):
+            stream = world.connect()
+            name = f"a{number}"
+            await opened(stream, name, durability=CHECKPOINT, on_disconnect=keep(20.0))
+            await fed(stream, name, *[5] * 8)  # so many tokens are stored at once
+            await asyncio.sleep(0.0002 * number)
+            await fed(stream, name, 6)
+            stream.leave()
+            await asyncio.sleep(1.0)
+            stored = world.stored(name)
+            assert stored is not None
+            assert stored.position == 9
+
+    play(act, checkpoint_interval_s=60.0, idle_timeout_s=20.0, max_sessions=50, does_finish=False)
+
+
 def test_a_cancelled_strict_feed_returns_a_stored_position() -> None:
     async def act(world: World) -> None:
         for number in range(20):

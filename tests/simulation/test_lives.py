@@ -260,14 +260,10 @@ class Lives(RuleBasedStateMachine):
     def checkpoint(self, server: int) -> None:
         async def act() -> None:
             sessions = self.servers[server].sessions
-            held = list(sessions.directory)
-
-            def are_stored() -> bool:
-                for session in held:  # again each time: a change during a write would wait for the next interval
-                    sessions.checkpoints.hasten(session)
-                return not any(one.persistence.is_dirty or one.persistence.is_writing for one in held)
-
-            await until(are_stored)
+            for session in sessions.directory:
+                sessions.checkpoints.hasten(session)
+            held = [session.persistence for session in sessions.directory]
+            await until(lambda: not any(one.is_dirty or one.is_writing for one in held))
 
         self.run(act())
 
