@@ -444,6 +444,18 @@ def test_resuming_without_a_grant_lets_no_generation_past_its_window() -> None:
     assert world.run() is None
 
 
+def test_of_two_grants_to_a_parked_generation_the_second_does_not_resume_it_again() -> None:
+    world = World()
+    session = world.open()
+    job = world.generate(session, four_tokens(), window=1)
+    world.run()
+    world.grant(job, 2)
+    resume_generation(session.lane, job)  # the second grant was made before the first one was noticed
+    assert len(world.scheduler) == 1
+    world.drain()
+    assert len(session.tokens) == 4
+
+
 def test_a_position_that_does_not_match_refuses_that_job_alone() -> None:
     world = World()
     session = world.open()
