@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from service.sessions.stores.base import Standing, Write
+from service.sessions.stores.base import Ownership, Write
 from service.sessions.stores.memory import Record
 from simulation.adapters import Stored, stored_in
-from simulation.store import Shelf
+from simulation.store import SharedRecords
 from simulation.system import Replica
 
 Stamp = dict[str, Stored | None]
@@ -57,11 +57,11 @@ class StoreChecks:
 
     def changed(self, record: Record | None, write: Write) -> None:
         """Checks a write. record: as it was before."""
-        if self._max_age_s and write.standing is not Standing.GONE:
+        if self._max_age_s and write.ownership is not Ownership.GONE:
             self._check_time(record, write)
-        if record is None or record.standing is Standing.GONE or record.payload is None:
+        if record is None or record.ownership is Ownership.GONE or record.payload is None:
             return
-        if write.payload is None or write.standing is Standing.GONE:
+        if write.payload is None or write.ownership is Ownership.GONE:
             return
         before, after = stored_in(record.payload), stored_in(write.payload)
         if before.opened_at != after.opened_at:
@@ -80,17 +80,17 @@ class StoreChecks:
             self._journal.violate(f"the record of {write.session_id!r} lasts {over_s:g} s longer than its session may")
 
 
-def stored(shelf: Shelf, session_id: str) -> Stored | None:
+def stored(shared: SharedRecords, session_id: str) -> Stored | None:
     """Returns the stored content of a session; None if the store has nothing to resume it from."""
-    record = shelf.current(session_id)
-    if record is None or record.standing is Standing.GONE or record.payload is None:
+    record = shared.current(session_id)
+    if record is None or record.ownership is Ownership.GONE or record.payload is None:
         return None
     return stored_in(record.payload)
 
 
-def stamps(shelf: Shelf, replica: Replica, names: Iterable[str]) -> Stamp:
+def stamps(shared: SharedRecords, replica: Replica, names: Iterable[str]) -> Stamp:
     """Returns the store's current records of those sessions that `replica` has in memory."""
-    return {name: stored(shelf, name) for name in names if replica.has(name)}
+    return {name: stored(shared, name) for name in names if replica.has(name)}
 
 
 def check_bounds(journal: Journal, replica: Replica) -> None:

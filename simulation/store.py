@@ -6,7 +6,7 @@ for `lease_s` after its last heartbeat, and nothing reaches the store from a rep
 1. During an outage every call raises. At other times a call fails with `error_rate`.
 2. A write that raises has changed none, some, or all of its records. A claim or a reservation that raises may have been
    carried out.
-3. Acknowledged records are kept until they expire, unless `Shelf.lose` removes them.
+3. Acknowledged records are kept until they expire, unless `SharedRecords.lose` removes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
-class Shelf(memory.Shelf):
+class SharedRecords(memory.SharedRecords):
     """The data that the replicas share. clock: Unix seconds; on_change: called after each write, with the record as it
     was before."""
 
@@ -120,15 +120,15 @@ class Faults:
 
 
 class SimulatedStore:
-    """One replica's access to the shelf: a `StateStore`. life: the replica's."""
+    """One replica's access to the shared records: a `StateStore`. life: the replica's."""
 
-    def __init__(self, shelf: Shelf, owner: str, faults: Faults, life: Life) -> None:
-        self._store = MemoryStore(shelf, clock=shelf.clock, owner=owner)
-        self._shelf = shelf
+    def __init__(self, shared: SharedRecords, owner: str, faults: Faults, life: Life) -> None:
+        self._store = MemoryStore(shared, clock=shared.clock, owner=owner)
+        self._shared = shared
         self._faults = faults
         self._life = life
         self._replica = life.name.partition(".")[0]
-        shelf.beat(owner)
+        shared.beat(owner)
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
@@ -170,15 +170,15 @@ class SimulatedStore:
     @property
     def lease_s(self) -> float | None:
         """See `StateStore`."""
-        return self._shelf.lease_s
+        return self._shared.lease_s
 
     def heartbeat(self) -> Beat:
         """See `StateStore`."""
         self._check()
-        self._shelf.beat(self._store.owner)
+        self._shared.beat(self._store.owner)
         owner = self._store.owner
         return self._store.heartbeat()._replace(
-            term=str(self._shelf.terms[owner]), rivals_s=self._shelf.rivals_s(owner)
+            term=str(self._shared.terms[owner]), rivals_s=self._shared.rivals_s(owner)
         )
 
     def undo_claim(self, session_id: str) -> None:
@@ -203,7 +203,7 @@ class SimulatedStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._store.close()
-        self._shelf.leases.pop(self._store.owner, None)
+        self._shared.leases.pop(self._store.owner, None)
 
     def _take(self, take: Callable[[], T]) -> T:
         """Claims or reserves. A call that fails may have been carried out, with an answer that came too late."""
@@ -218,8 +218,8 @@ class SimulatedStore:
 
     def _be_there(self) -> None:
         """Starts a new lease if none is valid, because a replica that gets or makes a record counts as alive."""
-        if not self._shelf.is_there(self._store.owner):
-            self._shelf.beat(self._store.owner)
+        if not self._shared.is_there(self._store.owner):
+            self._shared.beat(self._store.owner)
 
     def _check(self) -> None:
         if self._strikes():
@@ -241,11 +241,11 @@ class SimulatedStore:
         return Written(refused, missing)
 
     def _write(self, write: Write) -> Written:
-        record = self._shelf.current(write.session_id)
+        record = self._shared.current(write.session_id)
         before = None if record is None else replace(record)
         written = self._store.write([write])
         if not (written.refused or written.missing):
-            self._shelf.on_change(before, write)
+            self._shared.on_change(before, write)
             if before is None:
                 self._be_there()
         return written

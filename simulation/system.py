@@ -33,7 +33,7 @@ from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
 from simulation.bundles import make_bundle
 from simulation.knobs import Counts, Knobs, Statistics, Tenant
 from simulation.loop import Life
-from simulation.store import Faults, Shelf, SimulatedStore
+from simulation.store import Faults, SharedRecords, SimulatedStore
 
 T = TypeVar("T")
 _SPILLED = (State.SPILLING, State.SPILLED, State.RESTORING)
@@ -49,7 +49,7 @@ class Replica:
     def __init__(
         self,
         name: str,
-        shelf: Shelf,
+        shared: SharedRecords,
         faults: Faults,
         knobs: Knobs,
         *,
@@ -63,7 +63,7 @@ class Replica:
         self.is_up = False
         self.is_draining = False
         self.life = Life(name)
-        self._shelf = shelf
+        self._shared = shared
         self._faults = faults
         self._rng = rng
         self._on_bug = on_bug
@@ -76,7 +76,7 @@ class Replica:
     @property
     def may_lose_sessions(self) -> bool:
         """Whether its lease has run out in this life, so that another replica may have taken its sessions."""
-        return self.life.name in self._shelf.lapsed or not self._shelf.is_there(self.life.name)
+        return self.life.name in self._shared.lapsed or not self._shared.is_there(self.life.name)
 
     async def start(self) -> None:
         """Starts the replica as `Server.start` does."""
@@ -176,7 +176,7 @@ class Replica:
         loop, knobs = asyncio.get_running_loop(), self.knobs
         self._observer = Observer()
         observer = cast(Any, self._observer)
-        self.store = store = SimulatedStore(self._shelf, life.name, self._faults, life)
+        self.store = store = SimulatedStore(self._shared, life.name, self._faults, life)
         storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5, clock=loop.time)
         self._engines: list[LoopEngine] = []
 

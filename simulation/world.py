@@ -19,7 +19,7 @@ from simulation.clients import Client
 from simulation.knobs import Knobs, Tenant
 from simulation.loop import SimulatedLoop, Stalled, delays
 from simulation.script import NATURE, Action
-from simulation.store import Faults, Shelf
+from simulation.store import Faults, SharedRecords
 from simulation.streams import ClientStream
 from simulation.system import Replica
 
@@ -45,12 +45,12 @@ class World:
         self.knobs = knobs
         wall_clock: Callable[[], float] = lambda: EPOCH + loop.time()  # noqa: E731  # passed on, twice
         checks = StoreChecks(self.journal, knobs.max_age_s, wall_clock)
-        self.shelf = Shelf(clock=wall_clock, lease_s=knobs.lease_s, on_change=checks.changed)
+        self.shared = SharedRecords(clock=wall_clock, lease_s=knobs.lease_s, on_change=checks.changed)
         self.faults = Faults(random.Random(f"{seed}/store"), wall_clock)
         self.delay = delays(random.Random(f"{seed}/wire"), _WIRE_S)
         self.replicas = [
             Replica(
-                name, self.shelf, self.faults, knobs, rng=random.Random(f"{seed}/{name}"), on_bug=self.journal.violate
+                name, self.shared, self.faults, knobs, rng=random.Random(f"{seed}/{name}"), on_bug=self.journal.violate
             )
             for name in "ABCDE"[: knobs.num_replicas]
         ]
@@ -77,13 +77,13 @@ class World:
 
     def stored(self, session_id: str) -> Any:
         """Returns the store's record of a session."""
-        return stored(self.shelf, session_id)
+        return stored(self.shared, session_id)
 
     async def perform(self, actions: list[Action]) -> None:
         """Performs a script."""
         actors = sorted({action.actor for action in actions})
         for number in range(max(actors, default=0) + 1):
-            self.clients.append(Client(number, self.replicas, self.journal, self.delay, partial(stamps, self.shelf)))
+            self.clients.append(Client(number, self.replicas, self.journal, self.delay, partial(stamps, self.shared)))
         tasks = [
             asyncio.create_task(self._act([action for action in actions if action.actor == actor])) for actor in actors
         ]
@@ -183,7 +183,7 @@ class World:
 
     async def _strike(self, action: Action) -> None:
         duration_s, replica = action.args["duration_s"], self.replicas[action.args["replica"]]
-        now = self.shelf.clock()
+        now = self.shared.clock()
         if action.op in ("outage", "errors", "stall", "pause", "cut"):
             self.faults.troubles.append((now, now + duration_s))
         if action.op == "outage":
@@ -215,7 +215,7 @@ class World:
         """Makes the store lose all records, or some. If a replica's lease had run out, two replicas may then have the
         same session, and the first one that stores it keeps it."""
         is_one_unsure = any(replica.is_up and replica.may_lose_sessions for replica in self.replicas)
-        lost = self.shelf.lose(self.faults.rng, is_all=is_all)
+        lost = self.shared.lose(self.faults.rng, is_all=is_all)
         self.journal.note(f"the store has lost {', '.join(map(repr, lost))}")
         is_spilled = any(name.startswith("~") for name in lost)  # it is not known of which session
         for view in [view for client in self.clients for view in client.views]:

@@ -34,7 +34,7 @@ from service.sessions.persistence import Durability, Moment, OnDisconnect, WhenD
 from service.sessions.request import Request
 from service.sessions.session import Session
 from service.sessions.storage import Storage, Then, WriteResult
-from service.sessions.stores.base import Standing
+from service.sessions.stores.base import Ownership
 
 MIDST_S = 0.005
 """Seconds between two attempts to read a session in the middle of a feed, while an answer waits for it."""
@@ -166,7 +166,7 @@ class Checkpoints:
                 then()
 
             make_until_s = self._leases.make_until_s(session)
-            put = self._leases.put_of(session, image, Standing.FREE)
+            put = self._leases.put_of(session, image, Ownership.FREE)
             self._last_records.write(put._replace(make_until_s=make_until_s), written, on_failed)
 
         if has_slot:

@@ -30,7 +30,7 @@ from service.sessions.image import Image
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, name_of
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Claimed, Gone, Held, id_of, politely
+from service.sessions.stores.base import Claimed, Gone, Held, id_of, if_idle
 from service.sessions.tombstones import Tombstone, Tombstones
 
 _ASK_S = 0.05
@@ -66,10 +66,10 @@ class Claims:
         check: Check = lambda image: None,
         *,
         is_written: bool = False,
-        is_polite: bool = False,
+        only_if_idle: bool = False,
     ) -> ClaimedImage:
         """Claims a session's record. is_written: the session that is meant was stored before, so another server's
-        record that was never written belongs to another session and is left alone. is_polite: a session stays at
+        record that was never written belongs to another session and is left alone. only_if_idle: a session stays at
         another server while a stream is attached there or while it works; raises SessionNotOpenError when it is not
         released in time.
 
@@ -94,7 +94,7 @@ class Claims:
             if claimed.payload is not None and not is_checked:
                 check(self._storage.image_in(session_id, claimed.payload))
                 is_checked = True
-            await self._released(claimed, politely(session_id) if is_polite else session_id, deadline_s)
+            await self._released(claimed, if_idle(session_id) if only_if_idle else session_id, deadline_s)
 
     def release_record(self, session_id: str, claimed: ClaimedImage) -> None:
         """Releases a claimed record that cannot be used here, so that any server can claim it."""
@@ -133,8 +133,8 @@ class Claims:
 
     async def _released(self, held: Held, wanted: str, deadline_s: float) -> None:
         """Returns when the owner of a session has released it or is gone. wanted: the id, in the form for
-        `StateStore.ask`. At the deadline, raises StoreUnavailableError, or SessionNotOpenError after a polite
-        request."""
+        `StateStore.ask`. At the deadline, raises StoreUnavailableError, or SessionNotOpenError when the session
+        is asked for `if_idle`."""
         waiting = self._asked.get(held.owner)
         if waiting is None:
             waiting = self._asked[held.owner] = {}

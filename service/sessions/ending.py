@@ -16,7 +16,7 @@ from service.sessions.lifecycle import State
 from service.sessions.persistence import WhenDone
 from service.sessions.session import CloseReason, Session, name_of
 from service.sessions.storage import Put, Storage, Then, WriteResult
-from service.sessions.stores.base import Standing
+from service.sessions.stores.base import Ownership
 from service.sessions.tombstones import Tombstone
 
 _LONGEST_DELAY_S = 30.0
@@ -108,13 +108,13 @@ class LastRecords:
             f"session {name_of(session_id)!r} belongs to another server, and is still open there",
             session_id=name_of(session_id),
         )
-        put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
+        put = Put(record_id or session_id, epoch, None, ttl_s, Ownership.GONE, tombstone or b"{}")
         self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))
 
     def release_record(self, session_id: str, epoch: int, ttl_s: float, gone_by_s: float = math.inf) -> None:
         """Releases a record that this server claimed and cannot use, so that any server can claim it. gone_by_s: see
         `Put`."""
-        put = Put(session_id, epoch, None, ttl_s, Standing.FREE, gone_by_s=gone_by_s)
+        put = Put(session_id, epoch, None, ttl_s, Ownership.FREE, gone_by_s=gone_by_s)
         self.write(put, lambda _: None)
 
     def write(

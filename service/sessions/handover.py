@@ -19,14 +19,14 @@ class Handover:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def wanted(self, session_id: str, *, is_polite: bool) -> None:
+    def wanted(self, session_id: str, *, only_if_idle: bool) -> None:
         """Hands a session over to another server, whose client asked for it. A new session that is not open yet is
-        kept, because the client can only mean an earlier session of that id. is_polite: also keeps a session that a
+        kept, because the client can only mean an earlier session of that id. only_if_idle: also keeps a session that a
         stream has, that a `Step` uses, or that works."""
         session = self._registry.directory.get(session_id)
         if session is None or not session.policy.is_stored:
             return
-        if is_polite and (session_id not in self._registry.held or session.is_working):
+        if only_if_idle and (session_id not in self._registry.held or session.is_working):
             return
         if session.state is not State.OPENING or session.persistence.is_in_store:
             self._registry.hand_over(session)

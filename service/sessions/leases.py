@@ -38,7 +38,7 @@ from service.sessions.deferral import Deferral
 from service.sessions.image import Image
 from service.sessions.session import Session
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Beat, Standing
+from service.sessions.stores.base import Beat, Ownership
 
 _ALL = (sys.maxsize, 0)
 """Later than every moment."""
@@ -119,11 +119,11 @@ class Leases:
         """Returns for how many seconds the record of a session lasts when the session is not used."""
         return min(session.policy.duration_s + self._idle_timeout_s, self._ages.left_s(session.opened_at))
 
-    def put_of(self, session: Session, image: Image | None, standing: Standing = Standing.OWNED) -> Put:
+    def put_of(self, session: Session, image: Image | None, ownership: Ownership = Ownership.OWNED) -> Put:
         """Returns a write of a session's record. image: None leaves the payload unchanged."""
         persistence = session.persistence
         now_s, ttl_s = self._clock(), self.ttl_s(session)
-        if standing is Standing.FREE and session.is_detached:  # part of its time has passed
+        if ownership is Ownership.FREE and session.is_detached:  # part of its time has passed
             ttl_s = max(self._idle_timeout_s, persistence.held_until_s - now_s)
         persistence.renew_at_s = now_s + 0.5 * ttl_s
         persistence.has_record = persistence.has_record or image is not None
@@ -132,7 +132,7 @@ class Leases:
         make_until_s = math.inf if self._may_make(session) else -math.inf
         record_id = persistence.record_id or session.id
         gone_by_s = self._ages.gone_by_s(session.opened_at)
-        return Put(record_id, persistence.epoch, image, ttl_s, standing, None, make_until_s, now_s, gone_by_s)
+        return Put(record_id, persistence.epoch, image, ttl_s, ownership, None, make_until_s, now_s, gone_by_s)
 
     def make_until_s(self, session: Session) -> float:
         """Returns the monotonic time until which a last record may be created when the store has none."""

@@ -90,14 +90,14 @@ class Resume:
         return session, is_here
 
     async def find_for_use(
-        self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False
+        self, session_id: str, max_owned: int | None = None, *, only_if_idle: bool = False
     ) -> tuple[Session, bool]:
         """As `find`. Also returns whether nothing was lost: see `resume`. A caller that uses the session must call
         `record_use`."""
         check_session_id(session_id)
         is_here = self._registry.directory.get(session_id) is not None
         while True:
-            session = await self.find(session_id, max_owned, is_polite=is_polite)
+            session = await self.find(session_id, max_owned, only_if_idle=only_if_idle)
             if session.persistence.is_unverified:
                 await self._verify(session)
             if not session.is_over:
@@ -110,11 +110,13 @@ class Resume:
         source = "memory" if is_here else "store"
         self._observer.session_resumed(bundle.model, bundle.version, session.id, source)
 
-    async def find(self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False) -> Session:
-        """Returns a session from memory, or from the store; the latter is held in memory from now on. is_polite: see
+    async def find(self, session_id: str, max_owned: int | None = None, *, only_if_idle: bool = False) -> Session:
+        """Returns a session from memory, or from the store; the latter is held in memory from now on. only_if_idle: see
         `Claims.claim`. Raises what `resume` raises."""
         while True:
-            found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned, is_polite=is_polite))
+            found = await self._find_or(
+                session_id, lambda: self._fetch(session_id, max_owned, only_if_idle=only_if_idle)
+            )
             assert isinstance(found, Session)  # noqa: S101  # `_fetch` returns a session
             with suppress(SessionMovedError, SessionNotFoundError):  # another server owns it: search again
                 return await self._confirmed(found)
@@ -165,7 +167,9 @@ class Resume:
                 return session
             claiming = self.claiming.get(session_id)
             if claiming is not None and not claiming.done():  # awaiting a done task never yields
-                with suppress(SessionIdInUseError, SessionNotOpenError):  # SessionNotOpenError: of a polite caller
+                with suppress(
+                    SessionIdInUseError, SessionNotOpenError
+                ):  # SessionNotOpenError: of a caller with only_if_idle
                     await asyncio.shield(claiming)
                 continue
             if directory.is_ending(session_id):
@@ -236,7 +240,7 @@ class Resume:
         image = replace(image, session_id=session_id)
         return await asyncio.shield(self._opening.make(image, served, session_id, max_owned=max_owned))
 
-    async def _fetch(self, session_id: str, max_owned: int | None, *, is_polite: bool) -> Session:
+    async def _fetch(self, session_id: str, max_owned: int | None, *, only_if_idle: bool) -> Session:
         """Loads a session from the store. This function owns the claimed record until the session exists."""
         registry = self._registry
         try:
@@ -245,7 +249,7 @@ class Resume:
             claimed = await self._claims.claim(
                 session_id,
                 lambda image: served_image(self._find, image, None, "session_id"),
-                is_polite=is_polite,
+                only_if_idle=only_if_idle,
             )
             try:
                 served = served_image(self._find, claimed.image, None, "session_id")

@@ -146,7 +146,7 @@ class SessionService:
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
         if is_here or session_id in self.resume.claiming:
-            self.handover.wanted(session_id, is_polite=wanted != session_id)
+            self.handover.wanted(session_id, only_if_idle=wanted != session_id)
         else:
             self.storage.undo_claim(session_id)
 

@@ -36,7 +36,7 @@ from service.sessions.stores.base import (
     CorruptRecordError,
     Gone,
     Held,
-    Standing,
+    Ownership,
     StateStore,
     Write,
     Written,
@@ -72,7 +72,7 @@ class Put(NamedTuple):
     epoch: int
     image: Image | None
     ttl_s: float
-    standing: Standing = Standing.OWNED
+    ownership: Ownership = Ownership.OWNED
     tombstone: bytes | None = None
     make_until_s: float = math.inf
     put_s: float = -math.inf
@@ -155,7 +155,7 @@ class Storage:
         calls = [then]
         if before is not None:
             earlier, thens = before
-            if earlier.standing is Standing.GONE and put.standing is not Standing.GONE and earlier.epoch == put.epoch:
+            if earlier.epoch == put.epoch and earlier.ownership is Ownership.GONE is not put.ownership:
                 self._pending[put.record_id] = before  # the session has ended: later writes are refused
                 asyncio.get_running_loop().call_soon(then, WriteResult.REFUSED)
                 return
@@ -312,7 +312,7 @@ class Storage:
                 continue
             now_s = self._clock()
             ttl_s, makes = min(put.ttl_s, max(0.0, put.gone_by_s - now_s)), now_s <= put.make_until_s
-            writes.append(Write(put.record_id, put.epoch, payload, ttl_s, put.standing, makes))
+            writes.append(Write(put.record_id, put.epoch, payload, ttl_s, put.ownership, makes))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
         return self._thread.write(writes), failed, sizes

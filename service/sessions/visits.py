@@ -78,7 +78,7 @@ class Visits:
         Raises SessionNotOpenError for a session with a stream, here or at another server, and what
         `Resume.find_for_use` raises.
         """
-        session, is_here = await self._resume.find_for_use(session_id, max_owned, is_polite=True)
+        session, is_here = await self._resume.find_for_use(session_id, max_owned, only_if_idle=True)
         self.check_free(session)
         if not is_here:
             self._resume.record_use(session, is_here=False)

@@ -15,8 +15,8 @@ from service.errors import StoreUnavailableError
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Beat, Claim, Claimed, Gone, Standing, StoreError, Write, Written
-from service.sessions.stores.memory import MemoryStore, Shelf
+from service.sessions.stores.base import Beat, Claim, Claimed, Gone, Ownership, StoreError, Write, Written
+from service.sessions.stores.memory import MemoryStore, SharedRecords
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
 from tests.waiting import turns, until
@@ -82,7 +82,7 @@ async def storage_of(
 
 
 def gone(record_id: str) -> Put:
-    return Put(record_id, 1, None, LATER, Standing.GONE, b"how")
+    return Put(record_id, 1, None, LATER, Ownership.GONE, b"how")
 
 
 async def put(storage: Storage, one: Put) -> WriteResult:
@@ -124,7 +124,7 @@ async def test_writes_after_the_end_of_a_session_are_refused(waits: bool) -> Non
         if not waits:
             store.gate.set()
             await ended
-        late = asyncio.ensure_future(put(storage, Put("a", 1, None, LATER, Standing.FREE)))
+        late = asyncio.ensure_future(put(storage, Put("a", 1, None, LATER, Ownership.FREE)))
         await turns()
         store.gate.set()
         assert (await ended, await late) == (WriteResult.STORED, WriteResult.REFUSED)
@@ -249,7 +249,7 @@ async def test_calls_that_waited_when_the_store_failed_fail_with_it() -> None:
 
 
 async def test_a_record_that_a_failed_claim_may_have_taken_is_released() -> None:
-    store, other = LateStore(shelf := Shelf()), MemoryStore(shelf)
+    store, other = LateStore(shared := SharedRecords()), MemoryStore(shared)
     storage = Storage(store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.01)
     with pytest.raises(StoreUnavailableError):
         await storage.reserve("new", LATER)
@@ -262,7 +262,9 @@ async def test_a_record_that_a_failed_claim_may_have_taken_is_released() -> None
 
 
 async def test_a_record_that_a_failed_claim_may_have_taken_is_released_before_the_next_claim() -> None:
-    storage = Storage(LateStore(Shelf()), Codec(b"a key of sixteen"), Events(), clock=iter(range(10**6)).__next__)
+    storage = Storage(
+        LateStore(SharedRecords()), Codec(b"a key of sixteen"), Events(), clock=iter(range(10**6)).__next__
+    )
     with pytest.raises(StoreUnavailableError):
         await storage.reserve("new", LATER)
     assert await storage.reserve("new", LATER) is not None

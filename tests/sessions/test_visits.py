@@ -11,7 +11,7 @@ from service.engine.results import Fed
 from service.errors import QueueFullError, SessionMovedError, SessionNotOpenError
 from service.sessions.persistence import OnDisconnect, Persistence, SessionPolicy
 from service.sessions.session import CloseReason, Session
-from service.sessions.stores.base import politely
+from service.sessions.stores.base import if_idle
 from tests.sessions.test_registry import Sessions, opened
 from tests.waiting import turns
 
@@ -121,20 +121,20 @@ async def test_the_end_of_a_visit_does_what_the_policy_says(tiny_repository: Pat
             await it.service.visits.close(kept, CloseReason.CLIENT)
 
 
-async def test_a_polite_request_gets_only_an_unused_session(tiny_repository: Path) -> None:
+async def test_a_request_for_an_idle_session_gets_only_an_unused_one(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await left(it, "s", KEPT)
         answered = it.feed(session, 0, [5] * 5000)
-        it.service.wanted(politely("s"))
+        it.service.wanted(if_idle("s"))
         assert not session.is_over, "it is at work"
         await answered
         await it.service.visits.find("s")
-        it.service.wanted(politely("s"))
+        it.service.wanted(if_idle("s"))
         assert not session.is_over, "it is visited"
         it.service.visits.leave(session)
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
-        it.service.wanted(politely("s"))
+        it.service.wanted(if_idle("s"))
         assert not session.is_over, "a stream has it"
         it.registry.detach(session)
-        it.service.wanted(politely("s"))
+        it.service.wanted(if_idle("s"))
         assert ("closed", "s", "moved", 5000) in it.events.reports

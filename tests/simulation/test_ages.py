@@ -10,7 +10,7 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
-from service.sessions.stores.base import Standing
+from service.sessions.stores.base import Ownership
 from simulation.streams import ClientStream
 from simulation.world import World
 from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed, hold, keep, opened, play, reason
@@ -113,10 +113,10 @@ def test_a_spilled_session_is_closed_at_its_age(durability: pb.Durability.ValueT
         await until_age(world, began_s, 2.0)
         other = world.connect()
         await opened(other, "b")
-        assert world.shelf.records
+        assert world.shared.records
         await until_age(world, began_s, MAX_AGE_S + _LOOK_S + 0.2)
         assert close_reasons(stream) == ["CLOSE_REASON_MAX_AGE"]
-        assert not any(name.startswith("~") and world.shelf.current(name) for name in world.shelf.records)
+        assert not any(name.startswith("~") and world.shared.current(name) for name in world.shared.records)
         assert world.stored("a") is None
         await fed(other, "b", 5)
 
@@ -161,7 +161,7 @@ def test_a_record_that_is_written_late_expires_at_its_time() -> None:
         await until_age(world, began_s, MAX_AGE_S + 2.0)
         world.faults.is_down = False
         await until_age(world, began_s, MAX_AGE_S + _GRACE_S - 0.5)
-        assert world.shelf.records["a"].standing is Standing.FREE, "it was written"
+        assert world.shared.records["a"].ownership is Ownership.FREE, "it was written"
         await until_age(world, began_s, MAX_AGE_S + _GRACE_S + 0.1)
         assert world.stored("a") is None
 
@@ -266,9 +266,9 @@ def test_an_id_that_was_only_reserved_is_free_by_its_time() -> None:
         await opened(stream, "a", durability=CHECKPOINT, on_disconnect=keep(90.0))
         assert world.stored("a") is None, "it was not written yet"
         world.replicas[0].kill()
-        assert world.shelf.current("a") is not None
+        assert world.shared.current("a") is not None
         await until_age(world, began_s, MAX_AGE_S + _GRACE_S + 0.1)
-        assert world.shelf.current("a") is None
+        assert world.shared.current("a") is None
 
     play(act, max_age_s=MAX_AGE_S, idle_timeout_s=300.0, checkpoint_interval_s=100.0, does_finish=False)
 

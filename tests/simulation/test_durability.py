@@ -387,7 +387,7 @@ def test_a_plain_session_leaves_no_record() -> None:
         await fed(stream, "a", 5)
         stream.leave()
         await asyncio.sleep(1.0)
-        assert world.shelf.current("a") is None
+        assert world.shared.current("a") is None
 
     play(act)
 

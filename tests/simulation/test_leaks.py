@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from service.sessions.stores.base import CorruptRecordError, Standing
+from service.sessions.stores.base import CorruptRecordError, Ownership
 from service.sessions.stores.memory import Record
 from simulation.adapters import EPOCH
 from simulation.bundles import PROMPT
@@ -117,7 +117,7 @@ def test_a_session_that_is_handed_over_while_it_is_spilled_loses_nothing(durabil
 def test_a_tombstone_that_cannot_be_read_is_one_of_a_session_that_is_gone() -> None:
     async def act(world: World) -> None:
         payload = b'["a reason of later years",3,1700000000.0]'
-        world.shelf.records["a"] = Record(1, "?", Standing.GONE, payload, EPOCH + 5000.0)
+        world.shared.records["a"] = Record(1, "?", Ownership.GONE, payload, EPOCH + 5000.0)
         stream = world.connect()
         sent = [stream.send("a", open=RESUME), stream.send("a", feed=feed(5))]
         for one in sent:
@@ -184,19 +184,19 @@ def test_an_opening_of_an_id_whose_record_is_corrupt_is_answered() -> None:
         reserve = store.reserve
 
         def reserved(session_id: str, ttl_s: float) -> int | None:
-            if session_id in world.shelf.records:
+            if session_id in world.shared.records:
                 raise CorruptRecordError("the record cannot be read")
             return cast("int | None", reserve(session_id, ttl_s))
 
         store.reserve = reserved
-        world.shelf.records["a"] = Record(1, "?", Standing.FREE, b"?", EPOCH + 5000.0)
+        world.shared.records["a"] = Record(1, "?", Ownership.FREE, b"?", EPOCH + 5000.0)
         stream = world.connect()
         opening = plain(durability=STRICT)
         sent = [stream.send("a", open=opening), stream.send("a", feed=feed(5))]
         for one in sent:
             assert await one.wait(10.0), f"{one} is not answered"
         assert reason(sent[0].answer) == "SNAPSHOT_CORRUPT"
-        assert "a" in world.shelf.aside
+        assert "a" in world.shared.aside
         assert reason(await stream.ask("a", open=opening)) == "opened"
 
     play(act)

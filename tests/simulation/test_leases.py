@@ -54,7 +54,7 @@ def test_a_server_that_lost_its_lease_answers_nothing_from_its_old_copy(
         if how == "pause":
             world.loop.pause(first.life, 3.0)
         else:
-            world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+            world.faults.cuts[first.name] = world.shared.clock() + 3.0
         await take_over(world)
         sent = old.send("a", feed=feed(7, position=2))
         calls = [world.call("Sessions.Get", GET)]
@@ -122,7 +122,7 @@ def test_a_session_that_no_server_claimed_continues_after_a_disconnection() -> N
     async def act(world: World) -> None:
         stream = await begin(world, CHECKPOINT)
         await opened(stream, "plain", durability=NONE)
-        world.faults.cuts[world.replicas[0].name] = world.shelf.clock() + 3.0
+        world.faults.cuts[world.replicas[0].name] = world.shared.clock() + 3.0
         await asyncio.sleep(_PAST_LEASE_S)
         assert reason(await stream.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
         assert await fed(stream, "plain", 7) == 1, "what is not stored needs no lease"
@@ -158,8 +158,8 @@ def test_a_live_session_is_stored_again_when_the_store_has_lost_everything() -> 
     async def act(world: World) -> None:
         await begin(world, STRICT)
         await opened(world.connect(0), "kept", durability=NONE, on_disconnect=keep(20.0))
-        world.shelf.records.clear()
-        world.shelf.leases.clear()
+        world.shared.records.clear()
+        world.shared.leases.clear()
         await asyncio.sleep(1.0)
         assert world.stored("a").position == 2
         assert reason(await world.connect(1).ask("kept", open=pb.Open(model="lazy", durability=STRICT))) == (
@@ -180,7 +180,7 @@ def test_a_record_without_a_session_is_released_on_request() -> None:
         (await begin(world, STRICT)).leave()
         world.replicas[0].kill()
         await asyncio.sleep(_PAST_LEASE_S)
-        world.shelf.records["a"].owner = world.replicas[1].life.name
+        world.shared.records["a"].owner = world.replicas[1].life.name
         await world.replicas[0].start()
         resumed = await world.connect(0).ask("a", open=RESUME)
         assert (reason(resumed), resumed.position) == ("opened", 2)
@@ -193,7 +193,7 @@ def test_a_close_at_a_server_that_is_cut_off_is_done_where_the_session_is_by_the
     async def act(world: World) -> None:
         old = await begin(world, STRICT)
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+        world.faults.cuts[first.name] = world.shared.clock() + 3.0
         new = await take_over(world)
         if how == "stream":
             answer: Any = await old.ask("a", close=pb.Close())
@@ -214,7 +214,7 @@ def test_a_close_that_was_promised_is_kept_where_the_session_is() -> None:
     async def act(world: World) -> None:
         await begin(world, STRICT)
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 4.0
+        world.faults.cuts[first.name] = world.shared.clock() + 4.0
         answer = await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"))
         assert (reason(answer), "closed on this server" in answer.message) == ("STORE_UNAVAILABLE", True)
         new = await take_over(world)
@@ -235,7 +235,7 @@ def test_an_id_is_not_refused_for_a_session_that_has_ended_elsewhere(how: str) -
         if how == "pause":
             world.loop.pause(first.life, 3.0)
         else:
-            world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+            world.faults.cuts[first.name] = world.shared.clock() + 3.0
         new = await take_over(world)
         assert reason(await new.ask("a", close=pb.Close())) == "closed"
         again = pb.Open(model="lazy", durability=CHECKPOINT)
@@ -257,7 +257,7 @@ def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
         await opened(stream, "a", durability=STRICT, on_disconnect=keep(1.0))
         await fed(stream, "a", 5)
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 12.0
+        world.faults.cuts[first.name] = world.shared.clock() + 12.0
         stream.leave()
         await asyncio.sleep(_PAST_LEASE_S)
         new = world.connect(1)
@@ -279,7 +279,7 @@ def test_an_old_copy_is_not_stored_where_others_had_the_session_and_its_record_i
         await opened(old, "a", durability=STRICT, on_disconnect=keep(1.0))
         await fed(old, "a", 5, 5)
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 16.0
+        world.faults.cuts[first.name] = world.shared.clock() + 16.0
         await take_over(world)
         for turn in range(6):  # the client keeps trying
             await asyncio.sleep(2.0)
@@ -301,7 +301,7 @@ def test_a_close_that_was_promised_leaves_a_new_session_of_the_id_alone() -> Non
         await opened(stream, "a", durability=CHECKPOINT, on_disconnect=keep(0.5))
         await asyncio.sleep(0.5)
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 6.0
+        world.faults.cuts[first.name] = world.shared.clock() + 6.0
         await asyncio.sleep(1.5)
         answer = await stream.ask("a", close=pb.Close())
         assert "closed on this server" in answer.error.message
@@ -321,7 +321,7 @@ def test_a_session_that_was_opened_during_a_disconnection_continues_afterwards()
 
     async def act(world: World) -> None:
         first = world.replicas[0]
-        world.faults.cuts[first.name] = world.shelf.clock() + 8.0
+        world.faults.cuts[first.name] = world.shared.clock() + 8.0
         await asyncio.sleep(4.0)
         stream = world.connect(0)
         answer = await stream.ask(open=pb.Open(model="lazy", durability=CHECKPOINT, on_disconnect=keep(20.0)))

@@ -33,7 +33,7 @@ from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Session
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
-from service.sessions.stores.memory import MemoryStore, Shelf
+from service.sessions.stores.memory import MemoryStore, SharedRecords
 from tests.domain import ids
 from tests.reference import ReferenceSession
 from tests.sessions.test_registry import Events
@@ -66,14 +66,14 @@ def only_if(holds: Callable[[Any], object]) -> Callable[[Callable[..., None]], C
 class Server:
     """Sessions over one engine with few slots, and a store that the servers share."""
 
-    def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
+    def __init__(self, bundle: Bundle, shared: SharedRecords) -> None:
         loop = asyncio.get_running_loop()
         # few rows, so that starting a server warms few sizes of batches up
         limits = EngineLimits(num_slots=NUM_SLOTS, num_forks=8, max_batch_rows=NUM_SLOTS)
         self.engine = Engine(bundle, limits, Events(), loop, lambda error: None)
         self.engine.start()
         self.served = Served(bundle, self.engine)
-        self.store = MemoryStore(shelf)
+        self.store = MemoryStore(shared)
         self.storage = Storage(self.store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.005)
         self.sessions = SessionService(
             self.storage,
@@ -107,7 +107,7 @@ class Lives(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.shelf = Shelf()
+        self.shared = SharedRecords()
         self.servers = [self.run(self._server()) for _ in range(2)]
         self.tokens: dict[str, list[int]] = {}
         self.marks: dict[str, set[int]] = {}
@@ -123,7 +123,7 @@ class Lives(RuleBasedStateMachine):
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
 
     async def _server(self) -> Server:
-        return Server(self.served_bundle, self.shelf)
+        return Server(self.served_bundle, self.shared)
 
     def pick(self, number: int) -> str:
         return sorted(self.tokens)[number % len(self.tokens)]
@@ -283,7 +283,7 @@ class Lives(RuleBasedStateMachine):
 
         async def act() -> None:
             await self.servers[server].crash()
-            self.servers[server] = Server(self.served_bundle, self.shelf)
+            self.servers[server] = Server(self.served_bundle, self.shared)
             for name in sorted(name for name, home in self.homes.items() if home == server):
                 stored = None
                 if name in self.durable:

@@ -54,7 +54,7 @@ def test_a_second_opening_behind_one_that_fails_is_tried_itself(is_reserved: boo
         stream = world.connect()
         world.faults.is_down = not is_reserved
         sent = [stream.send("a", open=plain(durability=STRICT))]
-        while is_reserved and world.shelf.current("a") is None:  # noqa: ASYNC110  # polls in virtual time
+        while is_reserved and world.shared.current("a") is None:  # noqa: ASYNC110  # polls in virtual time
             await asyncio.sleep(0.0005)
         world.faults.is_down = True
         sent += [stream.send("a", open=plain()), stream.send("a", feed=feed(5, position=0))]

@@ -97,7 +97,7 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
         stream = world.connect()
         opening = plain(durability=STRICT)
         sent = stream.send("x", open=opening)
-        while world.shelf.current("x") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
+        while world.shared.current("x") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
         world.faults.is_down = True  # now the id is reserved
         assert await sent.wait(10.0)
@@ -334,7 +334,7 @@ def test_a_stream_that_resumed_a_session_keeps_it_when_its_opening_could_not_be_
         first, second = world.connect(), world.connect()
         world.loop.slowness_s = 0.05
         sent = first.send("a", open=plain(durability=STRICT, on_disconnect=hold(3.0)))
-        while world.shelf.current("a") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
+        while world.shared.current("a") is None:  # noqa: ASYNC110  # polls for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
         resumed = second.send("a", open=RESUME)
         await asyncio.sleep(0.01)

@@ -26,17 +26,17 @@ CLAIMED_S = 60.0
 NO_ID = "~"
 """The first character of the names of records that have no session id: of spilled sessions that their policy does not
 store, and of probes."""
-_POLITE = "?"
+_IF_IDLE = "?"
 
 
-def politely(session_id: str) -> str:
+def if_idle(session_id: str) -> str:
     """Returns the form of an id that asks for a session only if no stream is attached to it and it does no work."""
-    return _POLITE + session_id
+    return _IF_IDLE + session_id
 
 
 def id_of(wanted: str) -> str:
-    """Returns the id in a wanted id, which may be polite."""
-    return wanted.removeprefix(_POLITE)
+    """Returns the id in a wanted id, which may be one of `if_idle`."""
+    return wanted.removeprefix(_IF_IDLE)
 
 
 class StoreError(Exception):
@@ -47,7 +47,7 @@ class CorruptRecordError(StoreError):
     """A record cannot be read. Other records are not affected, and the record can be set aside."""
 
 
-class Standing(Enum):
+class Ownership(Enum):
     """Who may use a record. OWNED: its owner. FREE: any process that claims it. GONE: no process;
     the session has ended, and the payload says how."""
 
@@ -65,7 +65,7 @@ class Write(NamedTuple):
     epoch: int
     payload: bytes | None
     ttl_s: float
-    standing: Standing = Standing.OWNED
+    ownership: Ownership = Ownership.OWNED
     makes: bool = True
 
 
@@ -146,7 +146,7 @@ class StateStore(Protocol):
         each record may have been claimed or not."""
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
-        """Informs another process that its records are wanted, some of them `politely`. Returns those that it does not
+        """Informs another process that its records are wanted, some of them `if_idle`. Returns those that it does not
         own any more, or all when it is gone: they can be claimed if they exist."""
 
     def write(self, writes: Sequence[Write]) -> Written:
@@ -155,7 +155,7 @@ class StateStore(Protocol):
         renew it.
 
         Returns the writes that were not done. Under its epoch, the record of an ended session cannot change its
-        standing. When this raises, each record may have been written or not.
+        ownership. When this raises, each record may have been written or not.
         """
 
     def heartbeat(self) -> Beat:

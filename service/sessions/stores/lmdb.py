@@ -23,7 +23,7 @@ from service.sessions.stores.base import (
     Claimed,
     CorruptRecordError,
     Gone,
-    Standing,
+    Ownership,
     StoreError,
     Write,
     Written,
@@ -32,8 +32,8 @@ from service.sessions.stores.data_folder import DataFolder
 
 _FORMAT = 1
 _HEADER = struct.Struct("<HBBQd16s")
-"""Format, standing, whether there is a payload, epoch, expiry in Unix seconds, owner."""
-_STANDINGS = tuple(Standing)
+"""Format, ownership, whether there is a payload, epoch, expiry in Unix seconds, owner."""
+_OWNERSHIPS = tuple(Ownership)
 _DATABASES = (b"records", b"expiries", b"aside")
 _INITIAL_BYTES = 64 * 1024 * 1024
 _MAX_BYTES = 1 << 40
@@ -44,14 +44,14 @@ T = TypeVar("T")
 class _Record(NamedTuple):
     epoch: int
     owner: str
-    standing: Standing
+    ownership: Ownership
     payload: bytes | None
     expires_at: float
 
     def encode(self) -> bytes:
         """Returns the record as a value of the database."""
         has_payload = self.payload is not None
-        head = (_FORMAT, _STANDINGS.index(self.standing), has_payload, self.epoch, self.expires_at)
+        head = (_FORMAT, _OWNERSHIPS.index(self.ownership), has_payload, self.epoch, self.expires_at)
         return _HEADER.pack(*head, self.owner.encode()) + (self.payload or b"")
 
 
@@ -88,10 +88,10 @@ class LmdbStore:
 
         def act(transaction: lmdb.Transaction) -> int | None:
             record = self._find(transaction, session_id)
-            if record is not None and not self._is_free(record.standing, record.payload is not None, record.owner):
+            if record is not None and not self._is_free(record.ownership, record.payload is not None, record.owner):
                 return None
             epoch = 1 if record is None else record.epoch + 1
-            reserved = _Record(epoch, self.owner, Standing.OWNED, None, self._clock() + ttl_s)
+            reserved = _Record(epoch, self.owner, Ownership.OWNED, None, self._clock() + ttl_s)
             self._put(transaction, session_id, record, reserved)
             return epoch
 
@@ -103,10 +103,10 @@ class LmdbStore:
             value = transaction.get(session_id.encode())
         if value is None or len(value) < _HEADER.size:
             return value is not None
-        number, standing, has_payload, _, expires_at, owner = _HEADER.unpack_from(value)
+        number, ownership, has_payload, _, expires_at, owner = _HEADER.unpack_from(value)
         if number != _FORMAT:
             return True
-        return expires_at > self._clock() and not self._is_free(_STANDINGS[standing], has_payload, owner.decode())
+        return expires_at > self._clock() and not self._is_free(_OWNERSHIPS[ownership], has_payload, owner.decode())
 
     def ids(self, prefix: str) -> list[str]:
         """See `StateStore`. Includes the ids of records that cannot be read."""
@@ -116,8 +116,8 @@ class LmdbStore:
                 if not key.startswith(start):
                     break
                 if len(value) >= _HEADER.size and value[:2] == struct.pack("<H", _FORMAT):
-                    _, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
-                    if expires_at <= now or _STANDINGS[standing] is Standing.GONE:
+                    _, ownership, _, _, expires_at, _ = _HEADER.unpack_from(value)
+                    if expires_at <= now or _OWNERSHIPS[ownership] is Ownership.GONE:
                         continue
                 found.append(key.decode())
         return found
@@ -160,10 +160,10 @@ class LmdbStore:
                 record = self._find(transaction, session_id)
             except CorruptRecordError:
                 return
-            if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
+            if record is None or record.ownership is not Ownership.OWNED or record.owner != self.owner:
                 return
             if record.payload is not None:
-                self._put(transaction, session_id, record, record._replace(standing=Standing.FREE))
+                self._put(transaction, session_id, record, record._replace(ownership=Ownership.FREE))
             else:
                 transaction.delete(session_id.encode(), db=self._records)
                 transaction.delete(_milliseconds(record.expires_at) + session_id.encode(), db=self._expiries)
@@ -204,11 +204,11 @@ class LmdbStore:
         self._environment.close()
         self._folder.close()
 
-    def _is_free(self, standing: Standing, has_payload: bool, owner: str) -> bool:
+    def _is_free(self, ownership: Ownership, has_payload: bool, owner: str) -> bool:
         """Whether a record's id may be reserved: its session has ended, or another owner never wrote it. Every other
         owner is gone, because this process holds the folder."""
-        if has_payload or standing is not Standing.OWNED:
-            return standing is Standing.GONE
+        if has_payload or ownership is not Ownership.OWNED:
+            return ownership is Ownership.GONE
         return owner != self.owner
 
     def _claim(self, transaction: lmdb.Transaction, session_id: str) -> Claim:
@@ -219,11 +219,11 @@ class LmdbStore:
             return error
         if record is None:
             return None
-        if record.standing is Standing.GONE:
+        if record.ownership is Ownership.GONE:
             return Gone(record.payload or b"")
-        if record.standing is not Standing.OWNED or record.owner != self.owner:
+        if record.ownership is not Ownership.OWNED or record.owner != self.owner:
             before, expires_at = record, max(record.expires_at, now + CLAIMED_S)
-            record = _Record(record.epoch + 1, self.owner, Standing.OWNED, record.payload, expires_at)
+            record = _Record(record.epoch + 1, self.owner, Ownership.OWNED, record.payload, expires_at)
             self._put(transaction, session_id, before, record)
         return Claimed(record.epoch, record.payload, record.expires_at - now)
 
@@ -236,13 +236,13 @@ class LmdbStore:
         if record is None and (write.payload is None or not write.makes):
             written.missing.add(write.session_id)
             return
-        is_over = record is not None and record.standing is Standing.GONE and write.standing is not Standing.GONE
+        is_over = record is not None and record.ownership is Ownership.GONE and write.ownership is not Ownership.GONE
         is_others = record is not None and (record.epoch != write.epoch or record.owner != self.owner)
         if is_over or is_others:
             written.refused.add(write.session_id)
             return
         payload = write.payload if record is None or write.payload is not None else record.payload
-        after = _Record(write.epoch, self.owner, write.standing, payload, self._clock() + write.ttl_s)
+        after = _Record(write.epoch, self.owner, write.ownership, payload, self._clock() + write.ttl_s)
         self._put(transaction, write.session_id, record, after)
 
     def _put(self, transaction: lmdb.Transaction, session_id: str, before: _Record | None, record: _Record) -> None:
@@ -261,13 +261,13 @@ class LmdbStore:
             return None
         if len(value) < _HEADER.size or value[:2] != struct.pack("<H", _FORMAT):
             raise CorruptRecordError(f"the record of session {session_id!r} cannot be read")
-        _, standing, has_payload, epoch, expires_at, owner = _HEADER.unpack_from(value)
+        _, ownership, has_payload, epoch, expires_at, owner = _HEADER.unpack_from(value)
         if expires_at <= self._clock():
             transaction.delete(_milliseconds(expires_at) + key, db=self._expiries)
             transaction.delete(key, db=self._records)
             return None
         payload = bytes(value[_HEADER.size :]) if has_payload else None
-        return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
+        return _Record(epoch, owner.decode(), _OWNERSHIPS[ownership], payload, expires_at)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:

@@ -14,11 +14,11 @@ from service.sessions.stores.base import (
     Claimed,
     Gone,
     Held,
-    Standing,
+    Ownership,
     Write,
     Written,
     id_of,
-    politely,
+    if_idle,
 )
 
 
@@ -28,13 +28,13 @@ class Record:
 
     epoch: int
     owner: str
-    standing: Standing
+    ownership: Ownership
     payload: bytes | None
     expires_at: float
 
 
 @dataclass(slots=True)
-class Shelf:
+class SharedRecords:
     """Records that several memory stores may share, as replicas share a Redis."""
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -53,40 +53,44 @@ class Shelf:
 
 
 class MemoryStore:
-    """A `StateStore`. shelf: what it shares with other stores. clock: seconds. owner: the unique name of this process;
+    """A `StateStore`. shared: what it shares with other stores. clock: seconds. owner: the unique name of this process;
     None generates one."""
 
     lease_s: float | None = None
 
     def __init__(
-        self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.monotonic, owner: str | None = None
+        self,
+        shared: SharedRecords | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        owner: str | None = None,
     ) -> None:
         self.owner = secrets.token_hex(8) if owner is None else owner
-        self._shelf = Shelf() if shelf is None else shelf
+        self._shared = SharedRecords() if shared is None else shared
         self._clock = clock
-        self._shelf.owners[self.owner] = set()
+        self._shared.owners[self.owner] = set()
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        record = self._shelf.find(session_id, self._clock())
+        record = self._shared.find(session_id, self._clock())
         if record is not None and not self._is_free(record):
             return None
         epoch = 1 if record is None else record.epoch + 1
-        self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, self._clock() + ttl_s)
+        self._shared.records[session_id] = Record(epoch, self.owner, Ownership.OWNED, None, self._clock() + ttl_s)
         self._forget_wanted(session_id)
         return epoch
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
-        record = self._shelf.find(session_id, self._clock())
+        record = self._shared.find(session_id, self._clock())
         return record is not None and not self._is_free(record)
 
     def ids(self, prefix: str) -> list[str]:
         """See `StateStore`."""
         now, found = self._clock(), []
-        for session_id in sorted(self._shelf.records):
-            record = self._shelf.find(session_id, now) if session_id.startswith(prefix) else None
-            if record is not None and record.standing is not Standing.GONE:
+        for session_id in sorted(self._shared.records):
+            record = self._shared.find(session_id, now) if session_id.startswith(prefix) else None
+            if record is not None and record.ownership is not Ownership.GONE:
                 found.append(session_id)
         return found
 
@@ -96,30 +100,30 @@ class MemoryStore:
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
         """See `StateStore`."""
-        if not self._shelf.is_there(owner):
+        if not self._shared.is_there(owner):
             return set(session_ids)
         now = self._clock()
         held = {
             session_id
             for session_id in session_ids
-            if (record := self._shelf.find(id_of(session_id), now)) is not None
-            and (record.standing, record.owner) == (Standing.OWNED, owner)
+            if (record := self._shared.find(id_of(session_id), now)) is not None
+            and (record.ownership, record.owner) == (Ownership.OWNED, owner)
         }
-        self._shelf.owners[owner] |= held
+        self._shared.owners[owner] |= held
         return set(session_ids) - held
 
     def _claim(self, session_id: str) -> Claim:
-        record = self._shelf.find(session_id, self._clock())
+        record = self._shared.find(session_id, self._clock())
         if record is None:
             return None
-        if record.standing is Standing.GONE:
+        if record.ownership is Ownership.GONE:
             return Gone(record.payload or b"")
-        is_others = record.owner != self.owner and self._shelf.is_there(record.owner)
-        if record.standing is Standing.OWNED and is_others:
+        is_others = record.owner != self.owner and self._shared.is_there(record.owner)
+        if record.ownership is Ownership.OWNED and is_others:
             return Held(record.owner, record.payload)
-        if record.standing is not Standing.OWNED or record.owner != self.owner:
+        if record.ownership is not Ownership.OWNED or record.owner != self.owner:
             record.epoch += 1
-            record.owner, record.standing = self.owner, Standing.OWNED
+            record.owner, record.ownership = self.owner, Ownership.OWNED
             record.expires_at = max(record.expires_at, self._clock() + CLAIMED_S)
             self._forget_wanted(session_id)
         return Claimed(record.epoch, record.payload, record.expires_at - self._clock())
@@ -128,40 +132,40 @@ class MemoryStore:
         """See `StateStore`."""
         refused, missing = set(), set()
         for write in writes:
-            record = self._shelf.find(write.session_id, self._clock())
+            record = self._shared.find(write.session_id, self._clock())
             if record is None and (write.payload is None or not write.makes):
                 missing.add(write.session_id)
                 continue
             if record is None:
-                record = Record(write.epoch, self.owner, Standing.OWNED, None, 0.0)
-                self._shelf.records[write.session_id] = record
-            is_over = record.standing is Standing.GONE and write.standing is not Standing.GONE
+                record = Record(write.epoch, self.owner, Ownership.OWNED, None, 0.0)
+                self._shared.records[write.session_id] = record
+            is_over = record.ownership is Ownership.GONE and write.ownership is not Ownership.GONE
             if is_over or record.epoch != write.epoch or record.owner != self.owner:
                 refused.add(write.session_id)
                 continue
-            record.standing, record.expires_at = write.standing, self._clock() + write.ttl_s
+            record.ownership, record.expires_at = write.ownership, self._clock() + write.ttl_s
             if write.payload is not None:
                 record.payload = write.payload
         return Written(refused, missing)
 
     def heartbeat(self) -> Beat:
         """See `StateStore`."""
-        wanted, self._shelf.owners[self.owner] = self._shelf.owners.get(self.owner, set()), set()
+        wanted, self._shared.owners[self.owner] = self._shared.owners.get(self.owner, set()), set()
         return Beat("", sorted(wanted))
 
     def undo_claim(self, session_id: str) -> None:
         """See `StateStore`."""
-        record = self._shelf.find(session_id, self._clock())
-        if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
+        record = self._shared.find(session_id, self._clock())
+        if record is None or record.ownership is not Ownership.OWNED or record.owner != self.owner:
             return
         if record.payload is None:
-            del self._shelf.records[session_id]
+            del self._shared.records[session_id]
         else:
-            record.standing = Standing.FREE
+            record.ownership = Ownership.FREE
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""
-        self._shelf.aside[session_id] = self._shelf.records.pop(session_id)
+        self._shared.aside[session_id] = self._shared.records.pop(session_id)
 
     def risk(self) -> str:
         """See `StateStore`."""
@@ -170,20 +174,20 @@ class MemoryStore:
     def sweep(self, limit: int) -> int:
         """See `StateStore`."""
         now = self._clock()
-        expired = [name for name, record in self._shelf.records.items() if record.expires_at <= now][:limit]
+        expired = [name for name, record in self._shared.records.items() if record.expires_at <= now][:limit]
         for name in expired:
-            del self._shelf.records[name]
+            del self._shared.records[name]
         return len(expired)
 
     def close(self) -> None:
         """See `StateStore`."""
-        self._shelf.owners.pop(self.owner, None)
+        self._shared.owners.pop(self.owner, None)
 
     def _is_free(self, record: Record) -> bool:
         """Whether a record's id may be reserved: its session has ended, or its owner is gone and never wrote it."""
-        if record.payload is not None or record.standing is not Standing.OWNED:
-            return record.standing is Standing.GONE
-        return record.owner != self.owner and not self._shelf.is_there(record.owner)
+        if record.payload is not None or record.ownership is not Ownership.OWNED:
+            return record.ownership is Ownership.GONE
+        return record.owner != self.owner and not self._shared.is_there(record.owner)
 
     def _forget_wanted(self, session_id: str) -> None:
-        self._shelf.owners.get(self.owner, set()).difference_update((session_id, politely(session_id)))
+        self._shared.owners.get(self.owner, set()).difference_update((session_id, if_idle(session_id)))

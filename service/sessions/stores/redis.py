@@ -26,7 +26,7 @@ from service.sessions.stores.base import (
     Write,
     Written,
     id_of,
-    politely,
+    if_idle,
 )
 from service.sessions.stores.redis_address import address_of, as_store_errors
 
@@ -74,7 +74,7 @@ class RedisStore:
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        wanted = (session_id, politely(session_id))
+        wanted = (session_id, if_idle(session_id))
         args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), *wanted, _term(), self._lease_ms]
         with as_store_errors(self._address):
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
@@ -94,8 +94,10 @@ class RedisStore:
             with self._client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.hget(key, "k")
-                standings = pipeline.execute()
-        found = [key.decode() for key, standing in zip(keys, standings, strict=True) if standing not in (None, b"gone")]
+                ownerships = pipeline.execute()
+        found = [
+            key.decode() for key, ownership in zip(keys, ownerships, strict=True) if ownership not in (None, b"gone")
+        ]
         return [key.removeprefix(self._key("")) for key in found]
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
@@ -103,7 +105,7 @@ class RedisStore:
         term = _term()
         with as_store_errors(self._address), self._client.pipeline(transaction=False) as pipeline:
             for session_id in session_ids:
-                own: list[Any] = [session_id, _milliseconds(CLAIMED_S), politely(session_id)]
+                own: list[Any] = [session_id, _milliseconds(CLAIMED_S), if_idle(session_id)]
                 args = [self.owner, self._prefix, *own, term, self._lease_ms]
                 self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
             return [_claimed(*result) for result in pipeline.execute()]
@@ -123,7 +125,7 @@ class RedisStore:
                 args: list[Any] = [
                     self.owner,
                     write.epoch,
-                    write.standing.value,
+                    write.ownership.value,
                     _milliseconds(write.ttl_s),
                     0 if write.payload is None else 1,
                     write.payload or b"",

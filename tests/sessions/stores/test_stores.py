@@ -22,16 +22,16 @@ from service.sessions.stores.base import (
     CorruptRecordError,
     Gone,
     Held,
-    Standing,
+    Ownership,
     StateStore,
     StoreError,
     Write,
     Written,
     id_of,
-    politely,
+    if_idle,
 )
 from service.sessions.stores.lmdb import LmdbStore
-from service.sessions.stores.memory import MemoryStore, Shelf
+from service.sessions.stores.memory import MemoryStore, SharedRecords
 from service.sessions.stores.open_store import signing_key
 from service.sessions.stores.redis import RedisStore
 from service.sessions.stores.redis_address import check_reachable
@@ -71,8 +71,8 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[State
     one: StateStore
     other: StateStore
     if request.param == "memory":
-        shelf = Shelf()
-        one, other = MemoryStore(shelf), MemoryStore(shelf)
+        shared = SharedRecords()
+        one, other = MemoryStore(shared), MemoryStore(shared)
     else:
         url = request.getfixturevalue("redis").url
         one, other = (RedisStore(url, prefix=f"{tmp_path}:") for _ in range(2))
@@ -95,15 +95,15 @@ def end_lease(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[State
     return end
 
 
-def write(session_id: str, epoch: int, payload: bytes | None, standing: Standing = Standing.OWNED) -> Write:
-    return Write(session_id, epoch, payload, LATER, standing)
+def write(session_id: str, epoch: int, payload: bytes | None, ownership: Ownership = Ownership.OWNED) -> Write:
+    return Write(session_id, epoch, payload, LATER, ownership)
 
 
 def test_what_was_written_is_there_and_each_claim_of_a_free_record_has_a_greater_epoch(store: StateStore) -> None:
     assert claim(store, "a") is None
-    assert store.write([write("a", 1, b"one", Standing.FREE), write("b", 1, b"\0\xff")]).refused == set()
+    assert store.write([write("a", 1, b"one", Ownership.FREE), write("b", 1, b"\0\xff")]).refused == set()
     assert claim(store, "a") == mine(2, b"one")
-    assert store.write([write("a", 2, None, Standing.FREE)]).refused == set(), "without a payload the record's stays"
+    assert store.write([write("a", 2, None, Ownership.FREE)]).refused == set(), "without a payload the record's stays"
     assert claim(store, "a") == mine(3, b"one")
     assert claim(store, "a") == mine(3, b"one"), "it is the caller's already"
     assert claim(store, "b") == mine(1, b"\0\xff")
@@ -111,7 +111,7 @@ def test_what_was_written_is_there_and_each_claim_of_a_free_record_has_a_greater
 
 def test_a_record_whose_claim_was_not_answered_is_released(store: StateStore) -> None:
     store.reserve("never written", LATER)
-    store.write([write("written", 1, b"one", Standing.FREE), write("ended", 1, b"how", Standing.GONE)])
+    store.write([write("written", 1, b"one", Ownership.FREE), write("ended", 1, b"how", Ownership.GONE)])
     claim(store, "written")
     for session_id in ("never written", "written", "ended", "nobody's"):
         store.undo_claim(session_id)
@@ -122,7 +122,7 @@ def test_a_record_whose_claim_was_not_answered_is_released(store: StateStore) ->
 
 
 def test_a_write_under_an_older_epoch_is_refused_and_harms_no_other_of_its_batch(store: StateStore) -> None:
-    store.write([write("a", 1, b"one", Standing.FREE)])
+    store.write([write("a", 1, b"one", Ownership.FREE)])
     claim(store, "a")
     assert store.write([write("a", 1, b"late"), write("b", 1, b"fresh"), write("c", 2, b"again")]).refused == {"a"}
     assert claim(store, "a") == mine(2, b"one")
@@ -134,7 +134,7 @@ def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateS
     assert store.reserve("a", LATER) == 1
     assert store.reserve("a", LATER) is None
     assert claim(store, "a") == mine(1, None)
-    store.write([write("a", 1, b"how", Standing.GONE)])
+    store.write([write("a", 1, b"how", Ownership.GONE)])
     assert claim(store, "a") == Gone(b"how")
     assert store.reserve("a", LATER) == 2
     assert claim(store, "a") == mine(2, None)
@@ -151,7 +151,7 @@ def test_a_write_that_has_no_payload_makes_no_record_and_tells_that_there_is_non
 
 
 def test_a_write_that_may_make_no_record_changes_one_that_is_there(store: StateStore) -> None:
-    late = Write("a", 1, b"late", LATER, Standing.FREE, makes=False)
+    late = Write("a", 1, b"late", LATER, Ownership.FREE, makes=False)
     assert store.write([late]) == Written(set(), {"a"})
     assert claim(store, "a") is None
     store.write([write("a", 1, b"state")])
@@ -172,12 +172,12 @@ def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch
 def test_an_ended_record_stays_ended_under_its_epoch(store: StateStore) -> None:
     """A server that hands over a session late, after a client has closed it, does not bring it back."""
     store.write([write("a", 1, b"state"), write("b", 1, b"state")])
-    store.write([write("a", 1, b"how", Standing.GONE)])
-    late = [write("a", 1, None, Standing.FREE), write("b", 1, None, Standing.FREE)]
+    store.write([write("a", 1, b"how", Ownership.GONE)])
+    late = [write("a", 1, None, Ownership.FREE), write("b", 1, None, Ownership.FREE)]
     assert store.write(late).refused == {"a"}
     assert store.write([write("a", 1, b"late")]).refused == {"a"}
     assert claim(store, "a") == Gone(b"how")
-    assert store.write([write("a", 1, b"again", Standing.GONE)]).refused == set()
+    assert store.write([write("a", 1, b"again", Ownership.GONE)]).refused == set()
     assert claim(store, "a") == Gone(b"again")
 
 
@@ -195,9 +195,9 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert not store.has("a")
     store.write([write("a", 1, b"first")])
     assert store.has("a")
-    store.write([write("a", 1, None, Standing.FREE)])
+    store.write([write("a", 1, None, Ownership.FREE)])
     assert store.has("a")
-    store.write([write("a", 1, b"how", Standing.GONE)])
+    store.write([write("a", 1, b"how", Ownership.GONE)])
     assert not store.has("a")
     assert claim(store, "a") == Gone(b"how")
 
@@ -205,7 +205,7 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
 def test_ids_are_listed_by_prefix_without_ended_sessions(store: StateStore) -> None:
     for name in ("a*/one", "a*/two", "a*/gone", "a/three", "ab/four", "five"):
         store.reserve(name, LATER)
-    store.write([Write("a*/two", 1, b"x", LATER), Write("a*/gone", 1, b"how", LATER, Standing.GONE)])
+    store.write([Write("a*/two", 1, b"x", LATER), Write("a*/gone", 1, b"how", LATER, Ownership.GONE)])
     assert store.ids("a*/") == ["a*/one", "a*/two"]
     assert store.ids("") == ["a*/one", "a*/two", "a/three", "ab/four", "five"]
     assert store.ids("b") == []
@@ -213,7 +213,7 @@ def test_ids_are_listed_by_prefix_without_ended_sessions(store: StateStore) -> N
 
 def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_it(store: StateStore) -> None:
     assert store.reserve("s", LATER) == 1
-    store.write([Write("s", 1, b"state", 0.05, Standing.FREE)])
+    store.write([Write("s", 1, b"state", 0.05, Ownership.FREE)])
     assert isinstance(claim(store, "s"), Claimed)
     store.write([Write("of the same time", 1, b"state", 0.05)])
     wait_until(lambda: not store.has("of the same time"))
@@ -246,7 +246,7 @@ def test_requests_for_a_record_before_its_claim_are_forgotten(pair: tuple[StateS
     one.write([write("s", 1, b"state")])
     assert isinstance(claim(other, "s"), Held)
     assert other.ask(one.owner, ["s"]) == set()
-    one.write([write("s", 1, None, Standing.GONE if how == "reserved" else Standing.FREE)])
+    one.write([write("s", 1, None, Ownership.GONE if how == "reserved" else Ownership.FREE)])
     if how == "reserved":
         assert one.reserve("s", LATER) == 2
     else:
@@ -260,7 +260,7 @@ def test_requests_for_a_record_before_its_claim_are_forgotten(pair: tuple[StateS
 def test_a_record_with_a_lifetime_of_zero_does_not_exist(store: StateStore) -> None:
     """This is how a server frees a reservation."""
     assert store.reserve("a", LATER) == 1
-    store.write([Write("a", 1, b"{}", 0.0, Standing.GONE)])
+    store.write([Write("a", 1, b"{}", 0.0, Ownership.GONE)])
     assert not store.has("a")
     assert claim(store, "a") is None
     assert store.reserve("a", LATER) == 1
@@ -282,24 +282,24 @@ def test_a_live_owner_is_asked_for_a_record_and_releases_it(pair: tuple[StateSto
     assert other.ask(one.owner, ["a", "never"]) == {"never"}
     assert one.heartbeat().wanted == ["a", "b"]
     assert one.heartbeat().wanted == []
-    assert one.write([write("a", 1, b"yours", Standing.FREE)]).refused == set()
+    assert one.write([write("a", 1, b"yours", Ownership.FREE)]).refused == set()
     assert other.ask(one.owner, ["a", "b"]) == {"a"}
     assert claim(other, "a") == mine(2, b"yours")
     assert one.write([write("a", 1, b"too late")]).refused == {"a"}
     assert isinstance(claim(one, "a"), Held)
 
 
-def test_an_owner_learns_which_requests_were_polite(pair: tuple[StateStore, StateStore]) -> None:
+def test_an_owner_learns_which_sessions_are_wanted_only_if_idle(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
     one.write([write("a", 1, b"mine"), write("b", 1, b"mine")])
-    asked = [politely("a"), "b", politely("never")]
-    assert other.ask(one.owner, asked) == {politely("never")}
+    asked = [if_idle("a"), "b", if_idle("never")]
+    assert other.ask(one.owner, asked) == {if_idle("never")}
     wanted = one.heartbeat().wanted
-    assert sorted(wanted) == sorted([politely("a"), "b"])
+    assert sorted(wanted) == sorted([if_idle("a"), "b"])
     assert sorted(map(id_of, wanted)) == ["a", "b"]
-    assert other.ask(one.owner, [politely("a")]) == set()
-    one.write([write("a", 1, None, Standing.FREE)])
-    assert other.ask(one.owner, [politely("a")]) == {politely("a")}
+    assert other.ask(one.owner, [if_idle("a")]) == set()
+    one.write([write("a", 1, None, Ownership.FREE)])
+    assert other.ask(one.owner, [if_idle("a")]) == {if_idle("a")}
     assert isinstance(claim(one, "a"), Claimed)
     assert one.heartbeat().wanted == [], "what was wanted before it was claimed does not count"
 
@@ -337,7 +337,7 @@ def test_a_claim_or_a_new_record_in_an_emptied_redis_counts_as_a_heartbeat(tmp_p
         elif how == "reserve":
             one.reserve("a", LATER)
         else:
-            two.write([write("a", 1, b"state", Standing.FREE)])
+            two.write([write("a", 1, b"state", Ownership.FREE)])
             assert claim(one, "a") == mine(2, b"state")
         assert isinstance(claim(three, "a"), Held)
         assert one.heartbeat().term != before, "it may have lost something"
@@ -486,10 +486,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.shelf = Shelf()
+        self.shared = SharedRecords()
         self.prepare()
         self.stores = [type(self).make() for _ in range(self.num_servers)]
-        self.plain = [MemoryStore(self.shelf) for _ in range(self.num_servers)]
+        self.plain = [MemoryStore(self.shared) for _ in range(self.num_servers)]
 
     def prepare(self) -> None:
         """Makes an empty store."""
@@ -518,13 +518,13 @@ class StoreMachine(RuleBasedStateMachine):
         names=st.lists(st.sampled_from("abc"), unique=True, min_size=1),
         epoch=st.integers(1, 4),
         payload=st.none() | st.binary(max_size=3),
-        standing=st.sampled_from(Standing),
+        ownership=st.sampled_from(Ownership),
     )
-    def write(self, server: int, names: list[str], epoch: int, payload: bytes | None, standing: Standing) -> None:
+    def write(self, server: int, names: list[str], epoch: int, payload: bytes | None, ownership: Ownership) -> None:
         server %= self.num_servers
-        if standing is Standing.GONE:
+        if ownership is Ownership.GONE:
             payload = payload or b"how"
-        writes = [write(name, epoch, payload, standing) for name in names]
+        writes = [write(name, epoch, payload, ownership) for name in names]
         assert self.stores[server].write(writes) == self.plain[server].write(writes)
 
     @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
@@ -544,7 +544,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores[server].close()
         self.plain[server].close()
         self.stores[server] = type(self).make()
-        self.plain[server] = MemoryStore(self.shelf)
+        self.plain[server] = MemoryStore(self.shared)
 
     def teardown(self) -> None:
         for store in getattr(self, "stores", []):
