@@ -155,7 +155,8 @@ class Storage:
         calls = [then]
         if before is not None:
             earlier, thens = before
-            if earlier.epoch == put.epoch and earlier.ownership is Ownership.GONE is not put.ownership:
+            would_revive = earlier.ownership is Ownership.GONE and put.ownership is not Ownership.GONE
+            if would_revive and earlier.epoch == put.epoch:
                 self._pending[put.record_id] = before  # the session has ended: later writes are refused
                 asyncio.get_running_loop().call_soon(then, WriteResult.REFUSED)
                 return
