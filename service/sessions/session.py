@@ -152,11 +152,18 @@ class Session:
         if following is None:
             raise IllegalRequestError(
                 f"{event.value}: session {self.name!r} is {self.state.value} at position {self.reportable_position}"
-                + (": wait for its end, or cancel it" if self.state is State.GENERATING else ""),
+                + (f": {self._how_to_end}" if self.state is State.GENERATING else ""),
                 session_id=self.name,
                 state=self.state.value,
             )
         return following
+
+    @property
+    def _how_to_end(self) -> str:
+        """What a client can do about the session's generation, as a phrase for error messages."""
+        if self.last is not None and self.last.request is None:  # its stream has ended
+            return "no stream reads it: send a Cancel on a stream that resumes the session, or its Generate again"
+        return "wait for its end, or cancel it"
 
     def check(self, event: Event) -> None:
         """Raises IllegalRequestError when the table has no transition for an event."""

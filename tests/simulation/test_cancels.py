@@ -1,5 +1,5 @@
-"""Cancels a strict session's generation while the store is slow: its tokens that wait for the store do not count as
-requests."""
+"""Cancels of generations: while the store is slow, the tokens of a strict session that wait for it do not count as
+requests; a generation that no stream reads is ended by a cancel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import asyncio
 from carousel.v1 import inference_pb2 as pb
 from simulation.streams import ClientStream, Sent
 from simulation.world import World
-from tests.simulation.scenes import STRICT, fed, keep, opened, play
+from tests.simulation.scenes import CHECKPOINT, RESUME, STRICT, fed, feed, keep, opened, play
 
 TOKENS = 20
 DECODING = pb.Decoding(max_tokens=TOKENS, min_tokens=TOKENS)
@@ -51,3 +51,25 @@ def test_requests_after_a_waiting_generation_are_accepted_up_to_the_limit() -> N
         assert feeds[-1].answer.error.reason == "QUEUE_FULL"
 
     play(act, generation_window=TOKENS, max_in_flight=MAX_IN_FLIGHT)
+
+
+def test_a_generation_whose_stream_has_ended_is_ended_by_a_cancel_as_its_error_says() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "s", durability=CHECKPOINT, on_disconnect=keep(20.0))
+        await fed(stream, "s", 1)
+        stream.send("s", generate=pb.Generate(decoding=pb.Decoding(max_tokens=64, min_tokens=64)))
+        await asyncio.sleep(0.01)
+        stream.leave()
+        await asyncio.sleep(0.5)
+        other = world.connect()
+        assert (await other.ask("s", open=RESUME)).HasField("opened")
+        refused = (await other.ask("s", feed=feed(2))).error
+        assert refused.reason == "ILLEGAL_REQUEST"
+        assert refused.message.endswith(
+            ": no stream reads it: send a Cancel on a stream that resumes the session, or its Generate again"
+        )
+        position = (await other.ask("s", cancel=pb.Cancel())).position
+        assert await fed(other, "s", 2) == position + 1
+
+    play(act, idle_timeout_s=20.0, does_finish=False)
