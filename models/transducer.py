@@ -110,15 +110,15 @@ class Transducer(nn.Module):
 
     def join(self, encoded: Tensor, num_frames: Sequence[int], targets: Sequence[Tensor]) -> list[Tensor]:
         """Runs predictor and joiner on the output of `encode`. Arguments and result as in `forward`."""
-        said = nn.functional.pad(pad_sequence(list(targets), batch_first=True), (1, 0), value=BLANK_ID)
-        predicted = self.predictor(said, *self.predictor.stack.zeros(len(said)))[0]
+        previous = nn.functional.pad(pad_sequence(list(targets), batch_first=True), (1, 0), value=BLANK_ID)
+        predicted = self.predictor(previous, *self.predictor.stack.zeros(len(previous)))[0]
         return [
             self.joiner(encoded[row, :frames, None], predicted[row, None, : len(target) + 1])
             for row, (frames, target) in enumerate(zip(num_frames, targets, strict=True))
         ]
 
 
-class Said(NamedTuple):
+class Emitted(NamedTuple):
     """A token, and the frame after which it was emitted, counted from 0."""
 
     frame: int
@@ -141,13 +141,13 @@ class GreedyDecoder:
             self._predicted, *self._predictor_states = model.predictor(begin, *model.predictor.stack.zeros(num_rows))
 
     @torch.inference_mode()
-    def feed(self, frames: Tensor, lengths: Sequence[int] | None = None) -> list[list[Said]]:
+    def feed(self, frames: Tensor, lengths: Sequence[int] | None = None) -> list[list[Emitted]]:
         """frames: [B, T, N]; each row has `lengths` real frames, or all T. Returns what each row emits, in order. A row
         whose length is below T has ended: its output in later calls is undefined."""
         encoded, *self._encoder_states = self._model.encoder(frames, *self._encoder_states)
         num_rows, num_frames, _ = frames.shape
         ends = torch.tensor([num_frames] * num_rows if lengths is None else lengths)
-        said: list[list[Said]] = [[] for _ in range(num_rows)]
+        emitted: list[list[Emitted]] = [[] for _ in range(num_rows)]
         for frame in range(num_frames):
             rows = (ends > frame).nonzero().squeeze(1)
             for _ in range(self._max_symbols):
@@ -157,10 +157,10 @@ class GreedyDecoder:
                 if not len(rows):
                     break
                 for row, token in zip(rows.tolist(), best.tolist(), strict=True):
-                    said[row].append(Said(self._num_frames + frame, token))
+                    emitted[row].append(Emitted(self._num_frames + frame, token))
                 self._predict(rows, best)
         self._num_frames += num_frames
-        return said
+        return emitted
 
     def _predict(self, rows: Tensor, tokens: Tensor) -> None:
         states = [state[:, rows] for state in self._predictor_states]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from export.foreign.axes import Tensor
-from export.foreign.joints import Placed
+from export.foreign.links import Placed
 from export.proofs.runners import Array
 from export.surgery import Writer, copy_of, refill
 

@@ -17,12 +17,12 @@ from export.foreign.binding import bind
 from export.foreign.decoder_steps import LONG, SHORT, DecoderFile, Steps
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.encoder_inputs import MIN_OPSET, WHOLE, constants_of
-from export.foreign.joints import Joints, Placed, Session
+from export.foreign.links import Links, Placed, Session
 from export.foreign.loading import check_opset, load
 from export.foreign.masks import Mask, find_form
-from export.foreign.matching import Wanted, match
+from export.foreign.matching import DecoderInput, match
 from export.foreign.over_source import TOKENS, fixed_source, is_of_row, is_over_source, place_of
-from export.foreign.pairing import are_kindred, pair_states
+from export.foreign.pairing import differ_in_time, pair_states
 from export.foreign.wiring import Wiring, may_be
 from export.surgery import opset_of
 
@@ -31,7 +31,7 @@ _LOGITS = re.compile(r"logit|prob|pred|score|out", re.IGNORECASE)
 
 
 def read_decoder(
-    file: Path, encoder: EncoderFile, hints: Hints, joints: Joints, vocabulary_size: int | None
+    file: Path, encoder: EncoderFile, hints: Hints, links: Links, vocabulary_size: int | None
 ) -> DecoderFile:
     """Returns the decoder as it was read. vocabulary_size: of the logits, if known. Raises ExportError that names the
     flags that help."""
@@ -45,26 +45,26 @@ def read_decoder(
     }
     own = replace(hints, inputs=[name for name in hints.inputs if name in inputs], constants=constants)
     found = DecoderFile(file, model, model, own, inputs)
-    for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
+    for flag, names in (("--context", links.contexts), ("--initial", links.initial)):
         if unknown := [name for name in names if name not in inputs]:
             raise ExportError(f"{flag} names {unknown[0]}, which {file.name} does not have. It has: {listed(inputs)}")
     left = {name: one for name, one in inputs.items() if name not in (*own.other_roles, *own.states)}
-    found.lengths = _lengths(left, joints, own)
+    found.lengths = _lengths(left, links, own)
     if found.lengths is not None:
         del left[found.lengths.name]
-    whole = [name for name, one in left.items() if one.dtype in WHOLE and name not in joints.masks]
+    whole = [name for name, one in left.items() if one.dtype in WHOLE and name not in links.masks]
     if len(whole) == 1 and not found.hints.inputs:
         found.hints = replace(found.hints, inputs=whole)
-    _find_contexts(found, encoder, left, outputs, joints)
-    _find_masks(found, encoder, left, joints)
+    _find_contexts(found, encoder, left, outputs, links)
+    _find_masks(found, encoder, left, links)
     token = found.token = _token(found, left)
     session = Session(model, file.name)
     step = Steps(found, encoder, session, constants_of(inputs, own))
     for place, mask in enumerate(found.masks):
         name = mask.placed.tensor.name
-        found.masks[place] = find_form(mask.placed, joints.masks.get(name), partial(step.padded, name))
+        found.masks[place] = find_form(mask.placed, links.masks.get(name), partial(step.padded, name))
         found.notes.append(f"mask {name} of {file.name}: {found.masks[place].form}, made of the source's length")
-    _find_states(found, encoder, left, outputs, joints)
+    _find_states(found, encoder, left, outputs, links)
     found.hints = replace(found.hints, outputs=_outputs(found, step, outputs, vocabulary_size))
     found.bound = bind(model, step.given(), list(step.rows()), token, _rows(token, own))
     return found
@@ -78,11 +78,11 @@ def _rows(token: Tensor | None, hints: Hints) -> int | None:
     return token.shape.index(name) if isinstance(name, str) and name in token.shape else None
 
 
-def _lengths(left: Mapping[str, Tensor], joints: Joints, hints: Hints) -> Tensor | None:
+def _lengths(left: Mapping[str, Tensor], links: Links, hints: Hints) -> Tensor | None:
     """Returns the input with the source's length: a flag names it, or it has one integer a row and a fitting name."""
     for name, one in left.items():
         is_likely = one.dtype in WHOLE and len(one.shape) <= 1 and _LENGTHS.search(name) and name not in hints.inputs
-        if name in joints.lengths or (not joints.lengths and is_likely):
+        if name in links.lengths or (not links.lengths and is_likely):
             return one
     return None
 
@@ -92,19 +92,19 @@ def _find_contexts(
     encoder: EncoderFile,
     left: dict[str, Tensor],
     outputs: Mapping[str, Tensor],
-    joints: Joints,
+    links: Links,
 ) -> None:
     """Finds the inputs over the source that are outputs of the encoder."""
     offers = {name: one for name, one in encoder.outputs.items() if one.source is not None}
-    others = (*found.hints.inputs, *joints.masks)
+    others = (*found.hints.inputs, *links.masks)
     wanted = {
         name: one
         for name, one in left.items()
-        if joints.contexts.get(name) in offers or (is_over_source(one, left) and name not in others)
+        if links.contexts.get(name) in offers or (is_over_source(one, left) and name not in others)
     }
     for name, one in wanted.items():
-        grown = next((other for other in outputs if are_kindred(name, other)), None)
-        if grown is not None and name not in joints.contexts and is_over_source(outputs[grown], left):
+        grown = next((other for other in outputs if differ_in_time(name, other)), None)
+        if grown is not None and name not in links.contexts and is_over_source(outputs[grown], left):
             raise ExportError(
                 f"{found.file.name}: the state {one} -> {grown} has the source's length; such states are not supported:"
                 " export the decoder without it"
@@ -113,8 +113,8 @@ def _find_contexts(
     def fits(tensor: Tensor, offer: Placed) -> bool:
         return tensor.dtype == offer.tensor.dtype and place_of(tensor, offer, left) is not None
 
-    growing = {name: one for name, one in joints.contexts.items() if name in wanted}
-    matched = match("--context", [Wanted(one, may_share=True) for one in wanted.values()], offers, growing, fits)
+    growing = {name: one for name, one in links.contexts.items() if name in wanted}
+    matched = match("--context", [DecoderInput(one, may_share=True) for one in wanted.values()], offers, growing, fits)
     for name, output in matched.items():
         placed = place_of(left[name], offers[output], left)
         assert placed is not None  # noqa: S101  # `fits` has checked it
@@ -133,10 +133,10 @@ def _find_contexts(
                 )
 
 
-def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor], joints: Joints) -> None:
+def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor], links: Links) -> None:
     """Finds the masks: inputs over the source, with one number for each place, that the encoder does not return."""
     for name, one in list(left.items()):
-        if name not in joints.masks and (not is_over_source(one, left) or name in found.hints.inputs):
+        if name not in links.masks and (not is_over_source(one, left) or name in found.hints.inputs):
             continue
         scalar = Placed(one, encoder.source.rows, encoder.source.source, ())
         placed = place_of(one, scalar, left)
@@ -174,7 +174,7 @@ def _find_states(
     encoder: EncoderFile,
     left: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
-    joints: Joints,
+    links: Links,
 ) -> None:
     """Finds the states with their first values, and the encoder's outputs that stay the same in every step."""
     inputs = {
@@ -190,14 +190,14 @@ def _find_states(
     def fits(tensor: Tensor, offer: Placed) -> bool:
         return tensor.dtype == offer.tensor.dtype and is_of_row(tensor, offer.shape)
 
-    def wanted(name: str, *, may_share: bool = False) -> Wanted:
+    def wanted(name: str, *, may_share: bool = False) -> DecoderInput:
         parts = sorted({slot.part for slot in wiring.starts(name)})
-        return Wanted(found.inputs[name], parts[0] if parts else "", may_share)
+        return DecoderInput(found.inputs[name], parts[0] if parts else "", may_share)
 
     begun = [wanted(name) for name in pairs if name not in found.hints.initial]
-    found.initial = match("--initial", begun, offers, joints.initial, fits)
+    found.initial = match("--initial", begun, offers, links.initial, fits)
     rest = [wanted(name, may_share=True) for name in left if name not in pairs and left[name] is not found.token]
-    others = {name: one for name, one in joints.contexts.items() if name not in found.contexts}
+    others = {name: one for name, one in links.contexts.items() if name not in found.contexts}
     found.kept = match(
         "--context", [one for one in rest if one.tensor.name not in found.hints.inputs], offers, others, fits
     )

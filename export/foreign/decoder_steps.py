@@ -12,7 +12,7 @@ import onnx
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints, Tensor
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.joints import Placed, Session
+from export.foreign.links import Placed, Session
 from export.foreign.masks import Mask
 from export.proofs.runners import Array
 

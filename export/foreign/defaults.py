@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, tensor_of
-from export.foreign.pairing import are_kindred
+from export.foreign.pairing import differ_in_time
 from export.foreign.wiring import Wiring, may_be
 from export.surgery import refill
 
@@ -75,6 +75,6 @@ def _is_state(wiring: Wiring, tensor: Tensor) -> bool:
             continue
         if wiring.is_last(output) and wiring.starts(name) & wiring.ends(output):
             return True
-        if are_kindred(name, output):
+        if differ_in_time(name, output):
             return True
     return False

@@ -26,7 +26,7 @@ from export.foreign.encoder_inputs import (
     is_mask,
     placed_mask,
 )
-from export.foreign.joints import Joints, Placed, Session, advice
+from export.foreign.links import Links, Placed, Session, advice
 from export.foreign.loading import check_opset, load
 from export.foreign.masks import Form, Mask, find_form
 from export.foreign.wiring import Wiring
@@ -46,7 +46,7 @@ class EncoderFile:
     raises ExportError.
     """
 
-    def __init__(self, file: Path, hints: Hints, joints: Joints, vocabulary_size: int | None) -> None:
+    def __init__(self, file: Path, hints: Hints, links: Links, vocabulary_size: int | None) -> None:
         self.file = file
         self.model = load(file)
         check_opset(file.name, opset_of(self.model), MIN_OPSET)
@@ -58,10 +58,10 @@ class EncoderFile:
         self.notes += [f"input {name} of {file.name} is zeros: it is the first state of the encoder" for name in zeros]
         self.masks: list[Mask] = []
         left = [one for name, one in self.inputs.items() if name not in self.constants]
-        self.lengths = next((one for one in left if are_lengths(one, left, joints)), None)
+        self.lengths = next((one for one in left if are_lengths(one, left, links)), None)
         left = [one for one in left if one is not self.lengths]
         named = [one for one in left if one.name in hints.inputs]
-        sources = named or [one for one in left if not is_mask(one, left, joints)]
+        sources = named or [one for one in left if not is_mask(one, left, links)]
         if len(sources) != 1:
             raise ExportError(
                 f"which input of {file.name} is the source? {listed(self.inputs)}: give each one's role with --input"
@@ -79,7 +79,7 @@ class EncoderFile:
         self.vocabulary_size = None if self.feature_size else self._vocabulary_size(vocabulary_size)
         self.outputs = self._outputs_with_masks(hints)
         for name, placed in self._unmasked.items():
-            self.masks.append(find_form(placed, joints.masks.get(name), partial(self._padded, name)))
+            self.masks.append(find_form(placed, links.masks.get(name), partial(self._padded, name)))
             self.notes.append(f"mask {name} of {file.name}: {self.masks[-1].form}, made of the lengths")
 
     def run(self, row: Array) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.joints import Placed
+from export.foreign.links import Placed
 from export.graphs import serialize
 from export.proofs.runners import Array
 from export.surgery import Writer, copy_of, element_type

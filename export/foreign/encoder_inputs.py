@@ -11,7 +11,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, check_constant
-from export.foreign.joints import Joints, Placed
+from export.foreign.links import Links, Placed
 from export.foreign.wiring import Wiring
 from export.proofs.runners import Array
 
@@ -62,22 +62,22 @@ def feature_size_of(source: Tensor) -> int:
     return last
 
 
-def are_lengths(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
+def are_lengths(tensor: Tensor, others: Sequence[Tensor], links: Links) -> bool:
     """Whether an input is the sources' lengths: a flag says so, or it has one integer a row and a fitting name or
     shape."""
-    if joints.lengths:
-        return tensor.name in joints.lengths
+    if links.lengths:
+        return tensor.name in links.lengths
     sizes = [axis for axis in tensor.shape if axis != 1]
     has_longer = any(len(one.shape) > len(sizes) for one in others if one is not tensor)
     is_named = _LENGTHS.search(tensor.name) is not None
     return len(sizes) <= 1 and has_longer and tensor.dtype in WHOLE and (is_named or len(tensor.shape) <= 1)
 
 
-def is_mask(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
+def is_mask(tensor: Tensor, others: Sequence[Tensor], links: Links) -> bool:
     """Whether an input is a mask over the source: a flag says so, or its name or type does."""
-    if tensor.name in joints.masks:
+    if tensor.name in links.masks:
         return True
-    if joints.masks or len(others) == 1:
+    if links.masks or len(others) == 1:
         return False
     whole = [one for one in others if one.dtype in WHOLE]
     return tensor.dtype == "bool" or _MASKS.search(tensor.name) is not None or (len(whole) == 1 and tensor not in whole)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from export.errors import ExportError
-from export.foreign.joints import Placed
+from export.foreign.links import Placed
 from export.proofs.runners import Array
 from export.proofs.tolerances import MASKED
 

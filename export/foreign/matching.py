@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 
 from export.errors import ExportError
 from export.foreign.axes import Tensor, listed
-from export.foreign.joints import Placed
-from export.foreign.pairing import are_kindred
+from export.foreign.links import Placed
+from export.foreign.pairing import differ_in_time
 
 _SIDES = re.compile(r"(?:^|_)(?:enc(?:oder)?|dec(?:oder)?|src|source|state)(?=_|$)")
 _SAME = {"hidden": "h", "cell": "c", "hid": "h", "hidden_state": "h", "cell_state": "c", "memory_mask": "mask"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DecoderInput:
     """An input of the decoder.
 
     part: the part of a node's first state that it is; empty: none. may_share: whether its output may also be another
@@ -39,7 +39,7 @@ class Wanted:
 
 def match(
     flag: str,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[DecoderInput],
     offers: Mapping[str, Placed],
     chosen: Mapping[str, str],
     fits: Callable[[Tensor, Placed], bool],
@@ -61,7 +61,7 @@ def match(
         if not fits(one.tensor, offers[name]):
             raise ExportError(f"{flag} {one.tensor.name}={name}: {offers[name].tensor} does not fit {one.tensor}")
         found[one.tensor.name] = name
-    for by in (operator.eq, _kindred):
+    for by in (operator.eq, _same_words):
         for one in matching.left():
             named = [name for name in matching.free(one) if by(one.tensor.name, name)]
             if len(named) == 1:
@@ -84,7 +84,7 @@ def match(
 class _Matching:
     """What is matched, and what was found so far: outputs by input."""
 
-    wanted: Sequence[Wanted]
+    wanted: Sequence[DecoderInput]
     offers: Mapping[str, Placed]
     fits: Callable[[Tensor, Placed], bool]
     found: dict[str, str] = field(default_factory=dict)
@@ -104,18 +104,18 @@ class _Matching:
             if len(mine) == 1 and not any(mine[0] in self.free(other) for other in rivals):
                 self.found[one.tensor.name] = mine[0]
 
-    def left(self) -> list[Wanted]:
+    def left(self) -> list[DecoderInput]:
         return [one for one in self.wanted if one.tensor.name not in self.found]
 
-    def free(self, one: Wanted) -> list[str]:
+    def free(self, one: DecoderInput) -> list[str]:
         """Returns the outputs that an input may take: unused ones, or else any that fits if the input may share."""
         fitting = [name for name, offer in self.offers.items() if self.fits(one.tensor, offer)]
         unused = [name for name in fitting if name not in self.found.values()]
         return unused or (fitting if one.may_share else [])
 
 
-def _kindred(name: str, other: str) -> bool:
-    return are_kindred(_plain(name), _plain(other))
+def _same_words(name: str, other: str) -> bool:
+    return differ_in_time(_plain(name), _plain(other))
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,7 @@ from itertools import permutations
 
 from export.foreign.axes import Tensor
 from export.foreign.encoder_inputs import WHOLE
-from export.foreign.joints import Placed, without_ones
+from export.foreign.links import Placed, without_ones
 
 TOKENS = re.compile(r"tok|inp|tgt|trg|target|prev|word|char|(?:^|_)(?:y|x|ids?)(?:$|_)", re.IGNORECASE)
 """Names of a step's token input."""

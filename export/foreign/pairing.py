@@ -127,13 +127,13 @@ def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints)
             output = choices[place]
             is_last, ends = wiring.is_last(output), wiring.ends(output)
             is_same = outputs[output].shape == inputs[name].shape
-            return is_last, ends == wiring.starts(name), is_same, are_kindred(name, output), place
+            return is_last, ends == wiring.starts(name), is_same, differ_in_time(name, output), place
 
         output = choices[max(range(len(choices)), key=rank)]
         taken.add(output)
         slot = min(wiring.starts(name) & wiring.ends(output), key=str)
         says = f"{slot} connects them"
-        if are_kindred(name, output):
+        if differ_in_time(name, output):
             found[name] = output, f"same shape and related names; {says}"
         else:
             found[name] = output, says
@@ -154,7 +154,7 @@ def _is_alone(wiring: Wiring, name: str, inputs: _Tensors, output: Tensor) -> bo
         for other, tensor in inputs.items()
         if may_be(tensor, output) and wiring.starts(other) & wiring.starts(name) and not wiring.is_moved(other)
     ]
-    kindred = [other for other in rivals if are_kindred(other, output.name)]
+    kindred = [other for other in rivals if differ_in_time(other, output.name)]
     return name in kindred if len(kindred) == 1 else rivals == [name]
 
 
@@ -212,7 +212,7 @@ def _choices(wiring: Wiring, tensor: Tensor, outputs: _Tensors, *, by_moves: boo
     return {name for name in alike if outputs[name].shape == tensor.shape} or alike
 
 
-def are_kindred(name: str, other: str) -> bool:
+def differ_in_time(name: str, other: str) -> bool:
     """Whether names differ only in words for before and after."""
     return _stem(name) == _stem(other)
 

@@ -13,7 +13,7 @@ from export.foreign.decoder_file import read_decoder
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.flags import once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
-from export.foreign.joints import Joints
+from export.foreign.links import Links
 from export.foreign.loading import load
 from export.foreign.masks import FORMS
 from export.foreign.names import split_pairs
@@ -46,7 +46,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
     given = {name: text for name, text in initial.items() if text in outputs}
     hints = hints_of(flags, {name: _values(name, text, outputs) for name, text in initial.items() if name not in given})
     masks = dict(_mask(text) for text in flags.mask)
-    joints = Joints(once(flags.context, "--context"), given, masks, flags.lengths)
+    links = Links(once(flags.context, "--context"), given, masks, flags.lengths)
     source = vocabulary_of("--source-vocabulary", flags.source_vocabulary, flags.source_tokenizer)
     target = vocabulary_of("--vocabulary", flags.vocabulary, flags.tokenizer)
     described = Translated(
@@ -67,7 +67,7 @@ def run(flags: OnnxFlags, encoder: Path) -> Written:
             encoder,
             flags.file,
             hints,
-            joints,
+            links,
             described,
             **flags.options(description=f"Made from {encoder.name} and {flags.file.name}"),
         )
@@ -97,7 +97,7 @@ def hints_of(flags: OnnxFlags, initial: Mapping[str, Array]) -> Hints:
 def _are_swapped(encoder: Path, decoder: Path) -> bool:
     """Whether the files can be read with swapped roles."""
     try:
-        read_decoder(encoder, EncoderFile(decoder, Hints(), Joints(), None), Hints(), Joints(), None)
+        read_decoder(encoder, EncoderFile(decoder, Hints(), Links(), None), Hints(), Links(), None)
     except Exception:  # a file in the wrong role may fail in any way
         return False
     return True

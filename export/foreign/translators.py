@@ -23,7 +23,7 @@ from export.foreign.decoder_file import read_decoder
 from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
 from export.foreign.encoder_graph import LENGTHS, SOURCE, Use, apart, together
-from export.foreign.joints import Joints
+from export.foreign.links import Links
 from export.foreign.names import renamed
 from export.foreign.original import Original
 from export.foreign.proving import prove_chunks, random_inputs
@@ -74,16 +74,16 @@ def write_translator(
     encoder_file: Path,
     decoder_file: Path,
     hints: Hints,
-    joints: Joints,
+    links: Links,
     described: Translated,
     **options: Unpack[BundleOptions],
 ) -> Written:
     """Writes the bundle of two ONNX files and returns its folder and what was found: see `writing.write_onnx`."""
     source_size = None if described.source is None else len(described.source.tokens)
     target_size = None if described.target is None else len(described.target.tokens)
-    encoder = EncoderFile(encoder_file, hints, joints, source_size)
-    decoder = read_decoder(decoder_file, encoder, hints, joints, target_size)
-    _check_names(encoder, decoder, hints, joints)
+    encoder = EncoderFile(encoder_file, hints, links, source_size)
+    decoder = read_decoder(decoder_file, encoder, hints, links, target_size)
+    _check_names(encoder, decoder, hints, links)
     notes = [*encoder.notes, *decoder.notes]
     reading = with_rows_as_run(decoder.bound, read(decoder.bound, decoder.hints), decoder.hints)
     notes += [*reading.notes, *(f"output {name} is not served" for name in reading.unserved)]
@@ -111,14 +111,14 @@ def write_translator(
     return Written(folder, reading, notes)
 
 
-def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joints: Joints) -> None:
+def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, links: Links) -> None:
     """Raises ExportError for a flag that names an input that neither file has."""
     inputs = {**encoder.inputs, **decoder.inputs}
     for flag, names in (
         ("--input", hints.inputs),
         ("--constant", hints.constants),
-        ("--mask", joints.masks),
-        ("--lengths", joints.lengths),
+        ("--mask", links.masks),
+        ("--lengths", links.lengths),
     ):
         if unknown := [name for name in names if name not in inputs]:
             shown = listed(inputs)

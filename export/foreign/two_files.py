@@ -12,7 +12,7 @@ import numpy as np
 
 from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.joints import Session
+from export.foreign.links import Session
 from export.foreign.reading import Reading
 from export.foreign.step_graph import SOURCE_LENGTH
 from export.interface import Interface

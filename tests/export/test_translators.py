@@ -17,7 +17,7 @@ from export.foreign.axes import Hints
 from export.foreign.decoder_file import read_decoder
 from export.foreign.decoder_steps import DecoderFile
 from export.foreign.encoder_file import EncoderFile
-from export.foreign.joints import Joints
+from export.foreign.links import Links
 from service.repository.manifest import FILE_NAME, Manifest
 from tests.export import translators
 from tests.export.translators import B, S, Side
@@ -33,8 +33,8 @@ def files(encoder: Side, decoder: Side, folder: Path, opset: int = 17) -> tuple[
 
 def read(encoder: Side, decoder: Side, folder: Path, opset: int = 17) -> tuple[EncoderFile, DecoderFile]:
     one, other = files(encoder, decoder, folder, opset)
-    found = EncoderFile(one, Hints(), Joints(), None)
-    return found, read_decoder(other, found, Hints(), Joints(), None)
+    found = EncoderFile(one, Hints(), Links(), None)
+    return found, read_decoder(other, found, Hints(), Links(), None)
 
 
 @pytest.mark.parametrize(

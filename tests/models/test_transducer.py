@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
-from models.transducer import GreedyDecoder, Said, Transducer, TransducerConfig
+from models.transducer import Emitted, GreedyDecoder, Transducer, TransducerConfig
 from models.transducer_loss import BLANK_ID, transducer_loss
 
 SMALL = TransducerConfig(5, hidden_size=12, embedding_size=4, predictor_size=8, joined_size=10)
@@ -71,15 +71,15 @@ def test_chunks_give_the_outputs_of_the_whole() -> None:
     whole, *_ = model.encoder(frames, *model.encoder.stack.zeros(3))
     states = model.encoder.stack.zeros(3)
     decoder = GreedyDecoder(model, 3)
-    said: list[list[Said]] = [[], [], []]
+    emitted: list[list[Emitted]] = [[], [], []]
     for chunk in torch.split(frames, [1, 5, 1, 7, 3], dim=1):
         encoded, *states = model.encoder(chunk, *states)
         torch.testing.assert_close(encoded, whole[:, : encoded.shape[1]])
         whole = whole[:, encoded.shape[1] :]
         for row, more in enumerate(decoder.feed(chunk)):
-            said[row] += more
-    assert said == GreedyDecoder(model, 3).feed(frames)
-    assert any(said)
+            emitted[row] += more
+    assert emitted == GreedyDecoder(model, 3).feed(frames)
+    assert any(emitted)
 
 
 def test_rows_of_different_lengths_emit_what_they_emit_alone() -> None:
@@ -95,8 +95,8 @@ def test_a_frame_emits_at_most_the_allowed_tokens() -> None:
     model = Transducer(SMALL).eval()
     with torch.no_grad():
         model.joiner.projection.bias[3] = 100.0
-    said = GreedyDecoder(model, 1, max_symbols=2).feed(torch.zeros(1, 3, 320))
-    assert said == [[Said(frame, 3) for frame in (0, 0, 1, 1, 2, 2)]]
+    emitted = GreedyDecoder(model, 1, max_symbols=2).feed(torch.zeros(1, 3, 320))
+    assert emitted == [[Emitted(frame, 3) for frame in (0, 0, 1, 1, 2, 2)]]
 
 
 def test_it_learns_to_spell_a_few_sounds() -> None:
@@ -110,8 +110,8 @@ def test_it_learns_to_spell_a_few_sounds() -> None:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-    said = GreedyDecoder(model.eval(), 3).feed(frames)
-    assert [[token for _, token in row] for row in said] == targets.tolist()
+    emitted = GreedyDecoder(model.eval(), 3).feed(frames)
+    assert [[token for _, token in row] for row in emitted] == targets.tolist()
 
 
 def _tone(token: int) -> Tensor:
@@ -140,9 +140,9 @@ def _alignments(num_frames: int, target: list[int]) -> Iterator[list[int]]:
     if num_frames == 1:
         yield [*target, BLANK_ID]
         return
-    for said in range(len(target) + 1):
-        for rest in _alignments(num_frames - 1, target[said:]):
-            yield [*target[:said], BLANK_ID, *rest]
+    for emitted in range(len(target) + 1):
+        for rest in _alignments(num_frames - 1, target[emitted:]):
+            yield [*target[:emitted], BLANK_ID, *rest]
 
 
 def _score(scores: Tensor, way: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ from export.proofs.runners import Array, loaded
 
 
 @dataclass(frozen=True, slots=True)
-class Joints:
+class Links:
     """What flags say.
 
     contexts, initial: the encoder's outputs by the decoder's input. masks: inputs of either file that are masks over
