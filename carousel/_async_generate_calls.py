@@ -127,7 +127,8 @@ class AsyncGenerateCalls(Unpicklable):
         """Returns the next values of a model that outputs values, in a session that ends with the call.
 
         horizon: steps. source: vectors, for models with an encoder. features: vectors for the steps to consume first.
-        version, variant, constants, timeout: as in `generate`. Raises the errors of the iterator of `generate`.
+        version, variant, constants, timeout: as in `generate`. Raises the errors of the iterator of `generate`,
+        and TypeError for a model that generates tokens.
         """
         generation = self.generate(
             model,

@@ -11,6 +11,7 @@ from carousel._async_exchange_runner import AsyncExchangeRunner, Owner
 from carousel._async_turn import LoopCheck
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
+from carousel._home import check_client
 from carousel._protocol import SessionProtocol
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2_grpc
@@ -36,6 +37,8 @@ class AsyncReconnectingStream(AsyncExchangeRunner[Owner]):
         If the task is cancelled, the exchange is dropped, and its feed or score is cancelled at the server.
         """
         self._loop.check()
+        if not is_closing:
+            check_client(self._stub)
         try:
             async with asyncio.timeout(deadline.remaining()) as limit, self._turn:
                 try:
@@ -50,6 +53,7 @@ class AsyncReconnectingStream(AsyncExchangeRunner[Owner]):
     async def cancel(self: AsyncReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
         """Cancels what is in flight, including another task's call: see `ReconnectingStream.cancel`."""
         self._loop.check()
+        check_client(self._stub)
         request = self._protocol.interrupt()
         if request is not None:
             self.post(request)
@@ -64,6 +68,7 @@ class AsyncReconnectingStream(AsyncExchangeRunner[Owner]):
     ) -> None:
         """Rewinds the session, after cancelling what is in flight: see `ReconnectingStream.rewind`."""
         self._loop.check()
+        check_client(self._stub)
         try:
             async with asyncio.timeout(deadline.remaining()), self._turn:
                 await self._rewind(position, rewind, Deadline(None))

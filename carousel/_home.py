@@ -11,6 +11,8 @@ from carousel.errors import FailedPreconditionError
 
 Stub = TypeVar("Stub")
 
+_HOME = "_carousel_home"
+
 
 class Home:
     """The process in which one object was made. is_closed: whether the program closed the object. Thread-safe."""
@@ -38,9 +40,10 @@ class Home:
             raise FailedPreconditionError(f"the {self._name} was closed: make a new one", reason=CLIENT_CLOSED)
 
     def guarded(self, stub: Stub) -> Stub:
-        """Replaces each call of a stub by one that first runs `check`. Returns the stub."""
-        for name, call in vars(stub).items():
+        """Replaces each call of a stub by one that first runs `check`. Returns the stub; see also `check_client`."""
+        for name, call in list(vars(stub).items()):
             setattr(stub, name, self._guarded(call))
+        vars(stub)[_HOME] = self
         return stub
 
     def _guarded(self, call: Callable[..., object]) -> Callable[..., object]:
@@ -49,6 +52,13 @@ class Home:
             return call(*arguments, **options)
 
         return checked
+
+
+def check_client(stub: object) -> None:
+    """Runs `Home.check` of the client that guards a stub, before a call on a stream that is there already."""
+    home = vars(stub).get(_HOME)
+    if home is not None:
+        home.check()
 
 
 class Unpicklable:

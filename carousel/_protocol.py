@@ -184,6 +184,10 @@ class SessionProtocol:
             response = yield from self._ask(pb.StreamRequest(close=pb.Close()))
             self._ended_by = session_closed(self.id, CloseReason.CLIENT, response.position)
 
+    def abandon(self) -> None:
+        """Records that the program has closed the session, although the server did not answer."""
+        self.lost(session_closed(self.id, CloseReason.CLIENT, self.position))
+
     def lost(self, error: CarouselError) -> CarouselError:
         """Records that the session has ended for good. Returns the error to raise."""
         self._ended_by = self._ended_by or error

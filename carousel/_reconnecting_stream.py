@@ -8,6 +8,7 @@ from typing import TypeVar
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
 from carousel._exchange_runner import ExchangeRunner, Owner
+from carousel._home import check_client
 from carousel._protocol import SessionProtocol
 from carousel._turn import Turn
 from carousel.v1 import inference_pb2_grpc
@@ -31,6 +32,8 @@ class ReconnectingStream(ExchangeRunner[Owner]):
         session was not resumed in the recovery's time; and the error that ended the session for good.
         """
         with self._turn.within(deadline):
+            if not is_closing:
+                check_client(self._stub)
             return self._run(exchange, deadline, is_closing)
 
     def cancel(self: ReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
@@ -40,6 +43,7 @@ class ReconnectingStream(ExchangeRunner[Owner]):
         Raises what `run` raises.
         """
         with self._turn.cancelling(deadline):
+            check_client(self._stub)
             self._stream.wake()  # a thread that resumes the session checks `is_awaited` afterwards
             with self._turn.after_others(deadline):
                 self._run(self._protocol.synchronize(), deadline)
@@ -54,6 +58,7 @@ class ReconnectingStream(ExchangeRunner[Owner]):
         marks are set again, and `rewind` is called again.
         """
         with self._turn.within(deadline):
+            check_client(self._stub)
             self._rewind(position, rewind, deadline)
 
     def end(self, deadline: Deadline) -> None:

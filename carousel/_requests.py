@@ -210,6 +210,12 @@ def step_batch_message(
     return message
 
 
+def check_can_forecast(feature_size: int) -> None:
+    """Raises InvalidArgumentError for a model of tokens. feature_size: the numbers of one step; 0 for tokens."""
+    if not feature_size:
+        raise invalid("forecast: this model reads and generates tokens, not numbers: call generate", "forecast")
+
+
 def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
     """Raises InvalidArgumentError for an unknown policy name."""
     action = one_of(policy.on_disconnect, _ACTIONS, "on_disconnect", field="open.on_disconnect")

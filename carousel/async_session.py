@@ -193,6 +193,7 @@ class AsyncSession(SessionProperties):
         horizon: steps, 1 to the server's limit. timeout: seconds for the whole forecast; default the session's. Returns
         `horizon` vectors. Raises InvalidArgumentError for a model that cannot forecast, and the errors of `feed`.
         """
+        _requests.check_can_forecast(self.feature_size)
         return await self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     async def score(
@@ -238,13 +239,13 @@ class AsyncSession(SessionProperties):
         in another event loop, and nothing else. If the server does not answer, it handles the end of the stream as
         `on_disconnect` says.
         """
-        deadline = closing_deadline(self._or_default(timeout))
+        deadline = closing_deadline(0.0 if self.closed else self._or_default(timeout))
         try:
             await self._stream.run(self._protocol.close(), deadline, is_closing=True)
         except ConcurrentUseError:
             raise
         except CarouselError:
-            pass
+            self._protocol.abandon()
         except BaseException:
             await self._stream.end(deadline)
             raise

@@ -184,6 +184,7 @@ class Session(SessionProperties):
         horizon: steps, 1 to the server's limit. timeout: seconds for the whole forecast; default the session's. Returns
         `horizon` vectors. Raises InvalidArgumentError for a model that cannot forecast, and the errors of `feed`.
         """
+        _requests.check_can_forecast(self.feature_size)
         return self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     def score(
@@ -229,13 +230,13 @@ class Session(SessionProperties):
         while another thread is in a call of the session, and nothing else. If the server does not answer, it handles
         the end of the stream as `on_disconnect` says.
         """
-        deadline = closing_deadline(self._or_default(timeout))
+        deadline = closing_deadline(0.0 if self.closed else self._or_default(timeout))
         try:
             self._stream.run(self._protocol.close(), deadline, is_closing=True)
         except ConcurrentUseError:
             raise
         except CarouselError:
-            pass
+            self._protocol.abandon()
         except BaseException:
             self._stream.end(deadline)
             raise

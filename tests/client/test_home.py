@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from carousel import AsyncClient, Client, FailedPreconditionError, RequestCancelledError
+from carousel import AsyncClient, Client, FailedPreconditionError
 
 from .fake_server import FakeServer
 
@@ -65,12 +65,11 @@ def test_every_call_of_a_closed_client_says_that_it_was_closed(server: FakeServe
         lambda: client.watch("s"),
         lambda: list(client.sessions.list()),
         lambda: client.sessions.get("s"),
+        lambda: session.feed("A"),
     ):
         with pytest.raises(FailedPreconditionError, match=r"the client was closed: make a new one") as caught:
             call()
         assert caught.value.reason == "CLIENT_CLOSED"
-    with pytest.raises(RequestCancelledError, match="the client was closed"):
-        session.feed("A")
     session.close()
 
 
@@ -85,14 +84,13 @@ async def test_every_call_of_a_closed_client_of_asyncio_says_that_it_was_closed(
         lambda: client.step("s", "A"),
         lambda: client.session("toy", "ab"),
         lambda: client.sessions.get("s"),
+        lambda: session.feed("A"),
     ):
         with pytest.raises(FailedPreconditionError, match="the client was closed: make a new one"):
             await call()
     for start in (lambda: client.generate("toy", "ab"), lambda: client.watch("s"), lambda: client.batch("toy")):
         with pytest.raises(FailedPreconditionError, match="the client was closed: make a new one"):
             start()
-    with pytest.raises(RequestCancelledError, match="the client was closed"):
-        await session.feed("A")
     await session.close()
 
 

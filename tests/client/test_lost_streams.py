@@ -10,7 +10,7 @@ import pytest
 from carousel import (
     AsyncClient,
     Client,
-    RequestCancelledError,
+    FailedPreconditionError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -102,7 +102,7 @@ async def test_closing_the_client_ends_its_sessions(shell: Shell, server: FakeSe
     session = await shell.open()
     await shell.close()
     assert server.stream_ended.wait(5)
-    with pytest.raises(RequestCancelledError):
+    with pytest.raises(FailedPreconditionError):
         await session.feed("A")
     await session.close()
 
