@@ -805,9 +805,10 @@ class Feed(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position of the first token. At the session's position, the feed is applied. A retry is not applied; it gets
-    the same answer again. A feed is a retry when it has the position, the tokens and the outputs of the last feed, or
-    of one that was answered with STORE_UNAVAILABLE: see DURABILITY_STRICT. Any other position is FAILED_PRECONDITION.
-    Without a position the feed is applied at the session's position, whatever it is, and is not safe to retry.
+    the same answer again. A feed is a retry when it has the position, the tokens, the outputs and the mark of the last
+    feed, or of one that was answered with STORE_UNAVAILABLE: see DURABILITY_STRICT. Any other position is
+    FAILED_PRECONDITION. Without a position the feed is applied at the session's position, whatever it is, and is not
+    safe to retry.
     """
     mark: _builtins.bool
     """Adds a mark at the position after this feed, for `Sessions.Rewind`. When there are too many marks, the oldest is

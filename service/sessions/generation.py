@@ -51,13 +51,14 @@ class LastFeed:
     request: None after its answer, or when it came with a restored session. start: None until it is known. result: None
     while the feed runs. is_dropped: whether the answer took too much memory, so that only its position is kept.
     is_hashed: whether only a hash of the tokens is kept, to save memory. is_cancelled: whether a Cancel came while the
-    feed ran, so that it may fail.
+    feed ran, so that it may fail. has_mark: whether the feed adds a mark.
     """
 
     __slots__ = (
         "__weakref__",
         "_hash",
         "former",
+        "has_mark",
         "is_cancelled",
         "is_dropped",
         "is_hashed",
@@ -75,12 +76,15 @@ class LastFeed:
         tokens: Sequence[Item],
         outputs: OutputSpec,
         former: Asked | None = None,
+        *,
+        has_mark: bool = False,
     ) -> None:
         self.request = request
         self.former = former
         self.start = start
         self.tokens = tokens
         self.outputs = outputs
+        self.has_mark = has_mark
         self.result: Result | None = None
         self.is_cancelled = self.is_dropped = self.is_hashed = False
         self._hash = 0
@@ -93,13 +97,14 @@ class LastFeed:
             self.result = Fed(self.result.position, [])
             self.is_dropped = True
 
-    def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
+    def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec, *, has_mark: bool) -> bool:
         """Whether a feed is a retry of this one. A feed that failed is not answered again: its
         retry is a new feed."""
         return (
             start == self.start
             and (hash(tuple(tokens)) == self._hash if self.is_hashed else tokens == self.tokens)
             and outputs == self.outputs
+            and has_mark == self.has_mark
             and not isinstance(self.result, Failed)
         )
 

@@ -103,7 +103,9 @@ def last_in(image: Image) -> LastFeed | Generation | None:
     """Returns the request that can be retried on a session made from an image."""
     last = image.last
     if isinstance(last, FedBefore):
-        feed = LastFeed(None, last.start, last.tokens, last.outputs)
+        # no snapshot says whether its last feed was marked: its marks do, because the newest one is never dropped
+        has_mark = image.lane.position in image.marks
+        feed = LastFeed(None, last.start, last.tokens, last.outputs, has_mark=has_mark)
         feed.result = Fed(image.lane.position, last.answer)
         return feed
     if isinstance(last, GeneratedBefore):

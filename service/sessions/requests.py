@@ -132,12 +132,16 @@ class Requests:
         session, num_tokens = request.session, len(tokens)
         request.num_tokens = num_tokens
         last = session.last
-        if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
+        if (
+            position is not None
+            and isinstance(last, LastFeed)
+            and last.is_repeated_by(position, tokens, outputs, has_mark=has_mark)
+        ):
             if last.result is not None or not last.is_cancelled:
                 self._feed_again(request, last)
                 return  # else submit it: the engine refuses it if the first one was applied despite the Cancel
         elif position is not None and session.persistence.unstored:
-            done = unstored_feed(session, position, tokens, outputs)
+            done = unstored_feed(session, position, tokens, outputs, has_mark=has_mark)
             if done is not None:
                 self._feed_again(request, done)
                 return
@@ -158,7 +162,7 @@ class Requests:
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
-        session.last = LastFeed(request, position, tokens, outputs, last)
+        session.last = LastFeed(request, position, tokens, outputs, last, has_mark=has_mark)
         session.state = following.state
         session.num_in_flight += 1
         served.engine.run_inline_if_lone(session.lane)
@@ -264,7 +268,7 @@ class Requests:
         `feed` could not see that when a Cancel, or a request that was itself refused, came between the two."""
         if job.start is None or not isinstance(before, LastFeed) or not isinstance(before.result, Fed):
             return False
-        if not before.is_repeated_by(job.start, job.tokens, job.outputs):
+        if not before.is_repeated_by(job.start, job.tokens, job.outputs, has_mark=job.has_mark):
             return False
         for retry in (request, *(request.retries or ())):
             try:

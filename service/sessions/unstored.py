@@ -68,7 +68,7 @@ class UnstoredAnswers:
             return None
         feed = session.last
         if not (isinstance(feed, LastFeed) and feed.result is result):  # another request came after it
-            feed = LastFeed(None, result.position - len(job.tokens), job.tokens, job.outputs)
+            feed = LastFeed(None, result.position - len(job.tokens), job.tokens, job.outputs, has_mark=job.has_mark)
             feed.result = result
         return self.of(session, feed)
 
@@ -96,10 +96,12 @@ class UnstoredAnswers:
         self.keep(UnstoredAnswer(session.persistence.unstored, key, answered), _size(answered))
 
 
-def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
+def unstored_feed(
+    session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec, *, has_mark: bool
+) -> LastFeed | None:
     """Returns the kept feed that a request repeats."""
     for one in _found(session, start):
-        if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
+        if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs, has_mark=has_mark):
             return one
     return None
 

@@ -132,6 +132,17 @@ async def test_a_call_sent_again_is_answered_again_and_applied_once(
         assert list(third.fed.outputs[0].logits) == expected(tiny_repository, 5, 6, 7)
 
 
+async def test_a_feed_that_differs_in_its_mark_is_no_retry(tiny_service: LocalService) -> None:
+    async with stubs(tiny_service.target) as calls:
+        await calls.step("marked", open=pb.Open(model=MODEL), feed=fed(5, position=0))
+        error = await calls.refused("marked", feed=fed(5, position=0, mark=True))
+        assert (error.reason, error.metadata["position"]) == ("POSITION_MISMATCH", "1")
+        await calls.step("marked", feed=fed(6, position=1, mark=True))
+        assert (await calls.step("marked", feed=fed(6, position=1, mark=True))).fed.replayed
+        assert (await calls.refused("marked", feed=fed(6, position=1))).reason == "POSITION_MISMATCH"
+        assert (await info(calls, "marked")).marks == [2]
+
+
 async def test_a_step_call_on_a_streams_session_is_refused(tiny_service: LocalService) -> None:
     async with stubs(tiny_service.target) as calls:
         async with wire(tiny_service.target) as stream:
@@ -321,7 +332,7 @@ async def test_a_stored_session_survives_its_server(
     with local_service(tiny_repository, flags) as service:
         async with stubs(service.target) as calls:
             opening = pb.Open(model=MODEL, durability=durability)
-            answer = await calls.step("stored", open=opening, feed=fed(5, 6, position=0))
+            answer = await calls.step("stored", open=opening, feed=fed(5, 6, position=0, mark=True))
             if durability == pb.DURABILITY_STRICT:
                 assert answer.checkpoint_position == 2
 
@@ -332,7 +343,9 @@ async def test_a_stored_session_survives_its_server(
         service.kill()
     with local_service(tiny_repository, flags) as service:
         async with stubs(service.target) as calls:
-            again = await calls.step("stored", open=opening, feed=fed(5, 6, position=0))
+            again = await calls.step("stored", open=opening, feed=fed(5, 6, position=0, mark=True))
+            unmarked = await calls.refused("stored", feed=fed(5, 6, position=0))
+            assert unmarked.reason == "POSITION_MISMATCH"
             assert (again.fed.replayed, again.opened.restored_from) == (True, pb.RESTORED_FROM_STORE)
             last = await calls.step("stored", feed=fed(7, position=2), close=True)
             assert list(last.fed.outputs[0].logits) == expected(tiny_repository, 5, 6, 7)

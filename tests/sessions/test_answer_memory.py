@@ -153,9 +153,9 @@ def test_the_tokens_of_a_long_feed_are_counted_and_its_retry_is_known_without_th
     keep(Replays(1), feed)
     assert (feed.is_dropped, len(feed.tokens)) == (False, 0)
     assert feed.result is answer
-    assert feed.is_repeated_by(0, tokens, OutputSpec())
-    assert not feed.is_repeated_by(0, [*tokens[1:], tokens[0] * 2], OutputSpec())
-    assert not feed.is_repeated_by(0, tokens[1:], OutputSpec())
+    assert feed.is_repeated_by(0, tokens, OutputSpec(), has_mark=False)
+    assert not feed.is_repeated_by(0, [*tokens[1:], tokens[0] * 2], OutputSpec(), has_mark=False)
+    assert not feed.is_repeated_by(0, tokens[1:], OutputSpec(), has_mark=False)
 
 
 def test_of_a_search_that_is_not_kept_the_position_is() -> None:

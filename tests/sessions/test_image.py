@@ -15,7 +15,8 @@ from service.engine.engine import Engine
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
-from service.sessions.image import FedBefore, GeneratedBefore, Image, check_fits
+from service.sessions.generation import LastFeed
+from service.sessions.image import FedBefore, GeneratedBefore, Image, check_fits, last_in
 from service.sessions.served import Served
 from tests import domain
 
@@ -92,6 +93,15 @@ def places(wrong: int) -> dict[str, Image]:
 def test_a_session_of_another_vocabulary_is_refused_wherever_it_shows(place: str, wrong: int) -> None:
     with pytest.raises(SnapshotModelError, match="its token ids or arrays do not fit the vocabulary of 6 tokens"):
         check_fits(places(wrong)[place], SERVED)
+
+
+@pytest.mark.parametrize("has_mark", [False, True])
+def test_a_mark_at_the_end_of_the_last_feed_says_that_this_feed_was_marked(has_mark: bool) -> None:
+    """No snapshot says it in another way, so those of older servers do not either."""
+    feed = last_in(image(last=fed(), marks={4: lane()} if has_mark else {2: lane(position=2)}))
+    assert isinstance(feed, LastFeed)
+    for asked in (False, True):
+        assert feed.is_repeated_by(0, fed().tokens, fed().outputs, has_mark=asked) == (asked == has_mark)
 
 
 @pytest.mark.parametrize("where", ["lane", "mark"])

@@ -105,22 +105,23 @@ def test_a_request_is_answered_once_by_its_last_answer() -> None:
     assert answers == [Fed(1, [])]
 
 
-def test_a_feed_is_repeated_by_the_same_position_tokens_and_outputs_alone() -> None:
+def test_a_feed_is_repeated_by_the_same_position_tokens_outputs_and_mark_alone() -> None:
     request = Request(domain.session(), 1, lambda request, result: None, 0.0)
     last = LastFeed(request, 4, [1, 2], OutputSpec())
-    assert last.is_repeated_by(4, [1, 2], OutputSpec())
-    assert not last.is_repeated_by(5, [1, 2], OutputSpec())
-    assert not last.is_repeated_by(4, [1, 3], OutputSpec())
-    assert not last.is_repeated_by(4, [1, 2], OutputSpec(OutputKind.LOGITS))
+    assert last.is_repeated_by(4, [1, 2], OutputSpec(), has_mark=False)
+    assert not last.is_repeated_by(5, [1, 2], OutputSpec(), has_mark=False)
+    assert not last.is_repeated_by(4, [1, 3], OutputSpec(), has_mark=False)
+    assert not last.is_repeated_by(4, [1, 2], OutputSpec(OutputKind.LOGITS), has_mark=False)
+    assert not last.is_repeated_by(4, [1, 2], OutputSpec(), has_mark=True)
     last.result = Fed(6, [])
-    assert last.is_repeated_by(4, [1, 2], OutputSpec())
+    assert last.is_repeated_by(4, [1, 2], OutputSpec(), has_mark=False)
 
 
 def test_a_feed_that_failed_cannot_be_retried() -> None:
     request = Request(domain.session(), 1, lambda request, result: None, 0.0)
     last = LastFeed(request, 4, [1, 2], OutputSpec())
     last.result = Failed(4, EngineError("failed"))
-    assert not last.is_repeated_by(4, [1, 2], OutputSpec())
+    assert not last.is_repeated_by(4, [1, 2], OutputSpec(), has_mark=False)
 
 
 def test_plain_sessions_share_what_is_known_of_their_records_and_cannot_change_it() -> None:
