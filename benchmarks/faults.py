@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -103,11 +103,12 @@ class Envoy:
 
 
 class Proxy:
-    """Forwards connections to a port, and can break all of them. is_blocked: whether it refuses new connections."""
+    """Forwards connections to a port, and can break all of them. is_blocked: whether it refuses new connections.
+    is_mute: whether it drops what the server sends."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
-        self.is_blocked = False
+        self.is_blocked = self.is_mute = False
         self._to = port
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -148,7 +149,7 @@ class Proxy:
         try:
             ways = (
                 asyncio.ensure_future(_pass(reader, there_writer)),
-                asyncio.ensure_future(_pass(there_reader, writer)),
+                asyncio.ensure_future(_pass(there_reader, writer, lambda: self.is_mute)),
             )
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in ways:
@@ -159,9 +160,13 @@ class Proxy:
                 one.transport.abort()
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_dropped: Callable[[], bool] = lambda: False
+) -> None:
     try:
         while data := await reader.read(65_536):
+            if is_dropped():
+                continue
             writer.write(data)
             await writer.drain()
     except OSError:

@@ -38,7 +38,8 @@ class AsyncStepCalls:
         `AsyncSession.feed`; None feeds nothing. options: see `StepOptions`. timeout: seconds; default the client's.
         resume_timeout: how many seconds to retry after a lost connection, or when the server shuts down. The client
         retries a call that feeds nothing, or whose feed has a `position`: the server applies it once. You may repeat
-        such a call too.
+        such a call too. A retry of a call that closed the session raises NotFoundError, with the position at which the
+        session was closed, only where the server no longer has its answer, as after the server's restart.
 
         Raises NotFoundError for a session that does not exist, whose metadata says how it ended;
         FailedPreconditionError for a session with a stream; PositionMismatchError, which has the session's position;

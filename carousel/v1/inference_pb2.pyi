@@ -1965,9 +1965,10 @@ class StepRequest(_message.Message):
     new one for each retry.
     """
     close: _builtins.bool
-    """Closes the session after the feed. A retry does not find the session: NOT_FOUND, with the position at which it was
-    closed; with `open` the retry opens a new session. When the store does not answer: UNAVAILABLE; send the call
-    again. Default false.
+    """Closes the session after the feed. The same request, sent again, gets the same answer while this server remembers
+    it. Where it does not, as after a restart or at another server, the retry gets NOT_FOUND with the position at which
+    the session was closed, which says that the call was applied; with `open` the retry opens a new session. When the
+    store does not answer: UNAVAILABLE; send the call again. Default false.
     """
     @_builtins.property
     def open(self) -> Global___Open:

@@ -2,12 +2,14 @@
 see `sessions.visits`.
 
 If the client leaves or the deadline passes, the session stays as it is: the engine finishes the jobs that it has, and
-the result is kept for a retry. Event loop only.
+the result is kept for a retry. A call that closes its session, sent again, gets the answer that `sessions.tombstones`
+keeps. Event loop only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Sequence
 
@@ -35,6 +37,7 @@ from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
 from service.sessions.request import Request
 from service.sessions.session import CloseReason, Session, no_stream
+from service.sessions.tombstones import ClosingAnswer
 
 
 class Step:
@@ -68,10 +71,32 @@ class Step:
                 return await self._open(message)
             key = self._caller.key(message.session_id)
             async with self._visits.turn(key):
-                found = await self._find(message, key)
-                return await (self._open(message) if found is None else self._continue(message, *found))
+                try:
+                    session, is_here = await self._find(message, key)
+                except SessionNotFoundError:
+                    if (again := self._answer_again(message, key)) is not None:
+                        return again
+                    if not has_open:
+                        raise
+                    return await self._open(message)
+                return await self._continue(message, session, is_here)
         finally:
             self._budget.close()
+
+    def _answer_again(self, message: pb.StepRequest, key: str) -> pb.StepResponse | None:
+        """Returns the answer to a retry of the call that closed the session. None: this is another call, or the answer
+        is no longer kept."""
+        if not message.close:
+            return None
+        data = self._sessions.registry.tombstones.answer_again(key, _digest(message))
+        if data is None:
+            return None
+        response = pb.StepResponse.FromString(data)
+        self._report.used(response.opened.model)
+        if response.HasField("fed"):
+            response.fed.replayed = True
+            self._sessions.registry.observer.request_replayed(response.opened.model, response.opened.version, "feed")
+        return response
 
     async def _continue(self, message: pb.StepRequest, session: Session, is_here: bool) -> pb.StepResponse:
         """Runs the call on a session that exists. is_here: whether the session was in memory."""
@@ -111,18 +136,13 @@ class Step:
         finally:
             self._visits.leave(session)
 
-    async def _find(self, message: pb.StepRequest, key: str) -> tuple[Session, bool] | None:
-        """Returns the session that exists, and whether it was in memory; None if the call must open it.
+    async def _find(self, message: pb.StepRequest, key: str) -> tuple[Session, bool]:
+        """Returns the session that exists, and whether it was in memory.
 
         key: the internal id of the session. Raises SessionIdInUseError for a session unlike the one that the call would
         open, and what `Visits.find` raises.
         """
-        try:
-            session, is_here = await self._visits.find(key, self._caller.principal.max_sessions)
-        except SessionNotFoundError:
-            if message.HasField("open"):
-                return None
-            raise
+        session, is_here = await self._visits.find(key, self._caller.principal.max_sessions)
         if message.HasField("open"):
             try:
                 _check_same(session, message.open)
@@ -143,15 +163,17 @@ class Step:
         checkpoint = session.persistence.checkpoint_position
         if checkpoint is not None:
             response.checkpoint_position = checkpoint
-        if message.close or session.policy.on_disconnect is OnDisconnect.FREE:
-            reason = CloseReason.CLIENT if message.close else CloseReason.DISCONNECT
-            await self._visits.close(session, reason)
+        is_closing = message.close or session.policy.on_disconnect is OnDisconnect.FREE
+        reason = CloseReason.CLIENT if message.close else CloseReason.DISCONNECT
+        if is_closing:
             response.closed.reason = close_reason(reason)
         if response.ByteSize() > self._sessions.limits.max_answer_bytes:
             opened = response.opened
             for field in (opened.source, opened.inputs, opened.outputs):
                 del field[:]
             opened.ClearField("output")
+        if is_closing:
+            await self._visits.close(session, reason, _closing_answer(message, response))
         return response
 
     async def _feed(self, message: pb.Feed, session: Session) -> pb.StreamResponse:
@@ -200,6 +222,19 @@ def _succeeded(result: Result) -> Result:
     if isinstance(result, Failed):
         raise result.error
     return result
+
+
+def _digest(message: pb.StepRequest) -> bytes:
+    """Returns bytes that are equal for the same request alone."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+
+def _closing_answer(message: pb.StepRequest, response: pb.StepResponse) -> ClosingAnswer | None:
+    """Returns the answer of a call that closes its session, as it is kept for retries. None: the call is not safe to
+    retry."""
+    if not message.close or (message.HasField("feed") and not message.feed.HasField("position")):
+        return None
+    return ClosingAnswer(_digest(message), response.SerializeToString())
 
 
 def _check_same(session: Session, message: pb.Open) -> None:

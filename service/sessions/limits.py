@@ -67,7 +67,8 @@ class SessionLimits:
     answer. num_tombstones: closed sessions that are remembered. replay_tokens: tokens of one generation kept for
     retries. max_marks: marks of one session. hold_s: seconds for which a copy of a session waits to be resumed when its
     policy has no duration. max_deferred_bytes: bytes of all requests that wait for sessions to be opened or restored.
-    max_replay_bytes: bytes of all answers kept for retries, and the same again for answers that the store did not take.
+    max_replay_bytes: bytes of all answers kept for retries, the same again for answers that the store did not take, and
+    the same again for answers of calls that closed their session.
     max_unwritten_bytes: bytes of large requests in flight and of answers not yet written, and the same again for events
     that wait for watchers."""
 

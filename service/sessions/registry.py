@@ -44,13 +44,14 @@ class Registry:
         num_tokens: int,
         idle_timeout_s: float,
         num_tombstones: int,
+        max_replay_bytes: int,
         on_elsewhere: Callable[[Session, Ending], None],
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.is_draining = False
         self._on_elsewhere = on_elsewhere
-        self.tombstones = Tombstones(num_tombstones)
+        self.tombstones = Tombstones(num_tombstones, max_replay_bytes)
         self.directory = directory
         self.deferral = deferral
         self.watches = watches

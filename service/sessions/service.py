@@ -78,6 +78,7 @@ class SessionService:
             num_tokens=num_tokens,
             idle_timeout_s=limits.idle_timeout_s,
             num_tombstones=limits.num_tombstones,
+            max_replay_bytes=limits.max_replay_bytes,
             on_elsewhere=self._elsewhere,
             clock=clock,
             wall_clock=wall_clock,

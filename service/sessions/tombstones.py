@@ -1,5 +1,5 @@
-"""What the server remembers of ended sessions (tombstones), and the errors for requests of sessions that end or have
-ended.
+"""What the server remembers of ended sessions: how they ended (tombstones), and the answers of calls that closed them.
+Makes the errors for requests of sessions that end or have ended.
 
 Event loop only; times come from the injected clock.
 """
@@ -19,8 +19,11 @@ from service.errors import (
     SessionNotFoundError,
     ShuttingDownError,
 )
+from service.sessions.answer_memory import Replays
 from service.sessions.session import CloseReason, Session, name_of
 
+_ENTRY_BYTES = 512
+"""About the bytes of a `ClosingAnswer` without its response."""
 _REASONS = {
     CloseReason.CLIENT: "was closed by a client",
     CloseReason.DISCONNECT: "was closed when its stream or call ended, as its on_disconnect says",
@@ -52,12 +55,31 @@ class Tombstone(NamedTuple):
         return msgspec.json.decode(data, type=cls)
 
 
-class Tombstones:
-    """Remembers the last `capacity` closed sessions. Event loop only."""
+class ClosingAnswer:
+    """The answer of a call that closed a session, kept for retries of this call. request: identifies the call's
+    request. response: as bytes; None after it was dropped because all answers took too much memory."""
 
-    def __init__(self, capacity: int) -> None:
+    __slots__ = ("__weakref__", "request", "response")
+
+    def __init__(self, request: bytes, response: bytes) -> None:
+        self.request = request
+        self.response: bytes | None = response
+
+    def drop(self) -> None:
+        """Drops the response."""
+        self.response = None
+
+
+class Tombstones:
+    """Remembers the last `capacity` closed sessions, and the latest closing answers, up to `max_answer_bytes`. Event
+    loop only."""
+
+    def __init__(self, capacity: int, max_answer_bytes: int) -> None:
         self._capacity = capacity
         self._by_id: OrderedDict[str, Tombstone] = OrderedDict()
+        self._answers: dict[str, ClosingAnswer] = {}
+        """By id. Each belongs to the tombstone of its id, and is dropped with it."""
+        self._replays = Replays(max_answer_bytes, least=0)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -69,8 +91,22 @@ class Tombstones:
             return
         self._by_id[session_id] = tombstone
         self._by_id.move_to_end(session_id)
+        self._answers.pop(session_id, None)
         if len(self._by_id) > self._capacity:
-            self._by_id.popitem(last=False)
+            oldest, _ = self._by_id.popitem(last=False)
+            self._answers.pop(oldest, None)
+
+    def keep_answer(self, session_id: str, answer: ClosingAnswer) -> None:
+        """Keeps the answer of the call that closed the session, as long as its tombstone. Call right after `add`."""
+        if session_id in self._by_id and answer.response is not None:
+            self._answers[session_id] = answer
+            self._replays.keep(answer, _ENTRY_BYTES + len(answer.response))
+
+    def answer_again(self, session_id: str, request: bytes) -> bytes | None:
+        """Returns the response to the call that closed a session, if `request` is the same and the response is still
+        kept."""
+        answer = self._answers.get(session_id)
+        return answer.response if answer is not None and answer.request == request else None
 
     def correct(self, session_id: str, tombstone: Tombstone | None, position: int) -> Tombstone | None:
         """Returns the tombstone with the final position of a session that moved while it ended. Also replaces the

@@ -25,6 +25,7 @@ from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry
 from service.sessions.resume import Resume
 from service.sessions.session import CloseReason, Session, name_of
+from service.sessions.tombstones import ClosingAnswer
 
 
 class _Turns:
@@ -109,13 +110,15 @@ class Visits:
         self._registry.checkpoints.after_pending(session, give)
         return position_for_client(session, position, await stored)
 
-    async def close(self, session: Session, reason: CloseReason) -> None:
-        """Closes a session, and returns when the store has its end. Raises SessionNotOpenError when a stream has taken
-        it, and the reason when it is no longer here. Raises StoreUnavailableError when the store fails; the session is
-        closed nevertheless."""
+    async def close(self, session: Session, reason: CloseReason, answer: ClosingAnswer | None = None) -> None:
+        """Closes a session, and returns when the store has its end. answer: kept for retries of the call. Raises
+        SessionNotOpenError when a stream has taken the session, and the reason when it is no longer here. Raises
+        StoreUnavailableError when the store fails; the session is closed nevertheless."""
         self.check_free(self._registry.here(session))
         closed, give = awaited()
         self._registry.close(session, reason, notify=False, then=give)
+        if answer is not None:  # also when the call is cancelled now, or the store fails: its client retries
+            self._registry.tombstones.keep_answer(session.id, answer)
         error = await closed
         if error is not None:
             raise error

@@ -12,7 +12,13 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from service.api.caller import NOBODY, Caller, Principal
 from service.api.step import Step
-from service.errors import PositionMismatchError, QueueFullError, SessionNotOpenError, TooManySessionsError
+from service.errors import (
+    PositionMismatchError,
+    QueueFullError,
+    SessionNotFoundError,
+    SessionNotOpenError,
+    TooManySessionsError,
+)
 from service.sessions.limits import PolicyLimits
 from tests.sessions.test_registry import Sessions, opened
 from tests.waiting import turns
@@ -110,3 +116,91 @@ async def test_large_answers_in_flight_are_bounded(tiny_repository: Path) -> Non
         (refused,) = [one for one in found if isinstance(one, QueueFullError)]
         assert "max_unwritten_bytes" in refused.facts
         assert it.service.answer_budget.num_bytes == 0
+
+
+LAST: dict[str, Any] = {"feed": pb.Feed(token_ids=[6], position=1, outputs=LOGITS), "close": True}
+"""A call that feeds and closes a session at position 1."""
+UNSTORED = pb.Open(model="tiny-endless", durability=pb.DURABILITY_NONE)
+
+
+async def test_a_closing_call_sent_again_gets_the_same_answer(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        await step(it, "s", open=UNSTORED, feed=pb.Feed(token_ids=[5], position=0))
+        first = await step(it, "s", **LAST)
+        again = await step(it, "s", **LAST)
+        assert (first.fed.replayed, again.fed.replayed) == (False, True)
+        again.fed.replayed = False
+        assert again == first
+        await step(it, "t", open=UNSTORED)
+        assert await step(it, "t", close=True) == await step(it, "t", close=True)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "position": {**LAST, "feed": pb.Feed(token_ids=[6], position=2, outputs=LOGITS)},
+    "tokens": {**LAST, "feed": pb.Feed(token_ids=[7], position=1, outputs=LOGITS)},
+    "outputs": {**LAST, "feed": pb.Feed(token_ids=[6], position=1)},
+    "mark": {**LAST, "feed": pb.Feed(token_ids=[6], position=1, outputs=LOGITS, mark=True)},
+    "close": {**LAST, "close": False},
+    "feed": {"close": True},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+async def test_another_call_does_not_find_the_closed_session(tiny_repository: Path, other: str) -> None:
+    async with opened(tiny_repository) as it:
+        await step(it, "s", open=UNSTORED, feed=pb.Feed(token_ids=[5], position=0))
+        await step(it, "s", **LAST)
+        with pytest.raises(SessionNotFoundError, match="was closed by a client at position 2"):
+            await step(it, "s", **OTHERS[other])
+        with pytest.raises(SessionNotFoundError, match="is unknown"):
+            await step(it, "s", Caller(Principal("another")), **LAST)
+        assert (await step(it, "s", **LAST)).fed.replayed
+
+
+async def test_a_closing_feed_without_position_is_not_answered_again(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        await step(it, "s", open=UNSTORED)
+        request: dict[str, Any] = {"feed": pb.Feed(token_ids=[5]), "close": True}
+        await step(it, "s", **request)
+        with pytest.raises(SessionNotFoundError):
+            await step(it, "s", **request)
+
+
+async def test_a_retry_of_a_call_that_opens_and_closes_opens_nothing(tiny_repository: Path) -> None:
+    """The session had moved before the call, so a new session would refuse the feed."""
+    async with opened(tiny_repository) as it:
+        await step(it, "s", open=UNSTORED, feed=pb.Feed(token_ids=[5], position=0))
+        await step(it, "s", open=UNSTORED, **LAST)
+        again = await step(it, "s", open=UNSTORED, **LAST)
+        assert (again.position, again.fed.replayed) == (2, True)
+        assert not len(it.service.directory)
+
+
+async def test_a_new_session_of_the_id_is_used_and_its_end_replaces_the_answer(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        await step(it, "s", open=UNSTORED, feed=pb.Feed(token_ids=[5], position=0))
+        await step(it, "s", **LAST)
+        await step(it, "s", open=UNSTORED)
+        with pytest.raises(PositionMismatchError):
+            await step(it, "s", **LAST)
+        await step(it, "s", feed=pb.Feed(token_ids=[5]), close=True)
+        with pytest.raises(SessionNotFoundError, match="at position 1"):
+            await step(it, "s", **LAST)
+
+
+async def test_a_closing_call_that_its_client_left_is_answered_again(tiny_repository: Path) -> None:
+    """Wherever the call was cancelled, its retry gets what the call would have got."""
+    async with opened(tiny_repository) as it:
+        at, is_closed = 0, False
+        while not is_closed:
+            await step(it, f"s{at}", open=UNSTORED, feed=pb.Feed(token_ids=[5], position=0))
+            calling = asyncio.create_task(step(it, f"s{at}", **LAST))
+            for _ in range(at):
+                await asyncio.sleep(0)
+            is_closed = it.service.directory.get(f"s{at}") is None
+            calling.cancel()
+            await asyncio.gather(calling, return_exceptions=True)
+            again = await step(it, f"s{at}", **LAST)
+            assert (again.position, again.closed.reason) == (2, pb.CLOSE_REASON_CLIENT)
+            at += 1

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
+from benchmarks.faults import Proxy
 from carousel import AsyncClient, NotFoundError, ResourceExhaustedError
 from carousel.v1 import error_pb2, inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
@@ -90,7 +91,9 @@ async def test_steps_give_the_bits_of_a_stream(tiny_service: LocalService, tiny_
         last = await calls.step("bits", feed=fed(8, position=3), close=True)
         assert list(last.fed.outputs[0].logits) == expected(tiny_repository, 5, 6, 7, 8)
         assert last.closed.reason == pb.CLOSE_REASON_CLIENT
-        gone = await calls.refused("bits", feed=fed(8, position=3), close=True)
+        again = await calls.step("bits", feed=fed(8, position=3), close=True)
+        assert (again.fed.replayed, again.fed.outputs, again.closed) == (True, last.fed.outputs, last.closed)
+        gone = await calls.refused("bits", close=True)
         assert (gone.reason, gone.metadata["close_reason"], gone.metadata["position"]) == (
             "SESSION_NOT_FOUND",
             "client",
@@ -130,6 +133,35 @@ async def test_a_call_sent_again_is_answered_again_and_applied_once(
             assert error.message == f"feed.position = {wrong.position}, but the session is at position 2"
         third = await calls.step("again", feed=fed(7, position=2), close=True)
         assert list(third.fed.outputs[0].logits) == expected(tiny_repository, 5, 6, 7)
+
+
+@pytest.mark.parametrize("tokens", [None, [7]])
+async def test_a_client_whose_closing_call_lost_its_answer_gets_it_again(
+    tiny_service: LocalService, tokens: list[int] | None
+) -> None:
+    proxy = Proxy(int(tiny_service.target.rpartition(":")[2]))
+    await proxy.start()
+    async with AsyncClient(f"127.0.0.1:{proxy.port}") as client, stubs(tiny_service.target) as calls:
+        name = "lost" if tokens is None else "lost-with-feed"
+        await client.step(name, [5, 6], model=MODEL, position=0)
+        proxy.is_mute = True
+        position = None if tokens is None else 2
+        calling = asyncio.create_task(client.step(name, tokens, position=position, close=True))
+
+        async def is_closed() -> bool:
+            try:
+                await info(calls, name)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is Code.NOT_FOUND
+            return False
+
+        await until(is_closed)
+        proxy.cut()
+        proxy.is_mute = False
+        answer = await calling
+        assert (answer.position, answer.closed) == (2 + len(tokens or ()), "client")
+        assert answer.replayed == (tokens is not None)
+    await proxy.stop()
 
 
 async def test_a_feed_that_differs_in_its_mark_is_no_retry(tiny_service: LocalService) -> None:
