@@ -144,15 +144,18 @@ class Tombstones:
 
     @staticmethod
     def error_of(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
-        """Returns the error for a session with this tombstone."""
+        """Returns the error for a session with this tombstone. It has no position when the session was lost before its
+        first write."""
+        name, reason, position = name_of(session_id), tombstone.reason, tombstone.position
         when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
+        is_known = reason is not CloseReason.LOST or position > 0
+        where, facts = (f" at position {position}", {"position": position}) if is_known else ("", {})
         return SessionNotFoundError(
-            f"session_id = {name_of(session_id)!r} is gone: it {_REASONS[tombstone.reason]}"
-            f" at position {tombstone.position}, {when}",
+            f"session_id = {name!r} is gone: it {_REASONS[reason]}{where}, {when}",
             field="session_id",
-            session_id=name_of(session_id),
-            close_reason=tombstone.reason.value,
-            position=tombstone.position,
+            session_id=name,
+            close_reason=reason.value,
+            **facts,
         )
 
 

@@ -34,6 +34,14 @@ def test_the_error_for_a_closed_session_has_its_reason_position_and_time(reason:
     assert error.facts == {"session_id": "s1", "close_reason": reason.value, "position": 7}
 
 
+def test_the_error_for_a_session_that_was_lost_before_its_first_write_has_no_position() -> None:
+    tombstones = Tombstones(10, 1000)
+    tombstones.add("s1", Tombstone(CloseReason.LOST, 0, AT))
+    error = tombstones.not_found("s1")
+    assert error.message == f"session_id = 's1' is gone: it {TOLD[CloseReason.LOST]}, 2023-11-14T22:13:20+00:00"
+    assert error.facts == {"session_id": "s1", "close_reason": "lost"}
+
+
 def test_the_error_for_a_session_that_never_existed_says_unknown() -> None:
     error = Tombstones(10, 1000).not_found("s1")
     assert error.message == "session_id = 's1' is unknown: it was never opened here, or ended long ago"
