@@ -296,7 +296,7 @@ async def test_a_close_during_a_feed_returns_the_same_position_everywhere(
     """Close, the feed that it ends, and later calls return the same position. If the session is strict, so does the
     server after a restart."""
     tokens = [5, 6, 7] * 20_000
-    flags = {"store": "lmdb", "data-folder": tmp_path, "max-chunk-tokens": 4}
+    flags = {"store": "lmdb", "data-folder": tmp_path, "max-chunk-tokens": 1}
     with local_service(tiny_repository, flags) as service:
         async with stubs(service.target) as calls, wire(service.target) as stream:
             if is_streamed:
