@@ -78,9 +78,9 @@ class RandomFlags:
 
     name: str = NAME
     to: Path = TO
-    hidden: int = Option(128, metavar="N", help="Units of each layer.")
-    layers: int = Option(1, metavar="N", help="Layers.")
-    vocabulary: int = Option(64, metavar="N", help="Tokens.")
+    hidden: int = Option(128, min=1, metavar="N", help="Units of each layer.")
+    layers: int = Option(1, min=1, metavar="N", help="Layers.")
+    vocabulary: int = Option(64, min=2, metavar="N", help="Tokens.")
     bos: int | None = Option(None, metavar="ID", help="The start token.")
     eos: int | None = Option(None, metavar="ID", help="The end token.")
     seed: int = Option(0, metavar="N", help="The seed of the weights.")

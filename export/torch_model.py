@@ -244,7 +244,8 @@ def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step:
 
 
 def _check(model: TorchModel) -> None:
-    """Raises ExportError for a description that contradicts itself."""
+    """Raises ExportError for a size that is not possible, and for a description that contradicts itself."""
+    _check_sizes(model)
     if (model.vocabulary is None) == (model.feature_size == 0):
         raise ExportError("a TorchModel reads tokens or features: give it a vocabulary or a feature_size")
     if model.value_size and model.tags is not None:
@@ -257,6 +258,31 @@ def _check(model: TorchModel) -> None:
         for name, shape in shapes.items():
             if list(shape).count("batch") != 1:
                 raise ExportError(f"{what} {name}: its shape {tuple(shape)} must have 'batch' once, at the batch axis")
+            _check_axes(what, name, shape)
     is_read = model.source_vocabulary is not None or model.source_feature_size > 0
     if (model.encoder is None) == is_read:
         raise ExportError("an encoder needs a source_vocabulary or a source_feature_size, and these need an encoder")
+
+
+def _check_sizes(model: TorchModel) -> None:
+    for name, size in (
+        ("feature_size", model.feature_size),
+        ("value_size", model.value_size),
+        ("source_feature_size", model.source_feature_size),
+    ):
+        if size != 0 and not _is_size(size):
+            raise ExportError(f"{name} = {size!r}: expected an integer, 1 or more; leave it out if there is none")
+    if not _is_size(model.max_source_length):
+        raise ExportError(f"max_source_length = {model.max_source_length!r}: expected an integer, 1 or more")
+
+
+def _check_axes(what: str, name: str, shape: Shape) -> None:
+    for place, axis in enumerate(shape):
+        if axis not in ("batch", "source") and not _is_size(axis):
+            raise ExportError(
+                f"{what} {name}: axis {place} of its shape {tuple(shape)} is {axis!r}: expected an integer, 1 or more"
+            )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -137,3 +137,13 @@ def test_a_sample_rate_of_a_model_of_tokens_is_refused_before_anything_is_run(
     assert main([*command(tmp_path), *SAID, "--to", "to", "--sample-rate", "8000"]) == 1
     refused = "--sample-rate 8000: a model that reads tokens has no sample rate: leave it out"
     assert refused in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--hidden", "--layers", "--vocabulary"])
+def test_sizes_of_a_random_model_below_their_least_are_refused(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert main(["random-lm", "--name", "lm", "--to", "unused", flag, "-2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nothing was written: ")
+    assert flag in error
+    assert "greater than or equal to" in error
+    assert "not '-2'" in error

@@ -197,6 +197,27 @@ def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
             "needs a state: give the shape of each by name",
         ),
         ({"feature_size": 3, "value_size": 3, "source_feature_size": 2}, "an encoder needs a source_vocabulary"),
+        ({"feature_size": -2, "value_size": 3}, "^feature_size = -2: expected an integer, 1 or more"),
+        ({"feature_size": 3, "value_size": -1}, "^value_size = -1: expected an integer, 1 or more"),
+        (
+            {"feature_size": 3, "value_size": 3, "source_feature_size": -2},
+            "^source_feature_size = -2: expected an integer, 1 or more",
+        ),
+        (
+            {"feature_size": 3, "value_size": 3, "max_source_length": 0},
+            "^max_source_length = 0: expected an integer, 1 or more$",
+        ),
+        *(
+            (
+                {"feature_size": 3, "value_size": 3, "states": {"hidden": (1, "batch", axis)}},
+                rf"^state hidden: axis 2 of its shape .* is {axis!r}: expected an integer, 1 or more$",
+            )
+            for axis in (-8, 0, "rows")
+        ),
+        (
+            {"feature_size": 3, "value_size": 3, "contexts": {"memory": ("batch", "source", 0)}},
+            r"^context memory: axis 2 of its shape \('batch', 'source', 0\) is 0: expected an integer, 1 or more$",
+        ),
     ],
 )
 def test_a_description_that_contradicts_itself_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
