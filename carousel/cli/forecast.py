@@ -55,6 +55,12 @@ def forecast(
                 f"{model} outputs tokens, not numbers: use `carousel generate`", param_hint="MODEL"
             )
         read = table(input_file) if history is None else vectors_of(info, history, "HISTORY")
+        if not read:
+            example = " ".join([",".join(["370"] * (info.source_feature_size or info.feature_size))] * 3)
+            given = "HISTORY" if input_file is None else "--input"
+            raise typer.BadParameter(
+                f'give at least one step, such as `carousel forecast {model} "{example}"`', param_hint=given
+            )
         after = None if then is None else vectors_of(info, then, "--then")
         if after is not None and not info.has_encoder:
             raise typer.BadParameter(f"{model} has no encoder: add it to HISTORY", param_hint="--then")

@@ -124,6 +124,11 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
     [
         (("forecast", "g2p-en", "1"), "g2p-en outputs tokens, not numbers: use `carousel generate`"),
         (("forecast", "co2-forecast"), "give either HISTORY or --input"),
+        (
+            ("forecast", "co2-forecast", ""),
+            'HISTORY: give at least one step, such as `carousel forecast co2-forecast "370 370 370"`',
+        ),
+        (("forecast", "co2-forecast", "-i", "/dev/null"), "--input: give at least one step, such as"),
         (("forecast", "co2-forecast", "a"), "co2-forecast reads numbers, steps between spaces"),
         (("score", "co2-forecast", "a"), "co2-forecast outputs numbers, but only tokens can be scored"),
         (("score", "g2p-en"), "give either TARGET or --input"),
