@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from carousel._arguments import text
 from carousel._tokens import uint
 from carousel.v1 import models_pb2, sessions_pb2
 from carousel.values import StateTensor
@@ -11,22 +12,24 @@ from carousel.values import StateTensor
 
 def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
     """Makes the request for the description of one version of a model."""
-    return models_pb2.ModelsGetRequest(model=model, version=uint(version, 32, "version"))
+    return models_pb2.ModelsGetRequest(model=text(model, "model"), version=uint(version, 32, "version"))
 
 
 def load_request(model: str, version: int) -> models_pb2.ModelsLoadRequest:
     """Makes the request to load new versions of one model, or of all models if the name is empty."""
-    return models_pb2.ModelsLoadRequest(model=model, version=uint(version, 32, "version"))
+    return models_pb2.ModelsLoadRequest(model=text(model, "model"), version=uint(version, 32, "version"))
 
 
 def unload_request(model: str, version: int) -> models_pb2.ModelsUnloadRequest:
     """Makes the request to stop serving one version of a model."""
-    return models_pb2.ModelsUnloadRequest(model=model, version=uint(version, 32, "version"))
+    return models_pb2.ModelsUnloadRequest(model=text(model, "model"), version=uint(version, 32, "version"))
 
 
 def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
     """Makes the request for the first page of sessions."""
-    return sessions_pb2.SessionsListRequest(model=model or "", page_size=uint(page_size, 32, "page_size"))
+    return sessions_pb2.SessionsListRequest(
+        model=text(model or "", "model"), page_size=uint(page_size, 32, "page_size")
+    )
 
 
 def next_page(
@@ -42,11 +45,15 @@ def next_page(
 
 def restore_request(snapshot: bytes, session_id: str, version: int | None) -> sessions_pb2.SessionsRestoreRequest:
     """Makes the request to make a session from a snapshot."""
+    if not isinstance(snapshot, bytes | bytearray | memoryview):
+        raise TypeError(f"snapshot must be bytes, not {snapshot!r:.60}")
     wanted = None if version is None else uint(version, 32, "version")
-    return sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id=session_id, version=wanted)
+    return sessions_pb2.SessionsRestoreRequest(
+        snapshot=bytes(snapshot), session_id=text(session_id, "session_id"), version=wanted
+    )
 
 
 def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
     """Makes the request to replace state tensors."""
     messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
-    return sessions_pb2.SessionsSetStateRequest(session_id=session_id, tensors=messages)
+    return sessions_pb2.SessionsSetStateRequest(session_id=text(session_id, "session_id"), tensors=messages)

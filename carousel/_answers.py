@@ -253,12 +253,15 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
     code, details = failure.code(), failure.details() or ""
     if _CLOSED in details:
         return client_closed()
-    if code in _LOST_CODES and any(words in details for words in _LOST):
-        return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
     if code is grpc.StatusCode.UNAVAILABLE and (cause := cause_of(details)) is not None:
         return errors.UnavailableError(explained(details, cause))
-    if code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in _BROKEN):
+    signs = _LOST if code in _LOST_CODES else _BROKEN if code is grpc.StatusCode.UNAVAILABLE else ()
+    if any(words in details for words in signs):
         return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":  # gRPC's own, of this client
+        return errors.DeadlineExceededError(
+            "no answer came before the call's timeout", reason="DEADLINE_EXCEEDED", request_id=request_id
+        )
     return _CLASSES.get(code, CarouselError)(details, code=code, request_id=request_id)
 
 

@@ -71,7 +71,7 @@ class AsyncGenerateCalls(Unpicklable):
             variant=variant,
             prompt=prompt,
             constants=constants,
-            decoding=decoding_message(**decoding),
+            decoding=decoding_message("generate", **decoding),
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
 

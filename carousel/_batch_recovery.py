@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from carousel import _answers
-from carousel._backoff import is_retried
+from carousel._backoff import CONNECTION_LOST, is_retried
 from carousel._batch_member import Journal, Member
 from carousel._batch_step import BatchStep
 from carousel._exchange import Exchange, LostError, RepeatError
@@ -58,13 +58,14 @@ class BatchRecovery:
         self._outstanding: dict[int, pb.StreamRequest] = {}
         self._journal = Journal(self.members)
         self._num_over = 0
+        self._may_reopen = False
         self._refusals = Refusals()
         self._last_number = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a session to resume."""
-        return self.can_resume and bool(self._by_id)
+        """Whether there is a session to resume, or one whose opening was sent and whose answer was lost."""
+        return self.can_resume and (bool(self._by_id) or self._may_reopen)
 
     def number(self, request: pb.StreamRequest, session_id: str = "") -> pb.StreamRequest:
         """Gives a request its number and its session."""
@@ -156,6 +157,7 @@ class BatchRecovery:
                 else:
                     self.answers[number] = response
                 self.backlog.append(response)
+        self._may_reopen = error.reason == CONNECTION_LOST and bool(self._openings.keys() - self.answers.keys())
         self._outstanding.clear()
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Unpack
 
 from carousel._tokens import split, uint
+from carousel.decoding_options import DecodingOptions
 from carousel.v1 import inference_pb2 as pb
 
 _SEED_BITS = 53
 """Bits of a seed that the client draws: JSON and JavaScript represent whole numbers of up to 53 bits exactly."""
 
 
-def decoding_message(
+def decoding_message(method: str, **options: Unpack[DecodingOptions]) -> pb.Decoding:
+    """Makes the message of a generation's options. method: the one that was called, for the error.
+
+    Each of temperature, top_k, top_p and seed selects sampling. Sampling without a seed gets a random seed, so that the
+    message draws the same tokens when it is sent again. Raises TypeError for an unknown option.
+    """
+    for name in options:
+        if name not in DecodingOptions.__annotations__:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
+    return _message(**options)
+
+
+def _message(
     *,
     max_tokens: int | None = None,
     temperature: float | None = None,
@@ -27,13 +41,9 @@ def decoding_message(
     length_penalty: float | None = None,
     num_best: int | None = None,
 ) -> pb.Decoding:
-    """Takes `DecodingOptions`. Each of temperature, top_k, top_p and seed selects sampling.
-
-    Sampling without a seed gets a random seed, so that the message draws the same tokens when it is sent again.
-    """
     message = pb.Decoding(log_probabilities=log_probabilities)
     if max_tokens is not None:
-        message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens")
+        message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens", least=1)
     if any(option is not None for option in (temperature, top_k, top_p, seed)):
         drawn = secrets.randbits(_SEED_BITS) if seed is None else seed
         message.sampling.seed = uint(drawn, 64, "decoding.sampling.seed")
@@ -41,7 +51,7 @@ def decoding_message(
     if temperature is not None:
         message.sampling.temperature = temperature
     if top_k is not None:
-        message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k")
+        message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k", least=1)
     if top_p is not None:
         message.sampling.top_p = top_p
     if repetition_penalty is not None:
@@ -61,7 +71,7 @@ def _beam_message(beam_size: int | None, length_penalty: float | None, num_best:
     if beam_size is None:
         raise TypeError("length_penalty and num_best can be set only with beam_size")
     return pb.BeamSearch(
-        beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size"),
+        beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size", least=1),
         length_penalty=length_penalty,
-        num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best"),
+        num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best", least=1),
     )

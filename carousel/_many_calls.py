@@ -56,6 +56,8 @@ class ManyCalls(Unpicklable):
         UnavailableError or a similar error when the server cannot be reached, DeadlineExceededError, and the errors
         that `sources` raises. Closing the iterator closes the sessions.
         """
+        if isinstance(sources, str):
+            raise TypeError("sources must be an iterable of sources, also for one source: [source]")
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         protocol = protocol_of(model, version=version, variant=variant, constants=constants, decoding=decoding)
         limit = self._timeout if timeout is None else timeout

@@ -83,5 +83,5 @@ def protocol_of(
 ) -> ManyGenerations:
     """Makes the protocol of one call. Raises the errors of arguments that no message can hold."""
     opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
-    decoding_message(**decoding)
-    return ManyGenerations(opening, partial(decoding_message, **decoding))
+    decoding_message("generate_many", **decoding)
+    return ManyGenerations(opening, partial(decoding_message, "generate_many", **decoding))

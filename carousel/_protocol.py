@@ -186,7 +186,7 @@ class SessionProtocol:
 
     def abandon(self) -> None:
         """Records that the program has closed the session, although the server did not answer."""
-        self.lost(session_closed(self.id, CloseReason.CLIENT, self.position))
+        self.lost(session_closed(self.id, CloseReason.CLIENT, None))
 
     def lost(self, error: CarouselError) -> CarouselError:
         """Records that the session has ended for good. Returns the error to raise."""

@@ -178,7 +178,9 @@ def step_batch_message(
 
     Raises InvalidArgumentError when there are not as many of them as handles.
     """
-    if (tokens is None) == (features is None):
+    if tokens is None and features is None:
+        raise TypeError("give tokens or features")
+    if tokens is not None and features is not None:
         raise TypeError("give tokens or features, not both")
     if features is not None:
         return pb.StepBatch(
@@ -205,9 +207,24 @@ def step_batch_message(
             message.token_ids.extend(token for one in each for token in one)
         else:
             message.token_ids.extend(tokens)  # type: ignore[arg-type]
-    except ValueError as error:  # a token id does not fit 32 bits
-        raise invalid(f"step_batch.token_ids: {error}", "step_batch.token_ids") from None
+    except (TypeError, ValueError):
+        _refuse_tokens(tokens)
+        raise
     return message
+
+
+def _refuse_tokens(tokens: Sequence[int] | Sequence[Sequence[int]]) -> None:
+    """Raises the error for the first entry of a step that is wrong."""
+    are_lists = isinstance(tokens[0], Sequence) and not isinstance(tokens[0], str)
+    for at, one in enumerate(tokens):
+        field = f"step_batch.token_ids[{at}]"
+        if not are_lists:
+            uint(one, 32, field)
+        elif isinstance(one, str) or not isinstance(one, Sequence):
+            raise TypeError(f"{field} must be a sequence of token ids, as the first is, not {one!r:.60}")
+        else:
+            for index, token in enumerate(one):
+                uint(token, 32, f"{field}[{index}]")
 
 
 def check_can_forecast(feature_size: int) -> None:
@@ -275,7 +292,7 @@ def _outputs_message(
     )
     if top_k is not None:
         message.kind = pb.OUTPUT_KIND_TOP_K
-        message.top_k = uint(top_k, 32, f"{field}.top_k")
+        message.top_k = uint(top_k, 32, f"{field}.top_k", least=1)
     elif logits:
         message.kind = pb.OUTPUT_KIND_LOGITS
     elif not outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carousel.errors import PositionMismatchError, SessionClosedError
+from carousel.errors import ConcurrentUseError, PositionMismatchError, SessionClosedError
 from carousel.values import CloseReason
 
 _WORDS = {
@@ -20,12 +20,24 @@ _WORDS = {
 }
 
 
-def session_closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
-    """The error for a session that was closed."""
+def session_closed(session_id: str, reason: CloseReason, position: int | None) -> SessionClosedError:
+    """The error for a session that was closed. position: None if the client does not know where."""
+    metadata = {"session_id": session_id, "close_reason": reason.value}
+    at = ""
+    if position is not None:
+        metadata["position"], at = str(position), f" at position {position}"
     return SessionClosedError(
-        f"session {session_id!r} was closed ({reason}) at position {position}: {_WORDS[reason]}",
+        f"session {session_id!r} was closed ({reason}){at}: {_WORDS[reason]}",
         reason="SESSION_CLOSED",
-        metadata={"session_id": session_id, "close_reason": reason.value, "position": str(position)},
+        metadata=metadata,
+    )
+
+
+def generation_in_use(user: str) -> ConcurrentUseError:
+    """The error for a second user of a generation. user: a task or a thread."""
+    return ConcurrentUseError(
+        f"this generation is used by another {user}: one {user} at a time may use it. Read it in one {user}",
+        reason="CONCURRENT_USE",
     )
 
 

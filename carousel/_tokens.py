@@ -26,8 +26,11 @@ def is_ordered(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping | Set)
 
 
-def uint(value: object, bits: int, field: str) -> int:
-    """Returns an unsigned integer of so many bits. Accepts every type with `__index__`, such as NumPy's integers."""
+def uint(value: object, bits: int, field: str, *, least: int = 0) -> int:
+    """Returns an unsigned integer of so many bits. Accepts every type with `__index__`, such as NumPy's integers.
+
+    least: the least value that the server accepts, for the error. The server itself refuses 0, as it knows the most.
+    """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -35,7 +38,7 @@ def uint(value: object, bits: int, field: str) -> int:
     if isinstance(value, bool):
         raise _no_integer(value, field)
     if not 0 <= number < 1 << bits:
-        raise invalid(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field)
+        raise invalid(f"{field} = {number} must be {least} to {(1 << bits) - 1}", field)
     return number
 
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import grpc
 
-from carousel import _requests
+from carousel import _arguments, _requests
 from carousel._async_generate_calls import AsyncGenerateCalls
 from carousel._async_many_calls import AsyncManyCalls
 from carousel._async_model_calls import AsyncModelCalls
@@ -55,9 +55,11 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         max_message_bytes: the largest response that the client accepts.
         channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
         """
-        options = all_options(channel_options, max_message_bytes)
-        self._channel = open_async_channel(target, all_credentials(credentials, token), options)
-        self._timeout = timeout
+        self._timeout = _arguments.timeout(timeout)
+        options = all_options(channel_options, _arguments.at_least_one(max_message_bytes, "max_message_bytes"))
+        self._channel = open_async_channel(
+            _arguments.text(target, "target"), all_credentials(credentials, token), options
+        )
         self._home = Home("client")
         self._inference = self._home.guarded(InferenceStub(self._channel))
         self._models = self._home.guarded(ModelsStub(self._channel))

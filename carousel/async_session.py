@@ -20,7 +20,9 @@ from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol
 from carousel._requests import Source, Tokens
+from carousel._session_errors import generation_in_use
 from carousel._tensors import Features, Vector
+from carousel._tokens import uint
 from carousel.async_sessions import AsyncSessions
 from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError, ConcurrentUseError
@@ -45,11 +47,12 @@ class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
         self._state = state
         self._pull = pull
         self._leave = leave
+        self._is_pulling = False
 
     async def vectors(self) -> list[Vector]:
         """Waits for the end of the generation. Returns the values of each step, for a model that outputs values.
 
-        Raises TypeError for a model that generates tokens.
+        Raises TypeError for a model that generates tokens, when the first one has come: a session has moved by then.
         """
         async with self:
             found: list[Vector] = []
@@ -70,8 +73,15 @@ class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
         return None if item is None else token_of(item)
 
     async def _take(self) -> Token | Vector | None:
-        while not self._state.is_ready:
-            await self._pull()
+        if self._is_pulling:
+            raise generation_in_use("task")
+        if not self._state.is_ready:
+            self._is_pulling = True
+            try:
+                while not self._state.is_ready:
+                    await self._pull()
+            finally:
+                self._is_pulling = False
         return self._state.take()
 
 
@@ -172,7 +182,7 @@ class AsyncSession(SessionProperties):
         decoding: see `DecodingOptions`. timeout: seconds for the whole generation, from its start; default the
         session's. The session's next call ends an unfinished generation.
         """
-        message = decoding_message(**decoding)
+        message = decoding_message("generate", **decoding)
         state = GenerationState(message)
         deadline: Deadline | None = None
 
@@ -217,9 +227,9 @@ class AsyncSession(SessionProperties):
         """Sets the session back to a mark. Ends an unfinished generation first.
 
         timeout: seconds; default the session's. Raises FailedPreconditionError when there is no mark at that position,
-        and the errors of `feed`.
+        InvalidArgumentError for a position below 0, and the errors of `feed`.
         """
-        deadline = Deadline(self._or_default(timeout))
+        position, deadline = uint(position, 64, "position"), Deadline(self._or_default(timeout))
         await self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
 
     async def cancel(self, *, timeout: float | None = None) -> int:

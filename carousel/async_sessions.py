@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from carousel import _admin_requests, _answers
+from carousel._arguments import text
 from carousel._async_call import unary
 from carousel._channel import session_metadata
 from carousel._home import Unpicklable
+from carousel._tokens import uint
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from carousel.values import Emitted, SessionInfo, StateTensor
 
@@ -34,7 +36,7 @@ class AsyncSessions(Unpicklable):
     async def get(self, session_id: str) -> SessionInfo:
         """Returns one session. Raises NotFoundError; its metadata says why a session ended, if the server still
         knows."""
-        request = sessions_pb2.SessionsGetRequest(session_id=session_id)
+        request = sessions_pb2.SessionsGetRequest(session_id=text(session_id, "session_id"))
         response = await unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
@@ -43,7 +45,7 @@ class AsyncSessions(Unpicklable):
 
         Raises NotFoundError.
         """
-        request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
+        request = sessions_pb2.SessionsCloseRequest(session_id=text(session_id, "session_id"))
         response = await unary(self._stub.Close, request, self._timeout, session_metadata(session_id))
         return response.position
 
@@ -53,7 +55,7 @@ class AsyncSessions(Unpicklable):
 
         Raises PermissionDeniedError; UnavailableError when some could not be closed: call it again.
         """
-        request = sessions_pb2.SessionsCloseAllRequest(principal=principal)
+        request = sessions_pb2.SessionsCloseAllRequest(principal=text(principal, "principal"))
         response = await unary(self._stub.CloseAll, request, self._timeout)
         return response.closed_count
 
@@ -63,7 +65,7 @@ class AsyncSessions(Unpicklable):
         The session continues undisturbed if the server that answers has it. Otherwise that server first takes the
         session over, and the session's client resumes there. Raises NotFoundError.
         """
-        request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
+        request = sessions_pb2.SessionsSnapshotRequest(session_id=text(session_id, "session_id"))
         response = await unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id))
         return response.snapshot
 
@@ -91,7 +93,9 @@ class AsyncSessions(Unpicklable):
 
         Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError.
         """
-        request = sessions_pb2.SessionsForkRequest(session_id=session_id, fork_session_id=fork_session_id)
+        request = sessions_pb2.SessionsForkRequest(
+            session_id=text(session_id, "session_id"), fork_session_id=text(fork_session_id, "fork_session_id")
+        )
         response = await unary(self._stub.Fork, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
@@ -101,19 +105,21 @@ class AsyncSessions(Unpicklable):
 
         Raises NotFoundError; FailedPreconditionError when the session has no mark there, or is busy.
         """
-        request = sessions_pb2.SessionsRewindRequest(session_id=session_id, position=position)
+        request = sessions_pb2.SessionsRewindRequest(
+            session_id=text(session_id, "session_id"), position=uint(position, 64, "position")
+        )
         response = await unary(self._stub.Rewind, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     async def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
         """Returns a session's state tensors: the named ones, or all. Raises NotFoundError, InvalidArgumentError."""
-        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
+        request = sessions_pb2.SessionsGetStateRequest(session_id=text(session_id, "session_id"), names=names)
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
 
     async def emitted(self, session_id: str) -> Emitted:
         """Returns the tokens that a transducer's session has emitted; none for other models. Raises NotFoundError."""
-        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id)
+        request = sessions_pb2.SessionsGetStateRequest(session_id=text(session_id, "session_id"))
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return Emitted(_answers.tokens(response.emitted), response.num_emitted)
 

@@ -9,7 +9,7 @@ from typing import Self
 
 import grpc
 
-from carousel import _requests
+from carousel import _arguments, _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options, open_channel
 from carousel._constants import Constants
 from carousel._generate_calls import GenerateCalls
@@ -56,9 +56,9 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         max_message_bytes: the largest response that the client accepts.
         channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
         """
-        options = all_options(channel_options, max_message_bytes)
-        self._channel = open_channel(target, all_credentials(credentials, token), options)
-        self._timeout = timeout
+        self._timeout = _arguments.timeout(timeout)
+        options = all_options(channel_options, _arguments.at_least_one(max_message_bytes, "max_message_bytes"))
+        self._channel = open_channel(_arguments.text(target, "target"), all_credentials(credentials, token), options)
         self._home = Home("client")
         self._inference = self._home.guarded(InferenceStub(self._channel))
         self._models = self._home.guarded(ModelsStub(self._channel))

@@ -201,7 +201,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             ended.wait()
 
     def _route(self) -> int:
-        _, _, route = str(self.metadata["x-session-id"]).partition("~")
+        _, _, route = str(self.metadata.get("x-session-id", "")).partition("~")
         return int(route or 0)
 
     def _read(self, requests: Iterator[pb.StreamRequest], events: queue.SimpleQueue[Event]) -> None:
