@@ -52,11 +52,13 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         timeout: default in seconds for every call; None for no limit.
         credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`. None for plain text.
         token: identifies the caller to the server. Without TLS it is sent only to servers on this machine.
-        max_message_bytes: the largest response that the client accepts.
+        max_message_bytes: the largest response that the client accepts; -1 for no limit.
         channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
         """
         self._timeout = _arguments.timeout(timeout)
-        options = all_options(channel_options, _arguments.at_least_one(max_message_bytes, "max_message_bytes"))
+        if max_message_bytes != -1:
+            _arguments.at_least_one(max_message_bytes, "max_message_bytes")
+        options = all_options(channel_options, max_message_bytes)
         self._channel = open_async_channel(
             _arguments.text(target, "target"), all_credentials(credentials, token), options
         )
