@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-_REGISTRY = "torch.onnx._internal.exporter._registration"
-_CAPTURE = "torch._export.utils"
-
 
 @contextlib.contextmanager
 def faster_export() -> Iterator[None]:
-    """Makes each `torch.onnx.export` in its body take about half the CPU time. Not thread-safe."""
-    with _without_garbage(), _without_cache(), _registry_made_once(), _operators_loaded_once():
+    """Makes each `torch.onnx.export` in its body take about half the CPU time. Not thread-safe.
+
+    By default each export makes the table of ONNX operators, and loads PyTorch's own operators dozens of times.
+    """
+    tables = _replaced("torch.onnx._internal.exporter._registration", "ONNXRegistry.from_torchlib", _once_in_process)
+    operators = _replaced("torch._export.utils", "_materialize_cpp_cia_ops", cache)
+    with _without_garbage(), _without_cache(), tables, operators:
         yield
 
 
@@ -44,18 +46,8 @@ def _without_cache() -> contextlib.AbstractContextManager[None]:
     return patched
 
 
-def _registry_made_once() -> contextlib.AbstractContextManager[None]:
-    """Makes the table of ONNX operators once in this process. By default each export makes it."""
-    return _replaced(_REGISTRY, "ONNXRegistry.from_torchlib", _once_in_this_process)
-
-
-def _operators_loaded_once() -> contextlib.AbstractContextManager[None]:
-    """Loads PyTorch's own operators once in the body. By default an export loads them dozens of times."""
-    return _replaced(_CAPTURE, "_materialize_cpp_cia_ops", cache)
-
-
 @cache
-def _once_in_this_process(function: Callable[..., Any]) -> Any:
+def _once_in_process(function: Callable[..., Any]) -> Any:
     return staticmethod(cache(function))
 
 
