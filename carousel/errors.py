@@ -127,9 +127,10 @@ class SessionClosedError(FailedPreconditionError):
         return CloseReason(self.metadata["close_reason"])
 
     @property
-    def position(self) -> int:
-        """The position at which it was closed."""
-        return int(self.metadata["position"])
+    def position(self) -> int | None:
+        """The position at which it was closed; None if the server did not answer the `close` of this program."""
+        position = self.metadata.get("position")
+        return None if position is None else int(position)
 
 
 class ConcurrentUseError(FailedPreconditionError):
