@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,17 @@ class ServerThatDoesNotEndStreams(FakeServer):
         self.may_end.wait(30)
 
 
+def calls(session: Any, first: Callable[[Any], object]) -> dict[str, Callable[[], Any]]:
+    """Returns the calls of a session of either client. first: returns the first item of an iterator."""
+    return {
+        "feed": lambda: session.feed("A"),
+        "generate": lambda: first(session.generate()),
+        "score": lambda: session.score(["A"]),
+        "cancel": session.cancel,
+        "rewind": lambda: session.rewind(0),
+    }
+
+
 @pytest.fixture
 def slow_server() -> Iterator[ServerThatDoesNotEndStreams]:
     with ServerThatDoesNotEndStreams() as server:
@@ -48,8 +60,9 @@ async def test_queued_feeds_of_a_session_that_is_closed_say_that_it_is_closed(se
         await session.close(timeout=0.05)
         for error in await asyncio.gather(*feeds, return_exceptions=True):
             assert isinstance(error, SessionClosedError)
-        with pytest.raises(SessionClosedError):
+        with pytest.raises(SessionClosedError) as closed:
             await session.feed("A")
+        assert closed.value.position is None
         assert session.closed
 
 
@@ -78,15 +91,8 @@ def test_calls_of_a_session_after_its_client_was_closed_are_refused(server: Fake
     client = Client(server.target)
     session = client.session("toy", "ab", on_disconnect="free")
     client.close()
-    calls: dict[str, Callable[[], object]] = {
-        "feed": lambda: session.feed("A"),
-        "generate": lambda: list(session.generate()),
-        "score": lambda: session.score(["A"]),
-        "cancel": session.cancel,
-        "rewind": lambda: session.rewind(0),
-    }
     with pytest.raises(FailedPreconditionError) as refused:
-        calls[call]()
+        calls(session, next)[call]()
     assert refused.value.reason == "CLIENT_CLOSED"
     session.close()
 
@@ -98,15 +104,8 @@ async def test_asyncio_calls_of_a_session_after_its_client_was_closed_are_refuse
     client = AsyncClient(server.target)
     session = await client.session("toy", "ab", on_disconnect="free")
     await client.close()
-    calls: dict[str, Callable[[], Awaitable[object]]] = {
-        "feed": lambda: session.feed("A"),
-        "generate": lambda: anext(session.generate()),
-        "score": lambda: session.score(["A"]),
-        "cancel": session.cancel,
-        "rewind": lambda: session.rewind(0),
-    }
     with pytest.raises(FailedPreconditionError) as refused:
-        await calls[call]()
+        await calls(session, anext)[call]()
     assert refused.value.reason == "CLIENT_CLOSED"
     await session.close()
 
