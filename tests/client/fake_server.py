@@ -68,7 +68,8 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self.num_streams = self.num_unusable = 0
         self._is_mute = False
         self._held: list[pb.StreamResponse] = []
-        self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        without_delay = [("grpc.http.tarpit", 0)]  # else gRPC waits 0.1 to 1 s before it refuses a message
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=4), options=without_delay)
         inference_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
         models_pb2_grpc.add_ModelsServicer_to_server(_Models(), self._server)
         # the client calls no other method

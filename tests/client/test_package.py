@@ -66,21 +66,13 @@ def test_the_package_needs_grpc_and_protobuf_alone() -> None:
     )
 
 
-def test_a_program_that_closes_nothing_still_ends(server: FakeServer) -> None:
-    code = (
-        "from carousel import Client\n"
-        f"session = Client({server.target!r}).session('toy', 'stall')\n"
-        "print(next(session.generate()).text)"
-    )
-    assert run(code) == "A\n"
-
-
-def test_the_first_example_of_the_package_runs(server: FakeServer) -> None:
+def test_the_first_example_of_the_package_runs_and_a_program_that_closes_nothing_ends(server: FakeServer) -> None:
     assert carousel.__doc__ is not None
     example = carousel.__doc__.split("\n\n", 1)[1].split("`AsyncClient`")[0]
     example = "\n".join(line.removeprefix("    ") for line in example.splitlines())
     example = example.replace("localhost:50051", server.target).replace("g2p-en", "toy").replace('["K"]', '["A"]')
-    assert run(example).split() == ["A", "B", "C", "D", "A"]
+    unclosed = f"session = Client({server.target!r}).session('toy', 'stall')\nprint(next(session.generate()).text)"
+    assert run(f"{example}\n{unclosed}").split() == ["A", "B", "C", "D", "A", "A"]
 
 
 def test_the_tree_of_errors_is_drawn_as_it_is() -> None:

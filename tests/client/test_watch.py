@@ -108,19 +108,19 @@ async def test_an_error_of_a_watch_is_raised_after_its_events(shell: Shell, serv
 
 async def test_a_watch_uses_its_own_timeout_and_not_the_clients(server: FakeServer) -> None:
     server.events = [BEGUN]
-    with Client(server.target, timeout=0.05) as client, client.watch("mine") as watch:
+    with Client(server.target, timeout=0.02) as client, client.watch("mine") as watch:
         next(watch)
-        threading.Timer(0.1, watch.close).start()  # later than the client's time-out of 0.05 s
+        threading.Timer(0.05, watch.close).start()  # later than the client's time-out of 0.02 s
         assert list(watch) == [], "it was closed, and had more time than the client's calls have"
         with pytest.raises(DeadlineExceededError):
-            list(client.watch("mine", timeout=0.05))
-    async with AsyncClient(server.target, timeout=0.05) as other:
+            list(client.watch("mine", timeout=0.02))
+    async with AsyncClient(server.target, timeout=0.02) as other:
         async with other.watch("mine") as second:
             await anext(second)
-            asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(second.aclose()))
+            asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(second.aclose()))
             assert [event async for event in second] == []
         with pytest.raises(DeadlineExceededError):
-            [event async for event in other.watch("mine", timeout=0.05)]
+            [event async for event in other.watch("mine", timeout=0.02)]
 
 
 async def test_a_client_that_is_closed_ends_its_watches(server: FakeServer) -> None:
