@@ -9,6 +9,7 @@ import grpc
 
 from carousel import _answers, _arguments
 from carousel._channel import Metadata
+from carousel._exit import free_at_exit
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -34,14 +35,23 @@ class Responses(Generic[Response]):
         """call: of a `grpc.UnaryStreamMultiCallable`."""
         self._call = call
         self._responses: Iterator[Response] = iter(call)
+        free_at_exit(self)
 
     def next(self) -> Response | None:
         """Waits for the next response. Returns None at the end. Raises a CarouselError when the call failed."""
         try:
             return next(self._responses, None)
         except grpc.RpcError as error:
-            raise _answers.rpc_error(error) from error
+            failure = _answers.rpc_error(error)
+            error.__traceback__ = None  # it has a reference to the call, and the failure may outlive this object
+        raise failure
 
     def cancel(self) -> None:
         """Ends the call. Any thread may call it."""
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    def free(self) -> None:
+        """See `free_at_exit`."""
+        self.cancel()
+        self._call, self._responses = None, iter(())

@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 
+from carousel import _waiting
+from carousel._deadline import Deadline
 from carousel._requests import Source
 
 
@@ -28,7 +30,7 @@ class SourceReader:
 
     def next(self) -> tuple[Source | None] | BaseException | None:
         """Waits for the next source, and returns it in a tuple; then None, or the error that the iterable raised."""
-        return self._arrived.get()
+        return _waiting.get(self._arrived, Deadline(None))
 
     def release(self) -> None:
         """Lets the reader read one more source."""

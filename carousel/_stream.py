@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+from typing import Any
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _waiting
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
+from carousel._exit import free_at_exit
 from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1 import inference_pb2_grpc
@@ -28,9 +30,11 @@ class Stream:
     def __init__(self, stub: inference_pb2_grpc.InferenceStub, owner: StreamOwner) -> None:
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[StreamResponse | CarouselError | None] = queue.SimpleQueue()
-        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
-        self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
+        call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
+        self._call: Any = call
+        self._reader = threading.Thread(target=self._read, args=(call,), name="carousel-stream", daemon=True)
         self._reader.start()
+        free_at_exit(self)
 
     def post(self, request: StreamRequest) -> None:
         """Sends a request."""
@@ -39,9 +43,16 @@ class Stream:
     def end(self, deadline: Deadline) -> None:
         """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline."""
         self._outbox.put(None)
-        self._reader.join(deadline.remaining())
-        self._call.cancel()
-        self._reader.join()
+        _waiting.join(self._reader, deadline)
+        self.free()
+
+    def free(self) -> None:
+        """See `free_at_exit`. Waits until the reader has ended."""
+        call, self._call = self._call, None
+        if call is not None:
+            self._outbox.put(None)
+            call.cancel()
+            _waiting.join(self._reader, Deadline(None))
 
     def wake(self) -> None:
         """Makes `receive` return None once. Any thread may call it."""
@@ -52,19 +63,17 @@ class Stream:
 
         Raises DeadlineExceededError.
         """
-        try:
-            return self._inbox.get(timeout=deadline.remaining())
-        except queue.Empty:
-            raise deadline.exceeded() from None
+        return _waiting.get(self._inbox, deadline)
 
-    def _read(self) -> None:
+    def _read(self, call: Any) -> None:
         end: CarouselError = InternalError("the stream could not be read")
         try:
-            for response in self._call:
+            for response in call:
                 self._inbox.put(response)
             end = UnavailableError("the server ended the session's stream")
         except grpc.RpcError as error:
             end = _answers.rpc_error(error)
+            error.__traceback__ = None  # it has a reference to the call, which `free` drops
         finally:
             self._outbox.put(None)
             self._inbox.put(end)

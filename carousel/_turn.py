@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from carousel import _waiting
 from carousel._deadline import Deadline
 from carousel._home import Home
 from carousel.errors import ConcurrentUseError
@@ -58,7 +59,7 @@ class Turn:
         Another cancelling thread waits until this one is done. Raises DeadlineExceededError.
         """
         self._home.check()
-        _acquire(self._cancelling, deadline)
+        _waiting.acquire(self._cancelling, deadline)
         self._num_cancels += 1
         try:
             yield
@@ -77,7 +78,7 @@ class Turn:
     @contextmanager
     def after_others(self, deadline: Deadline) -> Iterator[None]:
         """Waits until the call in progress has returned, then holds the turn. Raises DeadlineExceededError."""
-        _acquire(self._lock, deadline)
+        _waiting.acquire(self._lock, deadline)
         try:
             yield
         finally:
@@ -95,12 +96,6 @@ class Turn:
                     f" {_ADVICE[self._name]}",
                     reason="CONCURRENT_USE",
                 )
-        _acquire(self._cancelling, deadline)
+        _waiting.acquire(self._cancelling, deadline)
         self._cancelling.release()
-        _acquire(self._lock, deadline)
-
-
-def _acquire(lock: threading.Lock, deadline: Deadline) -> None:
-    remaining = deadline.remaining()
-    if not lock.acquire(timeout=-1 if remaining is None else remaining):
-        raise deadline.exceeded()
+        _waiting.acquire(self._lock, deadline)
