@@ -128,7 +128,8 @@ class SessionClosedError(FailedPreconditionError):
 
     @property
     def position(self) -> int | None:
-        """The position at which it was closed; None if the server did not answer the `close` of this program."""
+        """The position at which it was closed. A request that was in progress when another client or the server closed
+        it may have consumed more tokens. None if the server did not answer the `close` of this program."""
         position = self.metadata.get("position")
         return None if position is None else int(position)
 
