@@ -159,12 +159,13 @@ def batch_stepped(
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
 
-def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:
-    """Returns the response to a cancel. count: the number of requests that were cancelled."""
+def cancelled(request_id: int, session: Session, position: int, count: int) -> pb.StreamResponse:
+    """Returns the response to a cancel. position: where the session was then; count: the number of requests that were
+    cancelled."""
     return pb.StreamResponse(
         request_id=request_id,
         session_id=session.name,
-        position=session.reportable_position,
+        position=session.reportable(position),
         cancelled=pb.Cancelled(request_count=count),
     )
 

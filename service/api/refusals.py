@@ -15,12 +15,13 @@ def refused(
     error: CarouselError,
     max_bytes: int,
     *,
+    position: int | None = None,
     call_id: str = "",
 ) -> pb.StreamResponse:
     """Returns the response to a request that was refused or has failed.
 
-    session: what the request is about, if it is known; call_id: see `to_message`. The texts are shortened until the
-    error has at most `max_bytes` bytes.
+    session: what the request is about, if it is known; position: of the session when the request failed, None for its
+    present one; call_id: see `to_message`. The texts are shortened until the error has at most `max_bytes` bytes.
     """
     message, length = to_message(error, call_id=call_id), MAX_MESSAGE_LENGTH
     while length and message.ByteSize() > max_bytes:
@@ -29,6 +30,6 @@ def refused(
     return pb.StreamResponse(
         request_id=request_id,
         session_id=shortened(session_id, QUOTED_LENGTH),
-        position=0 if session is None or session.persistence.is_unconfirmed else session.reportable_position,
+        position=0 if session is None or session.persistence.is_unconfirmed else session.reportable(position),
         error=message,
     )

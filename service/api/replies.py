@@ -174,7 +174,7 @@ class Replies:
         """Answers a request that failed in the engine, or whose result could not be stored."""
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
         session = request.session
-        self._fail(request, session.name, session, result.error, session.served.model)
+        self._fail(request, session.name, session, result.error, session.served.model, position=result.position)
 
     def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
         """Makes the response for a part of a generation. If that fails, ends the generation with an error response."""
@@ -203,19 +203,33 @@ class Replies:
         self._outbox.put_later(partial(self._made, request, make), request.release)
 
     def _fail(
-        self, request: Request, session_id: str, session: Session | None, error: CarouselError, model: str
+        self,
+        request: Request,
+        session_id: str,
+        session: Session | None,
+        error: CarouselError,
+        model: str,
+        *,
+        position: int | None = None,
     ) -> None:
         request.release()
         row = TABLE[type(error)]
         self._observer.request_failed(model, row.code.name, row.reason)
         self.num_failed += 1
-        self._outbox.put(self._refused(request, session_id, session, error))
+        self._outbox.put(self._refused(request, session_id, session, error, position=position))
         self._finish()
 
     def _refused(
-        self, request: Request, session_id: str, session: Session | None, error: CarouselError
+        self,
+        request: Request,
+        session_id: str,
+        session: Session | None,
+        error: CarouselError,
+        *,
+        position: int | None = None,
     ) -> pb.StreamResponse:
-        return refused(request.request_id, session_id, session, error, self._max_bytes, call_id=self._call_id)
+        number, call_id = request.request_id, self._call_id
+        return refused(number, session_id, session, error, self._max_bytes, position=position, call_id=call_id)
 
     def _finish(self) -> None:
         """Counts a request as answered."""

@@ -205,9 +205,9 @@ class Stream:
     def _cancel(self, request: Request, message: pb.StreamRequest) -> None:
         session = request.session = self._find(message, "cancel")
 
-        def cancelled(count: int, error: CarouselError | None) -> None:
+        def cancelled(count: int, position: int, error: CarouselError | None) -> None:
             if error is None:
-                self.replies.answer(request, answers.cancelled(request.request_id, session, count))
+                self.replies.answer(request, answers.cancelled(request.request_id, session, position, count))
             else:
                 self.refuse(request, message, error)
 

@@ -207,28 +207,28 @@ class Requests:
         )
         self.admitted(session, following.state)
 
-    def cancel(self, session: Session, then: Callable[[int, CarouselError | None], None]) -> None:
-        """Stops the session's requests in flight at a token boundary, and refuses its deferred requests.
-
-        `then(count, error)` is called after each of these requests was answered; count: their number. For a strict
-        session it is called when the current position is stored, or with the error when the store fails. Raises
-        QueueFullError.
+    def cancel(self, session: Session, then: Callable[[int, int, CarouselError | None], None]) -> None:
+        """Stops the session's requests in flight at a token boundary, and refuses its deferred requests. Calls
+        `then(count, position, error)` when they are answered; count: their number; position: where the session is then.
+        For a strict session, this position is stored then, or error is the store's. Raises QueueFullError.
         """
 
         def ended(num_ended: int) -> None:
             if count + num_ended:
                 self.watches.changed(session, Change.CANCELLED)
-            self.checkpoints.after_pending(session, partial(then, count + num_ended))
+            self.checkpoints.after_pending(session, partial(then, count + num_ended, session.position))
+            self.deferral.run(session)
 
         session.check(Event.CANCEL)
         self._check_unanswered(session, session.persistence.num_awaiting)
         if isinstance(session.last, LastFeed):
             session.last.is_cancelled = True
-        is_live = session.is_live
         count = self.deferral.refuse(session, RequestCancelledError("the request was cancelled"))
-        if not is_live:
-            then(count, None)
+        if not session.is_live:
+            then(count, session.position, None)
             return
+        if session.state is State.GENERATING:
+            self.deferral.suspend(session)  # the next requests wait for the end of the generation
         session.served.engine.cancel(session.lane, ended)
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:

@@ -134,6 +134,10 @@ class Session:
             return self.position
         return 0 if persistence.stored is None else persistence.stored[1]
 
+    def reportable(self, position: int | None) -> int:
+        """An earlier position of the session as clients may see it. None: the present one."""
+        return self.reportable_position if position is None else min(position, self.reportable_position)
+
     @property
     def moment(self) -> Moment:
         """The current point in the session's life, as the store orders them."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,10 @@ from carousel import (
     SessionState,
     Token,
 )
+from carousel.v1 import inference_pb2 as pb
 from examples.local_service import LocalService
+from tests.end_to_end.wire import wire
+from tests.services import local_service
 from tests.waiting import until, wait_until
 
 LONG = [1] * 100_000
@@ -160,3 +165,40 @@ def test_another_feed_after_a_timed_out_feed_gets_a_position_mismatch(shipped_se
             session.feed(["a"])
         position = session.position
         assert session.feed(["a"]).position == position + 1
+
+
+FEED = pb.Feed(token_ids=[2] * 7)
+GENERATE = pb.Generate(decoding=pb.Decoding(max_tokens=7))
+LONG_FEED = pb.Feed(token_ids=LONG, outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE))
+LONG_GENERATE = pb.Generate(decoding=pb.Decoding(max_tokens=60_000))
+
+
+async def test_requests_behind_a_cancel_run_after_it_and_do_not_count_in_its_position(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    with local_service(tiny_repository, {"store": "lmdb", "data-folder": tmp_path}) as service:
+        for durability, long, behind in itertools.product(
+            (pb.DURABILITY_NONE, pb.DURABILITY_STRICT),
+            ({"feed": LONG_FEED}, {"generate": LONG_GENERATE}),
+            ([{"feed": FEED}, {"feed": FEED}], [{"generate": GENERATE}]),
+        ):
+            async with wire(service.target) as stream:
+                hold = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
+                await stream.ask(open=pb.Open(model="tiny-endless", durability=durability, on_disconnect=hold))
+                position = 0
+                for _ in range(3):
+                    cancelled = [await stream.send(**long), await stream.send(cancel=pb.Cancel())]
+                    followers = [await stream.send(**one) for one in behind]
+                    ends: dict[int, tuple[str, int]] = {}
+                    while len(ends) < len([*cancelled, *followers]):
+                        response = await stream.read()
+                        if response.WhichOneof("response") != "generated" or response.generated.finish_reason:
+                            name = response.error.reason or str(response.WhichOneof("response"))
+                            ends[response.request_id] = name, response.position
+                    start, position = position, ends[cancelled[0]][1]
+                    assert start <= position
+                    assert list(ends) == [*cancelled, *followers], "answered in order"
+                    assert [ends[one] for one in cancelled] == [("CANCELLED", position), ("cancelled", position)]
+                    assert [ends[one][1] for one in followers] == [position + 7, position + 14][: len(followers)]
+                    position = ends[followers[-1]][1]
+                await stream.ask(close=pb.Close())

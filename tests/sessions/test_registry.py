@@ -303,7 +303,7 @@ async def test_cancel_answers_all_requests_in_flight_and_returns_their_number(ti
         session = await it.open()
         futures = [it.feed(session, None, [5] * 2000, OutputSpec(OutputKind.NONE)) for _ in range(3)]
         cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        it.service.requests.cancel(session, lambda count, error: cancelled.set_result(count))
+        it.service.requests.cancel(session, lambda count, position, error: cancelled.set_result(count))
         count = await cancelled
         failed = [result for _, result in [await future for future in futures] if isinstance(result, Failed)]
         assert len(failed) == count

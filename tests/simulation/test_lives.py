@@ -216,7 +216,7 @@ class Lives(RuleBasedStateMachine):
                 if result.finish_reason is not None:
                     break
                 if len(found) >= cut:
-                    sessions.requests.cancel(session, lambda count, error: None)
+                    sessions.requests.cancel(session, lambda count, position, error: None)
             assert found == expected[: len(found)]
             self.tokens[name] += found
 
