@@ -121,6 +121,7 @@ class AsyncExchangeRunner(Generic[Owner]):
                 continue
             if self._repeat is not None:
                 await self._wait(self._repeat.error, deadline)
+                self._backoff.attempted()
                 self._stream.post(self._repeat.request)
                 self._repeat = None
             received = await self._stream.receive(deadline)
@@ -164,6 +165,7 @@ class AsyncExchangeRunner(Generic[Owner]):
             await self._wait(error, deadline)
             attempts.count += 1
             await self._attempt(deadline)
+            self._backoff.attempted()
 
     async def _wait(self, error: CarouselError, deadline: Deadline) -> None:
         try:

@@ -34,7 +34,8 @@ class Backoff:
     """Limits one recovery, from the first loss until a request makes progress.
 
     Each delay is twice the one before, up to a limit, and then reduced at random by up to half. Time between the
-    program's calls, when no call waits for the session, does not count.
+    program's calls, when no call waits for the session, does not count in the recovery's time, but in the delay: calls
+    that are shorter than the delay wait for the same one in turn.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -43,6 +44,8 @@ class Backoff:
         self._spent_s = 0.0
         self._since_s: float | None = None
         self._delay_s = 0.0
+        self._next_s: float | None = None
+        """When the next attempt may begin. None: an attempt was made, and the delay after it has not begun."""
 
     def begin(self, now_s: float) -> None:
         """Records that a connection was lost, or that a call continues an earlier recovery. Idempotent."""
@@ -55,7 +58,7 @@ class Backoff:
 
     def reset(self) -> None:
         """Records that a request made progress: the recovery has ended."""
-        self._spent_s, self._since_s, self._delay_s = 0.0, None, 0.0
+        self._spent_s, self._since_s, self._delay_s, self._next_s = 0.0, None, 0.0, None
 
     def remaining_s(self, now_s: float) -> float:
         """Seconds that the recovery has left, 0 or more."""
@@ -63,11 +66,18 @@ class Backoff:
 
     def next(self, error: CarouselError, now_s: float) -> float:
         """Returns the seconds to wait before the next attempt. Raises `error` when the recovery has no time left."""
-        delay_s = self._delay_s * random.uniform(0.5, 1.0)
+        if self._next_s is None:
+            self._next_s = now_s + self._delay_s * random.uniform(0.5, 1.0)
+            self._delay_s = min(_LONGEST_DELAY_S, max(_FIRST_DELAY_S, 2 * self._delay_s))
+        delay_s = max(0.0, self._next_s - now_s)
         if self.remaining_s(now_s) < delay_s:
             raise error
-        self._delay_s = min(_LONGEST_DELAY_S, max(_FIRST_DELAY_S, 2 * self._delay_s))
         return delay_s
+
+    def attempted(self) -> None:
+        """Records that an attempt has failed, or was sent. Not called for one that its call's timeout ended: the next
+        call makes another at once."""
+        self._next_s = None
 
     def _elapsed_s(self, now_s: float) -> float:
         return self._spent_s + (0.0 if self._since_s is None else now_s - self._since_s)
@@ -121,6 +131,7 @@ class CallBackoff:
             raise error
         self._is_retrying = True
         self._backoff.begin(now_s)
+        self._backoff.attempted()
         delay_s = self._backoff.next(error, now_s)
         if remaining_s is not None and delay_s >= remaining_s:
             raise error

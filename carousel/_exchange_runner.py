@@ -119,6 +119,7 @@ class ExchangeRunner(Generic[Owner]):
                 continue
             if self._repeat is not None:
                 self._wait(self._repeat.error, deadline)
+                self._backoff.attempted()
                 self._stream.post(self._repeat.request)
                 self._repeat = None
             received = self._stream.receive(deadline)
@@ -162,6 +163,7 @@ class ExchangeRunner(Generic[Owner]):
             self._wait(error, deadline)
             attempts.count += 1
             self._attempt(deadline)
+            self._backoff.attempted()
 
     def _wait(self, error: CarouselError, deadline: Deadline) -> None:
         try:

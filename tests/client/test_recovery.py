@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import timedelta
 
@@ -26,7 +27,7 @@ from carousel._backoff import CONNECTION_LOST, Attempts, Backoff, CallBackoff, i
 from carousel.v1 import error_pb2
 
 from .fake_server import FakeServer
-from .shells import Shell, take
+from .shells import AsyncioShell, BlockingShell, Shell, take
 
 SHUTTING_DOWN = error_pb2.Error(code=14, message="the server is shutting down", reason="SHUTTING_DOWN")
 OLD_SHUTDOWN = error_pb2.Error(
@@ -210,6 +211,7 @@ def test_delays_grow_and_the_whole_is_limited() -> None:
     backoff.begin(now_s)
 
     def attempt() -> float:
+        backoff.attempted()
         delays.append(backoff.next(error, now_s))
         backoff.begin(now_s + delays[-1])  # a further loss does not restart the time limit
         return now_s + delays[-1]
@@ -223,6 +225,42 @@ def test_delays_grow_and_the_whole_is_limited() -> None:
     assert max(delays) <= 2.0
     backoff.reset()
     assert backoff.remaining_s(now_s) == 10.0
+
+
+def test_calls_that_are_shorter_than_the_delay_wait_for_the_same_one() -> None:
+    backoff, error = Backoff(60.0), UnavailableError("gone")
+    backoff.begin(0.0)
+    assert backoff.next(error, 0.0) == 0.0
+    backoff.attempted()
+    end_s = backoff.next(error, 0.0)
+    assert end_s >= 0.025
+    backoff.pause(0.01)
+    backoff.begin(0.02)
+    assert backoff.next(error, 0.02) == end_s - 0.02
+    for now_s in (1.0, 2.0):  # the call at 1.0 ended before its attempt did
+        assert backoff.next(error, now_s) == 0.0
+    backoff.attempted()
+    assert backoff.next(error, 2.0) >= 0.05
+
+
+@pytest.mark.parametrize("kind", [BlockingShell, AsyncioShell])
+async def test_calls_that_are_shorter_than_an_attempts_delay_resume_a_session(
+    kind: type[Shell], server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carousel._backoff.random.uniform", lambda least, most: most)  # 0, 0.05 s, 0.1 s
+    shell = kind(server.target)
+    session = await shell.open(on_disconnect="hold")
+    server.num_unusable = 2  # the next resumes are refused
+    server.end_stream()
+    num_calls = 0
+    while session.facts.position == 0:
+        num_calls += 1
+        assert num_calls < 100
+        with contextlib.suppress(DeadlineExceededError):
+            await session.feed("A", timeout=0.02)
+    assert num_calls > 2
+    await session.close()
+    await shell.close()
 
 
 def test_time_between_calls_does_not_count() -> None:

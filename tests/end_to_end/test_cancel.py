@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,12 +177,11 @@ LONG_GENERATE = pb.Generate(decoding=pb.Decoding(max_tokens=60_000))
 async def test_requests_behind_a_cancel_run_after_it_and_do_not_count_in_its_position(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
+    firsts: list[dict[str, Any]] = [{"feed": LONG_FEED}, {"generate": LONG_GENERATE}]
+    nexts: list[list[dict[str, Any]]] = [[{"feed": FEED}, {"feed": FEED}], [{"generate": GENERATE}]]
+    kinds = (pb.DURABILITY_NONE, pb.DURABILITY_STRICT)
     with local_service(tiny_repository, {"store": "lmdb", "data-folder": tmp_path}) as service:
-        for durability, long, behind in itertools.product(
-            (pb.DURABILITY_NONE, pb.DURABILITY_STRICT),
-            ({"feed": LONG_FEED}, {"generate": LONG_GENERATE}),
-            ([{"feed": FEED}, {"feed": FEED}], [{"generate": GENERATE}]),
-        ):
+        for durability, long, behind in itertools.product(kinds, firsts, nexts):
             async with wire(service.target) as stream:
                 hold = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
                 await stream.ask(open=pb.Open(model="tiny-endless", durability=durability, on_disconnect=hold))
