@@ -258,7 +258,7 @@ async def test_calls_that_are_shorter_than_an_attempts_delay_resume_a_session(
         assert num_calls < 100
         with contextlib.suppress(DeadlineExceededError):
             await session.feed("A", timeout=0.02)
-    assert num_calls > 2
+    assert num_calls > 1
     await session.close()
     await shell.close()
 
