@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -34,9 +35,10 @@ async def unary(
 class AsyncResponses(Generic[Response]):
     """The responses of one call that has started."""
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
-        self._call = call
-        self._responses = aiter(call)
+    def __init__(self, start: Callable[[], grpc.aio.UnaryStreamCall[Any, Response]]) -> None:
+        """start: starts the call."""
+        self._call = start()
+        self._responses = aiter(self._call)
 
     async def next(self) -> Response | None:
         """Waits for the next response. Returns None at the end. Raises a CarouselError when the call failed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Unpack
 
 from carousel import _answers, _requests
@@ -76,7 +77,7 @@ class AsyncGenerateCalls(Unpicklable):
         deadline = Deadline(self._timeout if timeout is None else timeout)
 
         def start() -> AsyncResponses[pb.GenerateResponse]:
-            return AsyncResponses(self._inference.Generate(request, timeout=deadline.remaining()))
+            return AsyncResponses(partial(self._inference.Generate, request, timeout=deadline.remaining()))
 
         state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), AsyncTurn("generation")
         responses = start()  # after `CallBackoff` has checked its argument

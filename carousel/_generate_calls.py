@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Unpack
 
 from carousel import _answers, _requests
@@ -74,7 +75,7 @@ class GenerateCalls(Unpicklable):
         deadline = Deadline(self._timeout if timeout is None else timeout)
 
         def start() -> Responses[pb.GenerateResponse]:
-            return Responses(self._inference.Generate(request, timeout=deadline.remaining()))
+            return Responses(partial(self._inference.Generate, request, timeout=deadline.remaining()))
 
         state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), Turn("generation")
         responses = start()  # after `CallBackoff` has checked its argument

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from carousel._backoff import CLIENT_CLOSED
+from carousel._exit import stay_at_exit
 from carousel.errors import FailedPreconditionError
 
 Stub = TypeVar("Stub")
@@ -37,6 +38,7 @@ class Home:
                 reason="FORKED",
             )
         if self.is_closed:
+            stay_at_exit()
             raise FailedPreconditionError(f"the {self._name} was closed: make a new one", reason=CLIENT_CLOSED)
 
     def guarded(self, stub: Stub) -> Stub:

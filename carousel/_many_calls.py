@@ -11,7 +11,7 @@ from typing import Unpack
 from carousel import _arguments
 from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
-from carousel._home import Unpicklable
+from carousel._home import Unpicklable, check_client
 from carousel._many_run import ManyRun, protocol_of
 from carousel._requests import Source
 from carousel._sources import SourceReader
@@ -61,7 +61,8 @@ class ManyCalls(Unpicklable):
         concurrency = _arguments.at_least_one(concurrency, "concurrency")
         protocol = protocol_of(model, version=version, variant=variant, constants=constants, decoding=decoding)
         limit = self._timeout if timeout is None else timeout
-        run = _Run(partial(Stream, self._inference), protocol, resume_timeout, limit)
+        check, connect = partial(check_client, self._inference), partial(Stream, self._inference)
+        run = _Run(check, connect, protocol, resume_timeout, limit)
         return run.results(sources, concurrency)
 
 
@@ -84,6 +85,7 @@ class _Run(ManyRun[Stream]):
                 for result in self._protocol.take():
                     reader.release()
                     yield result
+                    self._check()
                 if self._protocol.num_entries:
                     self._send_waiting(was_idle=was_idle)
                     if reader.is_empty:

@@ -25,12 +25,15 @@ class ManyRun(Generic[AnyPoster]):
 
     def __init__(
         self,
+        check: Callable[[], None],
         connect: Callable[[ManyGenerations], AnyPoster],
         protocol: ManyGenerations,
         resume_timeout: float,
         timeout: float | None,
     ) -> None:
-        """timeout: seconds to wait for a sequence; None for no limit."""
+        """check: raises if the client cannot be used here. timeout: seconds to wait for a sequence; None for no
+        limit."""
+        self._check = check
         self._connect = partial(connect, protocol)
         self._protocol = protocol
         self._timeout = timeout
@@ -63,6 +66,7 @@ class ManyRun(Generic[AnyPoster]):
         if (refused_by := self._protocol.refused_by) is None:
             return 0.0
         self._full.begin(time.monotonic())
+        self._full.attempted()
         return self._full.next(refused_by, time.monotonic())
 
     def _renew_deadline(self) -> None:

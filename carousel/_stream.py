@@ -9,9 +9,11 @@ from typing import Any
 import grpc
 
 from carousel import _answers, _waiting
+from carousel._call import started
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
-from carousel._exit import free_at_exit
+from carousel._exit import close_at_exit, stay_at_exit
+from carousel._home import Home
 from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1 import inference_pb2_grpc
@@ -30,24 +32,29 @@ class Stream:
     def __init__(self, stub: inference_pb2_grpc.InferenceStub, owner: StreamOwner) -> None:
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[StreamResponse | CarouselError | None] = queue.SimpleQueue()
-        call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
+        requests, metadata = iter(self._outbox.get, None), session_metadata(owner.id, owner.route)
+        call = started(lambda: stub.Stream(requests, metadata=metadata))
         self._call: Any = call
+        self._home = Home("stream")
         self._reader = threading.Thread(target=self._read, args=(call,), name="carousel-stream", daemon=True)
         self._reader.start()
-        free_at_exit(self)
+        close_at_exit(self)
 
     def post(self, request: StreamRequest) -> None:
         """Sends a request."""
         self._outbox.put(request)
 
     def end(self, deadline: Deadline) -> None:
-        """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline."""
+        """Ends the request side, waits for the server to end the stream, and cancels the stream at the deadline. Does
+        nothing in a forked process: the stream belongs to the parent."""
+        if not self._home.is_here:
+            return
         self._outbox.put(None)
         _waiting.join(self._reader, deadline)
-        self.free()
+        self.close()
 
-    def free(self) -> None:
-        """See `free_at_exit`. Waits until the reader has ended."""
+    def close(self) -> None:
+        """See `close_at_exit`. Waits until the reader has ended."""
         call, self._call = self._call, None
         if call is not None:
             self._outbox.put(None)
@@ -63,7 +70,10 @@ class Stream:
 
         Raises DeadlineExceededError.
         """
-        return _waiting.get(self._inbox, deadline)
+        received = _waiting.get(self._inbox, deadline)
+        if isinstance(received, CarouselError):
+            stay_at_exit()
+        return received
 
     def _read(self, call: Any) -> None:
         end: CarouselError = InternalError("the stream could not be read")
@@ -73,7 +83,7 @@ class Stream:
             end = UnavailableError("the server ended the session's stream")
         except grpc.RpcError as error:
             end = _answers.rpc_error(error)
-            error.__traceback__ = None  # it has a reference to the call, which `free` drops
+            error.__traceback__ = None  # it has a reference to the call, which `close` drops
         finally:
             self._outbox.put(None)
             self._inbox.put(end)

@@ -78,7 +78,7 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
     async def close(self) -> None:
         """Closes the connection. Calls in progress in other tasks raise RequestCancelledError, later calls
         FailedPreconditionError. Does nothing when it is already closed, or in a forked process."""
-        if self._home.is_here:  # in a forked process, the connection still belongs to the parent
+        if self._home.is_here and not self._home.is_closed:  # a forked process's connection belongs to the parent
             self._home.is_closed = True
             await self._channel.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from carousel import _arguments
@@ -24,9 +26,9 @@ class AsyncWatch(AsyncIteration[WatchEvent]):
     the iterator a moment later: to end the watch at once, use `async with` or `aclose`.
     """
 
-    def __init__(self, call: Any) -> None:
-        """call: a `grpc.aio.UnaryStreamCall` that has started."""
-        self._responses: AsyncResponses[pb.WatchResponse] = AsyncResponses(call)
+    def __init__(self, start: Callable[[], Any]) -> None:
+        """start: starts a `grpc.aio.UnaryStreamCall`."""
+        self._responses: AsyncResponses[pb.WatchResponse] = AsyncResponses(start)
         self._events = WatchEvents()
         self._turn = AsyncTurn("watch")
         self._is_closed = False
@@ -69,4 +71,4 @@ class AsyncWatchCalls:
         """
         request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
         within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)
-        return AsyncWatch(self._inference.Watch(request, timeout=within, metadata=metadata))
+        return AsyncWatch(partial(self._inference.Watch, request, timeout=within, metadata=metadata))

@@ -12,6 +12,7 @@ import grpc
 from carousel import _arguments, _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options, open_channel
 from carousel._constants import Constants
+from carousel._exit import close_at_exit
 from carousel._generate_calls import GenerateCalls
 from carousel._home import Home
 from carousel._many_calls import ManyCalls
@@ -65,6 +66,7 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
         self._inference = self._home.guarded(InferenceStub(self._channel))
         self._models = self._home.guarded(ModelsStub(self._channel))
         self.sessions = Sessions(self._home.guarded(SessionsStub(self._channel)), timeout)
+        close_at_exit(self)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +79,7 @@ class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
     def close(self) -> None:
         """Closes the connection. Calls in progress in other threads raise RequestCancelledError, later calls
         FailedPreconditionError. Does nothing when it is already closed, or in a forked process."""
-        if self._home.is_here:  # in a forked process, the connection still belongs to the parent
+        if self._home.is_here and not self._home.is_closed:  # a forked process's connection belongs to the parent
             self._home.is_closed = True
             self._channel.close()
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from carousel import _arguments
@@ -25,9 +27,9 @@ class Watch(Iteration[WatchEvent]):
     ConcurrentUseError. Any thread may close it.
     """
 
-    def __init__(self, call: Any) -> None:
-        """call: a `grpc.UnaryStreamCall` that has started."""
-        self._responses: Responses[pb.WatchResponse] = Responses(call)
+    def __init__(self, start: Callable[[], Any]) -> None:
+        """start: starts a `grpc.UnaryStreamCall`."""
+        self._responses: Responses[pb.WatchResponse] = Responses(start)
         self._events = WatchEvents()
         self._turn = Turn("watch")
         self._is_closed = False
@@ -70,4 +72,4 @@ class WatchCalls:
         """
         request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
         within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)
-        return Watch(self._inference.Watch(request, timeout=within, metadata=metadata))
+        return Watch(partial(self._inference.Watch, request, timeout=within, metadata=metadata))

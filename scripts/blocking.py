@@ -82,6 +82,14 @@ TEXTS: dict[str, dict[str, str]] = {
         "from carousel._async_opening import SessionOpening": "from carousel.session import Session",
         "-> SessionOpening:": "-> Session:",
         "return SessionOpening(": "return Session._opened(",
+        """from carousel._home import Home
+""": """from carousel._exit import close_at_exit
+from carousel._home import Home
+""",
+        """
+    async def __aenter__(""": """        close_at_exit(self)
+
+    def __enter__(""",
     },
     "async_session.py": {
         """One task at a time may use it. After a `break`, asyncio closes the iterator a moment later: to end the

@@ -136,19 +136,27 @@ BATCH_FORKS = """
 import os, sys
 from carousel import Client, FailedPreconditionError
 
-with Client(sys.argv[1]) as client, client.batch("toy") as batch:
-    batch.open("ab")
+def fork(use, then=lambda: None):
     child = os.fork()
     if child == 0:
         try:
-            batch.step([2])
+            use()
         except FailedPreconditionError as error:
             assert error.reason == "FORKED", error
-            batch.close()
+            then()
             os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    batch.close_session(0)
+
+with Client(sys.argv[1]) as client:
+    with client.batch("toy") as batch:
+        batch.open("ab")
+        fork(lambda: batch.step([2]), batch.close)
+        batch.close_session(0)
+    many = client.generate_many("toy", ["ab"] * 9, concurrency=1)
+    next(many)
+    fork(lambda: list(many), many.close)
+    assert len(list(many)) == 8
     print("undisturbed")
 """
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from carousel import Client
+from carousel._call import started
 from carousel._deadline import Deadline
 from carousel._turn import Turn
 
@@ -73,3 +74,19 @@ def test_a_wait_for_a_thread_that_cancels() -> None:
     done.set()
     cancelling.join()
     use()
+
+
+def test_a_call_that_starts_is_started_whole() -> None:
+    """A call that gRPC has started in part is never read, and closing its channel waits for its end."""
+    parts: list[int] = []
+
+    def start() -> None:
+        parts.append(1)
+        _thread.interrupt_main()
+        parts.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        started(start)
+    assert parts == [1, 2]
+    with pytest.raises(KeyboardInterrupt):  # the handler is back
+        _thread.interrupt_main()
