@@ -54,7 +54,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
     """
 
     def __init__(self) -> None:
-        self.session = FakeSession()
+        self.session = self._last = FakeSession()
         self.requests: queue.SimpleQueue[pb.StreamRequest] = queue.SimpleQueue()
         self.metadata: dict[str, str | bytes] = {}
         self.cancelled = threading.Event()
@@ -117,14 +117,16 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[pb.StreamResponse]:
         self.metadata = {key: value for key, value in context.invocation_metadata()}  # noqa: C416  # two-item tuples
         self.num_streams += 1
-        last, self.session = self.session, FakeSession()
+        if self.session.id:  # else its stream ended before its first request
+            self._last = self.session
+        self.session = FakeSession()
         events = self._events = queue.SimpleQueue()  # the next stream may come while this one runs
         reader = threading.Thread(target=self._read, args=(request_iterator, events), daemon=True)
         reader.start()
         try:
             while (event := events.get()) is not None:
                 if not callable(event) and event.open.HasField("resume"):
-                    self.session = last
+                    self.session = self._last
                     if self._route() < self.num_unusable:
                         yield pb.StreamResponse(
                             request_id=event.request_id, session_id=event.session_id, error=UNUSABLE
