@@ -196,9 +196,9 @@ class Leases:
         self._marked_s = self._clock()
         sessions = list(self._owned_since_lapse if self._is_lapsed else self._recorded)
         self._owned_since_lapse.clear()
-        if not self._is_lapsed:
-            self._is_lapsed = True
+        if self.is_cut and not self._is_lapsed:  # when a heartbeat reports it, another one tells no more
             self._storage.hasten_heartbeat()
+        self._is_lapsed = True
         for session in sessions:
             persistence = session.persistence
             if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
@@ -231,7 +231,7 @@ class Leases:
             for session, known in self._unconfirmed.items():
                 if known is not _Unconfirmed.CONTESTED:
                     self._unconfirmed[session] = _Unconfirmed.CONTESTED if is_contested else _Unconfirmed.EXPIRED
-        self.until_s = sent_s + lease_s
+        was_cut, self.until_s = self.is_cut, sent_s + lease_s
         if self.is_cut:  # the answer took longer than the lease
             self.mark_unconfirmed()
             return
@@ -240,7 +240,7 @@ class Leases:
         for session, known in list(self._unconfirmed.items()):
             if known is _Unconfirmed.UNKNOWN:
                 self.confirmed(session, self._clock())
-            else:
+            elif was_cut or session.persistence.renew_at_s > -math.inf:  # else a write failed, and `renew_some` asks
                 self._confirm(session)
 
     def failed(self) -> None:

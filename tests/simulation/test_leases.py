@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextvars import Context
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from service.sessions.stores.base import Beat, StoreError, Write, Written
 from simulation.store import SimulatedStore
 from simulation.world import World
 from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed, keep, opened, play, reason
@@ -171,6 +173,58 @@ def test_a_live_session_is_stored_again_when_the_store_has_lost_everything() -> 
         assert (reason(resumed), resumed.position) == ("opened", 2)
 
     play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_store_that_evicts_and_refuses_writes_is_asked_no_more_often_than_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a Redis does whose `maxmemory` is below what it needs: it answers heartbeats, and forgets them at once."""
+    calls: Counter[str] = Counter()
+    beat, write = SimulatedStore.heartbeat, SimulatedStore.write
+
+    def heartbeat(self: SimulatedStore) -> Beat:
+        calls["heartbeat"] += 1
+        return beat(self)._replace(term=str(calls["heartbeat"]))
+
+    def refuse(self: SimulatedStore, writes: Sequence[Write]) -> Written:
+        if any(one.payload for one in writes):
+            calls["write"] += 1
+            raise StoreError("no memory")
+        return write(self, writes)
+
+    async def act(world: World) -> None:
+        stream = await begin(world, STRICT)
+        with monkeypatch.context() as full:
+            full.setattr(SimulatedStore, "heartbeat", heartbeat)
+            full.setattr(SimulatedStore, "write", refuse)
+            world.shared.records.clear()
+            assert reason(await stream.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
+            calls.clear()
+            await asyncio.sleep(10.0)
+        knobs = world.knobs
+        assert calls["heartbeat"] <= knobs.num_replicas * 10.0 / (knobs.lease_s / 4)
+        assert calls["write"] <= 10.0 / knobs.checkpoint_interval_s + 10.0, "each interval, and with each renewal"
+        await asyncio.sleep(1.0)
+        assert await fed(stream, "a", 7, position=2) == 3
+        assert world.stored("a").position == 3
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_session_whose_write_failed_is_confirmed_as_soon_as_the_store_answers() -> None:
+    async def act(world: World) -> None:
+        stream = await begin(world, STRICT)
+        await asyncio.sleep(0.5)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
+        await asyncio.sleep(2.0)
+        world.faults.is_down = False
+        await asyncio.sleep(world.knobs.lease_s / 3)
+        sent = stream.send("a", feed=feed(7, position=2))
+        assert await sent.wait(0.1)
+        assert sent.answer.position == 3
+
+    play(act, idle_timeout_s=30.0, checkpoint_interval_s=5.0, does_finish=False)
 
 
 def test_a_record_without_a_session_is_released_on_request() -> None:
