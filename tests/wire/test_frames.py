@@ -53,6 +53,16 @@ def test_a_too_large_message_is_refused_before_it_is_complete() -> None:
     assert raised.value.code == "RESOURCE_EXHAUSTED"
 
 
+@pytest.mark.parametrize("body", [b"{", b"{}", b'{"model":"g2p-en"}'])
+def test_json_without_a_frame_is_refused_for_its_first_byte_and_not_for_its_length(body: bytes) -> None:
+    frames = Frames("", 10)
+    frames.add(body)
+    with pytest.raises(FrameError) as raised:
+        frames.next()
+    expected = "the first byte of a frame is 123: expected 0 or 1, then 4 bytes of length, then a message"
+    assert (raised.value.code, str(raised.value)) == ("INTERNAL", expected)
+
+
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_compressed_messages_are_decompressed(encoding: str, compress) -> None:  # type: ignore[no-untyped-def]
     frames = Frames(encoding, 1000)

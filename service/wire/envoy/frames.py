@@ -40,6 +40,9 @@ class Frames:
     def next(self) -> bytes | None:
         """Returns the next complete message; None if there is none yet. Raises FrameError."""
         rest, at = self._rest, self._at
+        if at < len(rest) and rest[at] > 1:
+            reason = f"the first byte of a frame is {rest[at]}: expected 0 or 1, then 4 bytes of length, then a message"
+            raise FrameError("INTERNAL", reason)
         begin = at + _HEADER
         if len(rest) < begin:
             return None
@@ -50,18 +53,14 @@ class Frames:
         if len(rest) < end:
             return None
         self._at = end
-        if rest[at]:
-            return self._decompressed(rest[at], rest[begin:end])
-        return rest[begin:end]
+        return self._decompressed(rest[begin:end]) if rest[at] else rest[begin:end]
 
     @property
     def is_empty(self) -> bool:
         """Whether all received data was returned as messages."""
         return self._at == len(self._rest)
 
-    def _decompressed(self, flag: int, data: bytes) -> bytes:
-        if flag != 1:
-            raise FrameError("INTERNAL", f"the first byte of a frame is {flag}: expected 0 or 1")
+    def _decompressed(self, data: bytes) -> bytes:
         if not data and self._encoding:  # some clients do not compress what is empty
             return b""
         if self._encoding not in _WINDOWS:

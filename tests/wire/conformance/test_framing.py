@@ -172,7 +172,8 @@ def test_an_unknown_first_byte_is_refused(envoy_service: LocalService, flag: int
     """grpcio accepts any byte there."""
     with Connection(envoy_service.target) as one:
         answer = one.ask(HEADERS, message_frame(b"", flag=flag))
-        assert (answer.status, answer.message) == (13, f"the first byte of a frame is {flag}: expected 0 or 1")
+        assert answer.status == 13
+        assert answer.message.startswith(f"the first byte of a frame is {flag}: expected 0 or 1, then 4 bytes")
 
 
 @pytest.mark.parametrize("method", ["Unary", "ServerStream"])
