@@ -17,14 +17,14 @@ def served_image(find: Find, image: Image, version: int | None, field: str) -> S
     errors name in that case. Raises SnapshotModelError."""
     what = "session" if field == "session_id" else "snapshot"
     try:
-        served = find(image.model, version or image.version, image.variant)
+        served = find(image.model, wanted := version or image.version, image.variant)
     except CarouselError as error:
         raise SnapshotModelError(
-            f"{what} needs {image.model} version {image.version} ({image.variant}), which this server does not serve:"
-            f" {error.message}",
+            f"{what} cannot continue with {image.model} version {wanted} ({image.variant}), which this server does not"
+            f" serve: {error.message}",
             field=field if version is None else "version",
             model=image.model,
-            version=image.version,
+            version=wanted,
         ) from error
     if version is None and served.bundle.manifest_digest != image.manifest_digest:
         raise SnapshotModelError(
