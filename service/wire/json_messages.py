@@ -111,9 +111,8 @@ def _check(value: Any, descriptor: Descriptor, path: str, *, is_thorough: bool) 
         field = _field(descriptor, name)
         if field is None:
             names = ", ".join(one.name for one in descriptor.fields)
-            raise JsonError(
-                f"{_quoted(_within(path, name))} is not a field of {descriptor.full_name}: expected one of {names}"
-            )
+            known = f": expected one of {names}" if names else ", which has no fields"
+            raise JsonError(f"{_quoted(_within(path, name))} is not a field of {descriptor.full_name}{known}")
         inner = _within(path, field.name)
         if given is None:
             continue
@@ -181,7 +180,8 @@ def _check_one(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bo
         if not is_text or len(value.rstrip("=")) % 4 == _CUT_OFF:
             _refuse(path, value, "bytes in base64")
     elif is_thorough and not _is_taken([value] if field.is_repeated else value, field):
-        _refuse(path, value, _NUMBERS[field.cpp_type])
+        is_lone = isinstance(value, str) and field.type == FieldDescriptor.TYPE_STRING
+        _refuse(path, value, "a string without a lone surrogate" if is_lone else _NUMBERS[field.cpp_type])
 
 
 def _is_taken(value: Any, field: FieldDescriptor) -> bool:

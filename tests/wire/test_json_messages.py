@@ -30,7 +30,9 @@ REFUSED: list[tuple[str, list[Any], str]] = [
     ("feed.position", [True, 1.5, "abc", "", -1, 1e30, [], {}, "x" * 10_000], INTEGER),
     ("feed.tokens", ["ab", {}, 5, ""], "a list, [...]"),
     ("close", [1, "yes", [], "true"], "true or false"),
-    ("sessionId", [5, [], True, "\ud800"], "a string"),
+    ("sessionId", [5, [], True], "a string"),
+    ("sessionId", ["\ud800", "a\udfff"], "a string without a lone surrogate"),
+    ("feed.position", ["\ud800"], INTEGER),
     ("open.durability", ["X", True, 1.5, [], "durability_none"], DURABILITY),
     ("open.onDisconnect.duration", ["1", 5, [], "", "xs", {}], SECONDS),
     ("feed.features.data", ["###", 5, [], "A", "AA=A"], "bytes in base64"),
@@ -70,6 +72,10 @@ def test_a_value_is_refused_with_its_field(path: str, value: Any, expected: str)
             '{"feed": {"nope": 1}}',
             '"feed.nope" is not a field of carousel.v1.Feed: expected one of token_ids, tokens, position, outputs,'
             " mark, features",
+        ),
+        (
+            '{"open": {"resume": {"id": 1}}}',
+            '"open.resume.id" is not a field of carousel.v1.Resume, which has no fields',
         ),
     ],
 )
