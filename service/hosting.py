@@ -148,9 +148,7 @@ class Hosting:
         try:
             there = await asyncio.to_thread(stamps_in, self.repository.folder)
         except OSError as error:
-            raise ModelUnavailableError(
-                f"the folder of models cannot be read now: {error.strerror}", model=model, version=version
-            ) from error
+            raise ModelUnavailableError(f"the folder of models cannot be read now: {error.strerror}") from error
         wanted = [key for key in there if model in ("", key[0]) and version in (0, key[1])]
         if not wanted and (model or version):
             if model:

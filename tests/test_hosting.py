@@ -315,8 +315,9 @@ async def test_a_missing_folder_is_reported_once_and_served_models_stay(scene: S
         await scene.hosting.look()
     assert scene.observer.count("repository_lost") == 1
     assert scene.engine() is scene.engines[0]
-    with pytest.raises(ModelUnavailableError, match="the folder of models cannot be read now: No such file"):
+    with pytest.raises(ModelUnavailableError, match="the folder of models cannot be read now: No such file") as raised:
         await scene.hosting.load()
+    assert not raised.value.facts
     write_language_model(away, model="late")
     os.rename(away, scene.folder)
     await scene.hosting.look()
