@@ -24,7 +24,7 @@ does not read."""
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 32 * 1024
 """Bytes of responses that wait for one reader, above which Envoy makes the server wait."""
-_WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
+_WHOLE = {"regex": "(?i)application/(json|proto)( *;.*)?"}
 """Content types of Connect's unary calls."""
 _CONNECT = r"application/(json|proto|connect\+).*"
 """Content types of all Connect calls."""
@@ -167,6 +167,8 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """Returns the filters that translate gRPC-Web and Connect to gRPC before the server receives a call."""
     filters = [
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+        # Envoy's filters compare letters, but a content type may be written in any case.
+        _only_where(_posts_of("(?i)application/json(; ?charset=utf-8)?"), _setting("content-type", "application/json")),
         _only_where(_posts_of(_CONNECT), _setting(CONNECT, "-")),  # stays if the request names no version
         _only_where(_posts_of(_CONNECT), _setting(CONNECT, "%REQ(CONNECT-PROTOCOL-VERSION)%")),
         # These content types are Connect's even without its version header, as in a request typed into `curl`.

@@ -42,7 +42,14 @@ def opened(body: bytes) -> list[tuple[int, Any]]:
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"]
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "APPLICATION/JSON",
+        "Application/Json; charset=utf-8",
+    ],
 )
 @pytest.mark.parametrize("version", [None, "1"])
 def test_json_is_answered_with_json(envoy_service: LocalService, content_type: str, version: str | None) -> None:
