@@ -32,7 +32,9 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_NONE: _Durability.ValueType  # 1
     """Nothing, except when the session is spilled, or when its stream has ended and it is to be kept."""
     DURABILITY_CHECKPOINT: _Durability.ValueType  # 2
-    """Its state, at intervals."""
+    """Its state, at intervals. A session is lost when its server is killed before the first checkpoint, by default up to
+    a second after the opening.
+    """
     DURABILITY_STRICT: _Durability.ValueType  # 3
     """Each answer, before it is delivered. When the store fails, the request is answered with UNAVAILABLE, reason
     STORE_UNAVAILABLE, and the session continues. Then send all requests with that answer again, unchanged and in
@@ -49,7 +51,9 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 DURABILITY_NONE: Durability.ValueType  # 1
 """Nothing, except when the session is spilled, or when its stream has ended and it is to be kept."""
 DURABILITY_CHECKPOINT: Durability.ValueType  # 2
-"""Its state, at intervals."""
+"""Its state, at intervals. A session is lost when its server is killed before the first checkpoint, by default up to
+a second after the opening.
+"""
 DURABILITY_STRICT: Durability.ValueType  # 3
 """Each answer, before it is delivered. When the store fails, the request is answered with UNAVAILABLE, reason
 STORE_UNAVAILABLE, and the session continues. Then send all requests with that answer again, unchanged and in

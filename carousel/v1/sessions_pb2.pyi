@@ -100,7 +100,9 @@ class SessionInfo(_message.Message):
 
     @_builtins.property
     def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions of the session's marks, oldest first."""
+        """The positions of the session's marks, oldest first, as the server has them in memory. After a rewind that could not
+        be stored they are those up to the mark, although `position` is still the stored one.
+        """
 
     def __init__(
         self,
