@@ -174,6 +174,11 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
         # These content types are Connect's even without its version header, as in a request typed into `curl`.
         _only_where(_posts_of("application/(json|proto).*"), _setting("connect-protocol-version", "1")),
         _only_where(_posts_of(_WHOLE["regex"]), _setting(UNARY, "1")),
+        # Connect allows 10 digits, Envoy 12. A malformed header stays for `why_malformed`, which drops the `+`.
+        _only_where(
+            _has("connect-timeout-ms", {"safe_regex": {"google_re2": {}, "regex": "[0-9]{11,}"}}),
+            _setting("connect-timeout-ms", "%REQ(CONNECT-TIMEOUT-MS)%+"),
+        ),
         # Unrestricted, it would also turn a GET, and any POST with a certain query, into calls: any web page can send
         # these.
         _only_where(_posts_of(_CONNECT), _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
@@ -200,12 +205,13 @@ def _only_where(matches: dict[str, Any], http_filter: dict[str, Any]) -> dict[st
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
+    matcher = {"predicate": {"not_matcher": matches}, "on_match": {"action": skip}}
     return {
         "name": f"{http_filter['name']}.where",
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
             "extension_config": http_filter,
-            "xds_matcher": {"matcher_list": {"matchers": [{"predicate": _not(matches), "on_match": {"action": skip}}]}},
+            "xds_matcher": {"matcher_list": {"matchers": [matcher]}},
         },
     }
 
@@ -214,10 +220,6 @@ def _posts_of(content_type: str) -> dict[str, Any]:
     """Returns a matcher for POST requests of a content type. content_type: a regular expression."""
     has_type = _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}})
     return {"and_matcher": {"predicate": [_has(":method", {"exact": "POST"}), has_type]}}
-
-
-def _not(matches: dict[str, Any]) -> dict[str, Any]:
-    return {"not_matcher": matches}
 
 
 def _has(header: str, match: dict[str, Any]) -> dict[str, Any]:

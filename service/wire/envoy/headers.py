@@ -89,7 +89,7 @@ def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str]
         text = f"connect-protocol-version is {quoted(version.decode('latin-1'))}: expected 1"
         return grpc.StatusCode.INVALID_ARGUMENT, text
     if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # only if it is invalid
-        text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
+        text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1').rstrip('+'))}: expected up to 10 digits"
         return grpc.StatusCode.INVALID_ARGUMENT, text
     if b"trailers" not in headers.get(b"te", b""):
         text = "the header te must contain trailers: a proxy may have removed it"

@@ -125,7 +125,10 @@ def test_what_is_no_json_is_refused_in_words(envoy_service: LocalService) -> Non
 @pytest.mark.parametrize(
     ("header", "value", "expected"),
     [
-        *(("connect_timeout_ms", value, "up to 10 digits") for value in ("abc", "-1", "1.5", "")),
+        *(
+            ("connect_timeout_ms", value, "up to 10 digits")
+            for value in ("abc", "-1", "1.5", "", *("9" * n for n in (11, 12, 13)))
+        ),
         *(("connect_protocol_version", value, "expected 1") for value in ("9", "2", "v1")),
     ],
 )
