@@ -8,11 +8,11 @@ Rules:
    may be unloaded, loaded and unloaded again while sessions still use its first engines.
 3. A loaded bundle is not read again: a bundle never changes, and a new bundle has a new version.
 4. An unloaded version stays unloaded, also when `look` scans the folder, until `load` asks for it or its manifest is
-   replaced by another file.
-5. A version that is new while the server runs is first tried in its own process: see `trial`. A version that takes too
-   much memory or time there is not tried again by `look` until its manifest is another file. Versions that the server
+   replaced by another file. A scan decides this for each version when its turn comes: loads before it take time.
+5. A version that is new while the server runs is first tried in its own process: see `trial`. Versions that the server
    has served before, and those present at its start, are not tried.
-6. Loads run one after another. Each runs to its end, also when its caller is cancelled, so that a started engine always
+6. A version that failed is not loaded again by `look` until a file of its bundle changes, or an operator asks.
+7. Loads run one after another. Each runs to its end, also when its caller is cancelled, so that a started engine always
    has an owner.
 
 Event loop only, except blocking work, which runs in a thread.
@@ -29,17 +29,16 @@ from service.engine.engine import Engine
 from service.errors import InvalidFieldError, ModelNotFoundError, ModelUnavailableError, quoted
 from service.observer import ModelObserver
 from service.repository.bundle import Bundle
-from service.repository.manifest import BASE_VARIANT
+from service.repository.files import Stamp, stamps_of
+from service.repository.manifest import BASE_VARIANT, FILE_NAME
 from service.repository.repository import (
     MAX_LISTED,
     Problem,
     Repository,
-    Stamp,
-    TakesTooMuch,
     check_name,
     load_version,
     look_at,
-    stamps_in,
+    versions_in,
 )
 from service.repository.runtime import Runtimes
 from service.sessions.served import Served
@@ -83,8 +82,7 @@ class Hosting:
         self._served: dict[tuple[str, int, str], Served] = {}
         self._leaving: list[_Leaving] = []
         self._unloaded: dict[Key, Stamp] = {}
-        self._too_much: dict[Key, Stamp] = {}
-        self._stamps: dict[Key, Stamp] = {}
+        self._failed: dict[Key, frozenset[Stamp]] = {}
         self._loading = asyncio.Lock()
         self._starting: Key | None = None
         self._work: set[asyncio.Task[Any]] = set()
@@ -95,7 +93,7 @@ class Hosting:
         """Loads the versions in the folder. Raises RepositoryError. If cancelled, ends after the current version."""
         folder = self.repository.folder
         there = await asyncio.to_thread(look_at, folder, self._runtimes)
-        await self._to_the_end(self._load_all(there, there, is_tried=False))
+        await self._to_the_end(self._load_all(there, is_tried=False))
         if not self.repository.bundles and not self._is_stopping:
             self._observer.nothing_served(str(folder.resolve()), len(there))
 
@@ -146,27 +144,28 @@ class Hosting:
         have, and ModelUnavailableError when the folder cannot be read.
         """
         try:
-            there = await asyncio.to_thread(stamps_in, self.repository.folder)
+            there = await asyncio.to_thread(versions_in, self.repository.folder)
         except OSError as error:
             raise ModelUnavailableError(f"the folder of models cannot be read now: {error.strerror}") from error
         wanted = [key for key in there if model in ("", key[0]) and version in (0, key[1])]
         if not wanted and (model or version):
             if model:
                 check_name(model)
-            listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:MAX_LISTED]) or "none"
+            listed = ", ".join(f"{name}/{number}" for name, number in there[:MAX_LISTED]) or "none"
             raise ModelNotFoundError(
                 f"model = {quoted(model)}, version = {version}: the repository has no such version (available:"
                 f" {listed})",
                 field="model",
                 model=model,
             )
-        return await self._to_the_end(self._load_all(wanted, there))
+        return await self._to_the_end(self._load_all(wanted))
 
-    async def look(self) -> None:
-        """Loads new versions in the folder. Loads a version that was unloaded, or that took too much in its trial, only
-        when its manifest is another file. Reports a folder that cannot be read once, until it can be read again."""
+    async def look(self, *, is_asked: bool = False) -> None:
+        """Loads new versions in the folder. Loads a version that was unloaded only when its manifest is another file.
+        Loads a version that failed only when a file of its bundle changed, or when an operator asked for this scan
+        (is_asked). Reports a folder that cannot be read once, until it can be read again."""
         try:
-            there = await asyncio.to_thread(stamps_in, self.repository.folder)
+            there = await asyncio.to_thread(versions_in, self.repository.folder)
         except OSError as error:
             if not self._is_folder_lost:
                 self._is_folder_lost = True
@@ -175,9 +174,8 @@ class Hosting:
         if self._is_folder_lost:
             self._is_folder_lost = False
             self._observer.repository_found()
-        known = (*self._unloaded.items(), *self._too_much.items())
-        passed_over = [key for key, stamp in known if there.get(key) in (stamp, None)]
-        await self._to_the_end(self._load_all(there, there, passed_over))
+        passed_over = (self._unloaded,) if is_asked else (self._unloaded, self._failed)
+        await self._to_the_end(self._load_all(there, passed_over))
 
     async def unload(self, model: str, version: int) -> int:
         """Stops serving a version. Returns how many sessions still use it, also if it was unloaded before, so that a
@@ -191,7 +189,7 @@ class Hosting:
             del self.repository.bundles[key]
             engines = [self._served.pop((*key, variant)).engine for variant in bundle.variants]
             self._leaving.append(_Leaving(key, engines))
-            self._unloaded[key] = self._stamps.pop(key)
+            self._unloaded[key] = bundle.stamp
             self._observer.model_unloaded(*key)
         count = sum(self._num_sessions(one) for group in self._leaving if group.key == key for one in group.engines)
         await self.reap()
@@ -226,33 +224,38 @@ class Hosting:
     async def _load_all(
         self,
         wanted: Collection[Key],
-        there: Mapping[Key, Stamp],
-        passed_over: Collection[Key] = (),
+        passed_over: Collection[Mapping[Key, object]] = (),
         *,
         is_tried: bool = True,
     ) -> list[Bundle | Problem]:
+        """Loads the wanted versions that are not served, except those that still have a stamp of `passed_over`."""
         found: list[Bundle | Problem] = []
         async with self._loading:
             for key in wanted:
-                if key in passed_over or self._is_stopping:
+                if (bundle := self.repository.bundles.get(key)) is not None:
+                    found.append(bundle)
                     continue
-                bundle = self.repository.bundles.get(key)
-                is_new = is_tried and self._unloaded.get(key) != there[key]
-                found.append(bundle if bundle is not None else await self._load(key, there[key], is_tried=is_new))
+                folder = self.repository.folder / key[0] / str(key[1])
+                manifest, files = await asyncio.to_thread(stamps_of, folder, FILE_NAME)
+                is_known = any(stamps.get(key) in (manifest, files) for stamps in passed_over)
+                is_new = is_tried and self._unloaded.get(key) != manifest
+                if not is_known and not self._is_stopping:
+                    found.append(await self._load(key, files, is_tried=is_new))
         return found
 
-    async def _load(self, key: Key, stamp: Stamp, *, is_tried: bool) -> Bundle | Problem:
+    async def _load(self, key: Key, files: frozenset[Stamp], *, is_tried: bool) -> Bundle | Problem:
         self._starting = key
         try:
             found = await asyncio.to_thread(self._read, key, is_tried=is_tried)
-            if isinstance(found, TakesTooMuch):
-                self._too_much[key] = stamp
             if isinstance(found, Bundle):
-                found = await self.serve(found, stamp)
+                found = await self.serve(found)
         finally:
             self._starting = None
         if isinstance(found, Problem):
-            self._note(found)
+            self._failed[key] = files
+            if self.repository.problems.get(key) != found:
+                self.repository.problems[key] = found
+                self._observer.model_failed(*key, found.reason)
         return found
 
     def _read(self, key: Key, *, is_tried: bool) -> Bundle | Problem:
@@ -260,7 +263,7 @@ class Hosting:
         problem = self._attempt(key, lambda: not self._is_stopping) if is_tried else None
         return problem or load_version(self.repository.folder, key, self._runtimes)
 
-    async def serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
+    async def serve(self, bundle: Bundle) -> Bundle | Problem:
         """Starts the engines of a version: either all of them, or none, with a problem as the result."""
         engines: dict[str, Engine] = {}
         try:
@@ -272,19 +275,12 @@ class Hosting:
         key = (bundle.model, bundle.version)
         for variant, engine in engines.items():
             self._served[*key, variant] = Served(bundle, engine, variant)
-        self._stamps[key] = stamp
         self._unloaded.pop(key, None)
-        self._too_much.pop(key, None)
+        self._failed.pop(key, None)
         self.repository.problems.pop(key, None)
         self.repository.bundles[key] = bundle
         self._observer.model_loaded(*key, list(engines))
         return bundle
-
-    def _note(self, problem: Problem) -> None:
-        key = (problem.model, problem.version)
-        if self.repository.problems.get(key) != problem:
-            self.repository.problems[key] = problem
-            self._observer.model_failed(*key, problem.reason)
 
 
 def _report(task: asyncio.Task[Any]) -> None:

@@ -311,7 +311,7 @@ class Server:
         if self._principals.reload() and self._settings.tokens_file is not None:
             log.info("tokens.reloaded")
         await asyncio.to_thread(self._wire.reload)
-        await self._hosting.look()
+        await self._hosting.look(is_asked=True)
         log.info("server.reloaded")
 
     def _on_crash(self, error: BaseException) -> None:

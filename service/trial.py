@@ -28,7 +28,7 @@ from service.engine.limits import EngineLimits
 from service.engine.trace_graph import TraceGraph
 from service.observer import BatchReport, GraphKind
 from service.repository.bundle import Bundle
-from service.repository.repository import Problem, TakesTooMuch, load_version
+from service.repository.repository import Problem, load_version
 from service.repository.runtime import RuntimeOptions, Runtimes
 
 _LOOK_S = 0.01
@@ -84,23 +84,20 @@ def try_version(
         with suppress(BrokenPipeError):  # it has ended already; its exit code says why
             process.stdin.write(json.dumps(request).encode())
             process.stdin.close()
-        too_much = _watch(process, trial, is_wanted)
-        if too_much is not None:
-            return TakesTooMuch(*key, too_much)
-        if process.returncode == -signal.SIGKILL:
-            if not is_wanted():
-                return Problem(*key, "the trial run of its graphs was stopped: the server is shutting down")
-            return TakesTooMuch(*key, "the trial run of its graphs was killed, perhaps because memory ran out")
-        try:
-            reason = json.loads(process.stdout.read())
-        except ValueError:
-            reason = f"the trial run of its graphs ended with exit code {process.returncode}"
+        reason = _watch(process, trial, is_wanted)
+        if reason is None and process.returncode == -signal.SIGKILL:
+            reason = "the trial run of its graphs was killed, perhaps because memory ran out"
+        if reason is None:
+            try:
+                reason = json.loads(process.stdout.read())
+            except ValueError:
+                reason = f"the trial run of its graphs ended with exit code {process.returncode}"
     return None if not reason else Problem(*key, reason)
 
 
 def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Callable[[], bool]) -> str | None:
-    """Waits for a process. Kills it when it exceeds a limit or is no longer wanted. Returns which limit it exceeded, or
-    None."""
+    """Waits for a process. Kills it when it exceeds a limit or is no longer wanted, and returns why; None when it
+    ended by itself."""
     deadline = time.monotonic() + trial.time_s
     most, limit = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
     room = _room_bytes()
@@ -110,7 +107,7 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
             return None
-        reason = None
+        reason = "the trial run of its graphs was stopped: the server is shutting down"
         if _resident_bytes(process.pid) > most:
             reason = f"its graphs need more than {limit}"
         elif time.monotonic() > deadline:

@@ -171,7 +171,8 @@ def deterministic(loop: SimulatedLoop, rng: random.Random, models: Sequence[str]
     replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
     counter = iter(range(1, 1_000_000))
     replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
-    replace(service.hosting, "stamps_in", lambda folder: {(model, 1): (1, 1) for model in models})
+    replace(service.hosting, "versions_in", lambda folder: [(model, 1) for model in models])
+    replace(service.hosting, "stamps_of", lambda folder, name: ((), frozenset()))
     replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(key[0], key[1], lambda: False))
     try:
         yield

@@ -230,7 +230,7 @@ class Replica:
         service.start()
         self._graph_fails: Callable[[], bool] = lambda: False
         for model in knobs.models:
-            await hosting.serve(self._bundle(model), (1, 1))
+            await hosting.serve(self._bundle(model))
         self._graph_fails = self._draw_graph_failure
         limits = PolicyLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0)
         domain = Domain(hosting, service, limits)

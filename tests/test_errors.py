@@ -13,7 +13,7 @@ import service
 from service.errors import quoted, shortened
 
 MESSAGE_LENGTH = 300
-WAY_OUT = {"_told", "check_models", "_unescaped"}
+WAY_OUT = {"_told", "look_at", "_unescaped"}
 """Functions whose messages are about settings and files, never about a request."""
 
 

@@ -21,7 +21,7 @@ from service.engine.engine import Engine
 from service.errors import CarouselError, InvalidFieldError, ModelNotFoundError, ModelUnavailableError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
-from service.repository.repository import Problem, RepositoryError, TakesTooMuch
+from service.repository.repository import Problem, RepositoryError
 from service.repository.runtime import RuntimeOptions, Runtimes
 from tests.bundles import write_language_model
 from tests.waiting import turns, until
@@ -68,7 +68,7 @@ class Scene:
     """A `Hosting` of a folder, with fake engines.
 
     uses: the number of sessions of each engine. prepare: is called with each new engine. tried: the versions for which
-    a trial ran. problem: the result of each trial.
+    a trial ran. problem: the result of each trial. gate: an event that trials wait for.
     """
 
     def __init__(self, folder: Path, runtimes: Runtimes | None = None) -> None:
@@ -80,6 +80,7 @@ class Scene:
         self.prepare: Callable[[FakeEngine], None] = lambda engine: None
         self.tried: list[tuple[str, int]] = []
         self.problem: Problem | None = None
+        self.gate: threading.Event | None = None
         self.hosting = Hosting(
             folder,
             runtimes or Runtimes(),
@@ -100,6 +101,8 @@ class Scene:
         assert threading.current_thread() is not threading.main_thread(), "it takes its time"
         assert is_wanted()
         self.tried.append(key)
+        if self.gate is not None:
+            self.gate.wait(10)
         return self.problem
 
     def engine(self, model: str = "lm", version: int = 1, variant: str = "") -> FakeEngine:
@@ -109,6 +112,12 @@ class Scene:
     def stops(self) -> list[int]:
         """Returns how often each engine was stopped, in the order in which the engines were made."""
         return [engine.num_stops for engine in self.engines]
+
+
+def replace_manifest(folder: Path) -> None:
+    """Replaces a bundle's manifest by another file with the same content."""
+    (folder / "manifest.json").rename(folder / "kept.json")
+    (folder / "manifest.json").write_bytes((folder / "kept.json").read_bytes())
 
 
 @pytest.fixture
@@ -270,10 +279,38 @@ async def test_a_version_added_at_run_time_is_tried_once(scene: Scene) -> None:
     assert scene.tried == [("lm", 2), ("lm", 3)]
 
 
-async def test_a_version_over_its_limits_is_refused_and_tried_once(scene: Scene) -> None:
+async def test_an_unload_during_a_scan_is_not_undone_by_it(scene: Scene) -> None:
+    await scene.hosting.start()
+    write_language_model(scene.folder, model="before", seed=2)  # the scan tries it first
+    scene.gate = threading.Event()
+    scan = asyncio.create_task(scene.hosting.look())
+    await until(lambda: scene.tried)
+    await scene.hosting.unload("lm", 1)
+    scene.gate.set()
+    await scan
+    with pytest.raises(ModelNotFoundError):
+        scene.engine()
+
+
+async def test_a_version_whose_manifest_was_replaced_during_its_load_stays_unloaded(scene: Scene) -> None:
     await scene.hosting.start()
     folder = write_language_model(scene.folder, model="lm", version=2, seed=2)
-    scene.problem = TakesTooMuch("lm", 2, "its graphs take too much")
+    scene.gate = threading.Event()
+    load = asyncio.create_task(scene.hosting.load("lm", 2))
+    await until(lambda: scene.tried)
+    replace_manifest(folder)
+    scene.gate.set()
+    await load
+    await scene.hosting.unload("lm", 2)
+    await scene.hosting.look()
+    with pytest.raises(ModelNotFoundError):
+        scene.engine("lm", 2)
+
+
+async def test_a_version_that_fails_its_trial_is_refused_and_tried_once(scene: Scene) -> None:
+    await scene.hosting.start()
+    folder = write_language_model(scene.folder, model="lm", version=2, seed=2)
+    scene.problem = Problem("lm", 2, "its graphs take too much")
     assert await scene.hosting.load("lm", 2) == [scene.problem]
     with pytest.raises(ModelUnavailableError, match="could not be loaded: its graphs take too much"):
         scene.engine("lm", 2)
@@ -281,10 +318,48 @@ async def test_a_version_over_its_limits_is_refused_and_tried_once(scene: Scene)
     assert scene.tried == [("lm", 2)]
     assert len(scene.engines) == 1, "its graphs are not loaded here"
     scene.problem = None
-    (folder / "manifest.json").rename(folder / "kept.json")
-    (folder / "manifest.json").write_bytes((folder / "kept.json").read_bytes())
+    replace_manifest(folder)
     await scene.hosting.look()
     assert scene.engine("lm", 2) is scene.engines[1]
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a graph": lambda folder: (folder / "step.onnx").write_bytes(b"another graph"),
+    "a new file": lambda folder: (folder / "card.md").write_bytes(b""),
+    "a removed file": lambda folder: (folder / "target.txt").unlink(),
+    "who may read a file": lambda folder: (folder / "target.txt").chmod(0o640),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+async def test_a_version_that_failed_is_tried_again_when_its_files_change(
+    scene: Scene, change: Callable[[Path], object]
+) -> None:
+    """Its manifest stays as it is."""
+    await scene.hosting.start()
+    folder = write_language_model(scene.folder, model="lm", version=2, seed=2)
+    (folder / "step.onnx").write_bytes(b"not the graph of the manifest")
+    for _ in range(3):
+        await scene.hosting.look()
+    assert scene.tried == [("lm", 2)]
+    change(folder)
+    await scene.hosting.look()
+    await scene.hosting.look()
+    assert scene.tried == 2 * [("lm", 2)]
+
+
+async def test_a_version_that_failed_is_tried_again_when_an_operator_asks(scene: Scene) -> None:
+    await scene.hosting.start()
+    write_language_model(scene.folder, model="lm", version=2, seed=2)
+    await scene.hosting.unload("lm", 1)
+    scene.problem = Problem("lm", 2, "memory ran out")
+    await scene.hosting.look()
+    await scene.hosting.load("lm", 2)
+    assert len(scene.tried) == 2
+    scene.problem = None
+    await scene.hosting.look(is_asked=True)
+    assert scene.engine("lm", 2) is scene.engines[1]
+    assert list(scene.hosting.repository.bundles) == [("lm", 2)], "lm/1 stays unloaded"
 
 
 async def test_an_empty_folder_is_reported_with_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

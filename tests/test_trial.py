@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from service.engine.limits import EngineLimits
-from service.repository.repository import Problem, TakesTooMuch
+from service.repository.repository import Problem
 from service.repository.runtime import RuntimeOptions
 from service.trial import TrialLimits, try_version
 from tests.bundles import write_language_model
@@ -64,7 +64,7 @@ def test_a_graph_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
     add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
     assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
     reason = "its graphs need more than 512 MiB of memory (check_memory_mib)"
-    assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, reason)
+    assert attempt(tmp_path / "much") == Problem(*KEY, reason)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
@@ -83,13 +83,13 @@ def test_the_memory_left_in_the_container_is_the_limit(
     (tmp_path / "memory.stat").write_text(f"anon {100 * 2**20}\nfile {2**40}\n")
     monkeypatch.setattr("service.trial._GROUP", tmp_path)
     add_an_allocation(write_language_model(tmp_path / "models"), 2**31)
-    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs need more than {reason}")
+    assert attempt(tmp_path / "models") == Problem(*KEY, f"its graphs need more than {reason}")
 
 
 def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     reason = "its graphs were not loaded and run once within 0.01 s (check_time_s)"
-    assert attempt(tmp_path, TrialLimits(512, 0.01)) == TakesTooMuch(*KEY, reason)
+    assert attempt(tmp_path, TrialLimits(512, 0.01)) == Problem(*KEY, reason)
 
 
 def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_an_unwanted_trial_is_stopped(tmp_path: Path) -> None:
     assert problem == Problem(*KEY, "the trial run of its graphs was stopped: the server is shutting down")
 
 
-def test_a_killed_trial_counts_as_taking_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_trial_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
     reason = "the trial run of its graphs was killed, perhaps because memory ran out"
-    assert attempt(tmp_path) == TakesTooMuch(*KEY, reason)
+    assert attempt(tmp_path) == Problem(*KEY, reason)
 
 
 def test_a_trial_that_ends_without_a_report_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from service.repository.files import FilesError, check_files
+from service.repository.files import FilesError, Stamp, check_files, stamp_of
 from service.repository.manifest import (
     BASE_VARIANT,
     FILE_NAME,
@@ -59,7 +59,7 @@ class Bundle:
 
     source_vocabulary: for an encoder of tokens; step_vocabulary: for the tokens that steps read, the target's own or
     another one; target_vocabulary: for the logits. Each is None where the model has no tokens. trace: None without a
-    trace graph. variants: by name; `BASE_VARIANT` is the manifest's own step and readout.
+    trace graph. variants: by name; `BASE_VARIANT` is the manifest's own step and readout. stamp: of the manifest.
     """
 
     folder: Path
@@ -74,6 +74,7 @@ class Bundle:
     first_values: Mapping[int, NDArray[Any]] = field(default_factory=dict)
     """First values, without the batch axis, of states that neither begin with zeros nor get them from the encoder. By
     the state's index in the manifest."""
+    stamp: Stamp = ()
 
     @property
     def step(self) -> ort.InferenceSession:
@@ -115,7 +116,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     """
     try:
         check_files(folder, texts=(FILE_NAME,))
-        text = (folder / FILE_NAME).read_bytes()
+        with (folder / FILE_NAME).open("rb") as opened:
+            stamp, text = stamp_of(opened.fileno()), opened.read()
     except FilesError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
@@ -151,9 +153,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
         inputs = _step_inputs(manifest, manifest.step)
         rows = manifest.step.max_rows
         _check_graph(manifest.trace.file, trace, inputs, outputs, max_chunk=1, max_rows=rows, takes_all=False)
-    digest = hashlib.sha256(text).hexdigest()
-    first = _first_values(folder, manifest)
-    return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace, first)
+    digest, first = hashlib.sha256(text).hexdigest(), _first_values(folder, manifest)
+    return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace, first, stamp)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -15,6 +15,8 @@ MAX_ENTRIES = 1000
 """Most files and folders in one bundle."""
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Most bytes of the manifest and of each vocabulary, which are read into memory whole."""
+Stamp = tuple[int, ...]
+"""Numbers of a file's status: a file that replaces it has other numbers."""
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -52,6 +54,25 @@ def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
         path = root / name
         if path.exists() and (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise FilesError(f"{name} has {size} bytes, the limit is {MAX_TEXT_BYTES}")
+
+
+def stamp_of(file: Path | int) -> Stamp:
+    """Returns modification time in ns and inode of a file. file: its path, or the descriptor of an open file. Raises
+    OSError."""
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_ino
+
+
+def stamps_of(folder: Path, name: str) -> tuple[Stamp, frozenset[Stamp]]:
+    """Returns the stamp of file `name` in a bundle's folder, and stamps of the first `MAX_ENTRIES` entries. The
+    latter are others after any change of the bundle, also of a file's mode. Both are empty when something cannot be
+    read. Opens no file."""
+    try:
+        there = [entry.stat(follow_symlinks=False) for entry in islice(_entries(folder), MAX_ENTRIES)]
+        stamp = stamp_of(folder / name)
+    except (FilesError, OSError):
+        return (), frozenset()
+    return stamp, frozenset((status.st_ctime_ns, status.st_ino, status.st_size, status.st_mode) for status in there)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import InvalidFieldError, ModelNotFoundError, ModelUnavailableError, quoted
 from service.repository.bundle import Bundle, BundleError, load_bundle
-from service.repository.manifest import FILE_NAME
 from service.repository.runtime import Runtimes
 
-Stamp = tuple[int, int]
-"""Modification time in ns and inode of a file: both together show whether it was replaced. (0, 0) without a file."""
 MAX_LISTED = 20
 """Most names in the list of a message."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -28,11 +24,6 @@ class Problem:
     model: str
     version: int
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TakesTooMuch(Problem):
-    """A version whose graphs took too much memory or time in a trial."""
 
 
 @dataclass(slots=True)
@@ -98,31 +89,21 @@ class RepositoryError(Exception):
     """A repository cannot be served with these settings. The message says why and names the setting."""
 
 
-def not_a_folder(folder: Path) -> RepositoryError:
-    """Returns the error for a path that is not a folder."""
-    return RepositoryError(f"models = {folder} is not a folder: name one with --models, or serve --example")
-
-
-def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
-    """Returns `stamps_in(folder)`. Raises RepositoryError when `folder` is not a folder, cannot be read, or does not
+def look_at(folder: Path, runtimes: Runtimes) -> list[tuple[str, int]]:
+    """Returns `versions_in(folder)`. Raises RepositoryError when `folder` is not a folder, cannot be read, or does not
     contain a model that `runtimes` names."""
     if not folder.is_dir():
-        raise not_a_folder(folder)
+        raise RepositoryError(f"models = {folder} is not a folder: name one with --models, or serve --example")
     try:
-        there = stamps_in(folder)
+        there = versions_in(folder)
     except OSError as error:
         raise RepositoryError(f"models = {folder} cannot be read: {error.strerror}") from error
-    check_models(folder, there, runtimes)
-    return there
-
-
-def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runtimes) -> None:
-    """Raises RepositoryError when `there`, the versions in `folder`, lacks a model that `runtimes` names."""
     models = {model for model, _ in there}
     for model in runtimes.by_model:
         if model not in models:
             names = ", ".join(sorted(models)) or "none"
             raise RepositoryError(f"model_runtimes: {model!r} is not in {folder} (available: {names})")
+    return there
 
 
 def versions_in(folder: Path) -> list[tuple[str, int]]:
@@ -135,19 +116,6 @@ def versions_in(folder: Path) -> list[tuple[str, int]]:
         for version in model.iterdir()
         if version.is_dir() and _VERSION.fullmatch(version.name)
     )
-
-
-def stamps_in(folder: Path) -> dict[tuple[str, int], Stamp]:
-    """Returns the versions of `versions_in`, each with the stamp of its manifest."""
-    return {key: _stamp(folder / key[0] / str(key[1]) / FILE_NAME) for key in versions_in(folder)}
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return status.st_mtime_ns, status.st_ino
 
 
 def load_version(folder: Path, key: tuple[str, int], runtimes: Runtimes) -> Bundle | Problem:
