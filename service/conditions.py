@@ -53,9 +53,8 @@ def demand(settings: Settings) -> None:
 
 def in_use(settings: Settings) -> Iterator[str]:
     """Yields what a start cannot get now because another process has it: ports, and the embedded store's folder."""
-    ports = [settings.port, settings.metrics_port if settings.metrics else None, settings.health_port]
-    for port in filter(None, ports):
-        if reason := why_not(settings.host, port):
+    for port in filter(None, _ports(settings).values()):
+        if reason := why_not(settings.host, port, is_in_use=True):
             yield f"{settings.host}:{port}: {reason}"
     if is_store_in_use(settings.store, settings.data_folder):
         yield f"{settings.data_folder}: another process uses it"
@@ -72,15 +71,19 @@ def _check_wire(settings: Settings) -> None:
         raise StartError(f"wire = envoy: {error.strerror}: set TMPDIR, or set wire to grpcio") from error
 
 
+def _ports(settings: Settings) -> dict[str, int]:
+    metrics_port, health_port = settings.metrics_port if settings.metrics else 0, settings.health_port or 0
+    return {"port": settings.port, "metrics_port": metrics_port, "health_port": health_port}
+
+
 def _check_ports(settings: Settings) -> None:
-    given = {
-        "port": settings.port,
-        "metrics_port": settings.metrics_port if settings.metrics else 0,
-        "health_port": settings.health_port or 0,
-    }
+    given = _ports(settings)
     for (one, port), (other, same) in combinations(given.items(), 2):
         if port and port == same:
             raise StartError(f"{one} = {port} and {other} = {same} are the same port: set one of them to another port")
+    for port in given.values():
+        if reason := why_not(settings.host, port, is_in_use=False):
+            raise StartError(f"cannot listen on {settings.host}:{port}: {reason}")
 
 
 def _check_models(settings: Settings) -> None:

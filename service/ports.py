@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from errno import EADDRINUSE
 from typing import Any
 
 from service.process import StartError
@@ -23,12 +24,12 @@ class Reservation:
         self.port = port
         """The port as bound, also where 0 was requested."""
         self._sockets: list[socket.socket] = []
-        failure: OSError | None = None
+        failures: list[OSError] = []
         for family, kind, protocol, _, address in _resolved(host, port):
             try:
                 one = socket.socket(family, kind, protocol)
             except OSError as error:
-                failure = failure or error
+                failures.append(error)
                 continue
             try:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does, because of closed connections
@@ -36,12 +37,12 @@ class Reservation:
                 names = _named(*one.getsockname()[:2])
             except OSError as error:
                 one.close()
-                failure = failure or error
+                failures.append(error)
             else:
                 self._sockets += [one, *names]
                 self.port = one.getsockname()[1]
-        if failure is not None and not self._sockets:
-            raise failure
+        if failures and not self._sockets:
+            raise max(failures, key=lambda error: error.errno == EADDRINUSE)  # the first one, if no port is in use
 
     def release(self) -> int:
         """Releases the port and returns it. May be called twice."""
@@ -59,13 +60,14 @@ def reserve(host: str, port: int) -> Reservation:
         raise StartError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
 
 
-def why_not(host: str, port: int) -> str | None:
+def why_not(host: str, port: int, *, is_in_use: bool) -> str | None:
     """Returns why no address of `host` can be bound to `port`, such as "address already in use"; None when one can be.
-    host, port: as for `Reservation`."""
+    host, port: as for `Reservation`. is_in_use: True: None also when the reason is not another process that has the
+    port; False: None also when it is."""
     try:
         Reservation(host, port).release()
     except OSError as error:
-        return reason_of(error)
+        return reason_of(error) if is_in_use == (error.errno == EADDRINUSE) else None
     return None
 
 

@@ -115,6 +115,11 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
         lambda folder: {"port": 50999, "health_port": 50999},
         "port = 50999 and health_port = 50999 are the same port: ",
     ),
+    "an address of another machine": (
+        lambda folder: {"host": "192.0.2.1"},
+        "cannot listen on 192.0.2.1:0: cannot assign requested address",
+    ),
+    "a name without an address": (lambda folder: {"host": "nope.invalid"}, "cannot listen on nope.invalid:0: "),
     "a damaged store": (
         lambda folder: {"data_folder": damaged_store(folder)},
         "{folder}/old/sessions/data.mdb is not an LMDB file: ",
