@@ -10,8 +10,9 @@ from service.certificates import dates_to_warn_of
 from service.conditions import conditions, in_use
 from service.process import StartError
 from service.repository.repository import Problem, RepositoryError, look_at
+from service.sessions.stores.open_store import lost_key
 from service.settings import Settings
-from service.storing import ADVICE, open_key_mode
+from service.storing import ADVICE, KEY_ADVICE, open_key_mode
 from service.trial import TrialLimits, try_version
 from service.variables import unknown_variables
 
@@ -39,6 +40,8 @@ def check(settings: Settings) -> int:
         print(f"WARNING {settings.tls_cert_file}: {warned.event}: {warned.at}")
     if mode := open_key_mode(settings):
         print(f"WARNING {settings.storage_key_file} has mode {mode}: {ADVICE}")
+    if lost := lost_key(settings.store, settings.snapshot_key_file, settings.data_folder):
+        print(f"WARNING {lost} is missing: {KEY_ADVICE}")
     for taken in in_use(settings):
         print(f"IN USE  {taken}")
     try:

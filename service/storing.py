@@ -13,11 +13,12 @@ from service.sessions.snapshot import Codec
 from service.sessions.storage import HEARTBEAT_S, Storage
 from service.sessions.storage_keys import mode_open_to_others, read_keys
 from service.sessions.stores.base import StateStore, StoreError
-from service.sessions.stores.open_store import open_store, signing_key
+from service.sessions.stores.open_store import lost_key, open_store, signing_key
 from service.settings import Settings
 
 log = structlog.get_logger()
 
+KEY_ADVICE = "a start makes a new key, which cannot read earlier sessions: put the file back, or set snapshot_key_file"
 ADVICE = "other users of this machine may decrypt stored sessions: run `chmod o-rwx` on it as its owner"
 
 
@@ -46,6 +47,8 @@ async def open_storage(settings: Settings, observer: StoreObserver) -> Storage:
     cipher = await asyncio.to_thread(cipher_of, settings)
     if mode := open_key_mode(settings):
         log.warning("storage_key_file.open_to_others", path=str(settings.storage_key_file), mode=mode, advice=ADVICE)
+    if lost := lost_key(settings.store, settings.snapshot_key_file, settings.data_folder):
+        log.warning("snapshot_key.missing", path=str(lost), advice=KEY_ADVICE)
 
     def open_all() -> tuple[StateStore, bytes]:
         key = signing_key(settings.store, key_file=settings.snapshot_key_file, data_folder=settings.data_folder)

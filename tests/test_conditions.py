@@ -174,11 +174,25 @@ def test_a_check_warns_of_storage_keys_that_others_may_read(
     )
 
 
+def test_a_signing_key_that_is_missing_beside_a_store_is_a_warning(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LmdbStore(tmp_path / "data" / "sessions").close()
+    assert check(settings(tmp_path)) == 0
+    key = tmp_path / "data" / "snapshot.key"
+    assert capsys.readouterr().out.startswith(f"WARNING {key} is missing: a start makes a new key, which cannot read")
+    assert check(settings(tmp_path, store="memory")) == check(settings(tmp_path, snapshot_key_file=__file__)) == 0
+    key.write_bytes(bytes(32))
+    assert check(settings(tmp_path)) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_check_beside_a_running_server_reports_what_is_in_use_and_passes(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server((ADDRESS, 0)) as taken, closing(LmdbStore(tmp_path / "data" / "sessions")):
         port = taken.getsockname()[1]
+        (tmp_path / "data" / "snapshot.key").write_bytes(bytes(32))
         assert check(settings(tmp_path, port=port)) == 0
     assert capsys.readouterr().out == (
         f"IN USE  {ADDRESS}:{port}: address already in use\n"

@@ -59,33 +59,33 @@ class Codec:
         signed += hmac.digest(self._key, signed, "sha256")
         return signed + _CHECKSUM.pack(zlib.crc32(signed))
 
-    def decode(self, data: bytes) -> Image:
-        """Returns the image in bytes. Raises SnapshotError, SnapshotCorruptError, SnapshotFormatError and
-        SnapshotKeyError."""
+    def decode(self, data: bytes, *, field: str = "snapshot") -> Image:
+        """Returns the image in bytes. field: that of the request, for errors. Raises SnapshotError,
+        SnapshotCorruptError, SnapshotFormatError and SnapshotKeyError."""
         if not data.startswith(_MAGIC):
             raise SnapshotError(
-                f"snapshot of {len(data)} bytes is not a Carousel snapshot (bad magic bytes)", field="snapshot"
+                f"snapshot of {len(data)} bytes is not a Carousel snapshot (bad magic bytes)", field=field
             )
         if len(data) < _PREFIX.size + _TAG_SIZE + _CHECKSUM.size:
-            raise SnapshotCorruptError(f"snapshot of {len(data)} bytes is cut off", field="snapshot")
+            raise SnapshotCorruptError(f"snapshot of {len(data)} bytes is cut off", field=field)
         signed, tag = data[: -_TAG_SIZE - _CHECKSUM.size], data[-_TAG_SIZE - _CHECKSUM.size : -_CHECKSUM.size]
         if _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0] != zlib.crc32(data[: -_CHECKSUM.size]):
             raise SnapshotCorruptError(
-                f"snapshot of {len(data)} bytes is damaged: its checksum does not match", field="snapshot"
+                f"snapshot of {len(data)} bytes is damaged: its checksum does not match", field=field
             )
         _, number, flags, key_id, size = _PREFIX.unpack_from(data)
         if number != FORMAT:
             raise SnapshotFormatError(
-                f"snapshot has format {number}, but this server reads format {FORMAT}", field="snapshot", format=number
+                f"snapshot has format {number}, but this server reads format {FORMAT}", field=field, format=number
             )
         if key_id != self._key_id:
             raise SnapshotKeyError(
                 "snapshot was signed with a different key than this server's: servers that exchange snapshots need"
                 " the same snapshot_key_file",
-                field="snapshot",
+                field=field,
             )
         if not hmac.compare_digest(tag, hmac.digest(self._key, signed, "sha256")):
-            raise SnapshotCorruptError("snapshot was changed after it was signed", field="snapshot")
+            raise SnapshotCorruptError("snapshot was changed after it was signed", field=field)
         body = signed[_PREFIX.size + size :]
         try:
             header = decode_header(signed[_PREFIX.size : _PREFIX.size + size])
@@ -99,4 +99,4 @@ class Codec:
             TypeError,
             LookupError,
         ) as error:  # signed: a bug
-            raise SnapshotCorruptError(f"snapshot cannot be read: {error}", field="snapshot") from error
+            raise SnapshotCorruptError(f"snapshot cannot be read: {error}", field=field) from error

@@ -208,7 +208,7 @@ class Storage:
 
     def image_in(self, record_id: str, payload: bytes) -> Image:
         """Returns the image in a record. Raises what `RecordCipher.decrypt` and `Codec.decode` raise."""
-        return self.codec.decode(self._cipher.decrypt(record_id, payload))
+        return self.codec.decode(self._cipher.decrypt(record_id, payload), field="session_id")
 
     async def set_aside(self, record_id: str, error: Exception) -> None:
         """Moves an unreadable record to a separate place in the store, and reports it."""

@@ -11,6 +11,7 @@ import grpc
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
+from examples.local_service import LocalService
 from tests.end_to_end.wire import Wire, wire
 from tests.services import local_service
 
@@ -42,6 +43,11 @@ async def feed(stream: Wire, position: int, *tokens: int) -> None:
 
 def stored(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
+
+
+def warnings(service: LocalService) -> list[tuple[object, object]]:
+    """Returns the event and the path of each warning that a server logged about a file."""
+    return [(line["event"], line["path"]) for line in service.log if line["level"] == "warning" and "path" in line]
 
 
 async def test_a_data_folder_shows_nothing_of_a_session_while_its_snapshots_stay_portable(
@@ -100,6 +106,29 @@ async def test_a_record_of_a_key_that_is_missing_is_refused_by_its_id_and_not_lo
     with local_service(tiny_repository, settings(tmp_path, f"2026 {NEW}", f"2025 {OLD}")) as service:
         async with wire(service.target) as stream:
             assert (await stream.ask("kept", open=RESUME)).position == len(TOKENS)
+
+
+async def test_a_session_signed_with_a_lost_key_is_refused_after_a_warning_until_the_key_is_back(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "data" / "snapshot.key"
+    with local_service(tiny_repository, settings(tmp_path)) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("kept", open=STRICT)
+            await feed(stream, 0, *TOKENS)
+        assert warnings(service) == []
+    kept = key.read_bytes()
+    key.unlink()
+    with local_service(tiny_repository, settings(tmp_path)) as service:
+        async with wire(service.target) as stream:
+            refused = await stream.ask("kept", open=RESUME)
+        assert warnings(service) == [("snapshot_key.missing", str(key))]
+    assert (refused.error.reason, refused.error.field) == ("SNAPSHOT_KEY", "session_id")
+    key.write_bytes(kept)
+    with local_service(tiny_repository, settings(tmp_path)) as service:
+        async with wire(service.target) as stream:
+            assert (await stream.ask("kept", open=RESUME)).position == len(TOKENS)
+        assert warnings(service) == []
 
 
 async def test_spilled_sessions_are_encrypted_and_restored(tiny_repository: Path, tmp_path: Path) -> None:

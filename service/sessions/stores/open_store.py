@@ -48,6 +48,13 @@ def is_store_in_use(kind: str, data_folder: Path) -> bool:
     return kind == "lmdb" and is_in_use(data_folder / _SESSIONS)
 
 
+def lost_key(kind: str, key_file: Path | None, data_folder: Path) -> Path | None:
+    """Returns the file of the key that `signing_key` would make although the data folder has a store, else None."""
+    path, data_file = data_folder / _KEY_FILE, data_folder / _SESSIONS / "data.mdb"
+    is_lost = kind == "lmdb" and key_file is None and os.path.exists(data_file) and not os.path.exists(path)
+    return path if is_lost else None
+
+
 def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) -> StateStore:
     """Opens a store. kind: lmdb, redis or memory. Raises StoreError."""
     if kind == "lmdb":
