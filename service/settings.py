@@ -28,7 +28,12 @@ _ENGINE, _SESSIONS, _POLICY, _RUNTIME = EngineLimits(), SessionLimits(), PolicyL
 _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 """All models of a checkout. An installed server has only the smallest of them here."""
 
+_MAX_S = 1e9
+"""Upper limit of all times in seconds: 31 years."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=_MAX_S)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=_MAX_S)]
 PageHost = Annotated[str, AfterValidator(checked_host)]
 Origin = Annotated[str, AfterValidator(checked_origin)]
 
@@ -72,7 +77,7 @@ class Settings(BaseSettings):
     check_memory_mib: Annotated[int, Field(ge=256)] = 2048
     """Memory in MiB that the graphs of one version may use in a trial run, which has its own process. `check` makes
     this trial, and so does a running server before it loads a new version."""
-    check_time_s: Annotated[float, Field(gt=0)] = 120.0
+    check_time_s: Seconds = 120.0
     """Seconds that a trial run of one version's graphs may take; see check_memory_mib."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
@@ -124,9 +129,9 @@ class Settings(BaseSettings):
 
     max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = _SESSIONS.max_sessions
     """Maximum number of open sessions. A slot takes memory only after a session has used it."""
-    idle_timeout_s: Annotated[float, Field(gt=0)] = _SESSIONS.idle_timeout_s
+    idle_timeout_s: Seconds = _SESSIONS.idle_timeout_s
     """Seconds without a request after which the server closes a session and notifies its stream."""
-    max_age_s: Annotated[float, Field(ge=0)] = _SESSIONS.max_age_s
+    max_age_s: SecondsOrZero = _SESSIONS.max_age_s
     """Seconds from a session's opening until the server closes it and removes its record, even if it is in use; its
     snapshots and forks count from the same moment. 0: no limit. Servers that share a store need the same value."""
     max_in_flight: Annotated[int, Field(ge=1)] = _SESSIONS.max_in_flight
@@ -148,7 +153,7 @@ class Settings(BaseSettings):
 
     max_waiting: Annotated[int, Field(ge=1)] = _ENGINE.max_waiting
     """Maximum number of unanswered requests of one variant of a model."""
-    num_forks: Annotated[int, Field(ge=1)] = _ENGINE.num_forks
+    num_forks: Annotated[int, Field(ge=1, le=10_000_000)] = _ENGINE.num_forks
     """Maximum number of beams and scored targets of one variant of a model at once; each takes the memory of a session.
     At least max_forks."""
     max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = _ENGINE.max_batch_rows
@@ -158,7 +163,7 @@ class Settings(BaseSettings):
     takes about 4 ms, measured when a model is loaded, from 256 to 2048."""
     max_chunk_tokens: Annotated[int, Field(ge=1)] = _ENGINE.max_chunk_tokens
     """Maximum number of tokens of one session in one run. Other sessions' steps run between chunks of a longer feed."""
-    inline_s: Annotated[float, Field(ge=0)] = _ENGINE.inline_s
+    inline_s: SecondsOrZero = _ENGINE.inline_s
     """Longest estimated seconds of a batch that runs on the event loop; longer batches run on the model's thread. 0:
     all batches run on the model's thread."""
     num_threads: NumThreads = _RUNTIME.num_threads
@@ -188,32 +193,32 @@ class Settings(BaseSettings):
     """Compress snapshots and checkpoints with zstd."""
     max_durability: Literal["none", "checkpoint", "strict"] = "strict"
     """Highest durability that a session may ask for."""
-    checkpoint_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_interval_s: Seconds = 1.0
     """Maximum number of seconds that a session may be ahead of its checkpoint."""
     checkpoint_tokens: Annotated[int, Field(ge=1)] = 4096
     """Maximum number of tokens that a session may be ahead of its checkpoint."""
-    lease_s: Annotated[float, Field(ge=0.3)] = LEASE_S
+    lease_s: Annotated[float, Field(ge=0.3, le=_MAX_S)] = LEASE_S
     """Seconds without a heartbeat after which other servers may resume this server's sessions."""
-    hold_s: Annotated[float, Field(gt=0)] = _POLICY.hold_s
+    hold_s: Seconds = _POLICY.hold_s
     """Seconds that a session without a stream is held in memory, if its client does not say how long. A restored or
     forked session that would end with its stream also waits this long to be resumed."""
-    max_hold_s: Annotated[float, Field(gt=0)] = _POLICY.max_hold_s
+    max_hold_s: Seconds = _POLICY.max_hold_s
     """Maximum number of seconds that a client may ask for instead of hold_s."""
-    keep_s: Annotated[float, Field(gt=0)] = _POLICY.keep_s
+    keep_s: Seconds = _POLICY.keep_s
     """Seconds that the store keeps a session without a stream, if its client does not say how long."""
-    max_keep_s: Annotated[float, Field(gt=0)] = _POLICY.max_keep_s
+    max_keep_s: Seconds = _POLICY.max_keep_s
     """Maximum number of seconds that a client may ask for instead of keep_s."""
     replay_tokens: Annotated[int, Field(ge=1)] = _SESSIONS.replay_tokens
     """Number of tokens of a generation that are kept to replay them to a client that resumes after a disconnect."""
     max_marks: Annotated[int, Field(ge=0)] = _SESSIONS.max_marks
     """Maximum number of marks of one session; each takes the memory of its state."""
-    max_slots: Annotated[int, Field(ge=0)] = 0
+    max_slots: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Sessions of one variant of a model whose state is in memory at once; idle sessions beyond it are spilled to the
     store and restored on their next request. 0: max_sessions."""
-    watch_models_s: Annotated[float, Field(ge=0)] = 0.0
+    watch_models_s: SecondsOrZero = 0.0
     """Seconds between two scans of the folder of models for new versions. 0: scan only on SIGHUP or on request."""
 
-    shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
+    shutdown_grace_s: SecondsOrZero = 10.0
     """Seconds after SIGTERM in which running generations may finish and clients may move their sessions away."""
 
     @model_validator(mode="after")
@@ -234,12 +239,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _check_forks(self) -> Self:
-        if self.num_forks < self.max_forks:
-            raise ValueError(
-                f"num_forks = {self.num_forks} must be at least max_forks = {self.max_forks}, the most that one search"
-                " or score may need: increase num_forks, or decrease max_forks"
-            )
+    def _check_pairs(self) -> Self:
+        for name, most in ("max_forks", "num_forks"), ("hold_s", "max_hold_s"), ("keep_s", "max_keep_s"):
+            value, limit = getattr(self, name), getattr(self, most)
+            if value > limit:
+                raise ValueError(
+                    f"{name} = {value} must be at most {most} = {limit}: decrease {name} or increase {most}"
+                )
         return self
 
     @property
@@ -284,7 +290,7 @@ class Settings(BaseSettings):
             num_tombstones=self.num_tombstones,
             replay_tokens=self.replay_tokens,
             max_marks=self.max_marks,
-            hold_s=min(self.hold_s, self.max_hold_s),
+            hold_s=self.hold_s,
         )
 
     @property

@@ -327,6 +327,7 @@ def test_a_graph_is_loaded_as_its_models_runtime_says(tmp_path: Path) -> None:
     assert usual.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+LONGEST = "Input should be less than or equal to 1000000000"
 OUT_OF_RANGE = [
     ("port", "65536", "Input should be less than or equal to 65535"),
     ("port", "-1", "Input should be greater than or equal to 0"),
@@ -345,7 +346,6 @@ OUT_OF_RANGE = [
     ("max_sessions", "0", "Input should be greater than or equal to 1"),
     ("max_sessions", "10000001", "Input should be less than or equal to 10000000"),
     ("idle_timeout_s", "0", "Input should be greater than 0"),
-    ("idle_timeout_s", "nan", "Input should be greater than 0"),
     ("max_age_s", "-1", "Input should be greater than or equal to 0"),
     ("inline_s", "-1", "Input should be greater than or equal to 0"),
     ("max_in_flight", "0", "Input should be greater than or equal to 1"),
@@ -379,7 +379,9 @@ OUT_OF_RANGE = [
     ("store", "disk", "Input should be 'lmdb', 'redis' or 'memory'"),
     ("max_durability", "most", "Input should be 'none', 'checkpoint' or 'strict'"),
     ("shutdown_grace_s", "-0.5", "Input should be greater than or equal to 0"),
-    ("shutdown_grace_s", "nan", "Input should be greater than or equal to 0"),
+    ("max_slots", "10000001", "Input should be less than or equal to 10000000"),
+    ("num_forks", "10000001", "Input should be less than or equal to 10000000"),
+    *((name, value, LONGEST) for name in FIELDS if name.endswith("_s") for value in ("1000000001", "inf", "nan")),
 ]
 
 
@@ -455,8 +457,17 @@ def test_conflicting_settings_are_reported_in_one_sentence(
     secret = "--redis-url=redis://user:hush@cache:6379/1"
     assert run(monkeypatch, "--check", "--num-forks=4", "--max-forks=5", secret, f"--models={empty}") == 2
     assert capsys.readouterr().err == (
-        "num_forks = 4 must be at least max_forks = 5, the most that one search or score may need: increase"
-        " num_forks, or decrease max_forks\n"
+        "max_forks = 5 must be at most num_forks = 4: decrease max_forks or increase num_forks\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["hold_s", "keep_s"])
+def test_a_default_that_clients_may_not_ask_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(monkeypatch, "--check", f"{FLAGS[name]}=6", f"{FLAGS[f'max_{name}']}=5") == 2
+    assert capsys.readouterr().err == (
+        f"{name} = 6.0 must be at most max_{name} = 5.0: decrease {name} or increase max_{name}\n"
     )
 
 
