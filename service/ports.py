@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import ExitStack
 from errno import EADDRINUSE
 from typing import Any
 
@@ -27,20 +28,15 @@ class Reservation:
         failures: list[OSError] = []
         for family, kind, protocol, _, address in _resolved(host, port):
             try:
-                one = socket.socket(family, kind, protocol)
+                with ExitStack() as undo:
+                    one = undo.enter_context(socket.socket(family, kind, protocol))
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: for closed connections
+                    one.bind((address[0], self.port, *address[2:]))
+                    self._sockets += [one, *_named(*one.getsockname()[:2])]
+                    self.port = one.getsockname()[1]
+                    undo.pop_all()
             except OSError as error:
                 failures.append(error)
-                continue
-            try:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does, because of closed connections
-                one.bind((address[0], self.port, *address[2:]))
-                names = _named(*one.getsockname()[:2])
-            except OSError as error:
-                one.close()
-                failures.append(error)
-            else:
-                self._sockets += [one, *names]
-                self.port = one.getsockname()[1]
         if failures and not self._sockets:
             raise max(failures, key=lambda error: error.errno == EADDRINUSE)  # the first one, if no port is in use
 
