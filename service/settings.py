@@ -239,13 +239,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _check_pairs(self) -> Self:
-        for name, most in ("max_forks", "num_forks"), ("hold_s", "max_hold_s"), ("keep_s", "max_keep_s"):
-            value, limit = getattr(self, name), getattr(self, most)
-            if value > limit:
-                raise ValueError(
-                    f"{name} = {value} must be at most {most} = {limit}: decrease {name} or increase {most}"
-                )
+    def _check_forks(self) -> Self:
+        if self.num_forks < self.max_forks:
+            raise ValueError(
+                f"num_forks = {self.num_forks} must be at least max_forks = {self.max_forks}, the most that one search"
+                " or score may need: increase num_forks, or decrease max_forks"
+            )
         return self
 
     @property
@@ -290,7 +289,7 @@ class Settings(BaseSettings):
             num_tombstones=self.num_tombstones,
             replay_tokens=self.replay_tokens,
             max_marks=self.max_marks,
-            hold_s=self.hold_s,
+            hold_s=min(self.hold_s, self.max_hold_s),
         )
 
     @property

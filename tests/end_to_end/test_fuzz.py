@@ -104,15 +104,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 async def test_random_messages_affect_no_other_session(tiny_repository: Path) -> None:
-    flags = {
-        "max-sessions": 64,
-        "max-slots": 40,
-        "idle-timeout-s": 5,
-        "max-hold-s": 5,
-        "max-keep-s": 5,
-        "hold-s": 1,
-        "keep-s": 5,
-    }
+    flags = {"max-sessions": 64, "max-slots": 40, "idle-timeout-s": 5, "max-hold-s": 5, "max-keep-s": 5, "hold-s": 1}
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream, grpc.aio.insecure_channel(service.target) as channel:
             await stream.ask("neighbour", open=pb.Open(model="tiny-endless"))

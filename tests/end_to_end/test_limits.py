@@ -21,8 +21,6 @@ LIMITS = {
     "num-forks": 2,
     "max-hold-s": 9,
     "max-keep-s": 10,
-    "hold-s": 9,
-    "keep-s": 10,
     "max-durability": "checkpoint",
     "store": "memory",
 }
