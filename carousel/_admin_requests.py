@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from carousel._arguments import text
 from carousel._tokens import uint
@@ -53,7 +53,9 @@ def restore_request(snapshot: bytes, session_id: str, version: int | None) -> se
     )
 
 
-def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
+def state_request(session_id: str, tensors: Sequence[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
     """Makes the request to replace state tensors."""
+    if wrong := [one for one in tensors if not isinstance(one, StateTensor)]:
+        raise TypeError(f"tensors must be StateTensors, not {wrong[0]!r:.60}")
     messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
     return sessions_pb2.SessionsSetStateRequest(session_id=text(session_id, "session_id"), tensors=messages)

@@ -6,6 +6,7 @@ This module has the checks for any call. Tokens, vectors and constants are check
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,27 @@ def invalid(message: str, field: str) -> InvalidArgumentError:
 
 
 def text(value: object, name: str) -> str:
-    """Returns a string. Raises TypeError for another type."""
+    """Returns a string. Raises TypeError for another type, InvalidArgumentError if UTF-8 cannot hold it."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"{name} = {value!r:.60} must be Unicode text, without surrogates", name) from None
+    return value
+
+
+def address(target: object) -> str:
+    """Returns a server's address. Raises the errors of `text`, and InvalidArgumentError for an empty string."""
+    if not (found := text(target, "target")):
+        raise invalid("target = '' must be an address, such as 'localhost:50051'", "target")
+    return found
+
+
+def iterable(value: Any, name: str, of: str) -> Any:
+    """Returns an iterable. of: what it must contain. Raises TypeError for another type."""
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name} must be an iterable of {of}, not {value!r:.60}")
     return value
 
 
@@ -31,24 +50,38 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
+def number(value: Any, name: str, expected: str = "a number") -> float:
+    """Returns a float. Raises TypeError if it is not a number, and for True and False."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be {expected}, not {value!r:.60}")
+    return float(value)
+
+
 def seconds(value: Any, name: str) -> float:
     """Returns seconds. Raises TypeError if it is not a number, InvalidArgumentError for NaN and below 0."""
-    if not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r:.60}")
-    number = float(value)
-    if math.isnan(number) or number < 0:
-        raise invalid(f"{name} = {number:g} must be a number of seconds, 0 or more", name)
-    return number
+    found = number(value, name, "a number of seconds")
+    if math.isnan(found) or found < 0:
+        raise invalid(f"{name} = {found:g} must be a number of seconds, 0 or more", name)
+    return found
+
+
+def integer(value: Any, name: str) -> int:
+    """Returns a whole number, also from NumPy's. Raises TypeError for another type, and for True and False."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(f"{name} must be an integer, not {value!r:.60}")
+    return found
 
 
 def at_least_one(value: Any, name: str) -> int:
-    """Returns a whole number. Raises TypeError if it is not one, InvalidArgumentError below 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
-    number = int(value)
-    if number < 1:
-        raise invalid(f"{name} = {number} must be 1 or more", name)
-    return number
+    """Returns a whole number. Raises TypeError if it is not one, InvalidArgumentError below 1 and above 31 bits."""
+    found = integer(value, name)
+    if not 1 <= found < 1 << 31:
+        raise invalid(f"{name} = {found} must be 1 to {(1 << 31) - 1}", name)
+    return found
 
 
 def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 
+from carousel._arguments import iterable
 from carousel._requests import Source
 
 
@@ -20,7 +21,7 @@ class AsyncSourceReader:
         """num_ahead: how many sources it reads before the first `release`; each `release` lets it read one more."""
         self._arrived: asyncio.Queue[tuple[Source | None] | BaseException | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(num_ahead)
-        self._sources = sources
+        self._sources = sources if isinstance(sources, AsyncIterable) else iterable(sources, "sources", "sources")
         self._notify = notify
         self._task = asyncio.create_task(self._read(), name="carousel-sources")
 

@@ -17,7 +17,7 @@ import copy
 import secrets
 from collections.abc import Sequence
 
-from carousel import _answers, _requests
+from carousel import _answers, _arguments, _requests
 from carousel._batch_member import Member
 from carousel._batch_recovery import BatchRecovery
 from carousel._batch_step import BatchStep, StepBatchResult
@@ -62,7 +62,7 @@ class BatchProtocol:
         message = _requests.open_message(
             model, source=source, version=version, variant=variant, policy=self._policy, constants=constants
         )
-        return message, session_id
+        return message, _arguments.text(session_id, "session_id")
 
     def open(self, request: pb.Open, session_id: str) -> pb.StreamRequest:
         """Makes the request to send. `opened` waits for its answer."""
@@ -163,7 +163,8 @@ class BatchProtocol:
 
 
 def member_at(members: Sequence[Member], place: int) -> Member:
-    """Returns the session at a place. Raises IndexError if there is none; negative places are not allowed."""
-    if not 0 <= place < len(members):
+    """Returns the session at a place. Raises IndexError if there is none; negative places are not allowed.
+    Raises TypeError for a place that is not an integer."""
+    if not 0 <= _arguments.integer(place, "place") < len(members):
         raise IndexError(f"place = {place} has no session: this batch has opened {len(members)}, counted from 0")
     return members[place]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Generic
 
-from carousel import _requests
+from carousel import _arguments, _requests
 from carousel._batch import BatchProtocol, member_at
 from carousel._home import Unpicklable
 from carousel._ports import Parts
@@ -67,7 +67,7 @@ class BatchProperties(Unpicklable, Generic[AnyPoster]):
             places = range(len(recovery.members))
             if protocol.num_closed:
                 places = [place for place in places if not recovery.members[place].is_closed]
-        members = [member_at(recovery.members, place) for place in places]
+        members = [member_at(recovery.members, place) for place in _arguments.iterable(places, "places", "places")]
         if end is True:
             end = [True] * len(members)
         message = _requests.step_batch_message(

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from carousel import _arguments
+
 ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -15,7 +17,14 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[str, Any]]:
-    """Returns Carousel's options, followed by the caller's, which override them."""
+    """Returns Carousel's options, followed by the caller's, which override them. max_message_bytes: -1 for no limit.
+    Raises the errors of `_arguments.at_least_one`, and TypeError for options that are not pairs."""
+    if max_message_bytes != -1:
+        _arguments.at_least_one(max_message_bytes, "max_message_bytes")
+    try:
+        given = [(name, value) for name, value in options]
+    except (TypeError, ValueError):
+        raise TypeError(f"channel_options must be pairs of a name and a value, not {options!r:.60}") from None
     return [
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -23,7 +32,7 @@ def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[s
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # no limit here: the server's limit has a clearer error
-        *options,
+        *given,
     ]
 
 
@@ -47,9 +56,16 @@ def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | No
     """Returns the credentials of a channel; None for plain text.
 
     A token is sent over TLS, or in plain text to this machine only: such a channel does not connect to another host.
+    Raises TypeError, and InvalidArgumentError for a token that no header can hold. No error shows the token or a key.
     """
+    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
+        raise TypeError(f"credentials must be grpc.ChannelCredentials, not {type(credentials).__name__}")
     if token is None:
         return credentials
+    if not isinstance(token, str):
+        raise TypeError(f"token must be a string, not {type(token).__name__}")
+    if not (token.isascii() and token.isprintable()):
+        raise _arguments.invalid("token must have only printable ASCII characters, as a header requires", "token")
     return grpc.composite_channel_credentials(
         credentials or grpc.local_channel_credentials(), grpc.access_token_call_credentials(token)
     )

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Unpack
 
+from carousel._arguments import flag, number
 from carousel._tokens import split, uint
 from carousel.decoding_options import DecodingOptions
 from carousel.v1 import inference_pb2 as pb
@@ -41,7 +42,7 @@ def _message(
     length_penalty: float | None = None,
     num_best: int | None = None,
 ) -> pb.Decoding:
-    message = pb.Decoding(log_probabilities=log_probabilities)
+    message = pb.Decoding(log_probabilities=flag(log_probabilities, "decoding.log_probabilities"))
     if max_tokens is not None:
         message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens", least=1)
     if any(option is not None for option in (temperature, top_k, top_p, seed)):
@@ -49,13 +50,13 @@ def _message(
         message.sampling.seed = uint(drawn, 64, "decoding.sampling.seed")
         message.sampling.SetInParent()  # marks sampling as present, even if the seed is 0
     if temperature is not None:
-        message.sampling.temperature = temperature
+        message.sampling.temperature = number(temperature, "decoding.sampling.temperature")
     if top_k is not None:
         message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k", least=1)
     if top_p is not None:
-        message.sampling.top_p = top_p
+        message.sampling.top_p = number(top_p, "decoding.sampling.top_p")
     if repetition_penalty is not None:
-        message.repetition_penalty = repetition_penalty
+        message.repetition_penalty = number(repetition_penalty, "decoding.repetition_penalty")
     if min_tokens is not None:
         message.min_tokens = uint(min_tokens, 32, "decoding.min_tokens")
     if stop:
@@ -72,6 +73,8 @@ def _beam_message(beam_size: int | None, length_penalty: float | None, num_best:
         raise TypeError("length_penalty and num_best can be set only with beam_size")
     return pb.BeamSearch(
         beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size", least=1),
-        length_penalty=length_penalty,
+        length_penalty=None
+        if length_penalty is None
+        else number(length_penalty, "decoding.beam_search.length_penalty"),
         num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best", least=1),
     )

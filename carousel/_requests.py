@@ -256,15 +256,16 @@ def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, 
 
 
 def _listed(targets: Sequence[Source]) -> Sequence[Source]:
-    if isinstance(targets, str) or (len(targets) and isinstance(targets[0], int)):
-        raise TypeError("targets must be a list of sequences, also for one target: [target]")
-    return targets
+    listed = list(targets) if is_ordered(targets) and not isinstance(targets, str) else None
+    if listed is None or (listed and isinstance(listed[0], int)):
+        raise TypeError(f"targets must be a list of sequences, also for one target: [target], not {targets!r:.60}")
+    return listed
 
 
 def sequence_message(sequence: Source, field: str) -> pb.Sequence:
     """Makes a message: a string is text, rows of numbers are features, anything else is token names or ids."""
     if isinstance(sequence, str):
-        return pb.Sequence(text=sequence)
+        return pb.Sequence(text=text(sequence, field))
     if is_features(sequence):
         return pb.Sequence(features=tensor_message(cast(Features, sequence), f"{field}.features"))
     if not is_ordered(sequence):

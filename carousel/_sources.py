@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from carousel import _waiting
+from carousel._arguments import iterable
 from carousel._deadline import Deadline
 from carousel._requests import Source
 
@@ -19,7 +20,7 @@ class SourceReader:
         self._arrived: queue.SimpleQueue[tuple[Source | None] | Exception | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(num_ahead)
         self._is_stopped = False
-        self._sources = sources
+        self._sources = iterable(sources, "sources", "sources")
         self._notify = notify
         threading.Thread(target=self._read, name="carousel-sources", daemon=True).start()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Set
 
-from carousel._arguments import invalid
+from carousel._arguments import integer, invalid, text
 
 
 def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
@@ -15,7 +14,7 @@ def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[l
     tokens = list(tokens)
     names = [token for token in tokens if isinstance(token, str)]
     if len(names) == len(tokens):
-        return names, []
+        return [text(name, f"{names_field}[{index}]") for index, name in enumerate(names)], []
     if names:
         raise _malformed(names_field, ids_field, "all names (str) or all ids (int)", tokens)
     return [], [uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
@@ -31,12 +30,7 @@ def uint(value: object, bits: int, field: str, *, least: int = 0) -> int:
 
     least: the least value that the server accepts, for the error. The server itself refuses 0, as it knows the most.
     """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise _no_integer(value, field) from None
-    if isinstance(value, bool):
-        raise _no_integer(value, field)
+    number = integer(value, field)
     if not 0 <= number < 1 << bits:
         raise invalid(f"{field} = {number} must be {least} to {(1 << bits) - 1}", field)
     return number
@@ -44,7 +38,3 @@ def uint(value: object, bits: int, field: str, *, least: int = 0) -> int:
 
 def _malformed(names_field: str, ids_field: str, expected: str, value: object) -> TypeError:
     return TypeError(f"{names_field} or {ids_field} must be {expected}, not {value!r:.60}")
-
-
-def _no_integer(value: object, field: str) -> TypeError:
-    return TypeError(f"{field} must be an integer, not {value!r:.60}")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from carousel._arguments import iterable
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._async_turn import AsyncTurn
 from carousel._batch import BatchProtocol
@@ -91,7 +92,9 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         Raises the errors of `AsyncClient.session` for the first one that is refused. The sessions before it are open.
         Sessions after it may be open too, but have no place: they end with the batch.
         """
-        return await self._open_all([(source, "") for source in sources], constants, timeout)
+        return await self._open_all(
+            [(source, "") for source in iterable(sources, "sources", "sources")], constants, timeout
+        )
 
     async def step(
         self,

@@ -56,12 +56,8 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
         """
         self._timeout = _arguments.timeout(timeout)
-        if max_message_bytes != -1:
-            _arguments.at_least_one(max_message_bytes, "max_message_bytes")
         options = all_options(channel_options, max_message_bytes)
-        self._channel = open_async_channel(
-            _arguments.text(target, "target"), all_credentials(credentials, token), options
-        )
+        self._channel = open_async_channel(_arguments.address(target), all_credentials(credentials, token), options)
         self._home = Home("client")
         self._inference = self._home.guarded(InferenceStub(self._channel))
         self._models = self._home.guarded(ModelsStub(self._channel))

@@ -113,7 +113,10 @@ class AsyncSessions(Unpicklable):
 
     async def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
         """Returns a session's state tensors: the named ones, or all. Raises NotFoundError, InvalidArgumentError."""
-        request = sessions_pb2.SessionsGetStateRequest(session_id=text(session_id, "session_id"), names=names)
+        request = sessions_pb2.SessionsGetStateRequest(
+            session_id=text(session_id, "session_id"),
+            names=[text(name, f"names[{at}]") for at, name in enumerate(names)],
+        )
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
 

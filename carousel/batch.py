@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from carousel._arguments import iterable
 from carousel._batch import BatchProtocol
 from carousel._batch_properties import BatchProperties
 from carousel._batch_step import StepBatchResult
@@ -90,7 +91,7 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         Raises the errors of `Client.session` for the first one that is refused. The sessions before it are open.
         Sessions after it may be open too, but have no place: they end with the batch.
         """
-        return self._open_all([(source, "") for source in sources], constants, timeout)
+        return self._open_all([(source, "") for source in iterable(sources, "sources", "sources")], constants, timeout)
 
     def step(
         self,

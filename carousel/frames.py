@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
+from carousel._arguments import integer, iterable
 from carousel._tensors import Array
 
 _SAMPLE_SIZE = 2
@@ -29,8 +30,9 @@ class Frames:
     """
 
     def __init__(self, size: int) -> None:
-        """size: how many numbers a step reads, 1 or more: `Session.feature_size`. Raises ValueError below 1."""
-        if size < 1:
+        """size: how many numbers a step reads, 1 or more: `Session.feature_size`. Raises ValueError below 1,
+        TypeError if it is not an integer."""
+        if integer(size, "size") < 1:
             raise ValueError(f"size = {size} must be 1 or more: it is how many numbers a step reads")
         self.size = size
         self._kept: array[float] = array("f")
@@ -101,4 +103,4 @@ def _numbers(samples: Any) -> array[float]:
         if view.ndim != 1:
             raise ValueError(f"samples must have 1 axis, not {view.ndim}: choose a channel, or average them")
         samples = view.tolist()
-    return array("f", samples)
+    return array("f", iterable(samples, "samples", "numbers"))

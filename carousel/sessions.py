@@ -114,7 +114,10 @@ class Sessions(Unpicklable):
 
     def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
         """Returns a session's state tensors: the named ones, or all. Raises NotFoundError, InvalidArgumentError."""
-        request = sessions_pb2.SessionsGetStateRequest(session_id=text(session_id, "session_id"), names=names)
+        request = sessions_pb2.SessionsGetStateRequest(
+            session_id=text(session_id, "session_id"),
+            names=[text(name, f"names[{at}]") for at, name in enumerate(names)],
+        )
         response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
 

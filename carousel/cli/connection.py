@@ -155,6 +155,7 @@ def connected(command: Callable[..., Any], *, is_first: bool = False) -> Callabl
     @wraps(command)
     def run(context: typer.Context, **given: Any) -> None:
         values = {option.name: given.pop(option.name) for option in added}
+        _check_text([*given.values(), values["target"]])
         token_file: Path | None = values.pop("token_file")
         if token_file is not None:
             values["token"] = token_file.read_text(encoding="utf-8").strip()
@@ -207,6 +208,15 @@ def _options(*, is_first: bool) -> list[inspect.Parameter]:
         option("key", path, "PEM file of the private key of --cert.", "--key"),
         option("timeout", float | None, f"Seconds for each call; by default {_TIMEOUT_S:g}.", "--timeout", min=0.001),
     ]
+
+
+def _check_text(values: list[Any]) -> None:
+    """Raises UnicodeEncodeError for an argument that is not UTF-8 text. Paths may have any bytes."""
+    for value in values:
+        if isinstance(value, str):
+            value.encode()
+        elif isinstance(value, list):
+            _check_text(value)
 
 
 def _read(path: Path | None) -> bytes | None:

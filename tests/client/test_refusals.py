@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from carousel import AsyncClient, Client, ConcurrentUseError, DeadlineExceededError, InvalidArgumentError
+from carousel import AsyncClient, Client, ConcurrentUseError, DeadlineExceededError, Frames, InvalidArgumentError
 from carousel._answers import rpc_error
 from carousel._requests import step_batch_message
 from carousel.v1 import inference_pb2 as pb
@@ -52,13 +52,65 @@ def test_the_first_opening_of_a_batch_is_sent_again_when_its_answer_is_lost() ->
         (lambda c: c.generate("toy", max_tokens=-1), "decoding.max_tokens = -1 must be 1 to"),
         (lambda _: Client(5), "target must be a string, not 5"),  # type: ignore[arg-type]
         (lambda _: Client("localhost:1", timeout=-1), "timeout = -1 must be a number of seconds, 0 or more"),
-        (lambda _: Client("localhost:1", max_message_bytes=-5), "max_message_bytes = -5 must be 1 or more"),
+        (lambda _: Client("localhost:1", max_message_bytes=-5), "max_message_bytes = -5 must be 1 to 2147483647"),
+        (lambda _: Client("localhost:1", max_message_bytes=2**31), "max_message_bytes = 2147483648 must be 1 to"),
+        (lambda _: Client("localhost:1", timeout=True), "timeout must be a number of seconds, not True"),
+        (lambda _: Client("\ud800"), "target = '\\ud800' must be Unicode text"),
+        (lambda c: c.generate("toy", temperature="1"), "decoding.sampling.temperature must be a number, not '1'"),
+        (lambda c: c.generate("toy", top_p="1"), "decoding.sampling.top_p must be a number, not '1'"),
+        (lambda c: c.generate("toy", repetition_penalty=[]), "decoding.repetition_penalty must be a number, not []"),
+        (lambda c: c.generate("toy", beam_size=2, length_penalty=True), "length_penalty must be a number, not True"),
+        (lambda c: c.generate("toy", log_probabilities="x"), "decoding.log_probabilities must be True or False, not"),
+        (lambda c: c.generate("toy", "\ud800"), "source = '\\ud800' must be Unicode text, without surrogates"),
+        (lambda c: c.generate("toy", ["a", "\ud800"]), "source.tokens.names[1] = '\\ud800' must be Unicode text"),
+        (lambda c: c.session("\ud800"), "open.model = '\\ud800' must be Unicode text"),
+        (
+            lambda c: c.score("toy", None),
+            "also for one target: [target], not None",
+        ),
+        (lambda c: c.score("toy", 5), "targets must be a list of sequences, also for one"),
+        (lambda c: next(c.generate_many("toy", 5)), "sources must be an iterable of sources, not 5"),
+        (lambda c: c.batch("toy").open_many(5), "sources must be an iterable of sources, not 5"),
+        (lambda c: c.batch("toy").open(session_id=5), "session_id must be a string, not 5"),
+        (lambda c: c.batch("toy").step([5], places=0), "places must be an iterable of places, not 0"),
+        (lambda c: c.batch("toy").step([5], places="0"), "place must be an integer, not '0'"),
+        (lambda c: c.batch("toy").step([5], places=[True]), "place must be an integer, not True"),
+        (lambda c: c.batch("toy").close_session("0"), "place must be an integer, not '0'"),
+        (lambda c: c.sessions.get_state("s0", "hidden", 5), "names[1] must be a string, not 5"),
+        (lambda c: c.sessions.set_state("s0", 5), "tensors must be StateTensors, not 5"),
+        (lambda _: Frames("a"), "size must be an integer, not 'a'"),  # type: ignore[arg-type]
+        (lambda _: Frames(3).add(5), "samples must be an iterable of numbers, not 5"),  # type: ignore[arg-type]
     ],
 )
-def test_wrong_arguments_are_named(call: Callable[[Client], object], words: str) -> None:
+def test_wrong_arguments_are_named(call: Callable[[Any], object], words: str) -> None:
     with Client("localhost:1") as client, pytest.raises((TypeError, InvalidArgumentError)) as refused:
         call(client)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"target": ""}, InvalidArgumentError, "target = '' must be an address, such as 'localhost:50051'"),
+        ({"token": "my\nsecret"}, InvalidArgumentError, "token must have only printable ASCII characters"),
+        ({"token": "secr\xe9t"}, InvalidArgumentError, "token must have only printable ASCII characters"),
+        ({"token": b"secret"}, TypeError, "token must be a string, not bytes"),
+        ({"credentials": b"secret"}, TypeError, "credentials must be grpc.ChannelCredentials, not bytes"),
+        ({"channel_options": 5}, TypeError, "channel_options must be pairs of a name and a value, not 5"),
+        ({"channel_options": [("a",)]}, TypeError, "channel_options must be pairs of a name and a value, not [('a',)]"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_a_client_are_named_and_its_token_is_not_shown(
+    client: type[Client | AsyncClient], given: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as refused:
+        client(**{"target": "localhost:1", **given})
+    assert words in str(refused.value)
+    assert "secr" not in str(refused.value)
+    if isinstance(refused.value, InvalidArgumentError):
+        assert (refused.value.reason, refused.value.field) == ("INVALID_FIELD", *given)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +153,14 @@ def test_grpcs_own_deadline_has_a_reason_and_a_sentence() -> None:
     error = rpc_error(Failure())
     assert isinstance(error, DeadlineExceededError)
     assert (error.reason, error.message) == ("DEADLINE_EXCEEDED", "no answer came before the call's timeout")
+
+
+async def test_wrong_sources_of_the_asyncio_client_are_named() -> None:
+    async with AsyncClient("localhost:1") as client:
+        with pytest.raises(TypeError, match="sources must be an iterable of sources, not 5"):
+            await anext(client.generate_many("toy", 5))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="sources must be an iterable of sources, not 5"):
+            await client.batch("toy").open_many(5)  # type: ignore[arg-type]
 
 
 async def test_a_second_task_in_a_generation_gets_an_error(server: FakeServer) -> None:
