@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from carousel._arguments import invalid
-from carousel._tensors import Features
+from carousel._tensors import Features, floats
 from carousel.errors import InvalidArgumentError
 from carousel.model_info import Port, SessionConstant
 from carousel.v1 import inference_pb2 as pb
@@ -98,7 +98,7 @@ def _numbers(value: Any, port: Port, field: str) -> array[float]:
     if hasattr(value, "shape"):
         value = memoryview(value).tolist()
     try:
-        numbers = array("f", _flat(value))
+        numbers = floats(_flat(value), f"{field}[{port.name!r}]")
     except (TypeError, OverflowError):
         raise _malformed(value, port, field) from None
     if not numbers or len(numbers) % port.size:

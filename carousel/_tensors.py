@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from carousel._arguments import invalid
@@ -70,15 +71,27 @@ def tensor_message(features: Features, field: str) -> pb.Tensor:
     try:
         items: Sequence[Any] = features if isinstance(features, Sequence) else list(features)
         if items and _is_number(items[0]):
-            numbers = array("f", items)
+            numbers = floats(items, field)
             return pb.Tensor(shape=[len(numbers)], data=_little_endian(numbers))
-        rows = [array("f", row) for row in items]
+        rows = [floats(row, f"{field}[{at}]") for at, row in enumerate(items)]
     except (TypeError, OverflowError):
         raise _malformed(field, f"rows of numbers, not {features!r:.60}") from None
     width = len(rows[0]) if rows else 0
     if any(len(row) != width for row in rows):
         raise _malformed(field, f"rows of one length, not {features!r:.60}")
     return pb.Tensor(shape=[len(rows), width], data=b"".join(map(_little_endian, rows)))
+
+
+def floats(values: Iterable[Any], field: str) -> array[float]:
+    """Returns 32-bit floats. Raises InvalidArgumentError for a finite number that would become infinite; TypeError and
+    OverflowError for other values."""
+    given = values if isinstance(values, Sequence) else list(values)
+    numbers = array("f", given)
+    if not math.isfinite(sum(numbers)):  # cheaper than a check of each number
+        for at, (number, value) in enumerate(zip(numbers, given, strict=True)):
+            if math.isinf(number) and not math.isinf(value):
+                raise invalid(f"{field}[{at}] = {value!r:.60} must be in the range of 32-bit floats", f"{field}[{at}]")
+    return numbers
 
 
 def vectors(message: pb.Tensor) -> list[Vector]:

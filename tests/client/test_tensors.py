@@ -7,7 +7,8 @@ from array import array
 import numpy as np
 import pytest
 
-from carousel import InvalidArgumentError
+from carousel import InvalidArgumentError, Port
+from carousel._ports import joined_parts
 from carousel._requests import feed_message, sequence_message, step_batch_message
 from carousel._tensors import Features, pieces, steps_message, tensor_message, tensor_of, vectors
 
@@ -53,6 +54,36 @@ def test_features_that_are_not_a_table_of_numbers_are_refused(features: Features
     with pytest.raises(InvalidArgumentError, match=f"feed.features must be vectors, one a step.*{message}") as refusal:
         tensor_message(features, "feed.features")
     assert refusal.value.field == "feed.features"
+
+
+@pytest.mark.parametrize(
+    ("features", "place"),
+    [
+        ([[1.0, 2.0], [3.0, -1e39]], "[1][1] = -1e+39"),
+        (np.array([[1.0], [1e300]]), "[1][0] = 1e+300"),
+        ([0.0, 10**39], "[1] = 1000"),
+        (iter([iter([1e39])]), "[0][0] = 1e+39"),
+    ],
+    ids=["rows", "array", "numbers", "iterators"],
+)
+def test_numbers_beyond_32_bit_floats_are_refused(features: Features, place: str) -> None:
+    with pytest.raises(InvalidArgumentError) as refusal:
+        tensor_message(features, "feed.features")
+    assert refusal.value.message.startswith(f"feed.features{place}")
+    assert refusal.value.message.endswith("must be in the range of 32-bit floats")
+    assert refusal.value.field == f"feed.features{place.partition(' ')[0]}"
+
+
+def test_numbers_of_a_named_part_beyond_32_bit_floats_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^feed.features\['x'\]\[1\] = 1e\+39 must be in the range"):
+        joined_parts({"x": [[0.0], [1e39]]}, [Port("x", "float32", (1,), is_end=False)], "feed.features")
+
+
+def test_infinity_and_nan_are_sent() -> None:
+    numbers = [float("inf"), float("-inf"), float("nan"), 3.4e38]
+    message = tensor_message([numbers], "feed.features")
+    assert message.data == np.array(numbers, "<f4").tobytes()
+    assert tensor_message(numbers, "feed.features").data == message.data
 
 
 FLAT = [1.0, 2.5, -3.0, 0.0, 4.0, 1e-3]
