@@ -1,8 +1,8 @@
 """Error texts of failed commands on standard error, and exit codes.
 
-0 success; 1 the server refused or failed; 2 the command line, or a file, is wrong; 3 the server cannot be reached or
-did not answer in time; 4 no such model or session; 5 not allowed; 130 interrupted; 141 the reader of the output is
-gone.
+0 success; 1 the server refused or failed, or standard output cannot be written; 2 the command line, or a file, is
+wrong; 3 the server cannot be reached or did not answer in time; 4 no such model or session; 5 not allowed; 130
+interrupted; 141 the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def exit_code(error: BaseException) -> int:
         return exit_code(error.cause)
     if isinstance(error, CarouselError):
         return next((code for kind, code in _CODES if isinstance(error, kind)), REFUSED)
-    return WRONG
+    return REFUSED if _is_of_output(error) else WRONG
 
 
 def passed_over(failed: LineError, *, keep_going: bool) -> int:
@@ -74,6 +74,8 @@ def print_error(error: Exception) -> None:
         found: dict[str, Any] = {"code": "INVALID_ARGUMENT", "reason": "INPUT", "message": text, "field": ""}
         if isinstance(cause, TyperException):
             found["reason"] = "USAGE"
+        if _is_of_output(cause):
+            found |= {"code": "DATA_LOSS", "reason": "OUTPUT"}
         if isinstance(cause, CarouselError):
             found |= {"code": cause.code.name, "reason": cause.reason, "message": cause.message, "field": cause.field}
             if cause.request_id:
@@ -97,7 +99,8 @@ def ended(command: Callable[[], int | None]) -> int:
     try:
         if code := command():
             return code
-        sys.stdout.flush()
+        with printing.naming_output():
+            sys.stdout.flush()
     except BrokenPipeError:
         leave_output()
         return CLOSED_OUTPUT
@@ -112,6 +115,10 @@ def ended(command: Callable[[], int | None]) -> int:
 def leave_output() -> None:
     """Drops the rest of the output, because its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_of_output(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.filename == printing.OUTPUT
 
 
 def _text(error: Exception) -> str:

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import typer
-
 from carousel.cli import samples
 from carousel.cli.failures import LineError
 from carousel.cli.outputs import object_of, spelled
-from carousel.cli.printing import json_line, note
+from carousel.cli.printing import echo, json_line, note
 from carousel.cli.reading import CutOffError, InputError, named, shown, visible
 from carousel.errors import InvalidArgumentError
 from carousel.frames import Frames
@@ -81,7 +79,7 @@ class Feeding:
                 raise
             self._print(step.outputs)
         if info.transducer and not self._options.as_json:
-            typer.echo()
+            echo()
         if self._fault is not None:
             raise self._fault
         if session.position == before:
@@ -118,10 +116,10 @@ class Feeding:
 
     def _print(self, outputs: Iterable[StepOutput]) -> None:
         if self._info.transducer and not self._options.as_json:
-            typer.echo(spelled(*outputs), nl=False)
+            echo(spelled(*outputs), nl=False)
             return
         if lines := [json_line(object_of(one)) if self._options.as_json else self._text(one) for one in outputs]:
-            typer.echo("\n".join(lines))
+            echo("\n".join(lines))
 
     def _text(self, output: StepOutput) -> str:
         cells: Sequence[str]

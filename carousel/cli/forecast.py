@@ -10,7 +10,7 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.printing import AsJson, print_json
+from carousel.cli.printing import AsJson, echo, print_json
 from carousel.cli.reading import shown, table, vectors_of
 from carousel.client import Client
 from carousel.values import ModelInfo
@@ -69,7 +69,7 @@ def forecast(
         if as_json:
             print_json({"step": step, "values": vector})
         else:
-            typer.echo(shown(vector))
+            echo(shown(vector))
 
 
 def values_after(

@@ -14,7 +14,7 @@ from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.failures import LineError
 from carousel.cli.forecast import values_after
-from carousel.cli.printing import AsJson, print_json, progress
+from carousel.cli.printing import AsJson, echo, print_json, progress
 from carousel.cli.reading import lines, named, shown, source_of, vectors_of
 from carousel.client import Client
 from carousel.decoding_options import DecodingOptions
@@ -154,7 +154,7 @@ class _Asked(NamedTuple):
                 self._tokens(source, prompt, found, tokens)
         except (CarouselError, typer.BadParameter):
             if not self.as_json and (tokens or line):
-                typer.echo()
+                echo()
             raise
 
     def _values(self, source: str | None, prompt: str | None, found: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class _Asked(NamedTuple):
         if self.as_json:
             print_json(found | {"values": values})
         else:
-            typer.echo("\n".join(map(shown, values)))
+            echo("\n".join(map(shown, values)))
 
     def _tokens(self, source: str | None, prompt: str | None, found: dict[str, Any], tokens: list[str]) -> None:
         between = "" if self.info.tokenizer == "characters" else " "
@@ -188,12 +188,12 @@ class _Asked(NamedTuple):
         for token in generation:
             text = generation.text[num_shown:] if has_text else (between if tokens else "") + token.text
             if is_shown:
-                typer.echo(text, nl=False)
+                echo(text, nl=False)
                 sys.stdout.flush()
             num_shown += len(text)
             tokens.append(token.text)
         if is_shown:
-            typer.echo(generation.text[num_shown:], nl=False)
+            echo(generation.text[num_shown:], nl=False)
         if self.as_json:
             found |= {"tokens": tokens, "finish_reason": generation.finish_reason}
             found |= {"text": generation.text} if has_text else {}
@@ -201,6 +201,6 @@ class _Asked(NamedTuple):
         elif is_search:
             for hypothesis in generation.hypotheses:
                 found_text = hypothesis.text if has_text else between.join(token.text for token in hypothesis.tokens)
-                typer.echo(f"{hypothesis.score:9.4f}  {found_text}")
+                echo(f"{hypothesis.score:9.4f}  {found_text}")
         else:
-            typer.echo()
+            echo()

@@ -12,7 +12,7 @@ import typer
 from carousel.cli.attention import Attention, drawn, shades_in
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.printing import AsJson, note, print_json, terminal_width
+from carousel.cli.printing import AsJson, echo, note, print_json, terminal_width
 from carousel.cli.reading import table, tokens_of, vectors_of, visible
 from carousel.client import Client
 from carousel.session import Session
@@ -170,7 +170,7 @@ def _print_attention(look: Look, info: ModelInfo) -> None:
         else:
             attention = Attention([*map(visible, look.source)], [*map(visible, look.predictions)], weights.tolist())
         shades = shades_in(sys.stdout.encoding)
-        typer.echo("\n".join(drawn(attention, width=terminal_width() or _LONGEST_LINE, shades=shades)))
+        echo("\n".join(drawn(attention, width=terminal_width() or _LONGEST_LINE, shades=shades)))
 
 
 def _is_attention(name: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import typer
 from rich.cells import cell_len
 
-from carousel.cli.printing import print_table, terminal_width
+from carousel.cli.printing import echo, print_table, terminal_width
 from carousel.cli.reading import shown, visible
 from carousel.values import ModelInfo, StepOutput
 
@@ -19,7 +18,7 @@ _LONGEST_LINE = 80
 def show(output: StepOutput, info: ModelInfo) -> None:
     """Prints the values, or the candidates with their probabilities."""
     if info.value_size:
-        typer.echo(shown(output.values))
+        echo(shown(output.values))
         return
     names = [visible(token.text) for token in output.tokens]
     room = (terminal_width() or _LONGEST_LINE) - max(map(cell_len, [*names, "NEXT"])) - len("  PROBABILITY  ")

@@ -7,7 +7,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from carousel.cli.layout import lines_of
 
+OUTPUT = "standard output"
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 AsJson = Annotated[
@@ -28,9 +30,25 @@ AsJson = Annotated[
 ]
 
 
+def echo(text: str | bytes = "", *, nl: bool = True) -> None:
+    """Prints to standard output, at once, with a line end unless not `nl`."""
+    with naming_output():
+        typer.echo(text, nl=nl)
+
+
+@contextmanager
+def naming_output() -> Iterator[None]:
+    """Gives errors of writing to standard output its name: Python names only files that it opened."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = OUTPUT
+        raise
+
+
 def print_json(value: Any) -> None:
     """Prints one value as JSON on one line: see `json_line`."""
-    typer.echo(json_line(value))
+    echo(json_line(value))
 
 
 def json_line(value: Any) -> str:
@@ -45,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     if not found:
         note(empty)
         return
-    typer.echo("\n".join(lines_of(columns, found, terminal_width())))
+    echo("\n".join(lines_of(columns, found, terminal_width())))
 
 
 def terminal_width() -> int | None:

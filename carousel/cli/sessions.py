@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from carousel.cli.connection import Connection, connected
 from carousel.cli.help import Command, Group, help_if_alone
-from carousel.cli.printing import AsJson, note, print_json, print_table
+from carousel.cli.printing import AsJson, echo, note, print_json, print_table
 from carousel.cli.reading import read_bytes
 from carousel.values import SessionInfo
 
@@ -59,7 +58,7 @@ def snapshot(
     with connection.client() as client:
         data = client.sessions.snapshot(session_id)
     if str(to) == "-":
-        sys.stdout.buffer.write(data)
+        echo(data, nl=False)
         return
     to.write_bytes(data)
     if as_json:

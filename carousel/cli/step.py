@@ -9,7 +9,7 @@ import typer
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.outputs import show, spelled
-from carousel.cli.printing import AsJson, note, print_json
+from carousel.cli.printing import AsJson, echo, note, print_json
 from carousel.cli.reading import source_of, tokens_of, vectors_of
 from carousel.client import Client
 from carousel.errors import CarouselError
@@ -87,7 +87,7 @@ def step(
         print_json(answer)
         return
     if info.transducer and answer.outputs:
-        typer.echo(spelled(*answer.outputs))
+        echo(spelled(*answer.outputs))
     for output in () if info.transducer else answer.outputs[-1:]:
         show(output, info)
     state = f"closed at position {answer.position}" if answer.closed else f"at position {answer.position}"

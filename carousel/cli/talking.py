@@ -16,7 +16,7 @@ import typer
 from carousel.cli import failures
 from carousel.cli.failures import LineError
 from carousel.cli.outputs import object_of, show, spelled
-from carousel.cli.printing import note, print_json
+from carousel.cli.printing import echo, note, print_json
 from carousel.cli.reading import InputError, shown, tokens_of, vectors
 from carousel.errors import CarouselError, SessionClosedError, UnavailableError
 from carousel.session import Session
@@ -126,7 +126,7 @@ class Talk:
         if self._manner.as_json:
             print_json({"session_id": self._session.id, "position": self._session.position})
         else:
-            typer.echo(f"session {self._session.id}, position {self._session.position}")
+            echo(f"session {self._session.id}, position {self._session.position}")
 
     def _generate(self, count: int) -> None:
         before = _Line(self._session.position, self._shown)
@@ -145,7 +145,7 @@ class Talk:
         if self._manner.as_json:
             print_json({"position": self._session.position, **found})
         else:
-            typer.echo(text)
+            echo(text)
 
     def _feed(self, line: str) -> None:
         before = _Line(self._session.position, self._shown)
@@ -161,7 +161,7 @@ class Talk:
         elif self._manner.as_json:
             print_json({"position": step.position, "tokens": step.emitted})
         else:
-            typer.echo(spelled(*step.outputs))
+            echo(spelled(*step.outputs))
 
     def _back(self) -> None:
         if not self._lines:
@@ -193,7 +193,7 @@ def _ask(position: int) -> str | None:
             return line.rstrip("\r\n") if line else None
         return input(f"{position}> ")
     except EOFError:
-        typer.echo()
+        echo()
         return None
     except UnicodeDecodeError as error:
         raise InputError(f"{_NAME} is not UTF-8 text: {error.reason}") from None

@@ -15,7 +15,7 @@ import typer
 from carousel.cli import failures
 from carousel.cli.connection import Connection
 from carousel.cli.failures import LineError
-from carousel.cli.printing import AsJson, print_json
+from carousel.cli.printing import AsJson, echo, naming_output, print_json
 from carousel.cli.reading import InputError, named
 from carousel.decoding_options import DecodingOptions
 from carousel.errors import CarouselError
@@ -136,7 +136,7 @@ class _Lines:
         with self._lock:
             number, _ = self._unprinted.popleft()
             if not self._as_json:
-                typer.echo(text.replace("\n", " "))  # one output line for each source, even if the model adds line ends
+                echo(text.replace("\n", " "))  # one output line for each source, even if the model adds line ends
             elif result.error is None:
                 found: dict[str, Any] = {"source": result.source, "line": number, "text": text, "tokens": tokens}
                 print_json(found | {"finish_reason": result.finish_reason})
@@ -148,4 +148,5 @@ class _Lines:
             self._unprinted.popleft()
             if not self._as_json:
                 # not through `sys.stdout`: a thread that waits to write to it would keep the process from ending
-                os.write(sys.stdout.fileno(), b"\n")
+                with naming_output():
+                    os.write(sys.stdout.fileno(), b"\n")

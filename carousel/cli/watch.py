@@ -11,7 +11,7 @@ import typer
 
 from carousel._tensors import Vector
 from carousel.cli.connection import Connection
-from carousel.cli.printing import AsJson, print_json
+from carousel.cli.printing import AsJson, echo, print_json
 from carousel.cli.reading import shown, visible
 from carousel.values import StepOutput, Token
 from carousel.watching import WatchBegun, WatchChanged, WatchClosed, WatchEvent, WatchFed, WatchGenerated
@@ -43,7 +43,7 @@ def watch(
                 content = {field.name: getattr(event, field.name) for field in fields(event)}
                 print_json({"event": _NAMES[type(event)], **content})
             else:
-                typer.echo("\t".join([str(event.position), _NAMES[type(event)], *_words(event)]))
+                echo("\t".join([str(event.position), _NAMES[type(event)], *_words(event)]))
 
 
 def _words(event: WatchEvent) -> Iterable[str]:

@@ -212,11 +212,17 @@ def test_an_abandoned_command_prints_no_error(
         process.stdin.close()
 
 
-def test_a_full_disk_is_reported(shell: Shell) -> None:
-    command = [*COMMAND, "-t", shell.target, "models"]
+@pytest.mark.parametrize("words", ["models", "models --json", "generate g2p-en gate", "forecast co2-forecast 370"])
+def test_a_full_disk_is_reported(shell: Shell, words: str) -> None:
+    command = [*COMMAND, "-t", shell.target, *words.split()]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    text = "standard output: No space left on device"
+    if "--json" in words:
+        error = {"code": "DATA_LOSS", "reason": "OUTPUT", "message": text, "field": ""}
+        assert (done.returncode, json.loads(done.stderr)) == (1, {"error": error})
+    else:
+        assert (done.returncode, done.stderr) == (1, f"error: {text}\n")
 
 
 def test_an_argument_that_is_not_text_is_refused(shell: Shell) -> None:

@@ -57,14 +57,17 @@ def test_an_untranslatable_input_is_refused_in_one_sentence(shell: Shell, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("redirection", "message"),
-    [("<&-", "standard input is closed"), (">/dev/full", "[Errno 28] No space left on device")],
+    ("redirection", "code", "message"),
+    [
+        ("<&-", 2, "standard input is closed"),
+        (">/dev/full", 1, "standard output: No space left on device"),
+    ],
 )
-def test_unreadable_and_unwritable_files_are_named(shell: Shell, redirection: str, message: str) -> None:
+def test_unreadable_and_unwritable_files_are_named(shell: Shell, redirection: str, code: int, message: str) -> None:
     command = [*COMMAND, "--target", shell.target, "translate", "g2p-en"]
     script = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
     done = subprocess.run(script, input=b"\n", capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr.decode()) == (2, f"error: {message}\n")
+    assert (done.returncode, done.stderr.decode()) == (code, f"error: {message}\n")
 
 
 def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shell) -> None:
