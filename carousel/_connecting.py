@@ -48,7 +48,8 @@ class Cause(Enum):
     CLOSED = (
         "Socket closed|Connection reset|Broken pipe|recvmsg:|sendmsg:",
         "the server closed the new connection",
-        "if it requires TLS, pass `credentials`, with a client certificate and its key if it requires one",
+        "if it requires TLS, pass `credentials`, with a client certificate and its key if it requires one; a proxy also"
+        " does this while the server behind it starts",
     )
 
     def __init__(self, pattern: str, happened: str, advice: str) -> None:

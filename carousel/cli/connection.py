@@ -31,6 +31,7 @@ _CAUSES = (
 """Match the cause in gRPC's texts about a failed connection, without the addresses that it tried."""
 _OF_CLIENT_CERTIFICATE = (Cause.CLOSED, Cause.CLIENT_CERTIFICATE)
 """What gRPC reports over TLS when the server requires a client certificate."""
+_OR_PROXY = "; a proxy also does this while the server behind it starts"
 _ADVICE = {
     Cause.PLAIN_TEXT_SERVER: "leave out --tls, --ca, --cert and --key, or give the port with TLS (-t HOST:PORT)",
     Cause.DATES: Cause.DATES.advice,
@@ -38,7 +39,7 @@ _ADVICE = {
     Cause.AUTHORITY: "give the PEM file of the authority (--ca)",
     Cause.CLIENT_CERTIFICATE: "give one (--cert, --key)",
     Cause.NO_HTTP_2: "give a port of a Carousel server (-t HOST:PORT), or, if this one requires TLS, --tls or --ca",
-    Cause.CLOSED: "if it requires a client certificate, give one (--cert, --key)",
+    Cause.CLOSED: f"if it requires a client certificate, give one (--cert, --key){_OR_PROXY}",
 }
 """Which options to try, for each cause."""
 
@@ -110,7 +111,7 @@ class Connection:
     def _advice(self, cause: Cause) -> str:
         """Returns which options to try."""
         if cause is Cause.CLOSED and not self._has_tls:
-            return "if it requires TLS, give --tls, or --ca with the PEM file of its authority"
+            return f"if it requires TLS, give --tls, or --ca with the PEM file of its authority{_OR_PROXY}"
         if cause in _OF_CLIENT_CERTIFICATE and self.cert:
             return "give a certificate from an authority that the server trusts (--cert, --key)"
         return _ADVICE[cause]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 from typing import NamedTuple
 
@@ -193,3 +195,28 @@ def test_the_error_for_a_missing_server_does_not_mention_tls(target: str) -> Non
         assert "TLS" not in raised.value.message
         assert "credentials" not in raised.value.message
     assert b"TLS" not in Shell(target).run("models", code=3).stderr
+
+
+class Closing(BaseRequestHandler):
+    """Closes each connection at once."""
+
+    def handle(self) -> None:
+        self.request.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[str]:
+    """Yields the target of a proxy whose server starts."""
+    with TCPServer(("127.0.0.1", 0), Closing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_proxy_that_closes_each_connection_is_named_as_a_cause(proxy: str) -> None:
+    words = "; a proxy also does this while the server behind it starts"
+    with pytest.raises(UnavailableError, match=f"^{CLOSED}: .*{words}"):
+        blocking(proxy, None)
+    assert words in Shell(proxy).run("models", code=3).stderr.decode()
