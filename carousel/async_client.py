@@ -54,6 +54,8 @@ class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStep
         token: identifies the caller to the server. Without TLS it is sent only to servers on this machine.
         max_message_bytes: the largest response that the client accepts; -1 for no limit.
         channel_options: gRPC options, such as `("grpc.keepalive_time_ms", 20_000)`; they override the client's own.
+
+        Raises TypeError and InvalidArgumentError, such as for a token that no header can hold.
         """
         self._timeout = _arguments.timeout(timeout)
         options = all_options(channel_options, max_message_bytes)
