@@ -14,7 +14,6 @@ The package needs only grpcio and protobuf.
 
 import warnings
 
-from carousel import _importing as _importing
 from carousel._batch_step import StepBatchResult
 from carousel._version import __version__ as __version__
 from carousel.async_batch import AsyncSessionBatch
@@ -78,8 +77,6 @@ from carousel.watching import (
     WatchFed,
     WatchGenerated,
 )
-
-_importing.finish()
 
 __all__ = [
     "AlreadyExistsError",

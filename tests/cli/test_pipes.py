@@ -8,7 +8,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,29 +230,6 @@ def test_an_argument_that_is_not_text_is_refused(shell: Shell) -> None:
     done = subprocess.run(command, capture_output=True, check=False, timeout=30)
     assert done.returncode == 2
     assert b"is not UTF-8 text" in done.stderr
-
-
-@pytest.mark.parametrize("is_script", [False, True])
-def test_ctrl_c_during_the_imports_ends_the_command_without_a_traceback(tmp_path: Path, *, is_script: bool) -> None:
-    (tmp_path / "grpc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    script = tmp_path / "carousel"
-    script.write_text("from carousel.cli.entry import main\nmain()\n")
-    command = [sys.executable, str(script)] if is_script else COMMAND
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([*command, "models"], env=environment, capture_output=True, check=False, timeout=30)
-    assert (done.returncode, done.stderr) == (130, b"")
-
-
-def test_ctrl_c_raises_an_error_in_other_programs_and_after_the_imports(tmp_path: Path) -> None:
-    (tmp_path / "grpc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-c", "import carousel"]
-    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=30)
-    assert b"KeyboardInterrupt" in done.stderr
-    script = tmp_path / "elsewhere" / "carousel"
-    script.parent.mkdir()
-    script.write_text("import carousel, signal\nassert signal.getsignal(2) is signal.default_int_handler\n")
-    subprocess.run([sys.executable, script], env={**environment, "PYTHONPATH": str(ROOT)}, check=True, timeout=30)
 
 
 def test_output_works_in_a_limited_encoding(shell: Shell) -> None:
