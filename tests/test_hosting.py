@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from service.engine.engine import Engine
-from service.errors import CarouselError, InvalidFieldError, ModelNotFoundError, ModelUnavailableError
+from service.errors import ModelNotFoundError, ModelUnavailableError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
 from service.repository.repository import Problem, RepositoryError
@@ -419,10 +419,10 @@ async def test_a_missing_folder_or_model_fails_the_start(tmp_path: Path) -> None
 async def test_messages_about_a_model_are_short_for_any_name(scene: Scene) -> None:
     await scene.hosting.start()
     for asked in (("m" * 4_000_000, 0, ""), ("lm", 1, "v" * 4_000_000)):
-        with pytest.raises(CarouselError) as refusal:
+        with pytest.raises(ModelNotFoundError) as refusal:
             scene.hosting.find(*asked)
         assert len(refusal.value.message) < 400
-    with pytest.raises(InvalidFieldError) as refusal:
+    with pytest.raises(ModelNotFoundError) as refusal:
         await scene.hosting.load("m" * 4_000_000)
     assert len(refusal.value.message) < 400
 

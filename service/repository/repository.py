@@ -12,8 +12,9 @@ from service.repository.runtime import Runtimes
 
 MAX_LISTED = 20
 """Most names in the list of a message."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""The pattern of model names."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""The pattern of model names, without the limit of length: a longer name is answered as one that does not exist."""
+_NAME_LENGTH = 64
 _VERSION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -77,10 +78,10 @@ class Repository:
 
 def check_name(model: str, *, field: str = "model") -> None:
     """Raises InvalidFieldError for a name that no model can have."""
-    if not _NAME.fullmatch(model):
+    if not _NAME.fullmatch(model[: _NAME_LENGTH + 1]):
         raise InvalidFieldError(
-            f"{field} = {quoted(model)} is not a model's name: 1 to 64 of the characters a-z 0-9 . _ -, the first a"
-            " letter or a digit",
+            f"{field} = {quoted(model)} is not a model's name: 1 to {_NAME_LENGTH} of the characters a-z 0-9 . _ -,"
+            " the first a letter or a digit",
             field=field,
         )
 

@@ -462,7 +462,7 @@ def test_every_enum_field_of_a_request_has_its_names_in_this_file() -> None:
             assert not (name.endswith("Request") and enum_fields(descriptor)), name
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "G2P", "-x", "x y", "x\n", "x" * 65])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "G2P", "-x", "x y", "x\n"])
 async def test_an_invalid_model_name_is_refused_with_the_rule_for_names(
     shipped_service: LocalService, name: str
 ) -> None:
