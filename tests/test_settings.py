@@ -381,7 +381,9 @@ OUT_OF_RANGE = [
     ("shutdown_grace_s", "-0.5", "Input should be greater than or equal to 0"),
     ("max_slots", "10000001", "Input should be less than or equal to 10000000"),
     ("num_forks", "10000001", "Input should be less than or equal to 10000000"),
-    *((name, value, LONGEST) for name in FIELDS if name.endswith("_s") for value in ("1000000001", "inf", "nan")),
+    ("hold_s", "1000000001", LONGEST),
+    ("hold_s", "nan", LONGEST),
+    *((name, "inf", LONGEST) for name in FIELDS if name.endswith("_s")),
 ]
 
 
