@@ -1,11 +1,9 @@
-"""What the package gives a program: public names, imports, errors, and its behaviour at exit."""
+"""What the package gives a program: its public names, errors and values."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,8 +25,6 @@ from carousel._session_errors import session_closed
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 
-from .fake_server import FakeServer
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,86 +32,10 @@ def all_errors(root: type[CarouselError] = CarouselError) -> list[type[CarouselE
     return [root] + [leaf for kind in root.__subclasses__() for leaf in all_errors(kind)]
 
 
-def run(code: str) -> str:
-    """Runs a program in a new interpreter. It must end within 20 s and write nothing to standard error. Returns its
-    output."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 def test_the_public_names_are_sorted_and_all_there() -> None:
     assert carousel.__all__ == sorted(carousel.__all__)
     public = {n for n, v in vars(carousel).items() if isinstance(v, type) and not n.startswith("_")}
     assert public == set(carousel.__all__)
-
-
-def test_the_package_needs_grpc_and_protobuf_alone() -> None:
-    code = (
-        "import sys, grpc, google.protobuf; before = set(sys.modules); import carousel;"
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names));"
-        "print(*[name for name in sys.modules if name.startswith('google.')])"
-    )
-    packages, modules = run(code).splitlines()
-    assert set(packages.split()) <= {"carousel", "google", "grpc"}
-    assert all(
-        name.startswith("google.protobuf") or name in {"google._upb", "google._upb._message"}
-        for name in modules.split()
-    )
-
-
-def test_the_first_example_of_the_package_runs(server: FakeServer) -> None:
-    assert carousel.__doc__ is not None
-    example = carousel.__doc__.split("\n\n", 1)[1].split("`AsyncClient`")[0]
-    example = "\n".join(line.removeprefix("    ") for line in example.splitlines())
-    example = example.replace("localhost:50051", server.target).replace("g2p-en", "toy").replace('["K"]', '["A"]')
-    assert run(example).split() == ["A", "B", "C", "D", "A"]
-
-
-def test_a_program_that_closes_nothing_ends_silently_and_leaves_no_call(server: FakeServer) -> None:
-    """At its end the interpreter stops gRPC's threads wherever they are. What then needs one of them waits forever."""
-    server.events = [pb.WatchResponse(position=1)]
-    code = f"""if True:
-        import atexit, gc, threading
-        from tests.waiting import wait_until
-
-        def has_no_call():
-            return not any(type(one).__name__.endswith("Rendezvous") for one in gc.get_objects())
-
-        atexit.register(lambda: wait_until(has_no_call))  # runs after the client's own
-        from carousel import CarouselError, Client
-
-        def suspended():
-            with Client({server.target!r}) as client, client.session("toy", "ab") as session:
-                yield session.feed("A").position
-
-        class Closing:
-            def __init__(self, *closed):
-                self.closed = closed
-
-            def __del__(self):
-                for one in self.closed:
-                    one.close()
-
-        client = Client({server.target!r})
-        session = client.session("toy", "ab")
-        session.feed("A")
-        closing = Closing(session, client)
-        others = [suspended(), client.generate("toy", "stall"), client.generate_many("toy", ["ab", "ab"])]
-        others = [iter(one) for one in others]
-        for one in others:
-            next(one)
-        try:
-            next(client.generate("unknown", "ab"))
-        except CarouselError as error:
-            kept = error
-        begun = threading.Event()
-        threading.Thread(target=lambda: [begun.set() for event in client.watch("s")], daemon=True).start()
-        begun.wait()
-    """
-    assert run(code) == ""
 
 
 def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
