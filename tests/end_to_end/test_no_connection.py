@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -168,15 +168,22 @@ def test_the_command_says_which_options_to_give(servers: dict[str, str], name: s
     assert case.shell in output
 
 
+@contextmanager
+def running(server: TCPServer) -> Iterator[str]:
+    """Runs a server in a thread. Yields its target."""
+    with server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def http_1() -> Iterator[str]:
     """Yields the target of a server that answers plain text in HTTP/1, as servers of HTTPS do."""
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with running(HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)) as target:
+        yield target
 
 
 def test_a_server_that_answers_in_http_1_gets_another_error_than_a_missing_server(http_1: str) -> None:
@@ -207,12 +214,8 @@ class Closing(BaseRequestHandler):
 @pytest.fixture
 def proxy() -> Iterator[str]:
     """Yields the target of a proxy whose server starts."""
-    with TCPServer(("127.0.0.1", 0), Closing) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with running(TCPServer(("127.0.0.1", 0), Closing)) as target:
+        yield target
 
 
 def test_a_proxy_that_closes_each_connection_is_named_as_a_cause(proxy: str) -> None:
