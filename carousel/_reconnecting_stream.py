@@ -62,9 +62,8 @@ class ReconnectingStream(ExchangeRunner[Owner]):
             self._rewind(position, rewind, deadline)
 
     def end(self, deadline: Deadline) -> None:
-        """See `Stream.end`. Does nothing in a forked process: the stream belongs to the parent."""
-        if self._turn.is_here:
-            self._stream.end(deadline)
+        """See `Stream.end`."""
+        self._stream.end(deadline)
 
     def _interrupt(self) -> None:
         """Cancels what the running exchange waits for, if another thread waits in `cancel`."""
