@@ -37,6 +37,8 @@ GENERATED = 32
 QUIET_S = 0.002
 """How long to wait after a response, so that the server completes the work of the event."""
 TIMEOUT_S = 20.0
+INLINE_S = 1.0
+"""Far above what a small batch takes, so that it runs on the event loop also on a machine that is busy with others."""
 MAX_CALLS, MAX_FILES = 60, 18
 """Limits for one fed token."""
 
@@ -175,7 +177,14 @@ async def measure(models: Path, model: str, repeats: int) -> dict[str, Crossed]:
     """Measures every event `repeats` times, on servers in this process that run one after another on the same store."""
     recorder = Recorder(Path(service.__file__).parent)
     with tempfile.TemporaryDirectory() as folder, recorder.installed():
-        settings = Settings(models=models, port=0, metrics_port=0, store="lmdb", data_folder=Path(folder))
+        settings = Settings(
+            models=models,
+            port=0,
+            metrics_port=0,
+            store="lmdb",
+            data_folder=Path(folder),
+            inline_s=INLINE_S,
+        )
         async with _served(settings) as channel:
             events = Events(channel, model, recorder, repeats)
             measured = await events.measure()

@@ -393,7 +393,7 @@ def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
 
 
 async def test_calls_and_files_are_counted_for_every_event(tiny_repository: Path) -> None:
-    events = await path.measure(tiny_repository, "tiny-endless", 11)  # the median: on a busy machine some go elsewhere
+    events = await path.measure(tiny_repository, "tiny-endless", 11)
     assert list(events) == [
         "one fed token",
         "open plain",
