@@ -72,11 +72,8 @@ class _Holder:
         except BaseException as error:
             log.error("server.crashed", exc_info=error)
         sys.stderr.flush()
-        link.send("ended", code)  # the launcher then ends Envoy; Envoy also ends with this process
-        if self._wire is None or not self._wire.is_ready.is_set():
-            await send({"type": "lifespan.startup.failed", "message": "see the log"})
-            return
-        await receive()  # lifespan.shutdown
+        link.send("ended", code)  # the launcher then ends Envoy; Envoy also ends with the launcher's process
+        await receive()  # lifespan.shutdown, which a server that did not start never receives: the launcher kills Envoy
         await send({"type": "lifespan.shutdown.complete"})
 
 
