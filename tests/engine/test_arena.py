@@ -197,7 +197,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
 
 ArenaMachine.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=25,
     stateful_step_count=30,
     deadline=None,
     phases=[phase for phase in Phase if phase is not Phase.explain],  # the phase takes longer than all others
@@ -211,7 +211,7 @@ TestArena = ArenaMachine.TestCase
     rows=st.lists(st.integers(1, 6), min_size=1, max_size=6, unique=True),
     seed=SEEDS,
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_was_scattered_is_gathered_bit_for_bit(axis: int, dtype: Any, rows: list[int], seed: int) -> None:
     """Holds for any batch axis and any order of rows."""
     shape: list[Any] = [2, 3, 4]

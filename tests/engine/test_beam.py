@@ -126,7 +126,7 @@ def plain_beam(case: Case, beam_size: int) -> list[tuple[int, ...]]:
 
 
 @given(CASES, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_wide_enough_beam_finds_the_best_sequences(case: Case, num_best: int) -> None:
     """The search returns the n best of all sequences with their scores; early stopping loses none of them."""
     assume(case.max_tokens > case.min_tokens)
@@ -137,7 +137,7 @@ def test_a_wide_enough_beam_finds_the_best_sequences(case: Case, num_best: int) 
 
 
 @given(CASES, st.integers(1, 6), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_narrow_beam_finds_what_a_plain_one_does(case: Case, beam_size: int, data: st.DataObject) -> None:
     case = case._replace(size=data.draw(st.integers(3, 7)), max_tokens=data.draw(st.integers(1, 9)))
     num_best = data.draw(st.integers(1, beam_size))
@@ -146,7 +146,7 @@ def test_a_narrow_beam_finds_what_a_plain_one_does(case: Case, beam_size: int, d
 
 
 @given(CASES, st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_results_have_the_scores_of_teacher_forcing(case: Case, beam_size: int) -> None:
     """Log-probabilities are bit-identical; their sum, the score, the finish reason, the length and the order agree with
     them."""
@@ -170,7 +170,7 @@ def test_results_have_the_scores_of_teacher_forcing(case: Case, beam_size: int) 
 
 
 @given(CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_beam_of_one_is_greedy(case: Case) -> None:
     case = case._replace(size=6, max_tokens=12)
     sequence: tuple[int, ...] = ()

@@ -37,7 +37,7 @@ GENERATIONS = st.lists(
 
 
 @given(generations=GENERATIONS, model=st.sampled_from(["tiny-endless", "tiny-bos", "tiny-heads"]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_state(
     tiny_repository: Path,
     generations: list[Generation],

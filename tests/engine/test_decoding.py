@@ -24,7 +24,7 @@ from service.engine.decoding import (
 from tests.engine.drawn import EXTREME_ROWS, ROWS, TIED_ROWS, orders, questions
 from tests.engine.one_row import choose, sample
 
-MODEST = settings(max_examples=100, deadline=None)
+MODEST = settings(max_examples=60, deadline=None)
 
 
 def row(values: list[float]) -> FloatRow:

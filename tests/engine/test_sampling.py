@@ -17,7 +17,7 @@ from tests.engine.drawn import positions as many_positions
 from tests.engine.drawn import samplings as many_samplings
 from tests.engine.one_row import sample
 
-MODEST = settings(max_examples=100, deadline=None)
+MODEST = settings(max_examples=60, deadline=None)
 
 
 def row(values: list[float]) -> FloatRow:
@@ -67,7 +67,7 @@ def test_top_k_is_ordered_by_likelihood_and_equals_by_id(values: list[float], k:
 
 
 @given(ROWS | TIED_ROWS, SAMPLINGS, POSITIONS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampling: Sampling, position: int) -> None:
     """The draw selects the first token whose cumulative probability exceeds it. The sum starts at the most likely
     token, or at token 0 without a filter."""

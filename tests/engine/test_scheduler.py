@@ -131,7 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.scheduler.next_batch() is None
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestScheduler = SchedulerMachine.TestCase
 
 
@@ -150,7 +150,7 @@ def taken(batch: Batch | None, known: list[RowJob]) -> tuple[Any, ...] | None:
         max_size=40,
     ),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_same_calls_give_the_same_batches(limits: dict[str, int], calls: list[tuple[Any, ...]]) -> None:
     def play() -> list[Any]:
         scheduler, known, batches = Scheduler(**limits), rows(NUM_LANES), []

@@ -214,7 +214,7 @@ class StepperMachine(RuleBasedStateMachine):
 
 
 StepperMachine.TestCase.settings = settings(
-    max_examples=70,
+    max_examples=50,
     stateful_step_count=40,
     deadline=None,
     phases=[phase for phase in Phase if phase is not Phase.explain],  # the phase takes longer than all others

@@ -107,7 +107,7 @@ class DeferralMachine(RuleBasedStateMachine):
                 assert all(session.deferred is None for session in self.sessions.values())
 
 
-DeferralMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+DeferralMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestDeferral = DeferralMachine.TestCase
 
 

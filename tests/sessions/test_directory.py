@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
         return next((session for session in self.kept if session.id == session_id), None)
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestDirectory = StoreMachine.TestCase
 
 

@@ -416,24 +416,24 @@ async def test_the_memory_of_large_feeds_and_scores_in_flight_is_limited(tiny_re
         reply = lambda request, result: answered.set_result(result)  # noqa: E731
         return Request(session, 1, reply, it.now_s, budget), answered
 
-    async with opened(tiny_repository, max_feed_tokens=100_000) as it:
-        session, all_streams = await it.open(), AnswerBudget(7_000_000)
+    async with opened(tiny_repository, max_feed_tokens=20_000) as it:
+        session, all_streams = await it.open(), AnswerBudget(1_400_000)
         stream, other = StreamBudget(all_streams), StreamBudget(all_streams)
         request, answered = ask(it, session, stream)
-        it.service.requests.feed(request, None, [5] * 100_000, nothing)
-        assert 4_000_000 <= stream.num_bytes <= 5_000_000
+        it.service.requests.feed(request, None, [5] * 20_000, nothing)
+        assert 800_000 <= stream.num_bytes <= 1_000_000
         refused, _ = ask(it, session, other)
         with pytest.raises(QueueFullError, match="in flight and their responses take up to"):
-            it.service.requests.feed(refused, None, [5] * 100_000, nothing)
+            it.service.requests.feed(refused, None, [5] * 20_000, nothing)
         small, answered_small = ask(it, session, other)
         it.service.requests.feed(small, None, [5] * 100, nothing)
         assert other.num_bytes == 0
         assert isinstance(await answered, Fed)
         assert isinstance(await answered_small, Fed)
-        assert session.position == 100_100
+        assert session.position == 20_100
         request.release()
         assert all_streams.num_bytes == 0
         score, _ = ask(it, session, stream)
-        it.service.requests.score(score, None, [[5] * 90_000], with_end=False, field="score.")
-        assert stream.num_bytes >= 3_600_000
+        it.service.requests.score(score, None, [[5] * 18_000], with_end=False, field="score.")
+        assert stream.num_bytes >= 720_000
         it.registry.close(session, CloseReason.CLIENT, notify=False)

@@ -63,7 +63,7 @@ def test_the_error_for_an_id_that_was_closed_twice_has_its_last_end() -> None:
 
 
 @given(st.integers(0, 5), st.lists(st.sampled_from("abcdefgh"), max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_just_the_last_ones_closed_are_remembered(capacity: int, closed: list[str]) -> None:
     tombstones = Tombstones(capacity, 1000)
     for position, session_id in enumerate(closed):

@@ -565,7 +565,7 @@ class LmdbMachine(StoreMachine):
 
 
 def test_the_embedded_store_is_as_the_plain_one() -> None:
-    run_state_machine_as_test(LmdbMachine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(LmdbMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
 
 
 def test_redis_is_as_the_plain_one(redis: RedisServer) -> None:
@@ -577,7 +577,7 @@ def test_redis_is_as_the_plain_one(redis: RedisServer) -> None:
             prefix = f"machine-{RedisMachine.number}:"
             RedisMachine.make = lambda: RedisStore(redis.url, prefix=prefix)
 
-    run_state_machine_as_test(RedisMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(RedisMachine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None))
 
 
 def test_a_refusal_of_redis_is_reported_with_advice(tmp_path: Path) -> None:
