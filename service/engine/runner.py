@@ -11,7 +11,8 @@ Shapes: `B` rows, padded up to a bucket; `T` time; `S` source; `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ from service.observer import GraphKind
 from service.repository.bundle import Bundle
 from service.repository.manifest import SOURCE_MULTIPLE, Manifest, StepSpec
 from service.repository.uniform import groups_of
+
+_LONG_S = 0.005  # of a run that takes this long, what only a first run does is a small part
 
 
 class Ran(NamedTuple):
@@ -202,36 +205,25 @@ class Runner:
     def warm_up(self, max_rows: int) -> Iterator[tuple[GraphKind, int, float]]:
         """Runs the graphs at every batch size up to the bucket of `max_rows`, on row 0, which belongs to no session.
 
-        Yields (graph, rows, seconds) of the second run with one token a row; for the encoder, with the shortest
-        sources.
+        Yields (graph, rows, seconds) of a run with one token a row; for the encoder, with the shortest sources.
         """
         for count in ROW_BUCKETS[: ROW_BUCKETS.index(bucket(max_rows)) + 1]:
-            rows = np.zeros(count, dtype=np.int64)
-            ones = self._items.blank(count, 1) + 1
-            lengths = np.ones(count, dtype=np.int64)
-            for is_measured in (False, True):
-                began = perf_counter()
-                contexts = self._arena.gather_context(rows)
-                self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS, count=count)
-                if is_measured:
-                    yield "step", count, perf_counter() - began
+            rows, lengths = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.int64)
+            yield "step", count, _seconds(partial(self._run_blank, rows, 1))
             if self._has_chunk_graph:  # warm-up only: its first run takes longer
-                twos = self._items.blank(count, 2) + 1
-                self.step_graph.run(twos, lengths + 1, self._arena.gather(rows), contexts, LOGITS, count=count)
+                self._run_blank(rows, 2)
             if self._readout is not None:
-                for is_measured in (False, True):
-                    began = perf_counter()
-                    self._read_out(rows, rows)
-                    if is_measured:
-                        yield "readout", count, perf_counter() - began
+                yield "readout", count, _seconds(partial(self._read_out, rows, rows))
             if self._encoder is not None:
                 source = self._source_items.blank(count, SOURCE_MULTIPLE) + 1
-                for is_measured in (False, True):
-                    began = perf_counter()
-                    self._encode(source, lengths)
-                    if is_measured:
-                        # the scheduler's costs count tokens, and this run had SOURCE_MULTIPLE tokens a row
-                        yield "encoder", count, (perf_counter() - began) / SOURCE_MULTIPLE
+                yield "encoder", count, _seconds(partial(self._encode, source, lengths)) / SOURCE_MULTIPLE  # per token
+
+    def _run_blank(self, rows: IntArray, width: int) -> None:
+        """Runs the step graph with `width` tokens a row, and drops what it returns."""
+        count = len(rows)
+        tokens, lengths = self._items.blank(count, width) + 1, np.full(count, width, dtype=np.int64)
+        states, contexts = self._arena.gather(rows), self._arena.gather_context(rows)
+        self.step_graph.run(tokens, lengths, states, contexts, LOGITS, count=count)
 
     def _tokens(self, fed: list[Item], size: int) -> tuple[Array, IntArray]:
         """Returns one token a row, and lengths of 1, in reused buffers. A padded row gets token 0, or zeros."""
@@ -316,3 +308,13 @@ class Runner:
             self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths}
         )
         return outputs
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Returns how long a run takes: the second, because the first takes longer, unless it is a long one."""
+    for _ in range(2):
+        began = perf_counter()
+        run()
+        if (seconds := perf_counter() - began) >= _LONG_S:
+            break
+    return seconds
