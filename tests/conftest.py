@@ -68,6 +68,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def only(folder: Path, *models: str) -> Path:
     """Returns a folder that has these of the shipped models: a server loads them sooner than all."""
+    folder.mkdir(exist_ok=True)
     for model in models:
         (folder / model).symlink_to(SHIPPED / model)
     return folder
@@ -82,7 +83,7 @@ def g2p_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shipped_service() -> Iterator[LocalService]:
     """A real service of the shipped bundles. Tests share it and must leave it as they found it."""
-    with local_service(SHIPPED) as service:
+    with local_service(SHIPPED, {"max-batch-rows": 32}) as service:  # it starts sooner than with 256
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
 

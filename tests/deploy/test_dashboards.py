@@ -19,12 +19,12 @@ from deploy.dashboards.__main__ import texts
 from deploy.dashboards.evaluate import QueryError, Series, expand, legend, query_range
 from examples.traffic import run
 from service.telemetry.metrics import Metrics
-from tests.conftest import ROOT, SHIPPED
+from tests.conftest import ROOT
 from tests.services import local_service, prometheus_server
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
-SECONDS = 12.0
+SECONDS = 9.0
 VARIABLES = {"instance": ".*", "model": ".*", "version": ".*", "__rate_interval": "5s"}
 MAY_BE_EMPTY = {"Rejected requests by reason", "Store error rate", "TLS certificate lifetime"}
 """Panels that may have no data."""
@@ -52,11 +52,11 @@ def prometheus_config(targets: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
+def prometheus(g2p_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
     """The URL of a Prometheus that has scraped a service under load, and the end of the load in Unix seconds."""
     folder = tmp_path_factory.mktemp("prometheus")
     flags = {"store": "lmdb", "data-folder": folder / "data", "max-slots": 12, "checkpoint-interval-s": 0.2}
-    with local_service(SHIPPED, flags) as service:
+    with local_service(g2p_repository, flags) as service:
         target = service.metrics_url.removeprefix("http://").removesuffix("/metrics")
         with prometheus_server(folder, prometheus_config([target])) as url:
             assert asyncio.run(run(service.target, SECONDS)) > 100

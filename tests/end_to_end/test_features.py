@@ -167,7 +167,6 @@ def test_a_program_that_feeds_vectors_continues_when_its_server_is_killed(
 ) -> None:
     history, fed = months(36), months(500, 5)
     reference = ReferenceSession(CO2, list(history))
-    (tmp_path / "models").mkdir()
     models = only(tmp_path / "models", "co2-forecast")
     with (
         killed_and_started_again(models, tmp_path / "data", number) as server,

@@ -24,7 +24,7 @@ from examples.local_service import LocalService
 from service.sessions.stores.base import Write
 from service.sessions.stores.lmdb import LmdbStore
 from service.telemetry.metrics import Metrics, markdown
-from tests.conftest import ROOT, SHIPPED
+from tests.conftest import ROOT
 from tests.end_to_end.wire import g2p, lm, wire
 from tests.fork_server import run
 from tests.services import local_service
@@ -41,9 +41,9 @@ def scrape(service: LocalService) -> dict[tuple[str, tuple[tuple[str, str], ...]
     }
 
 
-async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
+async def test_metrics_count_exactly_what_was_done(g2p_repository: Path) -> None:
     model = (("model", "g2p-en"), ("version", "1"))
-    with local_service(SHIPPED) as service:
+    with local_service(g2p_repository) as service:
         async with wire(service.target) as stream:
             await stream.ask("m", open=g2p())
             await stream.ask("m", feed=pb.Feed(tokens=["K", "EH"]))
@@ -92,8 +92,9 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     assert after[errors] == 1
 
 
-async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_path: Path) -> None:
-    with local_service(SHIPPED, {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.3}) as service:
+async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(g2p_repository: Path, tmp_path: Path) -> None:
+    flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.3}
+    with local_service(g2p_repository, flags) as service:
         async with wire(service.target) as stream:
             opening = g2p()
             opening.durability = pb.DURABILITY_CHECKPOINT
@@ -122,9 +123,11 @@ async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_pat
     assert metrics["carousel_store_up", ()] == 1
 
 
-async def test_sessions_that_are_closed_while_spilled_leave_the_metric_of_spilled_sessions(tmp_path: Path) -> None:
+async def test_sessions_that_are_closed_while_spilled_leave_the_metric_of_spilled_sessions(
+    g2p_repository: Path, tmp_path: Path
+) -> None:
     flags = {"store": "lmdb", "data-folder": tmp_path, "max-slots": 2}
-    with local_service(SHIPPED, flags) as service:
+    with local_service(g2p_repository, flags) as service:
         async with wire(service.target) as stream:
             opening = g2p()
             opening.on_disconnect.action = pb.DISCONNECT_ACTION_KEEP
@@ -263,7 +266,9 @@ def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder"])
-def test_a_data_file_that_cannot_be_used_ends_the_start_with_what_to_do(tmp_path: Path, damage: str) -> None:
+def test_a_data_file_that_cannot_be_used_ends_the_start_with_what_to_do(
+    tiny_repository: Path, tmp_path: Path, damage: str
+) -> None:
     path = tmp_path / "sessions" / "data.mdb"
     if damage == "folder":
         path.mkdir(parents=True)
@@ -271,7 +276,7 @@ def test_a_data_file_that_cannot_be_used_ends_the_start_with_what_to_do(tmp_path
         with closing(LmdbStore(path.parent)) as store:
             store.write([Write("a", 1, bytes(100_000), 60.0)])
         os.truncate(path, path.stat().st_size // 2)
-    flags = ("--models", str(SHIPPED), "--port", "0", "--metrics-port", "0", "--data-folder", str(tmp_path))
+    flags = ("--models", str(tiny_repository), "--port", "0", "--metrics-port", "0", "--data-folder", str(tmp_path))
     done = run("service", *flags)
     errors = done.stderr.decode()
     assert done.returncode == 1

@@ -31,6 +31,7 @@ class Fleet:
         key = folder / "snapshot.key"
         key.write_bytes(os.urandom(32))
         self._flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "shutdown-grace-s": 3}
+        self._flags["max-batch-rows"] = 16  # it starts sooner
         self._stack, self._models = stack, models
         self.replicas: list[LocalService] = []
         for _ in range(3):

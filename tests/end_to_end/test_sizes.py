@@ -13,7 +13,7 @@ import pytest
 from carousel.v1 import error_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
 from examples.local_service import LocalService
-from tests.conftest import SHIPPED
+from tests.conftest import SHIPPED, only
 from tests.end_to_end.wire import Wire, g2p, lm, wire
 from tests.services import local_service
 
@@ -26,7 +26,8 @@ PYCHAR = "pychar-en"
 @pytest.fixture(scope="module")
 def service() -> Iterator[LocalService]:
     """Yields a server with a small limit."""
-    with local_service(SHIPPED, {"max-message-bytes": LIMIT, "replay-tokens": 60_000}) as started:
+    flags = {"max-message-bytes": LIMIT, "replay-tokens": 60_000, "max-batch-rows": 32}
+    with local_service(SHIPPED, flags) as started:
         yield started
         assert not [line for line in started.log if line["level"] == "error"]
 
@@ -83,9 +84,7 @@ async def test_a_snapshot_that_is_too_large_is_refused_with_a_reason(service: Lo
 
 
 async def test_models_and_states_that_are_too_large_are_refused_with_a_reason(tmp_path: Path) -> None:
-    for folder in SHIPPED.iterdir():
-        (tmp_path / folder.name).symlink_to(folder)
-    with local_service(tmp_path, {"max-message-bytes": 1024}) as service:
+    with local_service(only(tmp_path, PYCHAR, "g2p-en"), {"max-message-bytes": 1024}) as service:
         async with wire(service.target) as stream, calls(service) as client:
             await stream.ask("k", open=lm(PYCHAR))
             state = sessions_pb2.SessionsGetStateRequest(session_id="k")
@@ -154,21 +153,22 @@ async def test_the_parts_of_a_generation_are_small_however_late_they_are_read(
 
 
 async def test_stored_answers_over_a_smaller_limit_are_not_sent(tmp_path: Path) -> None:
-    flags = {"store": "lmdb", "data-folder": tmp_path}
+    models = only(tmp_path / "models", PYCHAR)
+    flags = {"store": "lmdb", "data-folder": tmp_path / "data"}
     outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
     decoding = pb.Decoding(max_tokens=1000, min_tokens=1000, beam_search=pb.BeamSearch(beam_size=2))
     asked: dict[str, Any] = {
         "fed": {"feed": pb.Feed(token_ids=[5] * 100, position=0, outputs=outputs)},
         "searched": {"generate": pb.Generate(position=0, decoding=decoding)},
     }
-    with local_service(SHIPPED, flags) as service:
+    with local_service(models, flags) as service:
         async with wire(service.target) as stream:
             for name, request in asked.items():
                 await stream.ask(name, open=lm(PYCHAR, durability=pb.DURABILITY_STRICT))
                 answer = await stream.ask(name, **request)
                 assert answer.ByteSize() > 20_000
             service.stop()
-    with local_service(SHIPPED, {**flags, "max-message-bytes": 20_000}) as service:
+    with local_service(models, {**flags, "max-message-bytes": 20_000}) as service:
         async with wire(service.target) as stream:
             for name, request in asked.items():
                 await stream.ask(name, open=pb.Open(resume=pb.Resume()))

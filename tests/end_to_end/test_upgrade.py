@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2
 
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
-from tests.conftest import SHIPPED
+from tests.conftest import only
 from tests.end_to_end.wire import Wire, wire
 from tests.services import local_service
 from tests.sessions.stores.test_old_records import write_folder
@@ -69,7 +69,8 @@ async def test_the_sessions_of_an_old_data_folder_continue_bit_for_bit(tmp_path:
     )
     (tmp_path / "key").write_bytes(KEY)
     flags = {"store": "lmdb", "data-folder": tmp_path, "snapshot-key-file": tmp_path / "key"}
-    with local_service(SHIPPED, flags) as service:
+    models = only(tmp_path / "models", "co2-forecast", "g2p-en", "pychar-en")
+    with local_service(models, flags) as service:
         async with wire(service.target) as stream:
             opened = {name: await stream.ask(name, open=RESUME) for name in payloads}
             positions = {name: one.position for name, one in opened.items() if one.HasField("opened")}

@@ -31,7 +31,7 @@ def browser(playwright: Playwright) -> Browser:
 @pytest.fixture(scope="package")
 def server(browser: Browser) -> Iterator[LocalService]:
     """A service of the shipped bundles. It starts after `browser`, so that no service starts without a browser."""
-    with local_service(SHIPPED, {"wire": "envoy"}) as service:
+    with local_service(SHIPPED, {"wire": "envoy", "max-batch-rows": 32}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
 
