@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from carousel.cli.look import Look
 from carousel.cli.reading import visible
 
-_GATE = re.compile(r"^(?P<layer>.+)\.(?P<name>[^.]+)$")
 _MAX_LABELS = 48
 _MAX_LABEL = 2
 """The most characters of a label that is not rotated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The data of a drawing. steps: the input of each step. predictions: the model's prediction after each. source: the
-    sequence that attention reads. traces: by name, each [steps, units] or [steps, source]."""
-
-    model: str
-    steps: Sequence[str]
-    predictions: Sequence[str]
-    source: Sequence[str]
-    traces: Mapping[str, NDArray[np.float32]]
-
-    @property
-    def layers(self) -> dict[str, list[tuple[str, str]]]:
-        """The traces of each layer, as pairs of kind and name. Attention is its own layer."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for name in self.traces:
-            match = _GATE.match(name)
-            found.setdefault(match["layer"] if match else name, []).append((match["name"] if match else name, name))
-        return found
 
 
 def draw(look: Look, path: Path) -> None:

@@ -19,7 +19,7 @@ from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
 
 if TYPE_CHECKING:
-    from carousel.cli.drawing import Look
+    from carousel.cli.look import Look
 
 _START = "start"
 _SUFFIXES = (".png", ".html", ".htm")
@@ -153,7 +153,7 @@ def _feed(session: Session, info: ModelInfo, tokens: Sequence[str]) -> tuple[Ste
 def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], source: list[str]) -> Look:
     import numpy as np  # noqa: PLC0415  # installed with matplotlib
 
-    from carousel.cli.drawing import Look  # noqa: PLC0415  # importing matplotlib is slow
+    from carousel.cli.look import Look  # noqa: PLC0415  # as above
 
     predictions = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
     traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
