@@ -69,12 +69,12 @@ async def test_500_generations_go_in_batches_as_full_as_they_may_be(wide_reposit
     with local_service(wide_repository, {"max-batch-rows": 100}) as service:
         async with grpc.aio.insecure_channel(service.target) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
-            request = pb.GenerateRequest(model="wide", decoding=pb.Decoding(max_tokens=80))
+            request = pb.GenerateRequest(model="wide", decoding=pb.Decoding(max_tokens=200))
 
             async def client() -> int:
                 return sum([len(response.generated.tokens) async for response in stub.Generate(request)])
 
-            assert await asyncio.gather(*(client() for _ in range(NUM_CLIENTS))) == [80] * NUM_CLIENTS
+            assert await asyncio.gather(*(client() for _ in range(NUM_CLIENTS))) == [200] * NUM_CLIENTS
         assert 85 <= mean_batch(scrape(service), "wide") <= 100
 
 
