@@ -152,7 +152,7 @@ def in_memory() -> object:
         yield
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(operations=operations, seed=st.integers(0, 2**32), num_faults=st.integers(0, 8))
 def test_a_session_has_consumed_what_its_program_did(
     operations: list[tuple[object, ...]], seed: int, num_faults: int
@@ -164,7 +164,7 @@ def test_a_session_has_consumed_what_its_program_did(
     assert set(program.server.versions[1:]) <= {7}  # it is opened again with its own version
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(operations=operations, seed=st.integers(0, 2**32), num_faults=st.integers(0, 4), when=st.integers(0, 10))
 def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
     operations: list[tuple[object, ...]], seed: int, num_faults: int, when: int

@@ -13,7 +13,7 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService
-from tests.conftest import SHIPPED
+from tests.conftest import SHIPPED, only
 from tests.end_to_end.wire import Wire, g2p, lm, wire
 from tests.reference import ReferenceSession
 from tests.services import local_service
@@ -400,25 +400,29 @@ async def test_a_stalled_reader_stops_its_generation_and_delays_no_other(tiny_se
             assert response.HasField("generated")
 
 
-async def test_answers_are_not_computed_far_ahead_of_a_reader_that_stalls(tiny_service: LocalService) -> None:
+async def test_answers_are_not_computed_far_ahead_of_a_reader_that_stalls(tmp_path: Path) -> None:
+    """Each answer has the logits of 100 steps over thousands of tokens."""
     narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
-    names, num_tokens, rounds = [f"heavy-{number}" for number in range(4)], 35_000, 4
-    async with wire(tiny_service.target, narrow) as stalled, wire(tiny_service.target) as other:
-        for name in names:
-            await stalled.ask(name, open=lm())
-        for _ in range(rounds):
+    opening = pb.Open(model="translate-en-de", source=pb.Sequence(text="It rains."))
+    names, num_tokens, rounds = [f"heavy-{number}" for number in range(4)], 100, 5
+    with local_service(only(tmp_path, opening.model), {"max-batch-rows": 8}) as service:
+        async with wire(service.target, narrow) as stalled, wire(service.target) as other:
             for name in names:
-                await stalled.send(name, feed=pb.Feed(token_ids=[5] * num_tokens, outputs=outputs))
-        await other.ask("other", open=lm())
-        numbers: list[int] = []
-        while len(numbers) < 3 or numbers[-1] != numbers[-3]:
-            for _ in range(200):
-                assert (await other.ask("other", feed=pb.Feed(token_ids=[5]))).HasField("fed")
-            numbers.append(sum([(await info(tiny_service, name)).position for name in names]) // num_tokens)
-            assert len(numbers) < 200
-        assert 0 < numbers[-1] < 3 * rounds
-        responses = [await stalled.read() for _ in range(4 * rounds)]
-        positions = [response.position for response in responses if response.session_id == names[0]]
-        assert positions == [num_tokens * count for count in range(1, rounds + 1)]
-        assert all(len(response.fed.outputs) == num_tokens for response in responses)
+                await stalled.ask(name, open=opening)
+            for _ in range(rounds):
+                for name in names:
+                    await stalled.send(name, feed=pb.Feed(token_ids=[5] * num_tokens, outputs=outputs))
+            await other.ask("other", open=opening)
+            numbers: list[int] = []
+            while len(numbers) < 3 or numbers[-1] != numbers[-3]:
+                for _ in range(50):
+                    assert (await other.ask("other", feed=pb.Feed(token_ids=[5]))).HasField("fed")
+                numbers.append(sum([(await info(service, name)).position for name in names]) // num_tokens)
+                assert len(numbers) < 200
+            assert 0 < numbers[-1] < 3 * rounds
+            responses = [await stalled.read() for _ in range(4 * rounds)]
+            assert responses[0].ByteSize() > 2_000_000
+            positions = [response.position for response in responses if response.session_id == names[0]]
+            assert positions == [num_tokens * count for count in range(1, rounds + 1)]
+            assert all(len(response.fed.outputs) == num_tokens for response in responses)

@@ -21,7 +21,7 @@ from tests.translator import write_translator
 
 MODEL = "tiny-translator"
 SOURCE = "the old mouse opens the door"
-NUM = 12
+NUM = 8
 
 
 @pytest.fixture(scope="module")

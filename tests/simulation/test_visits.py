@@ -17,7 +17,7 @@ from simulation.visits import Visitor
 from simulation.watchers import Watcher
 from simulation.world import World, simulate
 
-NUM_SEEDS, NUM_SHARDS = 12, 4
+NUM_SEEDS, NUM_SHARDS = 8, 4
 
 
 def run_seed(seed: int, *, stalls: bool = False) -> tuple[Journal, list[Watcher]]:
