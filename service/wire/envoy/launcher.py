@@ -35,6 +35,8 @@ log = structlog.get_logger()
 APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
 """The ASGI application that Envoy loads."""
 _PREFIX = "carousel-envoy-"
+_MAX_SOCKET_PATH = 107
+"""Most bytes of a socket's path."""
 _PR_SET_PDEATHSIG = 1
 _ASK_S = 0.02
 _END_S = 5.0
@@ -68,6 +70,11 @@ def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -
         hint = "mount one (for a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
         raise StartError(f"wire = envoy: no folder for temporary files is writable: {hint}: {error}") from error
     try:
+        too_long = len(os.fsencode(folder / configuration.ADMIN)) - _MAX_SOCKET_PATH
+        if too_long > 0:
+            most = len(os.fsencode(folder.parent)) - too_long
+            hint = f"set TMPDIR to a path of at most {most} bytes, or set wire to grpcio"
+            raise StartError(f"wire = envoy: the path {folder.parent} is too long for a socket in it: {hint}")
         for name, content in configuration.secrets(settings, folder).items():
             (folder / name).write_text(json.dumps(content))
         made = configuration.configuration(
