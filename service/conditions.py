@@ -6,7 +6,6 @@ for now, such as a port, is not a condition: see `in_use`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import NamedTuple
@@ -62,13 +61,9 @@ def in_use(settings: Settings) -> Iterator[str]:
 
 def _check_wire(settings: Settings) -> None:
     try:
-        wire, _ = choice.choose(settings)
-        if wire == "envoy":
-            tempfile.gettempdir()
+        choice.choose(settings)
     except MissingError as error:
         raise StartError(str(error)) from error
-    except OSError as error:
-        raise StartError(f"wire = envoy: {error.strerror}: set TMPDIR, or set wire to grpcio") from error
 
 
 def _ports(settings: Settings) -> dict[str, int]:

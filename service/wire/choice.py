@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from service.settings import Settings
-from service.wire.envoy import library
+from service.wire.envoy import folder, library
 
 
 def choose(settings: Settings) -> tuple[str, str]:
@@ -17,6 +17,7 @@ def choose(settings: Settings) -> tuple[str, str]:
             raise library.MissingError("Envoy runs only on Linux")
         library.module_path()
         library.libpython_path()
+        folder.check()
     except library.MissingError as error:
         if settings.wire == "envoy":
             raise library.MissingError(f"wire = envoy: {error}") from error

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from service.settings import Settings
+from service.wire.envoy.folder import SOCKET
 from service.wire.marks import CONNECT, UNARY
 
 MARK = "changed"
 """The file that is moved into the launcher's folder to make Envoy read the certificates again."""
-ADMIN = "admin.sock"
-"""The socket of Envoy's admin interface in the launcher's folder, which no other user can enter."""
 _TYPES = "type.googleapis.com/envoy."
 _WINDOW_BYTES = 64 * 1024
 """The window of one stream: bytes that a client may send before they are read, and that Envoy keeps for a client that
@@ -66,7 +65,7 @@ def configuration(
     }
     return {
         "node": {"id": "carousel", "cluster": "carousel"},  # needed for secrets from files
-        "admin": {"address": {"pipe": {"path": str(folder / ADMIN), "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": str(folder / SOCKET), "mode": 0o600}}},
         "static_resources": {"listeners": [listener], "clusters": [{"name": "nowhere", "connect_timeout": "1s"}]},
         "overload_manager": {
             "resource_monitors": [

@@ -11,12 +11,10 @@ import asyncio
 import ctypes
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +25,13 @@ from service.certificates import certificates_of
 from service.ports import Reservation, addresses, reserve
 from service.process import StartError
 from service.settings import Settings
-from service.wire.envoy import configuration, library
+from service.wire.envoy import configuration, folder, library
 from service.wire.envoy.link import VARIABLE, Link
 
 log = structlog.get_logger()
 
 APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
 """The ASGI application that Envoy loads."""
-_PREFIX = "carousel-envoy-"
-_MAX_SOCKET_PATH = 107
-"""Most bytes of a socket's path."""
 _PR_SET_PDEATHSIG = 1
 _ASK_S = 0.02
 _END_S = 5.0
@@ -63,48 +58,27 @@ def serve(settings: Settings, arguments: list[str]) -> int:
 
 def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -> int:
     certificates_of(settings)  # checks them here, because Envoy's own error messages are less clear
-    try:
-        _remove_left()
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    except OSError as error:
-        hint = "mount one (for a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
-        raise StartError(f"wire = envoy: no folder for temporary files is writable: {hint}: {error}") from error
-    try:
-        too_long = len(os.fsencode(folder / configuration.ADMIN)) - _MAX_SOCKET_PATH
-        if too_long > 0:
-            most = len(os.fsencode(folder.parent)) - too_long
-            hint = f"set TMPDIR to a path of at most {most} bytes, or set wire to grpcio"
-            raise StartError(f"wire = envoy: the path {folder.parent} is too long for a socket in it: {hint}")
-        for name, content in configuration.secrets(settings, folder).items():
-            (folder / name).write_text(json.dumps(content))
-        made = configuration.configuration(
-            settings,
-            folder,
-            module=library.module_path(),
-            application=APPLICATION,
-            where=addresses(settings.host, settings.port),
-        )
-        return asyncio.run(_Launcher(folder, made, arguments, reservation).run())
-    except library.MissingError as error:
-        raise StartError(f"wire = envoy: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_left() -> None:
-    """Removes folders of launchers that were killed: those whose socket has no listener."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with socket.socket(socket.AF_UNIX) as one, suppress(OSError):
-            try:
-                one.connect(str(folder / configuration.ADMIN))
-            except ConnectionRefusedError:
-                shutil.rmtree(folder)
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(folder.made())
+            for name, content in configuration.secrets(settings, place).items():
+                (place / name).write_text(json.dumps(content))
+            made = configuration.configuration(
+                settings,
+                place,
+                module=library.module_path(),
+                application=APPLICATION,
+                where=addresses(settings.host, settings.port),
+            )
+        except (library.MissingError, OSError) as error:
+            raise StartError(f"wire = envoy: {error}") from error
+        return asyncio.run(_Launcher(place, made, arguments, reservation).run())
 
 
 class _Launcher:
-    def __init__(self, folder: Path, made: dict[str, Any], arguments: list[str], reservation: Reservation) -> None:
+    def __init__(self, place: Path, made: dict[str, Any], arguments: list[str], reservation: Reservation) -> None:
         self._reservation = reservation
-        self._folder = folder
+        self._place = place
         self._made = made
         self._arguments = arguments
         self._code: int | None = None
@@ -128,7 +102,7 @@ class _Launcher:
         theirs.close()
         os.close(write_end)
         link = self._link = await Link.over(ours)
-        link.send("serve", [self._arguments, str(self._folder), sys.executable])
+        link.send("serve", [self._arguments, str(self._place), sys.executable])
         process.handle_signals(lambda: link.send("leave"), lambda: link.send("reload"))
         with os.fdopen(read_end, errors="replace") as envoys_log:
             tasks = [
@@ -165,7 +139,7 @@ class _Launcher:
     async def _tell_port(self) -> None:
         """Waits until Envoy listens, and sends its port to the server."""
         assert self._link is not None  # noqa: S101  # set by `run`
-        while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # ends with Envoy
+        while (port := await _listening(self._place / folder.SOCKET)) is None:  # noqa: ASYNC110  # ends with Envoy
             await asyncio.sleep(_ASK_S)
         self._is_listening = True
         self._reservation.release()
