@@ -21,7 +21,6 @@ from service.settings import Settings
 from service.telemetry import logging
 from service.variables import unknown_variables
 from service.wire import choice
-from service.wire.envoy.library import MissingError
 
 
 def main() -> int:
@@ -45,7 +44,7 @@ def main() -> int:
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
     try:
         return run(settings)
-    except (StartError, MissingError) as error:
+    except StartError as error:
         structlog.get_logger().error("server.cannot_start", reason=str(error))
         return 1
 
@@ -58,7 +57,7 @@ def _restore_hangup() -> None:
 
 def run(settings: Settings) -> int:
     """Serves on the wire that the settings choose, until a signal arrives. Returns the exit code. Raises StartError,
-    MissingError, and the error that crashed an engine."""
+    and the error that crashed an engine."""
     wire, why = choice.choose(settings)
     structlog.get_logger().info("wire.chosen", wire=wire, why=why)
     if wire == "envoy":

@@ -20,7 +20,6 @@ from service.sessions.stores.open_store import check_store, is_store_in_use
 from service.settings import Settings
 from service.storing import cipher_of
 from service.wire import choice
-from service.wire.envoy.library import MissingError
 
 
 class Condition(NamedTuple):
@@ -33,7 +32,7 @@ class Condition(NamedTuple):
 def conditions(settings: Settings) -> list[Condition]:
     """Returns all conditions, in the order in which a start needs them."""
     return [
-        Condition("", _check_wire),
+        Condition("", choice.choose),
         Condition("", _check_ports),
         Condition(str(settings.tls_cert_file or ""), certificates_of),
         Condition(str(settings.tokens_file or ""), principals),
@@ -57,13 +56,6 @@ def in_use(settings: Settings) -> Iterator[str]:
             yield f"{settings.host}:{port}: {reason}"
     if is_store_in_use(settings.store, settings.data_folder):
         yield f"{settings.data_folder}: another process uses it"
-
-
-def _check_wire(settings: Settings) -> None:
-    try:
-        choice.choose(settings)
-    except MissingError as error:
-        raise StartError(str(error)) from error
 
 
 def _ports(settings: Settings) -> dict[str, int]:

@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from carousel._extras import how_to_install
+from service.process import StartError
 
 FOR_ENVOY_ALONE = ("LD_PRELOAD", "PYTHONHOME", "PYTHONPATH")
 """Variables that Envoy's process needs for Python, and that its child processes must not inherit."""
 
 
-class MissingError(Exception):
+class MissingError(StartError):
     """Something is not installed. The message says what, and how to install it."""
 
 
