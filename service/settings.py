@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
@@ -31,6 +31,14 @@ _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 _MAX_S = 1e9
 """Upper limit of all times in seconds: 31 years."""
 
+
+def _not_empty(path: object) -> object:
+    if path == "":  # it would be the current folder
+        raise ValueError("it is empty: give a path, or leave the setting out")
+    return path
+
+
+GivenPath = Annotated[Path, BeforeValidator(_not_empty)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=_MAX_S)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=_MAX_S)]
@@ -60,7 +68,7 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    models: Path = Path("model_repository")
+    models: GivenPath = Path("model_repository")
     """Folder of the model repository; each bundle is in `<model>/<version>/`."""
     example: bool = False
     """Serve the example models that come with the server. Cannot be combined with `models`."""
@@ -106,15 +114,15 @@ class Settings(BaseSettings):
     health_port: Port | None = None
     """Additional port for gRPC's health service only, in plain text and without authentication: for probes, when the
     services need TLS."""
-    tls_cert_file: Path | None = None
+    tls_cert_file: GivenPath | None = None
     """PEM file of the server's certificate and its chain. With it, clients must use TLS. The server reads the file
     again when it changes."""
-    tls_key_file: Path | None = None
+    tls_key_file: GivenPath | None = None
     """PEM file of the certificate's private key."""
-    tls_client_ca_file: Path | None = None
+    tls_client_ca_file: GivenPath | None = None
     """PEM file of the certificate authorities that clients' certificates must be signed by (mutual TLS). A certificate
     can also name a principal: see tokens_file."""
-    tokens_file: Path | None = None
+    tokens_file: GivenPath | None = None
     """TOML file of principals: the hashes of their tokens, see `python -m service token`, and the names of their client
     certificates, which need tls_client_ca_file. With it, every call needs one or the other; without it, every client
     may do everything. The server reads the file again when it changes."""
@@ -178,15 +186,15 @@ class Settings(BaseSettings):
     store: Literal["lmdb", "redis", "memory"] = "lmdb"
     """Where sessions are stored that outlive their stream or this process: embedded in data_folder, in a Redis or
     Valkey that several servers share, or only in this process's memory."""
-    data_folder: Path = Path("carousel-data")
+    data_folder: GivenPath = Path("carousel-data")
     """Folder of the embedded store and of the key that signs snapshots; the server makes it when needed. Keep nothing
     else in it: the server removes other users' permissions on it."""
     redis_url: CheckedRedisUrl = DEFAULT_REDIS_URL
     """Redis or Valkey for `store=redis`."""
-    snapshot_key_file: Path | None = None
+    snapshot_key_file: GivenPath | None = None
     """File whose bytes, 16 or more, are the key that signs snapshots. Servers that exchange snapshots or share a store
     need the same key. Default: a key that the server makes in data_folder; `store=redis` needs a file."""
-    storage_key_file: Path | None = None
+    storage_key_file: GivenPath | None = None
     """File of the keys that encrypt stored sessions. Each line has an id, a space and 32 bytes in base64. The first key
     encrypts, all decrypt. Servers that share a store need the same keys. Needs the extra `encryption`."""
     snapshot_compression: bool = False

@@ -128,6 +128,16 @@ def test_valid_origins_are_accepted(value: str) -> None:
     assert Settings.model_validate({"allowed_origins": [value]}).allowed_origins == (value,)
 
 
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if "Path" in str(field.annotation)])
+def test_an_empty_path_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It would be the current folder. A script gives it with a variable that is not set."""
+    with pytest.raises(ValidationError, match="it is empty: give a path, or leave the setting out"):
+        CliApp.run(Settings, cli_args=[f"{FLAGS[name]}="])
+    monkeypatch.setenv(f"CAROUSEL_{name.upper()}", "")
+    with pytest.raises(ValidationError, match="it is empty"):
+        CliApp.run(Settings, cli_args=[])
+
+
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in OF_THEIR_OWN])
 def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     value = other_value(name, FIELDS[name])

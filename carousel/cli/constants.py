@@ -31,7 +31,8 @@ def constants_of(info: ModelInfo, given: Sequence[str] | None) -> dict[str, Any]
         if not equals:
             raise _wrong(f"{text!r:.60} must be NAME=NUMBER, or NAME=@FILE")
         if name not in ports:
-            raise _wrong(f"{info.model} has {', '.join(ports) or 'no session constants'}, but not {name!r:.60}")
+            has = f"{', '.join(ports)}, but not" if ports else "no session constants: leave out"
+            raise _wrong(f"{info.model} has {has} {name!r:.60}")
         if name in found:
             raise _wrong(f"{name} is given twice")
         numbers, shape = _numbers(name, value), ports[name].shape

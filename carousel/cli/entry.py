@@ -15,6 +15,8 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"carousel {__version__}")
         return
+    if sys.stdout is None:  # closed by the shell's `>&-`
+        sys.exit("error: standard output is closed: send it to a file, a pipe or /dev/null")
     try:
         from carousel.cli.app import main as run  # noqa: PLC0415  # it may not be installed
     except ModuleNotFoundError as error:

@@ -63,6 +63,8 @@ def inspect(
     """
     if (text is None) == (features is None):
         raise typer.BadParameter("give either TEXT or --features")
+    if as_json and to is not None and str(to) != "-":
+        raise typer.BadParameter("--json writes no picture: give either --json or --to")
     path = to or Path(f"{model}.png")
     is_text = str(path) == "-" and not as_json
     if not (as_json or is_text or path.suffix.lower() in _SUFFIXES):
@@ -72,12 +74,16 @@ def inspect(
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
+        if feed is not None and (info.feature_size or not info.has_encoder):
+            raise typer.BadParameter(f"--feed is for tokens after a source: {model} does not read both")
         if is_text and not any(map(_is_attention, info.trace)):
             raise typer.BadParameter(f"{model} has no attention: write a .png or .html file", param_hint="--to")
         read = table(features)
         if text is not None and (info.source_feature_size if info.has_encoder else info.feature_size):
             read, text = vectors_of(info, text, "TEXT"), None
         look = _look(client, info, text, read, feed, steps, constants_of(info, constant))
+    if not look.steps:
+        raise typer.BadParameter(f"there is no step to show: give {model} at least one")
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.predictions, "source": look.source, "traces": traces})
@@ -87,7 +93,11 @@ def inspect(
         return
     from carousel.cli.drawing import draw  # noqa: PLC0415  # importing matplotlib is slow
 
-    draw(look, path)
+    try:
+        draw(look, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     note(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces")
 
 

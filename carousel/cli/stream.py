@@ -95,6 +95,8 @@ def stream(
     connection: Connection = context.obj
     with connection.client() as client, ExitStack() as files:
         session = client.resume(session_id) if resume else None
+        if session is not None and (session.model, version or session.version) != (model, session.version):
+            raise typer.BadParameter(f"session {session_id} is of {session.model}/{session.version}: give that model")
         info = client.model(model, version) if session is None else client.model(session.model, session.version)
         file, source = _file(info, source, input_file)
         _check(file, samples=(samples, rate, pad), keep_going=keep_going)

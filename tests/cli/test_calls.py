@@ -83,6 +83,16 @@ def test_a_session_by_hand(shell: Shell) -> None:
     shell.run("sessions", "get", "by-hand", code=4)
 
 
+@pytest.mark.parametrize("words", [("pychar-en",), ("nosuch",), ("g2p-en", "--version", "9")])
+def test_a_session_of_another_model_is_not_resumed(shell: Shell, words: tuple[str, ...]) -> None:
+    shell.run("stream", "g2p-en", "gate", "--id", "theirs", "--keep", typed="G\n")
+    refused = shell.run("stream", *words, "--id", "theirs", "--resume", typed="EY\n", code=2)
+    assert "session theirs is of g2p-en/1: give that model" in refused.stderr.decode()
+    with Client(shell.target) as client:
+        assert client.sessions.get("theirs").position == 1
+        client.sessions.close("theirs")
+
+
 def test_a_session_of_characters_by_hand(shell: Shell) -> None:
     """Each character of a line is a token, also white space, which is printed visibly."""
     done = shell.run("stream", "pychar-en", typed="def f(x):\n:where\n:generate 5\n")
@@ -256,6 +266,12 @@ def test_bench_counts(shell: Shell) -> None:
         (("stream", "pychar-en", "-", "--format", "s16"), 2, "are for samples, and pychar-en reads tokens"),
         (("stream", "pychar-en", "--rate", "1"), 2, "need a file"),
         (("stream", "pychar-en", "-", "--keep-going"), 2, "--keep-going is for typed lines, not for a file"),
+        (("inspect", "pychar-en", ""), 2, "there is no step to show: give pychar-en at least one"),
+        (("inspect", "pychar-en", "a", "--feed", "b"), 2, "--feed is for tokens after a source"),
+        (("inspect", "co2-forecast", "1 2", "--feed", "3"), 2, "--feed is for tokens after a source"),
+        (("inspect", "g2p-en", "a", "--json", "-o", "a.png"), 2, "give either --json or --to"),
+        (("inspect", "g2p-en", "a", "-o", "/nowhere/a.png"), 2, "/nowhere/a.png: No such file or directory"),
+        (("forecast", "co2-forecast", "370", "--constant", "a=1"), 2, "has no session constants: leave out 'a'"),
         (("nonsense",), 2, "No such command"),
         (("--cert", "x", "models"), 2, "--cert and --key must be given together"),
     ],

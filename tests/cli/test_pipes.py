@@ -225,6 +225,24 @@ def test_a_full_disk_is_reported(shell: Shell, words: str) -> None:
         assert (done.returncode, done.stderr) == (1, f"error: {text}\n")
 
 
+def test_a_picture_that_cannot_be_written_is_named(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    done = shell.run("inspect", "g2p-en", "a", "-o", str(tmp_path / "full.png"), code=2)
+    assert done.stderr.decode() == f"error: {tmp_path}/full.png: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("models >&-", 1), ("generate g2p-en a >&-", 1), ("generate g2p-en <&-", 1)]
+)
+def test_standard_files_may_be_closed(shell: Shell, words: str, code: int) -> None:
+    command = [*COMMAND, "-t", shell.target]
+    line = f'"$@" {words}'
+    done = subprocess.run(["sh", "-c", line, "sh", *command], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+
+
 def test_an_argument_that_is_not_text_is_refused(shell: Shell) -> None:
     command: list[str | bytes] = [*COMMAND, "-t", shell.target, "generate", "g2p-en", b"\xff"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=30)
