@@ -24,7 +24,7 @@ from tests.services import local_service, prometheus_server
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
-SECONDS = 8.0
+SECONDS = 7.0
 VARIABLES = {"instance": ".*", "model": ".*", "version": ".*", "__rate_interval": "5s"}
 MAY_BE_EMPTY = {"Rejected requests by reason", "Store error rate", "TLS certificate lifetime"}
 """Panels that may have no data."""

@@ -349,4 +349,4 @@ def test_sessions_live_through_everything(tiny_repository: Path, model: str) -> 
         served_bundle = load_bundle(tiny_repository / model / "1")
         folder = tiny_repository / model / "1"
 
-    run_state_machine_as_test(OfModel, settings=settings(max_examples=20, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(OfModel, settings=settings(max_examples=14, stateful_step_count=40, deadline=None))
