@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,8 @@ def in_a_folder_too_deep_for_a_socket(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("prepare", [without_a_folder, in_a_folder_too_deep_for_a_socket])
 def test_without_a_folder_for_its_socket_envoy_is_not_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path, pytest.MonkeyPatch], str]
 ) -> None:
-    assert callable(prepare)
     reason = prepare(tmp_path, monkeypatch)
     assert choice.choose(Settings(wire="auto")) == ("grpcio", f"wire = auto, and Envoy cannot be used: {reason}")
     with pytest.raises(MissingError) as refused:
